@@ -1,0 +1,72 @@
+"""Writing files so that a kill at any moment leaves either the old content or the new, never a mixture."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary file beside `path`, then rename that file to `path`."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        _flush_to_disk(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` in one rename when the block ends without an error.
+
+    Raises:
+        FileExistsError: `path` exists already.
+
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _flush_to_disk(file)
+        temporary.chmod(0o755)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[Path]:
+    """Give a temporary folder whose files replace those in `path` one by one when the block ends without an error.
+
+    All slow work happens in the temporary folder; what remains is one rename per file, those for which
+    `written_last(file name)` holds at the end. Files of `path` with other names stay.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path, prefix=".saving."))
+    try:
+        yield temporary
+        files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
+        for file in files:
+            _flush_to_disk(file)
+        for file in sorted(files, key=lambda file: written_last(file.name)):
+            target = path / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush_to_disk(file: Path) -> None:
+    if file.is_file():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())

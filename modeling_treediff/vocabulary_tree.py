@@ -1,0 +1,399 @@
+"""The vocabulary tree: which internal nodes a token passes through between the root (the mask) and itself.
+
+Shape legend: V tokens (= leaves), D depth of every leaf, K largest fan-out, I internal nodes, N = V + I nodes.
+
+Node ids. A leaf's id is its token id, 0..V-1. Internal nodes follow level by level, so the root is V, and nodes
+of one level are numbered by their parent and then by their slot. A clean text is therefore a valid sequence of nodes.
+
+A tree is stored as its *paths*: the (V, D) child slots that lead from the root to each token. Any V distinct paths
+with slots in 0..K-1 are a valid tree (two parents, cycles and leaves at a wrong depth cannot be written down), and
+every table below follows from them.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import cached_file
+
+from .atomic_files import write_atomically
+
+TREE_WEIGHTS_NAME = "vocabulary_tree.safetensors"
+TREE_CONFIG_NAME = "vocabulary_tree.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyTree:
+    """A tree over a vocabulary, as integer tables; build one with `flat`, `random`, `from_paths` or `from_ancestors`.
+
+    The constructor takes ready tables without checking them (a model wraps its buffers this way, on any device);
+    `validate` checks them. All tables are int64.
+
+    Attributes:
+        ancestors: (V, D+1); ancestors[x, k] is the node of depth k above token x: the root at 0, x itself at D.
+        children: (I, K); children[n - V, s] is the child of internal node n in slot s, or -1 where there is none.
+        child_slot: (N,); the slot a node takes under its parent, 0 for the root.
+        depth: (N,); 0 for the root, D for every leaf.
+        representative: (N,); the most frequent token below a node (itself for a leaf): how a node is shown as text.
+        metadata: provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `licence`, `source`.
+
+    """
+
+    ancestors: torch.Tensor
+    children: torch.Tensor
+    child_slot: torch.Tensor
+    depth: torch.Tensor
+    representative: torch.Tensor
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def table_shapes(vocab_size: int, depth: int, max_branching: int, num_nodes: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each table, by name; a model allocates its buffers from this."""
+        return {
+            "ancestors": (vocab_size, depth + 1),
+            "children": (num_nodes - vocab_size, max_branching),
+            "child_slot": (num_nodes,),
+            "depth": (num_nodes,),
+            "representative": (num_nodes,),
+        }
+
+    # ---- construction -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_paths(
+        cls,
+        paths: np.ndarray | torch.Tensor,
+        max_branching: int,
+        token_counts: np.ndarray | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> "VocabularyTree":
+        """Build the tree whose token x is reached from the root through the child slots paths[x].
+
+        Args:
+            paths: (V, D) integers in 0..max_branching-1, rows distinct.
+            max_branching: K, the largest fan-out allowed; the width of the prediction head.
+            token_counts: (V,) frequencies that choose each node's representative; without them, the lowest token id.
+            metadata: provenance to keep with the tree.
+
+        Raises:
+            ValueError: the paths are not (V, D) integers, leave 0..K-1, or two tokens share one.
+
+        """
+        path_VD = _as_int64(paths, "paths")
+        if path_VD.ndim != 2 or 0 in path_VD.shape:
+            raise ValueError(f"paths must have shape (tokens, depth) with at least one of each, got {path_VD.shape}.")
+        if path_VD.min() < 0 or path_VD.max() >= max_branching:
+            token = int(np.argwhere((path_VD < 0) | (path_VD >= max_branching))[0, 0])
+            raise ValueError(
+                f"Token {token} has the path {path_VD[token].tolist()}: slots must lie in 0..{max_branching - 1} "
+                f"(fan-out at most {max_branching})."
+            )
+        ancestor_VD, slot_N = _number_nodes(path_VD, max_branching)
+        vocab_size, depth = path_VD.shape
+        num_nodes = len(slot_N)
+        depth_N = np.full(num_nodes, depth)
+        children_IK = np.full((num_nodes - vocab_size, max_branching), -1)
+        for level in range(depth):
+            depth_N[ancestor_VD[:, level]] = level
+            parent, child = ancestor_VD[:, level], ancestor_VD[:, level + 1]
+            children_IK[parent - vocab_size, slot_N[child]] = child
+        counts_V = np.zeros(vocab_size) if token_counts is None else np.asarray(token_counts)
+        if counts_V.shape != (vocab_size,):
+            raise ValueError(f"token_counts must have shape ({vocab_size},), got {counts_V.shape}.")
+        rarest_first = np.lexsort((-np.arange(vocab_size), counts_V))
+        representative_N = np.arange(num_nodes)
+        for level in range(depth):
+            representative_N[ancestor_VD[rarest_first, level]] = rarest_first  # the last write wins
+        tables = (ancestor_VD, children_IK, slot_N, depth_N, representative_N)
+        return cls(*(torch.from_numpy(table.astype(np.int64)) for table in tables), metadata=dict(metadata or {}))
+
+    @classmethod
+    def flat(cls, vocab_size: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
+        """Return the tree of depth 1: every token directly below the root. With it the model is MDLM."""
+        if vocab_size < 1:
+            raise ValueError(f"A vocabulary needs at least one token, got vocab_size={vocab_size}.")
+        return cls.from_paths(np.arange(vocab_size)[:, None], vocab_size, metadata={"method": "flat"} | (metadata or {}))
+
+    @classmethod
+    def random(
+        cls, vocab_size: int, branching: int, depth: int, seed: int = 0, metadata: dict[str, Any] | None = None
+    ) -> "VocabularyTree":
+        """Return a balanced tree with tokens in random places: the control for every tree that means something.
+
+        Raises:
+            ValueError: branching**depth leaves are fewer than the vocabulary.
+
+        """
+        check_feasible(vocab_size, branching, depth)
+        order = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
+        paths = np.zeros((vocab_size, depth), dtype=np.int64)
+        groups = [order]
+        for level in range(depth):
+            parts = [np.array_split(group, min(branching, len(group))) for group in groups]
+            for siblings in parts:
+                for slot, tokens in enumerate(siblings):
+                    paths[tokens, level] = slot
+            groups = [tokens for siblings in parts for tokens in siblings]
+        return cls.from_paths(paths, branching, metadata={"method": "random", "seed": seed} | (metadata or {}))
+
+    @classmethod
+    def from_ancestors(
+        cls,
+        ancestors: np.ndarray | torch.Tensor,
+        max_branching: int | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> "VocabularyTree":
+        """Build a tree from each token's ancestors.
+
+        Args:
+            ancestors: (V, D+1) node ids, from the root to the token itself. Internal nodes may have any ids >= V;
+                they are renumbered as this module's docstring says. Siblings take slots in the order of their ids.
+            max_branching: K; by default the largest fan-out found.
+            metadata: provenance to keep with the tree.
+
+        Raises:
+            ValueError: a leaf not at the last depth, several roots, a node at two depths (a cycle), a node with two
+                parents, or a fan-out over max_branching.
+
+        """
+        ancestor_VD = _as_int64(ancestors, "ancestors")
+        _check_ancestors(ancestor_VD)
+        vocab_size, depth = ancestor_VD.shape[0], ancestor_VD.shape[1] - 1
+        paths = np.zeros((vocab_size, depth), dtype=np.int64)
+        for level in range(1, depth + 1):
+            edges = np.unique(ancestor_VD[:, level - 1 : level + 1], axis=0)  # sorted by parent, then by child
+            first = np.searchsorted(edges[:, 0], edges[:, 0])
+            slot_of_child = dict(zip(edges[:, 1].tolist(), (np.arange(len(edges)) - first).tolist(), strict=True))
+            paths[:, level - 1] = [slot_of_child[node] for node in ancestor_VD[:, level].tolist()]
+        fan_out = int(paths.max()) + 1
+        if max_branching is not None and fan_out > max_branching:
+            token, level = np.argwhere(paths == fan_out - 1)[0]
+            raise ValueError(
+                f"Node {ancestor_VD[token, level]} at depth {level} has {fan_out} children; at most {max_branching} fit."
+            )
+        return cls.from_paths(paths, max_branching or fan_out, metadata=metadata)
+
+    # ---- properties -------------------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of tokens."""
+        return self.ancestors.shape[0]
+
+    @property
+    def tree_depth(self) -> int:
+        """D, the depth of every leaf."""
+        return self.ancestors.shape[1] - 1
+
+    @property
+    def max_branching(self) -> int:
+        """K, the width of the children table and of the prediction head."""
+        return self.children.shape[1]
+
+    @property
+    def num_nodes(self) -> int:
+        """N, leaves and internal nodes."""
+        return self.depth.shape[0]
+
+    @property
+    def root_id(self) -> int:
+        """The root's node id: the mask token."""
+        return self.vocab_size
+
+    @property
+    def paths(self) -> torch.Tensor:
+        """(V, D) child slots from the root to each token."""
+        return self.child_slot[self.ancestors[:, 1:]]
+
+    @property
+    def parent(self) -> torch.Tensor:
+        """(N,) each node's parent; -1 for the root."""
+        above = self.ancestors[self.representative, (self.depth - 1).clamp(min=0)]
+        return torch.where(self.depth > 0, above, -1)
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the structure and the representatives: equal trees, equal hash, whatever the metadata."""
+        digest = hashlib.sha256(f"vocabulary-tree {FORMAT_VERSION} {self.max_branching} {self.tree_depth}".encode())
+        for table in (self.paths, self.representative):
+            digest.update(table.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    # ---- checks -----------------------------------------------------------------------------------------------
+
+    def validate(self) -> "VocabularyTree":
+        """Check that the tables describe one tree and agree with each other; return self.
+
+        Raises:
+            ValueError: says which property fails and where.
+
+        """
+        ancestor_VD = _as_int64(self.ancestors, "ancestors")
+        _check_ancestors(ancestor_VD)
+        if ancestor_VD.max() >= self.num_nodes:
+            raise ValueError(f"Node {ancestor_VD.max()} is outside the tree's ids 0..{self.num_nodes - 1}.")
+        shown = self.representative
+        if shown.min() < 0 or shown.max() >= self.vocab_size:
+            raise ValueError("A node's representative is not a token.")
+        expected = VocabularyTree.from_paths(self.paths, self.max_branching)
+        for name in ("ancestors", "children", "child_slot", "depth"):
+            if not torch.equal(getattr(self, name).cpu(), getattr(expected, name)):
+                raise ValueError(f"The tree's table `{name}` contradicts its paths.")
+        if not torch.equal(self.ancestors[shown, self.depth].cpu(), torch.arange(self.num_nodes)):
+            raise ValueError("The tree's table `representative` names tokens that are not below their node.")
+        return self
+
+    def check_tokenizer(self, tokenizer: Any) -> None:  # noqa: ANN401 -- any object with a length
+        """Raise ValueError unless the tokenizer has exactly this tree's tokens."""
+        if len(tokenizer) != self.vocab_size:
+            raise ValueError(
+                f"The tree has {self.vocab_size} leaves but the tokenizer has {len(tokenizer)} tokens: a leaf's id is "
+                "its token id. Build a tree for this tokenizer, or load the tokenizer the tree was built for "
+                f"({self.metadata.get('tokenizer', 'not recorded')})."
+            )
+
+    # ---- persistence ------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).
+
+        Each file appears whole or not at all; a kill at any moment leaves a folder that still loads.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = self.metadata | {
+            "format_version": FORMAT_VERSION,
+            "vocab_size": self.vocab_size,
+            "tree_depth": self.tree_depth,
+            "max_branching": self.max_branching,
+            "num_tree_nodes": self.num_nodes,
+            "sha256": self.sha256,
+        }
+        tensors = {
+            "paths": self.paths.to("cpu", torch.int32).contiguous(),
+            "representative": self.representative.to("cpu", torch.int32).contiguous(),
+        }
+        header = {"vocabulary_tree": json.dumps(facts, sort_keys=True)}
+        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        (folder / TREE_CONFIG_NAME).unlink(missing_ok=True)  # never beside a tree it does not describe
+        write_atomically(folder / TREE_WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata=header))
+        write_atomically(folder / TREE_CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: Any) -> "VocabularyTree":  # noqa: ANN401
+        """Load a tree from a folder or a Hub repository and verify its fingerprint.
+
+        Args:
+            directory_or_repo: folder that holds `vocabulary_tree.safetensors`, or a Hub repository id.
+            hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, as in transformers.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: the file is damaged, of a newer format, or was changed after it was written.
+
+        """
+        source = os.fspath(directory_or_repo)
+        file = cached_file(source, TREE_WEIGHTS_NAME, **hub_kwargs)
+        try:
+            with safe_open(file, framework="np") as archive:
+                facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
+                paths, representative = archive.get_tensor("paths"), archive.get_tensor("representative")
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is not a complete vocabulary tree ({error}). Save or download it again.") from error
+        own = ("format_version", "vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "sha256")
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{file} has tree format {facts.get('format_version')}, this version reads {FORMAT_VERSION}: "
+                "update modeling_treediff."
+            )
+        metadata = {key: value for key, value in facts.items() if key not in own}
+        tree = cls.from_paths(paths, facts["max_branching"], metadata=metadata)
+        tree.representative.copy_(torch.from_numpy(representative.astype(np.int64)))
+        tree.validate()
+        readable = Path(file).with_name(TREE_CONFIG_NAME)
+        written = json.loads(readable.read_text(encoding="utf-8"))["sha256"] if readable.exists() else facts["sha256"]
+        for expected in (facts["sha256"], written):
+            if tree.sha256 != expected:
+                raise ValueError(
+                    f"The tree in {source} was changed after it was saved: its sha256 is {tree.sha256}, recorded is "
+                    f"{expected}. Restore the original files."
+                )
+        return tree
+
+
+def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
+    """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
+    if min(vocab_size, branching, depth) < 1:
+        raise ValueError(
+            f"vocab_size, branching and depth must be at least 1, got {vocab_size}, {branching} and {depth}."
+        )
+    if branching**depth < vocab_size:
+        needed = next(k for k in range(branching, vocab_size + 1) if k**depth >= vocab_size)
+        raise ValueError(
+            f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "
+            f"({branching}^{depth} = {branching**depth} leaves): use fan-out {needed} or more, or a deeper tree."
+        )
+
+
+def _as_int64(table: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    array = table.cpu().numpy() if isinstance(table, torch.Tensor) else np.asarray(table)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must hold integers, got {array.dtype}.")
+    return array.astype(np.int64)
+
+
+def _number_nodes(path_VD: np.ndarray, max_branching: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give every distinct prefix of a path a node id; return ancestors (V, D+1) and child slots (N,)."""
+    vocab_size, depth = path_VD.shape
+    ancestors = [np.full(vocab_size, vocab_size)]
+    slots = [np.zeros(1, dtype=np.int64)]
+    next_id = vocab_size + 1
+    for level in range(depth - 1):
+        # (parent, slot) as one number: sorting it sorts by parent, then by slot.
+        keys, index = np.unique(ancestors[-1] * max_branching + path_VD[:, level], return_inverse=True)
+        ancestors.append(next_id + index)
+        slots.append(keys % max_branching)
+        next_id += len(keys)
+    leaf_keys = ancestors[-1] * max_branching + path_VD[:, -1]
+    order = np.argsort(leaf_keys, kind="stable")
+    clash = np.flatnonzero(np.diff(leaf_keys[order]) == 0)
+    if len(clash):
+        first, second = order[clash[0]], order[clash[0] + 1]
+        raise ValueError(f"Tokens {first} and {second} share the path {path_VD[first].tolist()}; each needs its own.")
+    return np.stack([*ancestors, np.arange(vocab_size)], axis=1), np.concatenate([path_VD[:, -1], *slots])
+
+
+def _check_ancestors(ancestor_VD: np.ndarray) -> None:
+    """Raise ValueError unless the (V, D+1) table describes one tree with leaves 0..V-1 in its last column."""
+    if ancestor_VD.ndim != 2 or ancestor_VD.shape[0] < 1 or ancestor_VD.shape[1] < 2:
+        raise ValueError(f"ancestors must have shape (tokens, depth + 1), got {ancestor_VD.shape}.")
+    vocab_size, depth = ancestor_VD.shape[0], ancestor_VD.shape[1] - 1
+    inner = ancestor_VD[:, :-1]
+    wrong = np.flatnonzero(ancestor_VD[:, -1] != np.arange(vocab_size))
+    if len(wrong):
+        raise ValueError(f"Token {wrong[0]} does not end its own row: every leaf must be its token, at depth {depth}.")
+    if inner.min() < vocab_size:
+        token, level = np.argwhere(inner < vocab_size)[0]
+        raise ValueError(f"Leaf {inner[token, level]} stands at depth {level}; every leaf must be at depth {depth}.")
+    if len(np.unique(inner[:, 0])) > 1:
+        raise ValueError(f"There are several roots: {np.unique(inner[:, 0])[:5].tolist()}.")
+    level_of: dict[int, int] = {}
+    for level in range(depth):
+        for node in np.unique(inner[:, level]).tolist():
+            if node in level_of:
+                raise ValueError(f"Node {node} stands at depths {level_of[node]} and {level}: the tree has a cycle.")
+            level_of[node] = level
+        edges = np.unique(ancestor_VD[:, level : level + 2], axis=0)
+        child, parents = np.unique(edges[:, 1], return_counts=True)
+        if parents.max() > 1:
+            node = int(child[parents > 1][0])
+            above = edges[edges[:, 1] == node, 0].tolist()
+            raise ValueError(f"Node {node} has {len(above)} parents: {above[:5]}.")
