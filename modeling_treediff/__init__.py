@@ -1,1 +1,35 @@
-"""Tree-structured diffusion language models."""
+"""Tree-structured diffusion language models for the Hugging Face ecosystem.
+
+The files of this folder are the model and travel with every checkpoint; `corpora`, `building` and `training` do not.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from .configuration_treediff import TreeDiffConfig
+from .diffusion_process import CorruptedBatch, LevelSchedule, corrupt
+from .generation_treediff import TreeDiffGenerationConfig, TreeDiffGenerationOutput
+from .modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM, TreeDiffModel, TreeDiffOutput
+from .vocabulary_tree import VocabularyTree
+
+__all__ = [
+    "CorruptedBatch",
+    "LevelSchedule",
+    "NelboEstimate",
+    "TreeDiffConfig",
+    "TreeDiffForDiffusionLM",
+    "TreeDiffGenerationConfig",
+    "TreeDiffGenerationOutput",
+    "TreeDiffModel",
+    "TreeDiffOutput",
+    "VocabularyTree",
+    "corrupt",
+]
+
+__version__ = "0.1.0"
+
+AutoConfig.register(TreeDiffConfig.model_type, TreeDiffConfig, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+    auto_class.register(TreeDiffConfig, TreeDiffForDiffusionLM, exist_ok=True)
+# So that save_pretrained writes the code beside the weights.
+TreeDiffConfig.register_for_auto_class()
+TreeDiffForDiffusionLM.register_for_auto_class("AutoModel")

@@ -15,7 +15,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class VocabularyTree:
         metadata: provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `licence`, `source`.
 
     """
+
+    TABLES: ClassVar = ("ancestors", "children", "child_slot", "depth", "representative")
 
     ancestors: torch.Tensor
     children: torch.Tensor

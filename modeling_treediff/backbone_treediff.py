@@ -1,0 +1,150 @@
+"""A bidirectional transformer: embeddings in, hidden states out. It knows nothing of trees or diffusion.
+
+Shape legend: B sequences, T positions, H heads, C features per head, E = H * C hidden size.
+
+Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864), gated MLP (SwiGLU, arXiv 2002.05202).
+Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
+    """Return fp32 cos and sin, each (T, C), of position x theta^(-2i/C), feature i paired with i + C/2."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(features_BHTC: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn each pair of features by its position's angle, so that products depend on distances only."""
+    cos_TC, sin_TC = (table.to(features_BHTC.dtype) for table in rotation)  # as transformers does under autocast
+    first, second = features_BHTC.chunk(2, dim=-1)
+    return features_BHTC * cos_TC + torch.cat([-second, first], dim=-1) * sin_TC
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,  # noqa: ANN401 -- the attention interface's signature
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain softmax attention, the reference of transformers' attention interface; returns (B, T, H, C) and weights."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class TreeDiffAttention(nn.Module):
+    """Multi-head attention over all positions, in both directions."""
+
+    is_causal = False
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401 -- a TreeDiffConfig, whose class remote code may load twice
+        """Make the four projections."""
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_key_value_groups = 1
+        size = config.hidden_size
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        shape = (*hidden_BTE.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden_BTE).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        mixed, _ = attend(
+            self,
+            rotate(query, rotation),
+            rotate(key, rotation),
+            value,
+            attention_mask,
+            dropout=0.0,
+            scaling=self.head_dim**-0.5,
+            is_causal=False,
+        )
+        return self.o_proj(mixed.reshape(hidden_BTE.shape))
+
+
+class TreeDiffMLP(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        """Make the three projections."""
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        return self.down_proj(F.silu(self.gate_proj(hidden_BTE)) * self.up_proj(hidden_BTE))
+
+
+class TreeDiffBlock(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + mlp(norm(x)); recomputed in backward under gradient checkpointing."""
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        """Make the two sub-layers and their norms."""
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = TreeDiffAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = TreeDiffMLP(config)
+
+    def forward(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        hidden_BTE = hidden_BTE + self.self_attn(self.input_layernorm(hidden_BTE), rotation, attention_mask)
+        return hidden_BTE + self.mlp(self.post_attention_layernorm(hidden_BTE))
+
+
+class TreeDiffBackbone(nn.Module):
+    """The stack of blocks and the final norm."""
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        """Make `config.num_hidden_layers` blocks."""
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(TreeDiffBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, E) embeddings -> (B, T, E) normalised hidden states; attention_mask (B, T) has 0 at padding."""
+        config = self.config
+        mask = create_bidirectional_mask(config, embeddings_BTE, attention_mask)
+        head_dim = config.hidden_size // config.num_attention_heads
+        length, device = embeddings_BTE.shape[1], embeddings_BTE.device
+        rotation = rotary_tables(length, head_dim, config.rope_theta, device)
+        hidden_BTE = embeddings_BTE
+        for layer in self.layers:
+            hidden_BTE = layer(hidden_BTE, rotation, mask)
+        return self.norm(hidden_BTE)

@@ -1,0 +1,115 @@
+"""Configuration of a tree-structured diffusion language model."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+HEADS = ("child",)
+
+
+class TreeDiffConfig(PreTrainedConfig):
+    """Sizes of the network and shape of its vocabulary tree; use `from_tree` to take the shape from a tree.
+
+    Attributes:
+        vocab_size: V, tokens = leaves of the tree. Node ids 0..V-1 are token ids, the root (the mask) is V.
+        tree_depth: D, depth of every leaf. 1 is the flat tree, with which the model is MDLM.
+        max_branching: K, outputs of the prediction head per level; by default V, as in the flat tree.
+        num_tree_nodes: N, leaves and internal nodes; by default V + 1, as in the flat tree.
+        tree_sha256: fingerprint of the tree; loading compares it with the tree in the weights.
+        hidden_size: width of the residual stream.
+        num_hidden_layers: transformer blocks.
+        num_attention_heads: attention heads; hidden_size is a multiple of it.
+        intermediate_size: width of the gated MLP; by default 8/3 of hidden_size, rounded up to a multiple of 8.
+        max_position_embeddings: longest sequence in tokens; the default length of generated text.
+        rope_theta: base of the rotary position embedding.
+        rms_norm_eps: added to the mean square in the normalisation.
+        initializer_range: standard deviation of the initial weights.
+        schedule: how positions lose depth over time, see `diffusion_process.py`.
+        head: how children are scored: "child" = K outputs per level, shared by all parents of that level.
+
+    Raises:
+        ValueError: sizes that contradict each other.
+
+    """
+
+    model_type = "treediff"
+
+    vocab_size: int = 50257
+    tree_depth: int = 1
+    max_branching: int | None = None
+    num_tree_nodes: int | None = None
+    tree_sha256: str | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    schedule: str = "sequential"
+    head: str = "child"
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 -- the base class takes whatever the JSON holds
+        """Derive what is derived, check, and name the classes that load this config from a Hub repository."""
+        if self.max_branching is None:
+            self.max_branching = self.vocab_size
+        if self.num_tree_nodes is None:
+            self.num_tree_nodes = self.vocab_size + 1
+        if self.intermediate_size is None:
+            self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
+        self._check()
+        super().__post_init__(**kwargs)
+        model_class = "modeling_treediff.TreeDiffForDiffusionLM"
+        self.auto_map = {
+            "AutoConfig": "configuration_treediff.TreeDiffConfig",
+            "AutoModel": model_class,
+            "AutoModelForMaskedLM": model_class,
+            "AutoModelForCausalLM": model_class,
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Any, **kwargs: Any) -> "TreeDiffConfig":  # noqa: ANN401 -- this file imports no sibling
+        """Return the config of a model over `tree` (a VocabularyTree); kwargs are the other fields."""
+        shape = {
+            "vocab_size": tree.vocab_size,
+            "tree_depth": tree.tree_depth,
+            "max_branching": tree.max_branching,
+            "num_tree_nodes": tree.num_nodes,
+            "tree_sha256": tree.sha256,
+        }
+        if clash := sorted(shape.keys() & kwargs.keys()):
+            raise ValueError(f"{', '.join(clash)} come from the tree; leave them out.")
+        return cls(**shape, **kwargs)
+
+    @property
+    def mask_token_id(self) -> int:
+        """The root of the tree: what a fully corrupted position holds."""
+        return self.vocab_size
+
+    def _check(self) -> None:
+        sizes = ("vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*sizes, "intermediate_size", "max_position_embeddings"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads="
+                f"{self.num_attention_heads} (rotary embeddings turn pairs of features)."
+            )
+        if self.max_branching**self.tree_depth < self.vocab_size:
+            raise ValueError(
+                f"{self.vocab_size} tokens do not fit a tree of depth {self.tree_depth} with fan-out "
+                f"{self.max_branching}."
+            )
+        if self.num_tree_nodes < self.vocab_size + self.tree_depth:
+            raise ValueError(
+                f"num_tree_nodes={self.num_tree_nodes} is too small for {self.vocab_size} leaves at depth "
+                f"{self.tree_depth}."
+            )
+        if self.head not in HEADS:
+            raise ValueError(f"Unknown head {self.head!r}; known: {', '.join(HEADS)}.")

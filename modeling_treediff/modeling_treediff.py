@@ -1,0 +1,338 @@
+"""The composition root: tree, process, backbone, head and generation put together as Hugging Face models.
+
+Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.initialization as init
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput, cached_file, can_return_tuple
+
+from .atomic_files import update_folder
+from .backbone_treediff import TreeDiffBackbone, TreeDiffBlock
+from .configuration_treediff import TreeDiffConfig
+from .diffusion_process import LevelSchedule, corrupt, nelbo_terms
+from .generation_treediff import TreeDiffGenerationMixin
+from .vocabulary_tree import TREE_WEIGHTS_NAME, VocabularyTree
+
+
+@dataclass
+class TreeDiffOutput(ModelOutput):
+    """What `TreeDiffForDiffusionLM.forward` returns.
+
+    Attributes:
+        loss: () sum over counted positions of weight x cross-entropy, over their number: nats per token, a Monte
+            Carlo estimate of the bound. Only with labels.
+        nelbo: (B,) the same sum per sequence, in nats, detached. Only with labels.
+        level_losses: (D,) the share of each level in the loss, coarsest first, detached. Only with labels.
+        logits: (B, T, K) scores of the children of each position's node, -inf where there is no child; without
+            meaning at leaves. None in training mode with labels: nothing needs them there, and they cost memory.
+        hidden_states: the backbone's output (B, T, E) in a tuple, if asked for.
+
+    """
+
+    loss: torch.Tensor | None = None
+    nelbo: torch.Tensor | None = None
+    level_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class NelboEstimate:
+    """An upper bound on the negative log-likelihood, estimated by Monte Carlo; nats per token.
+
+    Attributes:
+        value: the estimate; exp(value) bounds the perplexity.
+        standard_error: of the value, from the spread between sequences; times are stratified, so it errs high.
+        level_losses: (D,) share of each level in the value, coarsest first.
+        num_tokens: tokens counted.
+
+    """
+
+    value: float
+    standard_error: float
+    level_losses: tuple[float, ...]
+    num_tokens: int
+
+
+class TreeDiffPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, shared by all models."""
+
+    config_class = TreeDiffConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TreeDiffBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights; projections back into the residual stream are smaller, so that depth does not inflate it."""
+        super()._init_weights(module)
+        if isinstance(module, TreeDiffBlock):
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            for projection in (module.self_attn.o_proj, module.mlp.down_proj):
+                init.normal_(projection.weight, mean=0.0, std=std)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
+        """Refuse: a token is a leaf of the tree."""
+        raise ValueError("The vocabulary is the tree's leaves: build a tree for the new tokenizer and a model from it.")
+
+
+class TreeDiffModel(TreeDiffPreTrainedModel):
+    """Hidden states from node ids. It owns the tree, as persistent integer buffers `tree_*` stored with the weights."""
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        """Allocate the network and the tree's tables; `TreeDiffForDiffusionLM.from_tree` fills the tables."""
+        super().__init__(config)
+        shapes = VocabularyTree.table_shapes(
+            config.vocab_size, config.tree_depth, config.max_branching, config.num_tree_nodes
+        )
+        for name, shape in shapes.items():
+            self.register_buffer(f"tree_{name}", torch.zeros(shape, dtype=torch.long))
+        self.embed_nodes = nn.Embedding(config.num_tree_nodes, config.hidden_size)
+        self.backbone = TreeDiffBackbone(config)
+        self.post_init()
+
+    @property
+    def tree(self) -> VocabularyTree:
+        """The vocabulary tree, as a view of the buffers on their device."""
+        return VocabularyTree(**{name: getattr(self, f"tree_{name}") for name in VocabularyTree.TABLES})
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the (N, E) node embedding."""
+        return self.embed_nodes
+
+    @can_return_tuple
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:  # noqa: ANN401 -- transformers passes output switches
+        """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E)."""
+        try:
+            embeddings_BTE = self.embed_nodes(input_ids)
+        except IndexError as error:
+            raise ValueError(
+                f"input_ids must lie in 0..{self.config.num_tree_nodes - 1} (nodes of the tree), got "
+                f"{int(input_ids.min())}..{int(input_ids.max())}."
+            ) from error
+        return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask))
+
+
+class ChildHead(nn.Module):
+    """K scores per level of the tree, shared by all parents of that level (arXiv 2604.03537).
+
+    Dense identity: logits[b, i] = W_d h[b, i] + b_d with d the depth of the node at position i.
+    """
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        """Make one (E -> K) projection per level."""
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Linear(config.hidden_size, config.max_branching) for _ in range(config.tree_depth)
+        )
+
+    def forward(self, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) hidden states and (B, T) depths of the positions' nodes -> (B, T, K)."""
+        logits_BTK = self.levels[0](hidden_BTE)
+        for depth, level in enumerate(self.levels[1:], start=1):
+            logits_BTK = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), logits_BTK)
+        return logits_BTK
+
+
+class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
+    """The diffusion language model: node ids in, child scores, the bound and text out."""
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        """Allocate the model; its tree is still empty. Use `from_tree` or `from_pretrained`."""
+        super().__init__(config)
+        self.schedule = LevelSchedule.from_config(config)
+        self.model = TreeDiffModel(config)
+        self.head = ChildHead(config)
+        self._tree_metadata: dict[str, Any] = {}
+        self.post_init()
+
+    # ---- the tree ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_tree(cls, tree: VocabularyTree, **config_kwargs: Any) -> "TreeDiffForDiffusionLM":  # noqa: ANN401
+        """Make a freshly initialised model over a tree.
+
+        Args:
+            tree: the vocabulary tree; its provenance is kept and saved with the model.
+            config_kwargs: fields of TreeDiffConfig that the tree does not determine.
+
+        Raises:
+            ValueError: an invalid tree or contradictory sizes.
+
+        """
+        tree.validate()
+        model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
+        for name in VocabularyTree.TABLES:
+            getattr(model.model, f"tree_{name}").copy_(getattr(tree, name))
+        model._tree_metadata = dict(tree.metadata)
+        return model
+
+    @property
+    def tree(self) -> VocabularyTree:
+        """The vocabulary tree with its provenance; its tables are the model's buffers."""
+        view = self.model.tree
+        view.metadata.update(self._tree_metadata)
+        return view
+
+    # ---- forward and likelihood -------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
+    ) -> TreeDiffOutput:
+        """Score the children of every position's node; with labels, also the bound. Draws no randomness.
+
+        Args:
+            input_ids: (B, T) node ids.
+            attention_mask: (B, T), 0 at padding.
+            labels: (B, T) clean token ids, -100 where not counted; leaves in `input_ids` count as predicted.
+            timesteps: (B,) times that `input_ids` were corrupted to; needed with labels.
+
+        Raises:
+            ValueError: labels without timesteps, or ids outside the tree.
+
+        """
+        hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
+        tree = self.model.tree
+        logits_BTK = self.head(hidden_BTE, tree.depth[input_ids])
+        if self.config.tree_depth > 1:  # the flat tree's root has all children
+            parent_row = (input_ids - self.config.vocab_size).clamp(min=0)
+            logits_BTK = logits_BTK.masked_fill(tree.children[parent_row] < 0, -torch.inf)
+        output = TreeDiffOutput(
+            logits=None if self.training and labels is not None else logits_BTK,
+            hidden_states=(hidden_BTE,) if output_hidden_states else None,
+        )
+        if labels is not None:
+            if timesteps is None:
+                raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
+            terms_BTD = nelbo_terms(logits_BTK, input_ids, labels, timesteps, tree, self.schedule)
+            count = (labels >= 0).sum().clamp(min=1)
+            output.loss = terms_BTD.sum() / count
+            output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
+            output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
+        return output
+
+    @torch.no_grad()
+    def nelbo(
+        self,
+        token_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        num_samples: int = 1,
+        batch_size: int = 32,
+        generator: torch.Generator | None = None,
+    ) -> NelboEstimate:
+        """Estimate the bound on -log p(tokens), in nats per token.
+
+        Args:
+            token_ids: (B, T) clean tokens.
+            attention_mask: (B, T), 0 at padding.
+            num_samples: corruptions per sequence; the error falls with its square root.
+            batch_size: sequences per forward pass.
+            generator: source of the randomness, on the model's device.
+
+        Raises:
+            ValueError: token ids outside the vocabulary.
+
+        """
+        mask = torch.ones_like(token_ids) if attention_mask is None else attention_mask
+        tokens, mask = (part.repeat_interleave(num_samples, dim=0) for part in (token_ids, mask))
+        nats, level_nats = [], torch.zeros(self.config.tree_depth, dtype=torch.float64)
+        for some_tokens, some_mask in zip(tokens.split(batch_size), mask.split(batch_size), strict=True):
+            some_tokens, some_mask = some_tokens.to(self.device), some_mask.to(self.device)
+            batch = corrupt(some_tokens, self.model.tree, self.schedule, None, generator, some_mask)
+            output = self(batch.input_ids, some_mask, batch.labels, batch.timesteps)
+            nats.append(output.nelbo.double().cpu())
+            level_nats += output.level_losses.double().cpu() * int(some_mask.sum())
+        per_sequence = torch.cat(nats).view(-1, num_samples).mean(dim=1)
+        counts = mask.sum(dim=1).view(-1, num_samples)[:, 0].double().cpu()
+        value = float(per_sequence.sum() / counts.sum())
+        # Ratio estimator: the spread of each sequence's nats around the mean rate.
+        residual = per_sequence - value * counts
+        error = float(residual.square().sum().sqrt() / counts.sum())
+        return NelboEstimate(value, error, tuple((level_nats / mask.sum().cpu()).tolist()), int(counts.sum()))
+
+    # ---- persistence ------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,  # noqa: ANN401 -- transformers' own options
+    ) -> None:
+        """Write weights, config, generation config, tree, code and, if given, the tokenizer.
+
+        Everything is written to a temporary folder first; then each file replaces its older version in one step,
+        the weights last. A kill while writing leaves an older checkpoint in the folder as it was.
+        """
+        if not is_main_process:
+            return
+        if tokenizer is not None:
+            self.tree.check_tokenizer(tokenizer)
+        target = Path(save_directory)
+        stale = set(target.glob("model*.safetensors*"))  # shards of an earlier save would be loaded beside ours
+        with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
+            super().save_pretrained(folder, **kwargs)
+            self.tree.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            stale -= {target / file.name for file in folder.iterdir()}
+        for file in stale:
+            file.unlink()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load as transformers does, then verify the tree in the weights and beside them against the config.
+
+        Raises:
+            ValueError: damaged weights, or a tree that is not the one the config names.
+
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} are damaged ({error}). Save or download them again."
+            ) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        model._verify_tree(pretrained_model_name_or_path, {name: kwargs[name] for name in hub if name in kwargs})
+        return loaded
+
+    def _verify_tree(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:
+        """Compare the buffers, the sidecar file if there is one, and the config's fingerprint."""
+        expected = self.config.tree_sha256
+        found = {"the weights": self.tree.validate().sha256}
+        if source is not None and cached_file(
+            source, TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
+        ):
+            sidecar = VocabularyTree.from_pretrained(source, **hub_kwargs)
+            found[TREE_WEIGHTS_NAME] = sidecar.sha256
+            self._tree_metadata = dict(sidecar.metadata)
+        for place, sha256 in found.items():
+            if sha256 != expected:
+                raise ValueError(
+                    f"The vocabulary tree in {place} of {source} is not the one the model was trained with: sha256 "
+                    f"{sha256}, the config names {expected}. Restore the original files."
+                )
