@@ -9,6 +9,7 @@ from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import CorruptedBatch, LevelSchedule, corrupt
 from .generation_treediff import TreeDiffGenerationConfig, TreeDiffGenerationOutput
 from .modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM, TreeDiffModel, TreeDiffOutput
+from .version import __version__
 from .vocabulary_tree import VocabularyTree
 
 __all__ = [
@@ -22,10 +23,11 @@ __all__ = [
     "TreeDiffModel",
     "TreeDiffOutput",
     "VocabularyTree",
+    "__version__",
     "corrupt",
 ]
 
-__version__ = "0.1.0"
+
 
 AutoConfig.register(TreeDiffConfig.model_type, TreeDiffConfig, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):

@@ -22,26 +22,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` in one rename when the block ends without an error.
-
-    Raises:
-        FileExistsError: `path` exists already.
-
-    """
+def commit_folder(temporary: Path, path: Path) -> None:
+    """Rename a finished folder to `path`, replacing what an interrupted run may have left there."""
+    for file in temporary.rglob("*"):
+        _flush_to_disk(file)
     if path.exists():
-        raise FileExistsError(f"{path} exists already.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _flush_to_disk(file)
-        temporary.chmod(0o755)
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(path)
+    os.rename(temporary, path)
 
 
 @contextmanager

@@ -85,6 +85,41 @@ class TreeDiffConfig(PreTrainedConfig):
             raise ValueError(f"{', '.join(clash)} come from the tree; leave them out.")
         return cls(**shape, **kwargs)
 
+    @classmethod
+    def for_budget(cls, tree: Any, num_parameters: int, **kwargs: Any) -> "TreeDiffConfig":  # noqa: ANN401
+        """Return the config over `tree` whose number of layers comes nearest to a budget of parameters.
+
+        A small head leaves parameters for depth: over the flat tree the same budget gives fewer layers.
+
+        Args:
+            tree: a VocabularyTree.
+            num_parameters: the budget, all parts counted.
+            kwargs: the other fields, without num_hidden_layers.
+
+        Raises:
+            ValueError: the budget does not pay for one layer.
+
+        """
+        parts = cls.from_tree(tree, num_hidden_layers=1, **kwargs).count_parameters()
+        layers = round((num_parameters - sum(parts.values()) + parts["layers"]) / parts["layers"])
+        if layers < 1:
+            raise ValueError(
+                f"{num_parameters} parameters do not pay for one layer: {parts['layers']} on top of "
+                f"{parts['embedding']} for the embedding and {parts['head']} for the head."
+            )
+        return cls.from_tree(tree, num_hidden_layers=layers, **kwargs)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the number of parameters of each part of the model: embedding, layers, norm, head."""
+        size = self.hidden_size
+        layer = 4 * size * size + 3 * size * self.intermediate_size + 2 * size
+        return {
+            "embedding": self.num_tree_nodes * size,
+            "layers": self.num_hidden_layers * layer,
+            "norm": size,
+            "head": self.tree_depth * self.max_branching * (size + 1),
+        }
+
     @property
     def mask_token_id(self) -> int:
         """The root of the tree: what a fully corrupted position holds."""

@@ -1,0 +1,149 @@
+"""Train a tree-structured diffusion language model.
+
+    accelerate launch examples/train.py                                    # the embedded sample
+    accelerate launch examples/train.py --tree flat                        # MDLM with as many parameters
+    accelerate launch examples/train.py --text corpus.txt --tree my_tree   # any text, any tree
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.corpora import read_documents, split_documents
+from modeling_treediff.training import (
+    TrainingConfig,
+    pack_windows,
+    tokenize_documents,
+    train,
+    unigram_entropy,
+    write_record,
+)
+
+SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line; defaults train on the embedded sample in a few minutes on two CPU cores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--text", help="text file, dataset file or Hub dataset; default: the embedded sample")
+    data.add_argument("--validation-text", help="held-out text; default: every n-th document of --text")
+    data.add_argument("--hold-out-every", type=int, default=20, help="n of the above (default %(default)s)")
+    data.add_argument("--split", default="train", help="split of a dataset (default %(default)s)")
+    data.add_argument("--text-column", default="text", help="text column of a dataset (default %(default)s)")
+    data.add_argument("--tree", default=str(SAMPLE), help="tree folder or Hub repository, or `flat` (MDLM)")
+    data.add_argument("--tokenizer", help="tokenizer folder or Hub id; default: the tree's folder, else the sample's")
+    size = parser.add_argument_group("model")
+    size.add_argument("--parameters", type=float, default=5.5e6, help="budget that sets the depth (default %(default)g)")
+    size.add_argument("--layers", type=int, help="number of layers, instead of a budget")
+    size.add_argument("--hidden-size", type=int, default=224, help="(default %(default)s)")
+    size.add_argument("--heads", type=int, default=7, help="attention heads (default %(default)s)")
+    size.add_argument("--window", type=int, default=128, help="tokens per sequence (default %(default)s)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--output", type=Path, default=Path("runs/train"), help="folder (default %(default)s)")
+    run.add_argument("--steps", type=int, default=700, help="optimizer steps (default %(default)s)")
+    run.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
+    run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
+    run.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
+    run.add_argument("--warmup-steps", type=int, default=50, help="(default %(default)s)")
+    run.add_argument("--weight-decay", type=float, default=0.1, help="(default %(default)s)")
+    run.add_argument("--max-grad-norm", type=float, default=1.0, help="(default %(default)s)")
+    run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default %(default)s)")
+    run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    run.add_argument("--validate-every", type=int, default=100, help="steps (default %(default)s)")
+    run.add_argument("--save-every", type=int, default=200, help="steps (default %(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="of initialisation, data order and noise (default %(default)s)")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read text and tree, train, and write the model and `result.json` to the output folder."""
+    options = parse_arguments()
+    tokenizer_source = options.tokenizer or (SAMPLE if options.tree == "flat" else options.tree)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    if options.tree == "flat":
+        tree = VocabularyTree.flat(len(tokenizer), metadata={"tokenizer": tokenizer.name_or_path})
+    else:
+        tree = VocabularyTree.from_pretrained(options.tree)
+        tree.check_tokenizer(tokenizer)
+    training, validation = read_texts(options)
+    held_out = tokenize_documents(validation, tokenizer)
+    model = make_model(tree, options, tokenizer.eos_token_id)
+    config = TrainingConfig(
+        output_dir=options.output,
+        max_steps=options.steps,
+        batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        mixed_precision="no" if options.precision == "fp32" else options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
+        validate_every=options.validate_every,
+        save_every=options.save_every,
+        seed=options.seed,
+    )
+    windows = pack_windows(tokenize_documents(training, tokenizer), options.window)
+    result = train(model, tokenizer, windows, pack_windows(held_out, options.window), config, options.resume)
+    facts = {
+        "tree": tree.metadata.get("method"),
+        "tree_sha256": tree.sha256,
+        "parameters": model.config.count_parameters(),
+        "num_hidden_layers": model.config.num_hidden_layers,
+        "hidden_size": model.config.hidden_size,
+        "window": options.window,
+        "steps": options.steps,
+        "tokens_seen": result.tokens_seen,
+        "training_seconds": round(result.seconds, 1),
+        "peak_memory_bytes": result.peak_memory,
+        "unigram_entropy": unigram_entropy(held_out),
+        "nelbo": result.validation.value,
+        "nelbo_standard_error": result.validation.standard_error,
+        "level_losses": result.validation.level_losses,
+        "validation_tokens": result.validation.num_tokens,
+    }
+    write_record(options.output / "result.json", facts, options.seed)
+    print(
+        f"\nvalidation NELBO {facts['nelbo']:.3f} +- {facts['nelbo_standard_error']:.3f} nats/token, perplexity <= "
+        f"{math.exp(facts['nelbo']):.1f}; unigram entropy of the same text {facts['unigram_entropy']:.3f}\n"
+        f"{facts['training_seconds']:.0f} s for {options.steps} steps; model in {options.output}"
+    )
+
+
+def read_texts(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return training and held-out documents."""
+    if options.text is None:
+        return read_documents(SAMPLE / "train.txt.xz"), read_documents(SAMPLE / "validation.txt.xz")
+    documents = read_documents(options.text, options.split, options.text_column)
+    if options.validation_text is None:
+        return split_documents(documents, options.hold_out_every)
+    return documents, read_documents(options.validation_text, options.split, options.text_column)
+
+
+def make_model(tree: VocabularyTree, options: argparse.Namespace, eos_token_id: int | None) -> TreeDiffForDiffusionLM:
+    """Initialise a model over the tree, with the layers asked for or those the budget pays."""
+    fields = {
+        "hidden_size": options.hidden_size,
+        "num_attention_heads": options.heads,
+        "max_position_embeddings": options.window,
+        "eos_token_id": eos_token_id,
+        "bos_token_id": eos_token_id,
+        "pad_token_id": eos_token_id,
+    }
+    layers = options.layers or TreeDiffConfig.for_budget(tree, int(options.parameters), **fields).num_hidden_layers
+    torch.manual_seed(options.seed)
+    return TreeDiffForDiffusionLM.from_tree(tree, num_hidden_layers=layers, **fields)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"train.py: {error}")

@@ -1,0 +1,31 @@
+"""Training: windows of text, memory, checkpoints and the loop. Needs the extra `train`."""
+
+try:
+    import accelerate as _accelerate  # noqa: F401
+except ImportError as error:
+    raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
+
+from .loop import TrainingConfig, TrainingResult, train
+from .memory import MemoryTracker, PeakMemory
+from .records import write_record
+from .windows import (
+    DiffusionCollator,
+    ShuffledWindows,
+    pack_windows,
+    tokenize_documents,
+    unigram_entropy,
+)
+
+__all__ = [
+    "DiffusionCollator",
+    "MemoryTracker",
+    "PeakMemory",
+    "ShuffledWindows",
+    "TrainingConfig",
+    "TrainingResult",
+    "pack_windows",
+    "tokenize_documents",
+    "train",
+    "unigram_entropy",
+    "write_record",
+]

@@ -1,0 +1,55 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+
+REPOSITORY = Path(__file__).parents[1]
+SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
+    """A model of a few thousand parameters with weights large enough to matter."""
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 16,
+        "initializer_range": 0.2,
+    }
+    return TreeDiffForDiffusionLM.from_tree(tree, **(sizes | fields)).eval()
+
+
+@pytest.fixture
+def tree() -> VocabularyTree:
+    return VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+
+
+@pytest.fixture
+def model(tree) -> TreeDiffForDiffusionLM:
+    return tiny_model(tree)
+
+
+def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 300, **environment: str):
+    """Run a fresh Python, offline, outside the repository; `code` runs without the package's folder on the path."""
+    command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=environment.pop("cwd", REPOSITORY),
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
