@@ -52,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
     run.add_argument("--warmup-steps", type=int, default=50, help="(default %(default)s)")
     run.add_argument("--weight-decay", type=float, default=0.1, help="(default %(default)s)")
+    run.add_argument("--smallest-fraction", type=float, default=0.1, help="of a level's window (default %(default)s)")
     run.add_argument("--max-grad-norm", type=float, default=1.0, help="(default %(default)s)")
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default %(default)s)")
     run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
@@ -83,6 +84,7 @@ def main() -> None:
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
+        smallest_fraction=options.smallest_fraction,
         max_grad_norm=options.max_grad_norm,
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         gradient_checkpointing=options.gradient_checkpointing,

@@ -119,13 +119,27 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
     ) -> BaseModelOutput:  # noqa: ANN401 -- transformers passes output switches
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E)."""
         try:
-            embeddings_BTE = self.embed_nodes(input_ids)
+            embeddings_BTE = self._embed_paths(input_ids)
         except IndexError as error:
             raise ValueError(
                 f"input_ids must lie in 0..{self.config.num_tree_nodes - 1} (nodes of the tree), got "
                 f"{int(input_ids.min())}..{int(input_ids.max())}."
             ) from error
         return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask))
+
+
+    def _embed_paths(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (B, T, E): the sum of the vectors of a node and of its ancestors below the root.
+
+        Tokens share what their clusters know, so rare ones need not learn it on their own.
+        """
+        depth_BT1 = self.tree_depth[input_ids][..., None]
+        level_D = torch.arange(1, self.config.tree_depth + 1, device=input_ids.device)
+        above_BTD = self.tree_ancestors[self.tree_representative[input_ids], 1:]
+        path_BTD = torch.where(level_D < depth_BT1, above_BTD, input_ids[..., None])
+        counted_BTD = level_D <= depth_BT1.clamp(min=1)
+        # One lookup for all levels: a lookup each would add up as many gradients of the whole table.
+        return (self.embed_nodes(path_BTD) * counted_BTD[..., None]).sum(dim=2)
 
 
 class ChildHead(nn.Module):

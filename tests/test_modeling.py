@@ -278,3 +278,14 @@ def test_head_levels_are_separate():
         assert moved.tolist() == [index == depth and not single[index] for index in range(3)]
         with torch.no_grad():
             model.head.levels[depth].bias -= torch.arange(3.0)
+
+
+def test_a_node_is_embedded_as_the_sum_along_its_path():
+    tree = TREES[2]
+    model = tiny_model(tree).model
+    parent, vectors = tree.parent, model.embed_nodes.weight
+    for node in (0, 13, int(tree.ancestors[5, 1]), int(tree.ancestors[5, 2]), tree.root_id):
+        expected, above = vectors[node], int(parent[node])
+        while above not in (-1, tree.root_id):
+            expected, above = expected + vectors[above], int(parent[above])
+        torch.testing.assert_close(model._embed_paths(torch.tensor([[node]]))[0, 0], expected)

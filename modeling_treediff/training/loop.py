@@ -38,6 +38,8 @@ class TrainingConfig:
         learning_rate: peak of the schedule: linear warm-up, then cosine to zero.
         warmup_steps: optimizer steps of warm-up.
         weight_decay: AdamW's, on matrices only.
+        smallest_fraction: of a level's window that a training time has crossed at least, see `sample_times`; smaller
+            values make the training loss exactly the bound, and its gradient noisier.
         max_grad_norm: gradients are scaled down to this norm.
         mixed_precision: "no" (fp32), "bf16" or "fp16".
         gradient_checkpointing: recompute activations in the backward pass.
@@ -56,6 +58,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
+    smallest_fraction: float = 0.1
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
@@ -142,7 +145,7 @@ class _Run:
         optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), config.learning_rate, (0.9, 0.98))
         self.schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.max_steps)
         tree = model.tree  # of this process; the loader's workers get a copy
-        collator = DiffusionCollator(tree, model.schedule, config.seed)
+        collator = DiffusionCollator(tree, model.schedule, config.seed, config.smallest_fraction)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.accelerator.register_for_checkpointing(self.schedule)
         self.store = CheckpointStore(self.accelerator, config.output_dir, config.keep_checkpoints, tokenizer)

@@ -81,9 +81,14 @@ class DiffusionCollator:
     torch's global generator.
     """
 
-    def __init__(self, tree: VocabularyTree, schedule: LevelSchedule, seed: int = 0) -> None:
-        """Corrupt along `tree` by `schedule`."""
-        self.tree, self.schedule, self.seed = tree, schedule, seed
+    def __init__(
+        self, tree: VocabularyTree, schedule: LevelSchedule, seed: int = 0, smallest_fraction: float = 0.1
+    ) -> None:
+        """Corrupt along `tree` by `schedule`, at times as `schedule.sample_times` draws with `smallest_fraction`.
+
+        The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit.
+        """
+        self.tree, self.schedule, self.seed, self.smallest_fraction = tree, schedule, seed, smallest_fraction
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return input_ids (B, T), labels (B, T) and timesteps (B,), as `forward` takes them."""
@@ -92,5 +97,6 @@ class DiffusionCollator:
         if "position" in features[0]:
             state = np.random.SeedSequence([self.seed, features[0]["position"]]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        batch = corrupt(token_ids, self.tree, self.schedule, generator=generator)
+        timesteps = self.schedule.sample_times(len(token_ids), generator, smallest_fraction=self.smallest_fraction)
+        batch = corrupt(token_ids, self.tree, self.schedule, timesteps, generator)
         return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}

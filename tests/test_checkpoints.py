@@ -1,0 +1,209 @@
+"""What is saved loads elsewhere, unchanged or not at all."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, run_python, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+
+SHIPPED = {
+    "atomic_files.py",
+    "backbone_treediff.py",
+    "configuration_treediff.py",
+    "diffusion_process.py",
+    "generation_treediff.py",
+    "modeling_treediff.py",
+    "vocabulary_tree.py",
+}
+
+LOAD_ELSEWHERE = """
+import sys, torch
+sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+folder, dtype, out = sys.argv[1:]
+nodes = torch.arange(100, 112)[None]
+for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+    model = auto.from_pretrained(folder, trust_remote_code=True, dtype=getattr(torch, dtype))
+assert model.dtype == getattr(torch, dtype), model.dtype
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).tree_sha256 == model.tree.sha256
+assert model.generation_config.num_steps == 7
+text = model.generate(max_new_tokens=4)
+assert text.max() < 100
+assert len(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)) == 100
+with torch.no_grad():
+    torch.save(model(nodes).logits, out)
+"""
+
+
+@pytest.fixture
+def tokenizer():
+    from tokenizers import Tokenizer, models
+
+    words = {f"word{index}": index for index in range(99)} | {"<eos>": 99}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
+    )
+
+
+@pytest.fixture
+def checkpoint(model, tokenizer, tmp_path):
+    model.generation_config.num_steps = 7
+    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    return tmp_path / "model"
+
+
+def test_folder_holds_all_that_is_needed(checkpoint):
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names >= SHIPPED | {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"}
+    assert names >= {"vocabulary_tree.safetensors", "vocabulary_tree.json"}
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_shipped_files_are_the_relative_imports_of_the_model():
+    package = REPOSITORY / "modeling_treediff"
+    found = {os.path.basename(file) for file in get_relative_import_files(str(package / "modeling_treediff.py"))}
+    assert found | {"modeling_treediff.py"} == SHIPPED
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loads_offline_where_the_package_is_not_installed(model, checkpoint, tmp_path, dtype):
+    out = tmp_path / "logits.pt"
+    ran = run_python(checkpoint, dtype, out, code=LOAD_ELSEWHERE, HF_HOME=str(tmp_path / "hf"), cwd=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    expected = model.to(getattr(torch, dtype))(torch.arange(100, 112)[None]).logits
+    assert torch.equal(torch.load(out), expected)
+
+
+def test_checkpoint_keeps_provenance_over_two_generations(model, checkpoint, tmp_path):
+    again = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+    again.save_pretrained(tmp_path / "again")
+    tree = VocabularyTree.from_pretrained(tmp_path / "again")
+    assert tree.metadata == model.tree.metadata and tree.metadata["tokenizer"] == "a test"
+    assert tree.sha256 == model.tree.sha256 == again.config.tree_sha256
+
+
+def test_saving_over_shards_leaves_only_the_new_weights(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    with torch.no_grad():
+        model.model.embed_nodes.weight.add_(1)
+    for size in ("1GB", "10KB"):
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        again = TreeDiffForDiffusionLM.from_pretrained(tmp_path)
+        assert torch.equal(again.model.embed_nodes.weight, model.model.embed_nodes.weight)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_wrong_tokenizer_is_refused_before_anything_is_written(model, tokenizer, tmp_path):
+    tokenizer.add_tokens(["one more"])
+    with pytest.raises(ValueError, match="100 leaves but the tokenizer has 101"):
+        model.save_pretrained(tmp_path / "new", tokenizer=tokenizer)
+    assert not (tmp_path / "new").exists()
+
+
+def test_truncated_weights_are_refused(checkpoint):
+    file = checkpoint / "model.safetensors"
+    content = file.read_bytes()
+    for size in (len(content) - 100, len(content) // 2, 10, 0):
+        file.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="damaged"):
+            TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+
+
+def test_a_tampered_tree_is_refused_wherever_it_lies(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    original = weights.read_bytes()
+
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+
+    tensors = load_file(weights)
+    name = next(key for key in tensors if key.endswith("tree_ancestors"))
+    tensors[name][0, 1] = tensors[name][-1, 1]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused("parents|contradicts")
+
+    other = VocabularyTree.random(100, 5, 3, seed=2)  # valid in itself, but another tree
+    tensors |= {key: getattr(other, key.split("tree_")[1]) for key in tensors if ".tree_" in key}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused("in the weights .* is not the one the model was trained with")
+
+    del tensors[name]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused(".")
+
+    weights.write_bytes(original)
+    TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+    other.save_pretrained(checkpoint)
+    refused("vocabulary_tree.safetensors .* is not the one the model was trained with")
+    (checkpoint / "vocabulary_tree.safetensors").write_bytes(b"garbage")
+    refused("not a complete vocabulary tree")
+    for file in checkpoint.glob("vocabulary_tree.*"):
+        if file.suffix != ".py":
+            file.unlink()
+    TreeDiffForDiffusionLM.from_pretrained(checkpoint)  # the weights alone are enough to run
+
+
+def test_config_of_another_tree_is_refused(checkpoint):
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"tree_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="the config names 0000"):
+        TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+
+
+SAVE_FOREVER = """
+import sys
+from modeling_treediff import TreeDiffForDiffusionLM
+model = TreeDiffForDiffusionLM.from_pretrained(sys.argv[1])
+print("saving", flush=True)
+while True:
+    model.model.embed_nodes.weight.data.add_(1)
+    model.save_pretrained(sys.argv[1])
+"""
+
+
+def test_a_kill_while_saving_leaves_a_checkpoint_that_loads(model, checkpoint):
+    """SIGKILL at random moments of saving over an existing checkpoint: it is whole each time."""
+    moments = random.Random(0)
+    start = model.model.embed_nodes.weight.detach().clone()
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.02, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        weight = TreeDiffForDiffusionLM.from_pretrained(checkpoint).model.embed_nodes.weight
+        saves = (weight - start).mean().round()
+        torch.testing.assert_close(weight, start + saves, rtol=0, atol=1e-3)  # one whole state, not a mixture
+
+
+def test_a_model_trains_on_tiny_sizes_after_loading(checkpoint):
+    """Loaded weights are parameters like any other: a step changes them, never the tree."""
+    model = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+    before = model.tree.sha256
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    out = model.train()(torch.tensor([[100, 100]]), labels=torch.tensor([[1, 2]]), timesteps=torch.tensor([0.9]))
+    out.loss.backward()
+    optimizer.step()
+    assert model.tree.sha256 == before
+    assert not torch.equal(model.head.levels[0].bias, torch.zeros(5))
+
+
+def test_tiny_model_helper_is_seeded(tree):
+    first, second = (tiny_model(tree, seed=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
