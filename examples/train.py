@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--weight-decay", type=float, default=0.1, help="(default %(default)s)")
     run.add_argument("--smallest-fraction", type=float, default=0.1, help="of a level's window (default %(default)s)")
     run.add_argument("--max-grad-norm", type=float, default=1.0, help="(default %(default)s)")
-    run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default %(default)s)")
+    run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: accelerate's, else fp32")
     run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     run.add_argument("--validate-every", type=int, default=100, help="steps (default %(default)s)")
     run.add_argument("--save-every", type=int, default=200, help="steps (default %(default)s)")
@@ -86,7 +86,7 @@ def main() -> None:
         weight_decay=options.weight_decay,
         smallest_fraction=options.smallest_fraction,
         max_grad_norm=options.max_grad_norm,
-        mixed_precision="no" if options.precision == "fp32" else options.precision,
+        mixed_precision={"fp32": "no"}.get(options.precision, options.precision),
         gradient_checkpointing=options.gradient_checkpointing,
         validate_every=options.validate_every,
         save_every=options.save_every,

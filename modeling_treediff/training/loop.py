@@ -41,7 +41,7 @@ class TrainingConfig:
         smallest_fraction: of a level's window that a training time has crossed at least, see `sample_times`; smaller
             values make the training loss exactly the bound, and its gradient noisier.
         max_grad_norm: gradients are scaled down to this norm.
-        mixed_precision: "no" (fp32), "bf16" or "fp16".
+        mixed_precision: "no" (fp32), "bf16" or "fp16"; None takes what `accelerate launch` was told.
         gradient_checkpointing: recompute activations in the backward pass.
         validate_every: steps between estimates of the validation NELBO, each with a sample of text; 0 for the end only.
         validation_windows: windows of an estimate during the run; the last one takes all.
@@ -60,7 +60,7 @@ class TrainingConfig:
     weight_decay: float = 0.1
     smallest_fraction: float = 0.1
     max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
+    mixed_precision: str | None = None
     gradient_checkpointing: bool = False
     validate_every: int = 0
     validation_windows: int = 128

@@ -1,0 +1,225 @@
+"""Training: order, noise, resuming, checkpoints, memory."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import SAMPLE, tiny_model
+from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.diffusion_process import SequentialSchedule
+from modeling_treediff.training import (
+    DiffusionCollator,
+    MemoryTracker,
+    ShuffledWindows,
+    TrainingConfig,
+    pack_windows,
+    tokenize_documents,
+    train,
+    unigram_entropy,
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(SAMPLE)
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return VocabularyTree.random(8192, 91, 2)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return np.random.default_rng(0).integers(0, 8192, (30, 16)).astype(np.int32)
+
+
+def run(folder, tree, tokenizer, windows, resume=False, **settings):
+    config = TrainingConfig(
+        **{"output_dir": folder, "max_steps": 6, "batch_size": 4, "warmup_steps": 2, "save_every": 2} | settings
+    )
+    model = tiny_model(tree, num_hidden_layers=1)
+    result = train(model, tokenizer, windows, windows[:4], config, resume)
+    return TreeDiffForDiffusionLM.from_pretrained(folder).state_dict(), losses(folder), result
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path, tree, tokenizer, windows):
+    first, first_losses, result = run(tmp_path / "a", tree, tokenizer, windows)
+    second, second_losses, _ = run(tmp_path / "b", tree, tokenizer, windows)
+    _, other_losses, _ = run(tmp_path / "c", tree, tokenizer, windows, seed=1)
+    assert equal(first, second) and first_losses == second_losses != other_losses
+    assert len(first_losses) == 6 and result.tokens_seen == 6 * 4 * 16
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resuming_is_bit_identical_to_not_stopping(tmp_path, tree, tokenizer, windows, accumulation):
+    """Stop after 4 of 6 steps by deleting all that came later, checkpoint and log; then resume."""
+    settings = {"gradient_accumulation_steps": accumulation, "batch_size": 4 // accumulation}
+    whole, whole_losses, _ = run(tmp_path / "whole", tree, tokenizer, windows, **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint-0000006")
+    (tmp_path / "stopped" / ".checkpoint-0000006.partial").mkdir()  # what a kill while saving leaves
+    resumed, resumed_losses, _ = run(tmp_path / "stopped", tree, tokenizer, windows, resume=True, **settings)
+    assert equal(whole, resumed) and whole_losses == resumed_losses
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path, tree, tokenizer, windows):
+    """Not the same noise (it is drawn per pass), but the same number of updates and tokens, and no step in between."""
+    _, accumulated, result = run(tmp_path / "a", tree, tokenizer, windows, gradient_accumulation_steps=3, save_every=0)
+    assert len(accumulated) == 6 and result.tokens_seen == 6 * 4 * 16 * 3
+
+
+def test_checkpoints_rotate_and_each_is_a_model(tmp_path, tree, tokenizer, windows):
+    run(tmp_path, tree, tokenizer, windows, keep_checkpoints=2)
+    names = sorted(path.name for path in tmp_path.glob("*checkpoint*"))
+    assert names == ["checkpoint-0000004", "checkpoint-0000006"]
+    last = TreeDiffForDiffusionLM.from_pretrained(tmp_path / names[-1]).state_dict()
+    assert equal(last, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+    assert len(AutoTokenizer.from_pretrained(tmp_path / names[0], trust_remote_code=True)) == 8192
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path, tree, tokenizer, windows):
+    before, *_ = run(tmp_path, tree, tokenizer, windows)
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(tmp_path, tree, tokenizer, windows, seed=5)
+    assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+
+
+def test_validation_and_samples_are_logged(tmp_path, tree, tokenizer, windows):
+    *_, result = run(tmp_path, tree, tokenizer, windows, validate_every=3)
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in logged if "nelbo" in line]
+    assert [line["step"] for line in validated] == [3, 6]
+    assert all(isinstance(line["sample"], str) for line in validated)
+    assert validated[-1]["nelbo"] == result.validation.value  # all windows, the same noise, the same model
+
+
+def test_training_learns_what_is_there_to_learn(tmp_path, tree, tokenizer):
+    """One repeated window: the bound falls from log V = 9 to the little that is open while all is masked."""
+    repeated = np.tile(np.arange(16, dtype=np.int32) * 50, (8, 1))
+    *_, result = run(
+        tmp_path, tree, tokenizer, repeated, max_steps=150, learning_rate=1e-2, save_every=0, weight_decay=0.0
+    )
+    assert losses(tmp_path)[0] > 8
+    assert result.validation.value < 1.5
+
+
+def test_mixed_precision_trains_fp32_weights(tmp_path, tree, tokenizer, windows):
+    state, reduced, _ = run(tmp_path / "low", tree, tokenizer, windows, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    _, full, _ = run(tmp_path / "full", tree, tokenizer, windows, mixed_precision="no")
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert reduced != full and np.allclose(reduced, full, rtol=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tree, tokenizer, windows):
+    with pytest.raises(FloatingPointError, match="at step"):
+        run(tmp_path, tree, tokenizer, windows, learning_rate=1e30, max_grad_norm=1e30, max_steps=20)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_bad_combinations_are_refused_before_any_work(tmp_path, tree, tokenizer, windows):
+    with pytest.raises(ValueError, match="40 tokens are longer than the model's 16 positions"):
+        run(tmp_path / "new", tree, tokenizer, np.zeros((4, 40), np.int32))
+    with pytest.raises(ValueError, match="100 leaves but the tokenizer has 8192"):
+        run(tmp_path / "new", VocabularyTree.random(100, 10, 2), tokenizer, windows)
+    assert not (tmp_path / "new").exists()
+
+
+def test_order_is_a_permutation_per_epoch_and_can_start_anywhere(windows):
+    whole = ShuffledWindows(windows, 75, seed=3)
+    order = [tuple(whole[index]["input_ids"]) for index in range(75)]
+    every = sorted(map(tuple, windows))
+    assert sorted(order[:30]) == sorted(order[30:60]) == every and order[:30] != order[30:60]
+    later = ShuffledWindows(windows, 75, seed=3, first=37)
+    assert [tuple(later[index]["input_ids"]) for index in range(len(later))] == order[37:]
+
+
+def test_noise_depends_on_seed_and_position_alone(tree, windows):
+    def batch(seed, position):
+        torch.manual_seed(np.random.randint(1000))
+        features = [{"input_ids": windows[row], "position": position + row} for row in range(4)]
+        return DiffusionCollator(tree, SequentialSchedule(2), seed)(features)
+
+    same, again, later, other = batch(0, 8), batch(0, 8), batch(0, 12), batch(1, 8)
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert not torch.equal(same["input_ids"], later["input_ids"])
+    assert not torch.equal(same["input_ids"], other["input_ids"])
+    assert (SequentialSchedule(2)._crossed(same["timesteps"]).amax(1) >= 0.1).all()
+
+
+def test_windows_are_documents_with_separators(tokenizer):
+    documents = ["To the Congress.", "We the people."]
+    tokens = tokenize_documents(documents, tokenizer)
+    assert tokenizer.decode(tokens) == "To the Congress.<|endoftext|>We the people.<|endoftext|>"
+    packed = pack_windows(tokens, 3)
+    assert packed.shape == (len(tokens) // 3, 3) and np.array_equal(packed.ravel(), tokens[: packed.size])
+    with pytest.raises(ValueError, match=rf"{len(tokens)} tokens, less than one window of 100"):
+        pack_windows(tokens, 100)
+
+
+def test_unigram_entropy_of_known_distributions():
+    assert unigram_entropy(np.arange(8)) == pytest.approx(np.log(8))
+    assert unigram_entropy(np.zeros(8, int)) == 0
+    assert unigram_entropy(np.array([0, 0, 0, 1])) == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+
+
+def test_memory_tracker_sees_a_large_tensor_and_can_be_reset():
+    tracker = MemoryTracker("cpu")
+    before = tracker.peak().resident
+    block = torch.ones(64 * 2**20 // 4)
+    during = tracker.peak().resident
+    assert during - before > 48 * 2**20
+    del block
+    assert tracker.peak().resident > during - 2**20  # a peak does not fall; the kernel's counter lags by some pages
+    assert tracker.peak().allocated is None and "RSS" in str(tracker.peak())
+    if os.path.exists("/proc/self/clear_refs") and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        tracker.reset()
+        assert tracker.peak().resident < during
+
+
+@pytest.mark.gpu
+def test_memory_tracker_reports_the_device():
+    tracker = MemoryTracker("cuda")
+    block = torch.ones(64 * 2**20 // 4, device="cuda")
+    assert tracker.peak().allocated >= block.numel() * 4 and tracker.peak().reserved >= tracker.peak().allocated
+
+
+def test_the_hugging_face_trainer_works_too(tmp_path, tree, windows):
+    model = tiny_model(tree, num_hidden_layers=1)
+    before = model.head.levels[0].weight.detach().clone()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=4, report_to=[], remove_unused_columns=False, use_cpu=True
+    )
+    rows = [{"input_ids": row.tolist()} for row in windows]
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, data_collator=DiffusionCollator(model.tree, model.schedule)
+    )
+    trainer.train()
+    assert not torch.equal(model.head.levels[0].weight, before)
+
+
+def test_config_is_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainingConfig(output_dir=None, max_steps=1).max_steps = 2
