@@ -1,0 +1,42 @@
+# make quickstart   set up, then build a tree, train, and generate on the embedded sample (minutes on two CPU cores)
+# make test         set up, then run all tests
+# make check        lint and types
+# make sample       rebuild the embedded sample's tokenizer and tree, byte for byte
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/quickstart
+BIN := $(VENV)/bin
+SAMPLE := tree_artifacts/sotu-8k
+
+# glibc returns every large tensor to the kernel and faults it in again: CPU training is several times slower without.
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 100000000000
+
+.PHONY: setup quickstart test check sample
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+quickstart: setup
+	rm -rf $(RUN)
+	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) --output $(RUN)/tree
+	$(BIN)/accelerate launch --num_processes 1 examples/train.py --tree $(RUN)/tree --tokenizer $(SAMPLE) --output $(RUN)/model
+	$(BIN)/python examples/generate.py $(RUN)/model
+	$(BIN)/python examples/generate.py $(RUN)/model --prompt "The state of the Union is"
+	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+sample: setup
+	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --train-tokenizer 8192 --seed 0 --licence PDDL-1.0 --output $(SAMPLE)

@@ -1,0 +1,117 @@
+"""Token embeddings from text alone: which tokens stand beside which.
+
+Positive pointwise mutual information with the left and the right neighbour, reduced by a truncated singular value
+decomposition (Levy and Goldberg, "Neural word embedding as implicit matrix factorization", 2014; context smoothing
+from Levy, Goldberg and Dagan, 2015). Neighbours at distance one make tokens of the same grammatical role alike.
+
+Shape legend: V tokens, E dimensions of an embedding, T tokens of text.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+
+def count_tokens(token_id_sequences: Iterable[Sequence[int] | np.ndarray], vocab_size: int) -> np.ndarray:
+    """Count how often each token occurs.
+
+    Args:
+        token_id_sequences: tokenized documents.
+        vocab_size: V.
+
+    Returns:
+        (V,) int64 counts.
+
+    Raises:
+        ValueError: an id lies outside 0..V-1.
+
+    """
+    counts_V = np.zeros(vocab_size, dtype=np.int64)
+    for token_ids in token_id_sequences:
+        counts_V += np.bincount(_checked_ids(token_ids, vocab_size), minlength=vocab_size)
+    return counts_V
+
+
+def token_embeddings(
+    token_id_sequences: Iterable[Sequence[int] | np.ndarray],
+    vocab_size: int,
+    dimensions: int = 64,
+    context_smoothing: float = 0.75,
+    singular_value_power: float = 0.5,
+) -> np.ndarray:
+    """Embed every token by its left and right neighbours in the texts.
+
+    Args:
+        token_id_sequences: tokenized documents; neighbours never cross from one document to the next.
+        vocab_size: V.
+        dimensions: E; where the text supports fewer, the last columns are zero.
+        context_smoothing: exponent on the neighbours' frequencies; below 1 it damps the PMI of rare neighbours.
+        singular_value_power: how strongly the leading dimensions outweigh the others, 0 to 1.
+
+    Returns:
+        (V, E) float64, rows of length one, so that distances are angles; zero rows for tokens without neighbours.
+
+    Raises:
+        ValueError: an id lies outside 0..V-1, or no two tokens are neighbours.
+
+    """
+    follows_VV = _count_neighbours(token_id_sequences, vocab_size)
+    if follows_VV.nnz == 0:
+        raise ValueError("The texts hold no two neighbouring tokens: there is nothing to embed from.")
+    left_VV = _positive_pmi(follows_VV.T.tocsr(), context_smoothing)
+    right_VV = _positive_pmi(follows_VV, context_smoothing)
+    vectors_VE, values_E = _leading_singular_vectors(sparse.hstack([left_VV, right_VV], format="csr"), dimensions)
+    embedding_VE = vectors_VE * values_E**singular_value_power
+    length_V1 = np.linalg.norm(embedding_VE, axis=1, keepdims=True)
+    # A token that the kept dimensions do not see has a length of rounding error only; scaled up it would be noise.
+    seen_V1 = length_V1 > 1e-9 * length_V1.max()
+    return np.divide(embedding_VE, length_V1, out=np.zeros_like(embedding_VE), where=seen_V1)
+
+
+def _checked_ids(token_ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    id_T = np.asarray(token_ids, dtype=np.int64)
+    if id_T.size and (id_T.min() < 0 or id_T.max() >= vocab_size):
+        raise ValueError(f"Token ids must lie in 0..{vocab_size - 1}, got {id_T.min()}..{id_T.max()}.")
+    return id_T
+
+
+def _count_neighbours(token_id_sequences: Iterable[Sequence[int] | np.ndarray], vocab_size: int) -> sparse.csr_array:
+    """Return (V, V) counts; row a, column b: how often b directly follows a."""
+    pairs, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for token_ids in token_id_sequences:
+        id_T = _checked_ids(token_ids, vocab_size)
+        pair, count = np.unique(id_T[:-1] * vocab_size + id_T[1:], return_counts=True)
+        pairs.append(pair)
+        counts.append(count)
+    all_pairs, all_counts = np.concatenate(pairs), np.concatenate(counts)
+    cells = (all_counts.astype(np.float64), (all_pairs // vocab_size, all_pairs % vocab_size))
+    return sparse.coo_array(cells, shape=(vocab_size, vocab_size)).tocsr()
+
+
+def _positive_pmi(counts_VC: sparse.csr_array, context_smoothing: float) -> sparse.csr_array:
+    """Return max(0, log(p(token, context) / (p(token) p(context)))) of the (tokens, contexts) counts."""
+    token_V = counts_VC.sum(axis=1)
+    context_C = counts_VC.sum(axis=0) ** context_smoothing
+    cells = counts_VC.tocoo()
+    pmi = np.log(cells.data * context_C.sum() / (token_V[cells.row] * context_C[cells.col]))
+    keep = pmi > 0
+    return sparse.csr_array((pmi[keep], (cells.row[keep], cells.col[keep])), shape=counts_VC.shape)
+
+
+def _leading_singular_vectors(matrix_VC: sparse.csr_array, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return left singular vectors (V, E) and singular values (E,), largest first, zeros where the rank ends."""
+    size = min(matrix_VC.shape)
+    if dimensions >= size // 2:
+        vectors, values, _ = np.linalg.svd(matrix_VC.toarray(), full_matrices=False)
+    else:
+        # tol=0 iterates to machine precision and v0 fixes the start: the same vectors on every run.
+        start = np.random.Generator(np.random.PCG64(0)).random(size)
+        vectors, values, _ = svds(matrix_VC, k=dimensions, tol=0, v0=start, return_singular_vectors="u")
+    order = np.argsort(-values, kind="stable")[:dimensions]
+    vectors, values = vectors[:, order], values[order]
+    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))]
+    vectors = vectors * np.where(largest < 0, -1.0, 1.0)  # the sign of a singular vector is arbitrary
+    missing = dimensions - len(order)
+    return np.pad(vectors, ((0, 0), (0, missing))), np.pad(values, (0, missing))

@@ -1,0 +1,146 @@
+"""The scripts as people run them: fresh processes, real text, bad input, kills."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, SAMPLE, run_python
+from safetensors.torch import load_file
+
+from modeling_treediff.corpora import read_documents
+
+TINY = ["--hidden-size", "16", "--heads", "2", "--layers", "1", "--window", "16", "--batch-size", "4", "--warmup-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Twelve short documents of the embedded sample, in a file of their own."""
+    text = "\n\n".join(document[:2000] for document in read_documents(SAMPLE / "validation.txt.xz") * 2)
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def train(corpus, output, *options):
+    """As the README says: accelerate launch examples/train.py."""
+    return run_python(
+        *["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "examples/train.py"],
+        *["--text", corpus, "--hold-out-every", "5", "--output", output, *TINY, *options],
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "model"
+    ran = train(corpus, output, "--steps", "4", "--validate-every", "2", "--save-every", "2")
+    assert ran.returncode == 0, ran.stderr
+    return output, ran
+
+
+def test_training_reports_and_records(trained):
+    output, ran = trained
+    assert len(re.findall(r"step \d: validation NELBO [\d.]+ \+- [\d.]+ nats/token, perplexity <= ", ran.stderr)) == 2
+    assert re.search(r"loss=[\d.]+, nelbo=[\d.]+, tok/s=\d+, peak=[\d.]+ GiB", ran.stderr)
+    record = json.loads((output / "result.json").read_text())
+    assert record["steps"] == 4 and record["tokens_seen"] == 4 * 4 * 16 and record["seed"] == 0
+    assert f"validation NELBO {record['nelbo']:.3f}" in ran.stdout
+    assert record["versions"]["torch"] and "examples/train.py" in record["command"]
+    weights = load_file(output / "model.safetensors")
+    trainable = sum(value.numel() for name, value in weights.items() if ".tree_" not in name)
+    assert sum(record["parameters"].values()) == trainable
+
+
+def test_flat_tree_trains_by_the_same_command(corpus, tmp_path):
+    ran = train(corpus, tmp_path / "flat", "--tree", "flat", "--steps", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((tmp_path / "flat" / "result.json").read_text())["tree"] == "flat"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--prompt", "The people of the United States"], ["--infill", "the United____ of America,__ peace"]],
+    ids=["unconditional", "prompt", "infill"],
+)
+def test_generation_shows_the_text_becoming_concrete(trained, options):
+    output, _ = trained
+    ran = run_python("examples/generate.py", output, "--num-steps", "6", "--max-new-tokens", "8", *options)
+    assert ran.returncode == 0, ran.stderr
+    *drafts, blank, text = ran.stdout.rstrip("\n").split("\n", 6)
+    assert len(drafts) == 5 and drafts[0].startswith("pass   0/6: ") and blank == ""
+    assert "_" in drafts[0] and "<" not in drafts[0]  # first all is open,
+    assert any("<" in draft for draft in drafts)  # then clusters appear,
+    assert "_" not in text  # in the end there are only tokens
+    for part in re.split("_+", options[1]) if options else []:
+        assert part in text
+
+
+def test_generation_errors_are_one_line(trained, tmp_path):
+    output, _ = trained
+    for arguments, message in (
+        ([output, "--num-steps", "1"], "num_steps=1 is too small"),
+        ([output, "--temperature", "0"], "temperature must be positive"),
+        ([output, "--infill", "no gap"], "needs at least one _"),
+        ([output, "--prompt", "word " * 30], "more than the model's 16"),
+        ([tmp_path / "nowhere"], "nowhere"),
+    ):
+        ran = run_python("examples/generate.py", *arguments)
+        assert ran.returncode == 1 and message in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", [], "holds no text"),
+        ("façade".encode("latin-1"), [], "is not UTF-8: byte 2 is 0xe7"),
+        (b"Too short.\n\nVery.", ["--hold-out-every", "2"], "less than one window of 16"),
+        (b"Only one document here.", [], "1 documents are too few to hold out one in 5"),
+    ],
+    ids=["empty", "undecodable", "shorter than a window", "one document"],
+)
+def test_bad_texts_are_refused_and_leave_no_trace(tmp_path, content, options, message):
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    ran = run_python("examples/train.py", "--text", text, "--hold-out-every", "5", *TINY, *options, "--output", tmp_path / "out")
+    assert ran.returncode == 1 and f"train.py: {'' if 'window' in message else ''}" in ran.stderr
+    assert message in ran.stderr and "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_does_not_overwrite_the_first(trained, corpus):
+    output, _ = trained
+    before = (output / "model.safetensors").read_bytes()
+    ran = train(corpus, output, "--steps", "4", "--seed", "1")
+    assert ran.returncode != 0 and "--resume" in ran.stderr
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_killed_runs_resume_to_the_same_parameters(corpus, tmp_path):
+    """SIGKILL at random moments, saving included, then resume until done: bit-identical to one uninterrupted run."""
+    options = ["--text", str(corpus), "--hold-out-every", "5", *TINY, "--steps", "60", "--save-every", "3"]
+    command = [sys.executable, "examples/train.py", *options, "--validate-every", "0"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([*command, "--output", tmp_path / "whole"], cwd=REPOSITORY, check=True, capture_output=True, env=environment)
+    output, moments, kills = tmp_path / "killed", random.Random(0), 0
+    for attempt in range(20):
+        resume = ["--resume"] if attempt else []
+        process = subprocess.Popen(
+            [*command, "--output", output, *resume], cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
+        )
+        goal = sum(1 for _ in output.glob("checkpoint-*")) + 1
+        while kills < 3 and process.poll() is None and sum(1 for _ in output.glob("checkpoint-*")) < min(goal, 2):
+            time.sleep(0.005)
+        if kills < 3:
+            time.sleep(moments.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        elif process.wait() == 0:
+            break
+    assert kills >= 1
+    assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (output / "metrics.jsonl").read_text().count("\n") == 60
