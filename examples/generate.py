@@ -10,9 +10,10 @@ An open position is shown as `_`, an internal node of the tree by its most frequ
 import argparse
 import re
 import sys
+from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,11 +75,11 @@ def start(
     return None, options.max_new_tokens
 
 
-def draft(node_ids: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def draft(node_ids: torch.Tensor, model: Any, tokenizer: PreTrainedTokenizerBase) -> str:  # noqa: ANN401 -- remote code
     """Write a sequence of nodes (T,) as text."""
     shown = []
     for node, token in zip(node_ids.tolist(), model.tree.representative[node_ids].tolist(), strict=True):
-        text = tokenizer.decode([token])
+        text = str(tokenizer.decode([token]))
         if node == model.config.mask_token_id:
             text = " _"
         elif node >= model.config.vocab_size:

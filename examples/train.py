@@ -1,8 +1,8 @@
 """Train a tree-structured diffusion language model.
 
-    accelerate launch examples/train.py                                    # the embedded sample
-    accelerate launch examples/train.py --tree flat                        # MDLM with as many parameters
-    accelerate launch examples/train.py --text corpus.txt --tree my_tree   # any text, any tree
+accelerate launch examples/train.py                                    # the embedded sample
+accelerate launch examples/train.py --tree flat                        # MDLM with as many parameters
+accelerate launch examples/train.py --text corpus.txt --tree my_tree   # any text, any tree
 """
 
 import argparse
@@ -39,26 +39,31 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--tree", default=str(SAMPLE), help="tree folder or Hub repository, or `flat` (MDLM)")
     data.add_argument("--tokenizer", help="tokenizer folder or Hub id; default: the tree's folder, else the sample's")
     size = parser.add_argument_group("model")
-    size.add_argument("--parameters", type=float, default=5.5e6, help="budget that sets the depth (default %(default)g)")
+    size.add_argument(
+        "--parameters", type=float, default=3.43e6, help="budget that sets the depth (default %(default)g)"
+    )
     size.add_argument("--layers", type=int, help="number of layers, instead of a budget")
-    size.add_argument("--hidden-size", type=int, default=224, help="(default %(default)s)")
-    size.add_argument("--heads", type=int, default=7, help="attention heads (default %(default)s)")
-    size.add_argument("--window", type=int, default=128, help="tokens per sequence (default %(default)s)")
+    size.add_argument("--hidden-size", type=int, default=168, help="(default %(default)s)")
+    size.add_argument("--heads", type=int, default=6, help="attention heads (default %(default)s)")
+    size.add_argument("--window", type=int, default=64, help="tokens per sequence (default %(default)s)")
+    size.add_argument("--rope-theta", type=float, default=100.0, help="small for short windows (default %(default)g)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, default=Path("runs/train"), help="folder (default %(default)s)")
-    run.add_argument("--steps", type=int, default=700, help="optimizer steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=1800, help="optimizer steps (default %(default)s)")
     run.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
     run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
-    run.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default %(default)s)")
+    run.add_argument("--learning-rate", type=float, default=3e-3, help="peak (default %(default)s)")
     run.add_argument("--warmup-steps", type=int, default=50, help="(default %(default)s)")
     run.add_argument("--weight-decay", type=float, default=0.1, help="(default %(default)s)")
     run.add_argument("--smallest-fraction", type=float, default=0.1, help="of a level's window (default %(default)s)")
     run.add_argument("--max-grad-norm", type=float, default=1.0, help="(default %(default)s)")
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: accelerate's, else fp32")
     run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    run.add_argument("--validate-every", type=int, default=100, help="steps (default %(default)s)")
-    run.add_argument("--save-every", type=int, default=200, help="steps (default %(default)s)")
-    run.add_argument("--seed", type=int, default=0, help="of initialisation, data order and noise (default %(default)s)")
+    run.add_argument("--validate-every", type=int, default=200, help="steps (default %(default)s)")
+    run.add_argument("--save-every", type=int, default=600, help="steps (default %(default)s)")
+    run.add_argument(
+        "--seed", type=int, default=0, help="of initialisation, data order and noise (default %(default)s)"
+    )
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     return parser.parse_args()
 
@@ -135,6 +140,7 @@ def make_model(tree: VocabularyTree, options: argparse.Namespace, eos_token_id: 
         "hidden_size": options.hidden_size,
         "num_attention_heads": options.heads,
         "max_position_embeddings": options.window,
+        "rope_theta": options.rope_theta,
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,

@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 
-
 AutoConfig.register(TreeDiffConfig.model_type, TreeDiffConfig, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
     auto_class.register(TreeDiffConfig, TreeDiffForDiffusionLM, exist_ok=True)

@@ -36,13 +36,13 @@ class TreeDiffConfig(PreTrainedConfig):
 
     vocab_size: int = 50257
     tree_depth: int = 1
-    max_branching: int | None = None
-    num_tree_nodes: int | None = None
+    max_branching: int = None  # type: ignore[assignment]  # these three are filled in below
+    num_tree_nodes: int = None  # type: ignore[assignment]
     tree_sha256: str | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    intermediate_size: int | None = None
+    intermediate_size: int = None  # type: ignore[assignment]
     max_position_embeddings: int = 1024
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6

@@ -109,7 +109,9 @@ class SequentialSchedule(LevelSchedule):
 
     def reverse_times(self, num_steps: int) -> torch.Tensor:  # noqa: D102
         if num_steps < self.depth:
-            raise ValueError(f"num_steps={num_steps} is too small: each of the tree's {self.depth} levels needs one step.")
+            raise ValueError(
+                f"num_steps={num_steps} is too small: each of the tree's {self.depth} levels needs one step."
+            )
         steps, extra = divmod(num_steps, self.depth)
         times = [torch.ones(1, dtype=torch.float64)]
         for index in range(self.depth):  # the coarsest level first: it has the last window

@@ -62,7 +62,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
             raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")
         self.validate()
 
-    def validate(self, **unused: Any) -> None:  # noqa: ANN401 -- the base class's signature varies by version
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise ValueError for values that no model could use."""
         for name in ("max_new_tokens", "num_steps", "num_return_sequences", "top_k"):
             value = getattr(self, name)
@@ -105,12 +105,13 @@ class TreeDiffGenerationMixin:
 
     # What the model class brings along.
     config: Any
-    generation_config: TreeDiffGenerationConfig
+    generation_config: Any
     device: torch.device
     schedule: LevelSchedule
     tree: Any
+    __call__: Callable[..., Any]
 
-    generation_config_class = TreeDiffGenerationConfig
+    generation_config_class: Any = TreeDiffGenerationConfig
 
     @torch.no_grad()
     def generate(
@@ -174,14 +175,14 @@ class TreeDiffGenerationMixin:
         generation_config: GenerationConfig | None,
         from_auto_class: bool,
         from_pipeline: str | None,
-        pretrained_model_name_or_path: str | None,
+        pretrained_model_name_or_path: str,
         *args: Any,  # noqa: ANN401 -- further arguments vary between versions of transformers
         trust_remote_code: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Load the saved generation config; `from_pretrained` calls this."""
         if generation_config is not None:
-            self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
+            self.generation_config = self.generation_config_class(**generation_config.to_dict())
             return
         hub = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:
@@ -200,7 +201,7 @@ class TreeDiffGenerationMixin:
     def _open_positions(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return start (B, T) and its attention mask: the given nodes, max_new_tokens roots, once per text asked for."""
+        """Return start (B, T) and its attention mask: the given nodes and max_new_tokens roots, per text asked for."""
         limit = self.config.max_position_embeddings
         new_tokens = settings.max_new_tokens
         if input_ids is None:
@@ -218,10 +219,14 @@ class TreeDiffGenerationMixin:
         roots = torch.full(shape, self.config.mask_token_id, dtype=torch.long, device=input_ids.device)
         node_ids = torch.cat([input_ids, roots], dim=1)
         if node_ids.shape[1] > limit:
-            raise ValueError(f"{node_ids.shape[1]} positions are more than the model's {limit} (max_position_embeddings).")
+            raise ValueError(
+                f"{node_ids.shape[1]} positions are more than the model's {limit} (max_position_embeddings)."
+            )
         if attention_mask is not None:
             if attention_mask.shape != input_ids.shape:
-                raise ValueError(f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ.")
+                raise ValueError(
+                    f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ."
+                )
             attention_mask = torch.cat([attention_mask, torch.ones_like(roots)], dim=1)
             attention_mask = attention_mask.repeat_interleave(settings.num_return_sequences, dim=0).to(self.device)
         return node_ids.repeat_interleave(settings.num_return_sequences, dim=0).to(self.device), attention_mask
@@ -251,7 +256,8 @@ def _child_chooser(settings: TreeDiffGenerationConfig, generator: torch.Generato
 
     def sample(logits: torch.Tensor) -> torch.Tensor:
         # Low-precision sampling silently lowers the entropy of the text: never below fp32.
-        cumulative = warpers(None, logits.float()).softmax(dim=-1).double().cumsum(dim=-1)
+        scores = warpers(None, logits.float())  # type: ignore[arg-type]  # these do not look at the text
+        cumulative = scores.softmax(dim=-1).double().cumsum(dim=-1)
         threshold = _uniform(cumulative.shape[:1], generator, logits.device)[:, None] * cumulative[:, -1:]
         # The first slot whose cumulative probability exceeds the threshold; one of probability 0 never does.
         return torch.searchsorted(cumulative, threshold.to(cumulative.dtype), right=True)[:, 0]

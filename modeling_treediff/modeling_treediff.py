@@ -92,6 +92,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 class TreeDiffModel(TreeDiffPreTrainedModel):
     """Hidden states from node ids. It owns the tree, as persistent integer buffers `tree_*` stored with the weights."""
 
+    tree_ancestors: torch.Tensor
+    tree_representative: torch.Tensor
+    tree_depth: torch.Tensor
+
     def __init__(self, config: TreeDiffConfig) -> None:
         """Allocate the network and the tree's tables; `TreeDiffForDiffusionLM.from_tree` fills the tables."""
         super().__init__(config)
@@ -115,8 +119,11 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutput:  # noqa: ANN401 -- transformers passes output switches
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
+    ) -> BaseModelOutput:
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E)."""
         try:
             embeddings_BTE = self._embed_paths(input_ids)
@@ -127,19 +134,18 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
             ) from error
         return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask))
 
-
     def _embed_paths(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T) -> (B, T, E): the sum of the vectors of a node and of its ancestors below the root.
+        """(B, T) -> (B, T, E): the sum of the vectors of a node and of all its ancestors.
 
-        Tokens share what their clusters know, so rare ones need not learn it on their own.
+        Tokens share what their clusters know, so rare ones need not learn it on their own; the root's vector, common
+        to all positions, gives attention a constant to build positional patterns from.
         """
+        level_D = torch.arange(self.config.tree_depth + 1, device=input_ids.device)
         depth_BT1 = self.tree_depth[input_ids][..., None]
-        level_D = torch.arange(1, self.config.tree_depth + 1, device=input_ids.device)
-        above_BTD = self.tree_ancestors[self.tree_representative[input_ids], 1:]
+        above_BTD = self.tree_ancestors[self.tree_representative[input_ids]]
         path_BTD = torch.where(level_D < depth_BT1, above_BTD, input_ids[..., None])
-        counted_BTD = level_D <= depth_BT1.clamp(min=1)
         # One lookup for all levels: a lookup each would add up as many gradients of the whole table.
-        return (self.embed_nodes(path_BTD) * counted_BTD[..., None]).sum(dim=2)
+        return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
 
 
 class ChildHead(nn.Module):
@@ -222,6 +228,8 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
             attention_mask: (B, T), 0 at padding.
             labels: (B, T) clean token ids, -100 where not counted; leaves in `input_ids` count as predicted.
             timesteps: (B,) times that `input_ids` were corrupted to; needed with labels.
+            output_hidden_states: also return the backbone's output.
+            **kwargs: switches of other models, ignored.
 
         Raises:
             ValueError: labels without timesteps, or ids outside the tree.
@@ -288,11 +296,12 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
 
     # ---- persistence ------------------------------------------------------------------------------------------
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # its other options are keywords here
         self,
         save_directory: str | os.PathLike,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         is_main_process: bool = True,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers' own options
     ) -> None:
         """Write weights, config, generation config, tree, code and, if given, the tokenizer.

@@ -47,7 +47,7 @@ class VocabularyTree:
 
     """
 
-    TABLES: ClassVar = ("ancestors", "children", "child_slot", "depth", "representative")
+    TABLES: ClassVar[tuple[str, ...]] = ("ancestors", "children", "child_slot", "depth", "representative")
 
     ancestors: torch.Tensor
     children: torch.Tensor
@@ -114,15 +114,18 @@ class VocabularyTree:
         representative_N = np.arange(num_nodes)
         for level in range(depth):
             representative_N[ancestor_VD[rarest_first, level]] = rarest_first  # the last write wins
-        tables = (ancestor_VD, children_IK, slot_N, depth_N, representative_N)
-        return cls(*(torch.from_numpy(table.astype(np.int64)) for table in tables), metadata=dict(metadata or {}))
+        tables = dict(zip(cls.TABLES, (ancestor_VD, children_IK, slot_N, depth_N, representative_N), strict=True))
+        tensors = {name: torch.from_numpy(table.astype(np.int64)) for name, table in tables.items()}
+        return cls(**tensors, metadata=dict(metadata or {}))
 
     @classmethod
     def flat(cls, vocab_size: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
         """Return the tree of depth 1: every token directly below the root. With it the model is MDLM."""
         if vocab_size < 1:
             raise ValueError(f"A vocabulary needs at least one token, got vocab_size={vocab_size}.")
-        return cls.from_paths(np.arange(vocab_size)[:, None], vocab_size, metadata={"method": "flat"} | (metadata or {}))
+        return cls.from_paths(
+            np.arange(vocab_size)[:, None], vocab_size, metadata={"method": "flat"} | (metadata or {})
+        )
 
     @classmethod
     def random(
@@ -179,7 +182,8 @@ class VocabularyTree:
         if max_branching is not None and fan_out > max_branching:
             token, level = np.argwhere(paths == fan_out - 1)[0]
             raise ValueError(
-                f"Node {ancestor_VD[token, level]} at depth {level} has {fan_out} children; at most {max_branching} fit."
+                f"Node {ancestor_VD[token, level]} at depth {level} has {fan_out} children, at most {max_branching} "
+                "are allowed."
             )
         return cls.from_paths(paths, max_branching or fan_out, metadata=metadata)
 
@@ -303,13 +307,15 @@ class VocabularyTree:
 
         """
         source = os.fspath(directory_or_repo)
-        file = cached_file(source, TREE_WEIGHTS_NAME, **hub_kwargs)
+        file = str(cached_file(source, TREE_WEIGHTS_NAME, **hub_kwargs))
         try:
             with safe_open(file, framework="np") as archive:
                 facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
                 paths, representative = archive.get_tensor("paths"), archive.get_tensor("representative")
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is not a complete vocabulary tree ({error}). Save or download it again.") from error
+            raise ValueError(
+                f"{file} is not a complete vocabulary tree ({error}). Save or download it again."
+            ) from error
         own = ("format_version", "vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "sha256")
         if facts.get("format_version") != FORMAT_VERSION:
             raise ValueError(
@@ -338,11 +344,21 @@ def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
             f"vocab_size, branching and depth must be at least 1, got {vocab_size}, {branching} and {depth}."
         )
     if branching**depth < vocab_size:
-        needed = next(k for k in range(branching, vocab_size + 1) if k**depth >= vocab_size)
+        needed = smallest_branching(vocab_size, depth)
         raise ValueError(
             f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "
             f"({branching}^{depth} = {branching**depth} leaves): use fan-out {needed} or more, or a deeper tree."
         )
+
+
+def smallest_branching(vocab_size: int, depth: int) -> int:
+    """Return the smallest fan-out K with K**depth >= vocab_size: the depth-th root rounded up, in exact integers."""
+    if vocab_size < 1 or depth < 1:
+        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
+    branching = max(1, int(vocab_size ** (1 / depth)) - 1)  # a lower bound, whatever the rounding
+    while branching**depth < vocab_size:
+        branching += 1
+    return branching
 
 
 def _as_int64(table: np.ndarray | torch.Tensor, name: str) -> np.ndarray:

@@ -156,7 +156,9 @@ def bayes_logits(nodes, joint, tree):
 def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree):
     """DESIGN fact: with p_theta = the true child posterior, the NELBO equals the data entropy, for every tree."""
     length, schedule = 2, SequentialSchedule(tree.tree_depth)
-    joint = np.random.default_rng(7).dirichlet(np.full(tree.vocab_size**length, 0.5)).reshape((tree.vocab_size,) * length)
+    joint = (
+        np.random.default_rng(7).dirichlet(np.full(tree.vocab_size**length, 0.5)).reshape((tree.vocab_size,) * length)
+    )
     entropy = -(joint * np.log(joint)).sum()
     # Gauss-Legendre in each window: the expectation is a polynomial of degree < length in u, so 4 nodes are exact.
     points, weights = np.polynomial.legendre.leggauss(4)

@@ -105,7 +105,9 @@ def test_greedy_takes_the_likeliest_child_and_needs_no_randomness(model):
         assert torch.equal(model.generate(max_new_tokens=1, num_steps=3, **near_greedy), node)
 
 
-@pytest.mark.parametrize(("option", "allowed"), [({"top_k": 2}, 2), ({"top_p": 0.6}, None), ({"temperature": 2.0}, None)])
+@pytest.mark.parametrize(
+    ("option", "allowed"), [({"top_k": 2}, 2), ({"top_p": 0.6}, None), ({"temperature": 2.0}, None)]
+)
 def test_sampling_options_shape_the_children_drawn(option, allowed):
     tree = VocabularyTree.flat(6)
     model = tiny_model(tree)

@@ -83,7 +83,7 @@ def broken(**changes):
         (torch.tensor([[2, 3, 5, 0], [2, 4, 5, 1]]), "Node 5 has 2 parents"),
         (broken(at_0_1=4, at_1_1=4), "cycle"),
         (torch.tensor([[2, 3, 0], [3, 2, 1]]), "several roots"),
-        (broken(at_2_1=5, at_3_1=5), "has 4 children; at most 3"),
+        (broken(at_2_1=5, at_3_1=5), "has 4 children, at most 3"),
     ],
     ids=["leaf too high", "wrong leaf", "two parents", "cycle", "two roots", "fan-out"],
 )

@@ -7,6 +7,6 @@ except ImportError as error:
 
 from .corpus_embeddings import count_tokens, token_embeddings
 from .tokenizer import train_tokenizer
-from .tree_builder import build_tree, smallest_branching
+from .tree_builder import build_tree
 
-__all__ = ["build_tree", "count_tokens", "smallest_branching", "token_embeddings", "train_tokenizer"]
+__all__ = ["build_tree", "count_tokens", "token_embeddings", "train_tokenizer"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..vocabulary_tree import VocabularyTree, check_feasible
+from ..vocabulary_tree import VocabularyTree, check_feasible, smallest_branching
 from .balanced_kmeans import balanced_kmeans, quantise, quantise_weights
 
 METHODS = ("balanced-kmeans",)
@@ -72,16 +72,6 @@ def build_tree(
         groups = parts
     facts = (metadata or {}) | {"method": method, "seed": seed}
     return VocabularyTree.from_paths(path_VD, branching, count_V, facts)
-
-
-def smallest_branching(vocab_size: int, depth: int) -> int:
-    """Return the smallest fan-out K with K**depth >= vocab_size: the depth-th root rounded up, in exact integers."""
-    if vocab_size < 1 or depth < 1:
-        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
-    branching = max(1, int(vocab_size ** (1 / depth)) - 1)  # a lower bound, whatever the rounding
-    while branching**depth < vocab_size:
-        branching += 1
-    return branching
 
 
 def _slots_by_frequency(cluster_N: np.ndarray, count_N: np.ndarray) -> np.ndarray:

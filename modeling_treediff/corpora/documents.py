@@ -6,9 +6,10 @@ import lzma
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
-OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
 def read_documents(source: str | os.PathLike, split: str = "train", text_column: str = "text") -> list[str]:

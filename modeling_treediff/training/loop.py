@@ -152,7 +152,9 @@ class _Run:
         self.first_step = self._start(resume)
         per_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
         self.tokens_per_step = per_step * length
-        windows = ShuffledWindows(training_windows, config.max_steps * per_step, config.seed, self.first_step * per_step)
+        windows = ShuffledWindows(
+            training_windows, config.max_steps * per_step, config.seed, self.first_step * per_step
+        )
         self.loader = self.accelerator.prepare(DataLoader(windows, config.batch_size, collate_fn=collator))
         self.metrics_file = config.output_dir / METRICS_NAME
         self.seconds = 0.0
@@ -161,7 +163,9 @@ class _Run:
         """Load the newest checkpoint, or begin; return the number of steps done."""
         folder = self.config.output_dir
         if self.store.steps() and not resume:
-            raise FileExistsError(f"{folder} holds checkpoints of an earlier run: go on with --resume, or take another.")
+            raise FileExistsError(
+                f"{folder} holds checkpoints of an earlier run: go on with --resume, or take another."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         done = self.store.load_latest()
         metrics = folder / METRICS_NAME
@@ -246,7 +250,7 @@ class _Run:
         length = min(32, model.config.max_position_embeddings)
         steps = max(length, model.config.tree_depth)
         token_ids = model.generate(max_new_tokens=length, num_steps=steps, generator=generator)
-        return self.tokenizer.decode(token_ids[0])
+        return str(self.tokenizer.decode(token_ids[0]))
 
     def finish(self) -> TrainingResult:
         """Measure the whole validation text and save the model into the output folder."""

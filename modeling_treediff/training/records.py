@@ -21,7 +21,9 @@ def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
         "command": " ".join(["python", *sys.argv]),
         "seed": seed,
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
         **facts,
     }
