@@ -8,6 +8,9 @@ VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 SAMPLE := tree_artifacts/sotu-8k
+# Left alone, accelerate gives a process on the CPU one thread.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process $(CORES)
 
 # glibc returns every large tensor to the kernel and faults it in again: CPU training is several times slower without.
 export MALLOC_MMAP_MAX_ = 0
@@ -25,7 +28,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: setup
 	rm -rf $(RUN)
 	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) --output $(RUN)/tree
-	$(BIN)/accelerate launch --num_processes 1 examples/train.py --tree $(RUN)/tree --tokenizer $(SAMPLE) --output $(RUN)/model
+	$(LAUNCH) examples/train.py --tree $(RUN)/tree --tokenizer $(SAMPLE) --output $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model --prompt "The state of the Union is"
 	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"

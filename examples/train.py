@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
@@ -99,6 +100,8 @@ def main() -> None:
     )
     windows = pack_windows(tokenize_documents(training, tokenizer), options.window)
     result = train(model, tokenizer, windows, pack_windows(held_out, options.window), config, options.resume)
+    if not PartialState().is_main_process:
+        return
     facts = {
         "tree": tree.metadata.get("method"),
         "tree_sha256": tree.sha256,

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,10 @@ from pathlib import Path
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary file beside `path`, then rename that file to `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.partial")  # a fixed name: the next attempt overwrites what a kill left
     try:
         write(temporary)
         _flush_to_disk(temporary)
-        temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,8 +34,9 @@ def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[P
     All slow work happens in the temporary folder; what remains is one rename per file, those for which
     `written_last(file name)` holds at the end. Files of `path` with other names stay.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path, prefix=".saving."))
+    temporary = path / ".partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]

@@ -52,7 +52,8 @@ class NelboEstimate:
 
     Attributes:
         value: the estimate; exp(value) bounds the perplexity.
-        standard_error: of the value, from the spread between sequences; times are stratified, so it errs high.
+        standard_error: of the value as an estimate for these sequences; infinite for a single corruption. It errs high:
+            times are stratified, and the spread between sequences counts too.
         level_losses: (D,) share of each level in the value, coarsest first.
         num_tokens: tokens counted.
 
@@ -179,6 +180,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
         self.model = TreeDiffModel(config)
         self.head = ChildHead(config)
         self._tree_metadata: dict[str, Any] = {}
+        self._tree_verified = False
         self.post_init()
 
     # ---- the tree ---------------------------------------------------------------------------------------------
@@ -204,7 +206,15 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
 
     @property
     def tree(self) -> VocabularyTree:
-        """The vocabulary tree with its provenance; its tables are the model's buffers."""
+        """The vocabulary tree with its provenance; its tables are the model's buffers.
+
+        Raises:
+            ValueError: on first use, if the buffers do not hold the tree that the config names: the model was made
+                from a config alone.
+
+        """
+        if not self._tree_verified:
+            self._verify_tree()
         view = self.model.tree
         view.metadata.update(self._tree_metadata)
         return view
@@ -277,22 +287,24 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
             ValueError: token ids outside the vocabulary.
 
         """
+        tree = self.tree
         mask = torch.ones_like(token_ids) if attention_mask is None else attention_mask
         tokens, mask = (part.repeat_interleave(num_samples, dim=0) for part in (token_ids, mask))
         nats, level_nats = [], torch.zeros(self.config.tree_depth, dtype=torch.float64)
         for some_tokens, some_mask in zip(tokens.split(batch_size), mask.split(batch_size), strict=True):
             some_tokens, some_mask = some_tokens.to(self.device), some_mask.to(self.device)
-            batch = corrupt(some_tokens, self.model.tree, self.schedule, None, generator, some_mask)
+            batch = corrupt(some_tokens, tree, self.schedule, None, generator, some_mask)
             output = self(batch.input_ids, some_mask, batch.labels, batch.timesteps)
             nats.append(output.nelbo.double().cpu())
             level_nats += output.level_losses.double().cpu() * int(some_mask.sum())
-        per_sequence = torch.cat(nats).view(-1, num_samples).mean(dim=1)
-        counts = mask.sum(dim=1).view(-1, num_samples)[:, 0].double().cpu()
-        value = float(per_sequence.sum() / counts.sum())
-        # Ratio estimator: the spread of each sequence's nats around the mean rate.
-        residual = per_sequence - value * counts
-        error = float(residual.square().sum().sqrt() / counts.sum())
-        return NelboEstimate(value, error, tuple((level_nats / mask.sum().cpu()).tolist()), int(counts.sum()))
+        counts = mask.sum(dim=1).double().cpu()
+        total = torch.cat(nats)
+        value = float(total.sum() / counts.sum())
+        # Ratio estimator: the spread of each corruption's nats around the mean rate.
+        spread = (total - value * counts).square().sum() * len(total) / max(len(total) - 1, 1)
+        error = float(spread.sqrt() / counts.sum()) if len(total) > 1 else float("inf")
+        levels = tuple((level_nats / counts.sum()).tolist())
+        return NelboEstimate(value, error, levels, int(counts.sum()) // num_samples)
 
     # ---- persistence ------------------------------------------------------------------------------------------
 
@@ -314,6 +326,8 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
         if tokenizer is not None:
             self.tree.check_tokenizer(tokenizer)
         target = Path(save_directory)
+        push = kwargs.pop("push_to_hub", False)
+        repo_id = kwargs.pop("repo_id", target.name)
         stale = set(target.glob("model*.safetensors*"))  # shards of an earlier save would be loaded beside ours
         with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
             super().save_pretrained(folder, **kwargs)
@@ -323,6 +337,8 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()
+        if push:
+            self.push_to_hub(repo_id, token=kwargs.get("token"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -340,22 +356,30 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        model._verify_tree(pretrained_model_name_or_path, {name: kwargs[name] for name in hub if name in kwargs})
+        model._verify_tree()
+        model._read_sidecar(pretrained_model_name_or_path, {name: kwargs[name] for name in hub if name in kwargs})
         return loaded
 
-    def _verify_tree(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:
-        """Compare the buffers, the sidecar file if there is one, and the config's fingerprint."""
-        expected = self.config.tree_sha256
-        found = {"the weights": self.tree.validate().sha256}
+    def _verify_tree(self) -> None:
+        """Raise ValueError unless the buffers hold the tree that the config names."""
+        tree = self.model.tree
+        if not tree.children.any():
+            raise ValueError("The model has no tree yet: make it with from_tree, or load it with from_pretrained.")
+        self._check_sha256("the weights", tree.validate().sha256)
+        self._tree_verified = True
+
+    def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:
+        """Take the provenance from the tree's own file, if the checkpoint has one, and compare the tree in it."""
         if source is not None and cached_file(
             source, TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
         ):
             sidecar = VocabularyTree.from_pretrained(source, **hub_kwargs)
-            found[TREE_WEIGHTS_NAME] = sidecar.sha256
+            self._check_sha256(TREE_WEIGHTS_NAME, sidecar.sha256)
             self._tree_metadata = dict(sidecar.metadata)
-        for place, sha256 in found.items():
-            if sha256 != expected:
-                raise ValueError(
-                    f"The vocabulary tree in {place} of {source} is not the one the model was trained with: sha256 "
-                    f"{sha256}, the config names {expected}. Restore the original files."
-                )
+
+    def _check_sha256(self, place: str, sha256: str) -> None:
+        if sha256 != self.config.tree_sha256:
+            raise ValueError(
+                f"The vocabulary tree in {place} of {self.config.name_or_path} is not the one the model was trained "
+                f"with: its sha256 is {sha256}, the config names {self.config.tree_sha256}. Restore the original files."
+            )

@@ -156,6 +156,17 @@ def test_a_tampered_tree_is_refused_wherever_it_lies(checkpoint):
     TreeDiffForDiffusionLM.from_pretrained(checkpoint)  # the weights alone are enough to run
 
 
+def test_a_model_made_from_a_config_alone_says_that_it_has_no_tree(model):
+    from transformers import AutoModel
+
+    empty = AutoModel.from_config(model.config)
+    for use in (lambda: empty.tree, lambda: empty.generate(num_steps=3), lambda: empty.nelbo(torch.tensor([[1]]))):
+        with pytest.raises(ValueError, match="no tree yet: make it with from_tree"):
+            use()
+    empty.load_state_dict(model.state_dict())
+    assert empty.tree.sha256 == model.tree.sha256
+
+
 def test_config_of_another_tree_is_refused(checkpoint):
     file = checkpoint / "config.json"
     config = json.loads(file.read_text())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
@@ -112,9 +112,10 @@ def train(
 
     """
     run = _Run(model, tokenizer, training_windows, validation_windows, config, resume)
-    with run.metrics_file.open("a", encoding="utf-8") as metrics:
-        for step, facts in run.steps():
-            print(json.dumps({"step": step} | facts), file=metrics, flush=True)
+    for step, facts in run.steps():
+        if run.accelerator.is_main_process:
+            with run.metrics_file.open("a", encoding="utf-8") as metrics:
+                print(json.dumps({"step": step} | facts), file=metrics)
     return run.finish()
 
 
@@ -137,7 +138,10 @@ class _Run:
         set_seed(config.seed)
         self.config, self.tokenizer, self.validation_windows = config, tokenizer, validation_windows
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            # The only buffers are the tree, which never changes.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.memory = MemoryTracker(self.accelerator.device)
         if config.gradient_checkpointing:
@@ -168,11 +172,8 @@ class _Run:
             )
         folder.mkdir(parents=True, exist_ok=True)
         done = self.store.load_latest()
-        metrics = folder / METRICS_NAME
-        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= done]  # drop steps that are run again
         if self.accelerator.is_main_process:
-            write_atomically(metrics, lambda path: path.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
+            _drop_later_steps(folder / METRICS_NAME, done)
         return done
 
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -225,10 +226,11 @@ class _Run:
         """Estimate the validation NELBO on some windows and write a sample of text."""
         estimate = self.estimate(self.validation_windows[: self.config.validation_windows])
         sample = self._sample()
-        bar.write(
-            f"step {bar.n + 1}: validation NELBO {estimate.value:.3f} +- {estimate.standard_error:.3f} nats/token, "
-            f"perplexity <= {math.exp(estimate.value):.1f}\n  {sample!r}"
-        )
+        if self.accelerator.is_main_process:
+            bar.write(
+                f"step {bar.n + 1}: validation NELBO {estimate.value:.3f} +- {estimate.standard_error:.3f} nats/token, "
+                f"perplexity <= {math.exp(estimate.value):.1f}\n  {sample!r}"
+            )
         return {
             "nelbo": estimate.value,
             "nelbo_standard_error": estimate.standard_error,
@@ -261,6 +263,13 @@ class _Run:
         self.accelerator.wait_for_everyone()
         tokens = self.config.max_steps * self.tokens_per_step
         return TrainingResult(validation, tokens, self.seconds, asdict(self.memory.peak()))
+
+
+def _drop_later_steps(metrics: Path, step: int) -> None:
+    """Keep the lines up to `step`: what came later is run again. A kill may have cut the last line."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_atomically(metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
