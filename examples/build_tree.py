@@ -17,13 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from modeling_treediff.atomic_files import update_folder
 from modeling_treediff.building import build_tree, count_tokens, token_embeddings, train_tokenizer
 from modeling_treediff.corpora import read_documents
-from modeling_treediff.vocabulary_tree import (
-    TREE_CONFIG_NAME,
-    TREE_WEIGHTS_NAME,
-    VocabularyTree,
-    check_feasible,
-    smallest_branching,
-)
+from modeling_treediff.tree_tables import check_feasible, smallest_branching
+from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
 
 def parse_arguments() -> argparse.Namespace:

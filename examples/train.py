@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--rope-theta", type=float, default=100.0, help="small for short windows (default %(default)g)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, default=Path("runs/train"), help="folder (default %(default)s)")
-    run.add_argument("--steps", type=int, default=1800, help="optimizer steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=1200, help="optimizer steps (default %(default)s)")
     run.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
     run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
     run.add_argument("--learning-rate", type=float, default=3e-3, help="peak (default %(default)s)")
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: accelerate's, else fp32")
     run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     run.add_argument("--validate-every", type=int, default=200, help="steps (default %(default)s)")
-    run.add_argument("--save-every", type=int, default=600, help="steps (default %(default)s)")
+    run.add_argument("--save-every", type=int, default=400, help="steps (default %(default)s)")
     run.add_argument(
         "--seed", type=int, default=0, help="of initialisation, data order and noise (default %(default)s)"
     )

@@ -3,25 +3,23 @@
 Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.initialization as init
-from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput, cached_file, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
-from .atomic_files import update_folder
-from .backbone_treediff import TreeDiffBackbone, TreeDiffBlock
+# Every shipped file is imported here directly: older releases of transformers copy no others.
+from .atomic_files import update_folder  # noqa: F401
+from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import LevelSchedule, corrupt, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
-from .vocabulary_tree import TREE_WEIGHTS_NAME, VocabularyTree
+from .pretrained_treediff import TreeDiffPreTrainedModel
+from .tree_tables import check_feasible  # noqa: F401
+from .vocabulary_tree import VocabularyTree
 
 
 @dataclass
@@ -65,31 +63,6 @@ class NelboEstimate:
     num_tokens: int
 
 
-class TreeDiffPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation, shared by all models."""
-
-    config_class = TreeDiffConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["TreeDiffBlock"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; projections back into the residual stream are smaller, so that depth does not inflate it."""
-        super()._init_weights(module)
-        if isinstance(module, TreeDiffBlock):
-            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
-            for projection in (module.self_attn.o_proj, module.mlp.down_proj):
-                init.normal_(projection.weight, mean=0.0, std=std)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
-        """Refuse: a token is a leaf of the tree."""
-        raise ValueError("The vocabulary is the tree's leaves: build a tree for the new tokenizer and a model from it.")
-
-
 class TreeDiffModel(TreeDiffPreTrainedModel):
     """Hidden states from node ids. It owns the tree, as persistent integer buffers `tree_*` stored with the weights."""
 
@@ -108,11 +81,6 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         self.embed_nodes = nn.Embedding(config.num_tree_nodes, config.hidden_size)
         self.backbone = TreeDiffBackbone(config)
         self.post_init()
-
-    @property
-    def tree(self) -> VocabularyTree:
-        """The vocabulary tree, as a view of the buffers on their device."""
-        return VocabularyTree(**{name: getattr(self, f"tree_{name}") for name in VocabularyTree.TABLES})
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the (N, E) node embedding."""
@@ -179,47 +147,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
         self.schedule = LevelSchedule.from_config(config)
         self.model = TreeDiffModel(config)
         self.head = ChildHead(config)
-        self._tree_metadata: dict[str, Any] = {}
-        self._tree_verified = False
         self.post_init()
-
-    # ---- the tree ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_tree(cls, tree: VocabularyTree, **config_kwargs: Any) -> "TreeDiffForDiffusionLM":  # noqa: ANN401
-        """Make a freshly initialised model over a tree.
-
-        Args:
-            tree: the vocabulary tree; its provenance is kept and saved with the model.
-            config_kwargs: fields of TreeDiffConfig that the tree does not determine.
-
-        Raises:
-            ValueError: an invalid tree or contradictory sizes.
-
-        """
-        tree.validate()
-        model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
-        for name in VocabularyTree.TABLES:
-            getattr(model.model, f"tree_{name}").copy_(getattr(tree, name))
-        model._tree_metadata = dict(tree.metadata)
-        return model
-
-    @property
-    def tree(self) -> VocabularyTree:
-        """The vocabulary tree with its provenance; its tables are the model's buffers.
-
-        Raises:
-            ValueError: on first use, if the buffers do not hold the tree that the config names: the model was made
-                from a config alone.
-
-        """
-        if not self._tree_verified:
-            self._verify_tree()
-        view = self.model.tree
-        view.metadata.update(self._tree_metadata)
-        return view
-
-    # ---- forward and likelihood -------------------------------------------------------------------------------
 
     @can_return_tuple
     def forward(
@@ -246,7 +174,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
 
         """
         hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
-        tree = self.model.tree
+        tree = self._tree_view()
         logits_BTK = self.head(hidden_BTE, tree.depth[input_ids])
         if self.config.tree_depth > 1:  # the flat tree's root has all children
             parent_row = (input_ids - self.config.vocab_size).clamp(min=0)
@@ -305,81 +233,3 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
         error = float(spread.sqrt() / counts.sum()) if len(total) > 1 else float("inf")
         levels = tuple((level_nats / counts.sum()).tolist())
         return NelboEstimate(value, error, levels, int(counts.sum()) // num_samples)
-
-    # ---- persistence ------------------------------------------------------------------------------------------
-
-    def save_pretrained(  # type: ignore[override]  # its other options are keywords here
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        **kwargs: Any,  # noqa: ANN401 -- transformers' own options
-    ) -> None:
-        """Write weights, config, generation config, tree, code and, if given, the tokenizer.
-
-        Everything is written to a temporary folder first; then each file replaces its older version in one step,
-        the weights last. A kill while writing leaves an older checkpoint in the folder as it was.
-        """
-        if not is_main_process:
-            return
-        if tokenizer is not None:
-            self.tree.check_tokenizer(tokenizer)
-        target = Path(save_directory)
-        push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", target.name)
-        stale = set(target.glob("model*.safetensors*"))  # shards of an earlier save would be loaded beside ours
-        with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
-            super().save_pretrained(folder, **kwargs)
-            self.tree.save_pretrained(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            stale -= {target / file.name for file in folder.iterdir()}
-        for file in stale:
-            file.unlink()
-        if push:
-            self.push_to_hub(repo_id, token=kwargs.get("token"))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Load as transformers does, then verify the tree in the weights and beside them against the config.
-
-        Raises:
-            ValueError: damaged weights, or a tree that is not the one the config names.
-
-        """
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} are damaged ({error}). Save or download them again."
-            ) from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        model._verify_tree()
-        model._read_sidecar(pretrained_model_name_or_path, {name: kwargs[name] for name in hub if name in kwargs})
-        return loaded
-
-    def _verify_tree(self) -> None:
-        """Raise ValueError unless the buffers hold the tree that the config names."""
-        tree = self.model.tree
-        if not tree.children.any():
-            raise ValueError("The model has no tree yet: make it with from_tree, or load it with from_pretrained.")
-        self._check_sha256("the weights", tree.validate().sha256)
-        self._tree_verified = True
-
-    def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:
-        """Take the provenance from the tree's own file, if the checkpoint has one, and compare the tree in it."""
-        if source is not None and cached_file(
-            source, TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
-        ):
-            sidecar = VocabularyTree.from_pretrained(source, **hub_kwargs)
-            self._check_sha256(TREE_WEIGHTS_NAME, sidecar.sha256)
-            self._tree_metadata = dict(sidecar.metadata)
-
-    def _check_sha256(self, place: str, sha256: str) -> None:
-        if sha256 != self.config.tree_sha256:
-            raise ValueError(
-                f"The vocabulary tree in {place} of {self.config.name_or_path} is not the one the model was trained "
-                f"with: its sha256 is {sha256}, the config names {self.config.tree_sha256}. Restore the original files."
-            )

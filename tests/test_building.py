@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from modeling_treediff.building import build_tree, count_tokens, token_embeddings, train_tokenizer
 from modeling_treediff.building.balanced_kmeans import _auction, _centroids, balanced_kmeans, quantise, quantise_weights
 from modeling_treediff.corpora import read_documents
-from modeling_treediff.vocabulary_tree import VocabularyTree, smallest_branching
+from modeling_treediff.tree_tables import smallest_branching
+from modeling_treediff.vocabulary_tree import VocabularyTree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"

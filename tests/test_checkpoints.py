@@ -24,6 +24,8 @@ SHIPPED = {
     "diffusion_process.py",
     "generation_treediff.py",
     "modeling_treediff.py",
+    "pretrained_treediff.py",
+    "tree_tables.py",
     "vocabulary_tree.py",
 }
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..vocabulary_tree import VocabularyTree, check_feasible, smallest_branching
+from ..tree_tables import check_feasible, smallest_branching
+from ..vocabulary_tree import VocabularyTree
 from .balanced_kmeans import balanced_kmeans, quantise, quantise_weights
 
 METHODS = ("balanced-kmeans",)

@@ -1,0 +1,168 @@
+"""What all models share: they own a vocabulary tree, and are saved and loaded together with it.
+
+In a checkpoint the tree lives as persistent integer buffers in the weights, which alone are enough to run, and as a
+readable file beside them with its provenance. Loading compares both with the fingerprint in the config.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import transformers.initialization as init
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from .atomic_files import update_folder
+from .backbone_treediff import TreeDiffBlock
+from .configuration_treediff import TreeDiffConfig
+from .vocabulary_tree import TREE_WEIGHTS_NAME, VocabularyTree
+
+
+class TreeDiffPreTrainedModel(PreTrainedModel):
+    """Base of all models. The base model, `self.base_model`, holds the tree in its buffers `tree_*`."""
+
+    config_class = TreeDiffConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TreeDiffBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        """Start without a tree; `from_tree` or `from_pretrained` fill it in."""
+        super().__init__(config)
+        self._tree_metadata: dict[str, Any] = {}
+        self._tree_verified = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights; projections back into the residual stream are smaller, so that depth does not inflate it."""
+        super()._init_weights(module)
+        if isinstance(module, TreeDiffBlock):
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            for projection in (module.self_attn.o_proj, module.mlp.down_proj):
+                init.normal_(projection.weight, mean=0.0, std=std)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
+        """Refuse: a token is a leaf of the tree."""
+        raise ValueError("The vocabulary is the tree's leaves: build a tree for the new tokenizer and a model from it.")
+
+    # ---- the tree ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_tree(cls, tree: VocabularyTree, **config_kwargs: Any) -> Self:  # noqa: ANN401 -- fields of the config
+        """Make a freshly initialised model over a tree.
+
+        Args:
+            tree: the vocabulary tree; its provenance is kept and saved with the model.
+            **config_kwargs: fields of TreeDiffConfig that the tree does not determine.
+
+        Raises:
+            ValueError: an invalid tree or contradictory sizes.
+
+        """
+        tree.validate()
+        model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
+        for name in VocabularyTree.TABLES:
+            getattr(model.base_model, f"tree_{name}").copy_(getattr(tree, name))
+        model._tree_metadata = dict(tree.metadata)
+        return model
+
+    @property
+    def tree(self) -> VocabularyTree:
+        """The vocabulary tree with its provenance; its tables are the model's buffers, on their device.
+
+        Raises:
+            ValueError: on first use, if the buffers do not hold the tree that the config names: the model was made
+                from a config alone.
+
+        """
+        if not self._tree_verified:
+            self._verify_tree()
+        return self._tree_view()
+
+    def _tree_view(self) -> VocabularyTree:
+        """Return the tree without the check: `forward` is traced and must not look at values."""
+        tables = {name: getattr(self.base_model, f"tree_{name}") for name in VocabularyTree.TABLES}
+        return VocabularyTree(**tables, metadata=dict(self._tree_metadata))
+
+    def _verify_tree(self) -> None:
+        """Raise ValueError unless the buffers hold the tree that the config names."""
+        tree = self._tree_view()
+        if not tree.children.any():
+            raise ValueError("The model has no tree yet: make it with from_tree, or load it with from_pretrained.")
+        self._check_sha256("the weights", tree.validate().sha256)
+        self._tree_verified = True
+
+    # ---- persistence ------------------------------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]  # its other options are keywords here
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,  # noqa: ANN401 -- transformers' own options
+    ) -> None:
+        """Write weights, config, generation config, tree, code and, if given, the tokenizer.
+
+        Everything is written to a temporary folder first; then each file replaces its older version in one step,
+        the weights last. A kill while writing leaves an older checkpoint in the folder as it was.
+        """
+        if not is_main_process:
+            return
+        if tokenizer is not None:
+            self.tree.check_tokenizer(tokenizer)
+        target = Path(save_directory)
+        push = kwargs.pop("push_to_hub", False)
+        repo_id = kwargs.pop("repo_id", target.name)
+        stale = set(target.glob("model*.safetensors*"))  # shards of an earlier save would be loaded beside ours
+        with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
+            super().save_pretrained(folder, **kwargs)
+            self.tree.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            stale -= {target / file.name for file in folder.iterdir()}
+        for file in stale:
+            file.unlink()
+        if push:
+            self.push_to_hub(repo_id, token=kwargs.get("token"))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load as transformers does, then verify the tree in the weights and beside them against the config.
+
+        Raises:
+            ValueError: damaged weights, or a tree that is not the one the config names.
+
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} are damaged ({error}). Save or download them again."
+            ) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        model._verify_tree()
+        model._read_sidecar(pretrained_model_name_or_path, {name: kwargs[name] for name in hub if name in kwargs})
+        return loaded
+
+    def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:
+        """Take the provenance from the tree's own file, if the checkpoint has one, and compare the tree in it."""
+        if source is not None and cached_file(
+            source, TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
+        ):
+            sidecar = VocabularyTree.from_pretrained(source, **hub_kwargs)
+            self._check_sha256(TREE_WEIGHTS_NAME, sidecar.sha256)
+            self._tree_metadata = dict(sidecar.metadata)
+
+    def _check_sha256(self, place: str, sha256: str) -> None:
+        if sha256 != self.config.tree_sha256:
+            raise ValueError(
+                f"The vocabulary tree in {place} of {self.config.name_or_path} is not the one the model was trained "
+                f"with: its sha256 is {sha256}, the config names {self.config.tree_sha256}. Restore the original files."
+            )

@@ -1,0 +1,30 @@
+"""The README's numbers are the recorded ones, and the records hold what the project promises of its quickstart."""
+
+import json
+
+from conftest import REPOSITORY, run_python
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+
+def record(name):
+    return json.loads((RESULTS / f"quickstart_{name}.json").read_text())
+
+
+def test_readme_shows_the_recorded_results():
+    ran = run_python("benchmarks/render_readme.py", "--check")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_quickstart_beats_the_unigram_entropy_by_half_a_nat():
+    tree = record("tree")
+    assert tree["nelbo"] <= tree["unigram_entropy"] - 0.5
+
+
+def test_recorded_runs_had_the_same_budget_and_say_what_made_them():
+    tree, flat = record("tree"), record("flat")
+    sizes = [sum(run["parameters"].values()) for run in (tree, flat)]
+    assert abs(sizes[0] - sizes[1]) <= 0.01 * sizes[1]
+    for run in (tree, flat):
+        assert run["commit"] and "dirty" not in run["commit"]
+        assert "examples/train.py" in run["command"] and run["versions"]["torch"]
