@@ -63,15 +63,16 @@ def start(
     options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, mask_token_id: int
 ) -> tuple[torch.Tensor | None, int | None]:
     """Return the (1, T) nodes to start from and the number of open positions to append."""
-    if options.infill:
+    if options.infill is not None:
         node_ids: list[int] = []
         for part in re.findall(r"_|[^_]+", options.infill):
             node_ids += [mask_token_id] if part == "_" else tokenizer(part, add_special_tokens=False)["input_ids"]
         if mask_token_id not in node_ids:
             raise ValueError("--infill needs at least one _ to fill.")
         return torch.tensor([node_ids]), None
-    if options.prompt:
-        return torch.tensor([tokenizer(options.prompt, add_special_tokens=False)["input_ids"]]), options.max_new_tokens
+    if options.prompt is not None:
+        node_ids = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
+        return torch.tensor([node_ids], dtype=torch.long), options.max_new_tokens
     return None, options.max_new_tokens
 
 

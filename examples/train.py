@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.corpora import read_documents, split_documents
 from modeling_treediff.training import (
     TrainingConfig,
+    TrainingResult,
     pack_windows,
     tokenize_documents,
     train,
@@ -50,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--rope-theta", type=float, default=100.0, help="small for short windows (default %(default)g)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, default=Path("runs/train"), help="folder (default %(default)s)")
-    run.add_argument("--steps", type=int, default=1200, help="optimizer steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=1500, help="optimizer steps (default %(default)s)")
     run.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
     run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
     run.add_argument("--learning-rate", type=float, default=3e-3, help="peak (default %(default)s)")
@@ -60,8 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--max-grad-norm", type=float, default=1.0, help="(default %(default)s)")
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: accelerate's, else fp32")
     run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    run.add_argument("--validate-every", type=int, default=200, help="steps (default %(default)s)")
-    run.add_argument("--save-every", type=int, default=400, help="steps (default %(default)s)")
+    run.add_argument("--validate-every", type=int, default=250, help="steps (default %(default)s)")
+    run.add_argument("--save-every", type=int, default=500, help="steps (default %(default)s)")
     run.add_argument(
         "--seed", type=int, default=0, help="of initialisation, data order and noise (default %(default)s)"
     )
@@ -72,17 +73,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read text and tree, train, and write the model and `result.json` to the output folder."""
     options = parse_arguments()
-    tokenizer_source = options.tokenizer or (SAMPLE if options.tree == "flat" else options.tree)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
-    if options.tree == "flat":
-        tree = VocabularyTree.flat(len(tokenizer), metadata={"tokenizer": tokenizer.name_or_path})
-    else:
-        tree = VocabularyTree.from_pretrained(options.tree)
-        tree.check_tokenizer(tokenizer)
-    training, validation = read_texts(options)
-    held_out = tokenize_documents(validation, tokenizer)
+    config = training_config(options)
+    tree, tokenizer = load_tree(options)
+    training, validation = (
+        pack_windows(tokenize_documents(documents, tokenizer), options.window) for documents in read_texts(options)
+    )
     model = make_model(tree, options, tokenizer.eos_token_id)
-    config = TrainingConfig(
+    result = train(model, tokenizer, training, validation, config, options.resume)
+    if PartialState().is_main_process:
+        report(model, result, unigram_entropy(validation), options)
+
+
+def training_config(options: argparse.Namespace) -> TrainingConfig:
+    """Return the settings of the run."""
+    return TrainingConfig(
         output_dir=options.output,
         max_steps=options.steps,
         batch_size=options.batch_size,
@@ -98,13 +102,26 @@ def main() -> None:
         save_every=options.save_every,
         seed=options.seed,
     )
-    windows = pack_windows(tokenize_documents(training, tokenizer), options.window)
-    result = train(model, tokenizer, windows, pack_windows(held_out, options.window), config, options.resume)
-    if not PartialState().is_main_process:
-        return
+
+
+def load_tree(options: argparse.Namespace) -> tuple[VocabularyTree, PreTrainedTokenizerBase]:
+    """Return the tree and the tokenizer whose tokens are its leaves."""
+    source = str(options.tokenizer or (SAMPLE if options.tree == "flat" else options.tree))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if options.tree == "flat":
+        name = Path(source).name if Path(source).is_dir() else source
+        return VocabularyTree.flat(len(tokenizer), metadata={"tokenizer": name}), tokenizer
+    tree = VocabularyTree.from_pretrained(options.tree)
+    tree.check_tokenizer(tokenizer)
+    return tree, tokenizer
+
+
+def report(model: TreeDiffForDiffusionLM, result: TrainingResult, entropy: float, options: argparse.Namespace) -> None:
+    """Write `result.json` and print what it says."""
+    bound = result.validation
     facts = {
-        "tree": tree.metadata.get("method"),
-        "tree_sha256": tree.sha256,
+        "tree": model.tree.metadata.get("method"),
+        "tree_sha256": model.config.tree_sha256,
         "parameters": model.config.count_parameters(),
         "num_hidden_layers": model.config.num_hidden_layers,
         "hidden_size": model.config.hidden_size,
@@ -113,17 +130,17 @@ def main() -> None:
         "tokens_seen": result.tokens_seen,
         "training_seconds": round(result.seconds, 1),
         "peak_memory_bytes": result.peak_memory,
-        "unigram_entropy": unigram_entropy(held_out),
-        "nelbo": result.validation.value,
-        "nelbo_standard_error": result.validation.standard_error,
-        "level_losses": result.validation.level_losses,
-        "validation_tokens": result.validation.num_tokens,
+        "unigram_entropy": entropy,
+        "nelbo": bound.value,
+        "nelbo_standard_error": bound.standard_error,
+        "level_losses": bound.level_losses,
+        "validation_tokens": bound.num_tokens,
     }
     write_record(options.output / "result.json", facts, options.seed)
     print(
-        f"\nvalidation NELBO {facts['nelbo']:.3f} +- {facts['nelbo_standard_error']:.3f} nats/token, perplexity <= "
-        f"{math.exp(facts['nelbo']):.1f}; unigram entropy of the same text {facts['unigram_entropy']:.3f}\n"
-        f"{facts['training_seconds']:.0f} s for {options.steps} steps; model in {options.output}"
+        f"\nvalidation NELBO {bound.value:.3f} +- {bound.standard_error:.3f} nats/token, perplexity <= "
+        f"{math.exp(bound.value):.1f}; unigram entropy of the same text {entropy:.3f}\n"
+        f"{result.seconds:.0f} s for {options.steps} steps; model in {options.output}"
     )
 
 
@@ -148,7 +165,9 @@ def make_model(tree: VocabularyTree, options: argparse.Namespace, eos_token_id: 
         "bos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,
     }
-    layers = options.layers or TreeDiffConfig.for_budget(tree, int(options.parameters), **fields).num_hidden_layers
+    layers = options.layers
+    if layers is None:
+        layers = TreeDiffConfig.for_budget(tree, int(options.parameters), **fields).num_hidden_layers
     torch.manual_seed(options.seed)
     return TreeDiffForDiffusionLM.from_tree(tree, num_hidden_layers=layers, **fields)
 

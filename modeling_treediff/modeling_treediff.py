@@ -86,14 +86,16 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         """Return the (N, E) node embedding."""
         return self.embed_nodes
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
     ) -> BaseModelOutput:
-        """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E)."""
+        """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
+
+        Ids outside the tree raise ValueError on a CPU; a GPU only asserts, so `corrupt` and `generate` check before.
+        """
         try:
             embeddings_BTE = self._embed_paths(input_ids)
         except IndexError as error:
@@ -140,6 +142,8 @@ class ChildHead(nn.Module):
 
 class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
 
     def __init__(self, config: TreeDiffConfig) -> None:
         """Allocate the model; its tree is still empty. Use `from_tree` or `from_pretrained`."""

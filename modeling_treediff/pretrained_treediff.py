@@ -8,14 +8,12 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-import transformers.initialization as init
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .atomic_files import update_folder
-from .backbone_treediff import TreeDiffBlock
 from .configuration_treediff import TreeDiffConfig
 from .vocabulary_tree import TREE_WEIGHTS_NAME, VocabularyTree
 
@@ -28,8 +26,6 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["TreeDiffBlock"]
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: TreeDiffConfig) -> None:
@@ -37,14 +33,6 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self._tree_metadata: dict[str, Any] = {}
         self._tree_verified = False
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; projections back into the residual stream are smaller, so that depth does not inflate it."""
-        super()._init_weights(module)
-        if isinstance(module, TreeDiffBlock):
-            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
-            for projection in (module.self_attn.o_proj, module.mlp.down_proj):
-                init.normal_(projection.weight, mean=0.0, std=std)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
         """Refuse: a token is a leaf of the tree."""
@@ -109,17 +97,27 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Write weights, config, generation config, tree, code and, if given, the tokenizer.
 
-        Everything is written to a temporary folder first; then each file replaces its older version in one step,
-        the weights last. A kill while writing leaves an older checkpoint in the folder as it was.
+        Everything slow happens in a temporary folder; then each file replaces its older version in one rename, the
+        weights last. So a kill while writing leaves an older checkpoint of the same shape, in one weights file, as it
+        was or as it is now. Only a kill between the renames, milliseconds, can mix an older checkpoint of another
+        shape or in several shards with the new one; save those to a new folder.
+
+        Raises:
+            ValueError: the tokenizer's size is not the tree's, the buffers no longer hold the tree that the config
+                names, or push_to_hub.
+
         """
         if not is_main_process:
             return
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("Save first, then call push_to_hub.")
+        self._verify_tree()
         if tokenizer is not None:
             self.tree.check_tokenizer(tokenizer)
-        target = Path(save_directory)
-        push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", target.name)
-        stale = set(target.glob("model*.safetensors*"))  # shards of an earlier save would be loaded beside ours
+        target, stem = Path(save_directory), f"model.{kwargs['variant']}" if kwargs.get("variant") else "model"
+        # Weights of an earlier save in other shards would be loaded instead of ours, or beside them.
+        patterns = (f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json")
+        stale = {file for pattern in patterns for file in target.glob(pattern)}
         with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
             super().save_pretrained(folder, **kwargs)
             self.tree.save_pretrained(folder)
@@ -128,8 +126,6 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()
-        if push:
-            self.push_to_hub(repo_id, token=kwargs.get("token"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -144,6 +140,13 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} are damaged ({error}). Save or download them again."
+            ) from error
+        except RuntimeError as error:
+            if "mismatched" not in str(error):
+                raise
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} have other sizes than its config.json names. Restore "
+                "the original files."
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")

@@ -13,7 +13,7 @@ every table below follows from them.
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -190,6 +190,10 @@ class VocabularyTree:
 
     # ---- properties -------------------------------------------------------------------------------------------
 
+    def to(self, device: torch.device | str) -> "VocabularyTree":
+        """Return the same tree with its tables on another device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in self.TABLES})
+
     @property
     def vocab_size(self) -> int:
         """V, the number of tokens."""
@@ -307,32 +311,26 @@ class VocabularyTree:
             ValueError: the file is damaged, of a newer format, or was changed after it was written.
 
         """
-        source = os.fspath(directory_or_repo)
-        file = str(cached_file(source, TREE_WEIGHTS_NAME, **hub_kwargs))
+        file = Path(str(cached_file(os.fspath(directory_or_repo), TREE_WEIGHTS_NAME, **hub_kwargs)))
         try:
             with safe_open(file, framework="np") as archive:
                 facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
                 paths, representative = archive.get_tensor("paths"), archive.get_tensor("representative")
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            if facts["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"it has format {facts['format_version']}, this version reads {FORMAT_VERSION}")
+            tree = cls.from_paths(paths, facts["max_branching"])
+            tree.representative.copy_(torch.from_numpy(representative.astype(np.int64)))
+            tree.validate()
+            readable = file.with_name(TREE_CONFIG_NAME)
+            recorded = [facts, json.loads(readable.read_text(encoding="utf-8"))] if readable.exists() else [facts]
+            for expected in (record["sha256"] for record in recorded):
+                if tree.sha256 != expected:
+                    raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{file} is not a complete vocabulary tree ({error}). Save or download it again."
+                f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
+                "Restore the original files."
             ) from error
         own = ("format_version", "vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "sha256")
-        if facts.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{file} has tree format {facts.get('format_version')}, this version reads {FORMAT_VERSION}: "
-                "update modeling_treediff."
-            )
-        metadata = {key: value for key, value in facts.items() if key not in own}
-        tree = cls.from_paths(paths, facts["max_branching"], metadata=metadata)
-        tree.representative.copy_(torch.from_numpy(representative.astype(np.int64)))
-        tree.validate()
-        readable = Path(file).with_name(TREE_CONFIG_NAME)
-        written = json.loads(readable.read_text(encoding="utf-8"))["sha256"] if readable.exists() else facts["sha256"]
-        for expected in (facts["sha256"], written):
-            if tree.sha256 != expected:
-                raise ValueError(
-                    f"The tree in {source} was changed after it was saved: its sha256 is {tree.sha256}, recorded is "
-                    f"{expected}. Restore the original files."
-                )
+        tree.metadata.update({key: value for key, value in facts.items() if key not in own})
         return tree

@@ -55,3 +55,12 @@ def test_every_nth_document_is_held_out():
     assert sorted(training + held_out, key=int) == documents
     with pytest.raises(ValueError, match="3 documents are too few"):
         split_documents(documents[:3], 4)
+    for n in (1, 0, -1):
+        with pytest.raises(ValueError, match="take 2 or more"):
+            split_documents(documents, n)
+
+
+def test_unknown_endings_of_files_are_not_looked_up_elsewhere(tmp_path):
+    (tmp_path / "notes.log").write_text(TEXT)
+    with pytest.raises(ValueError, match="notes.log has an unknown ending; known: .txt"):
+        read_documents(tmp_path / "notes.log")

@@ -1,8 +1,8 @@
 """Training: order, noise, resuming, checkpoints, memory."""
 
-import dataclasses
 import json
 import mmap
+import os
 import shutil
 
 import numpy as np
@@ -24,7 +24,7 @@ from modeling_treediff.training import (
     train,
     unigram_entropy,
 )
-from modeling_treediff.training.memory import PROCESS_RESET
+from modeling_treediff.training.memory import PROCESS_RESET, PROCESS_STATUS
 
 
 @pytest.fixture(autouse=True)
@@ -85,10 +85,34 @@ def test_resuming_is_bit_identical_to_not_stopping(tmp_path, tree, tokenizer, wi
     assert equal(whole, resumed) and whole_losses == resumed_losses
 
 
-def test_accumulated_batches_are_one_large_batch(tmp_path, tree, tokenizer, windows):
-    """Not the same noise (it is drawn per pass), but the same number of updates and tokens, and no step in between."""
-    _, accumulated, result = run(tmp_path / "a", tree, tokenizer, windows, gradient_accumulation_steps=3, save_every=0)
-    assert len(accumulated) == 6 and result.tokens_seen == 6 * 4 * 16 * 3
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_steps_are_adamw_on_the_mean_gradient_of_their_passes(tmp_path, tree, tokenizer, windows, accumulation):
+    """Against a loop written out in plain torch: same windows and noise, gradients averaged, clipped, AdamW, cosine."""
+    settings = {"max_steps": 3, "warmup_steps": 1, "learning_rate": 1e-2, "weight_decay": 0.2, "max_grad_norm": 0.5}
+    trained, ours, _ = run(
+        tmp_path, tree, tokenizer, windows, gradient_accumulation_steps=accumulation, save_every=0, **settings
+    )
+    model = tiny_model(tree, num_hidden_layers=1).train()
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    items, collator = ShuffledWindows(windows, 12 * accumulation, 0), DiffusionCollator(tree, model.schedule, 0)
+    for step in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (0.0 if step == 0 else (1 + np.cos(np.pi * (step - 1) / 2)) / 2)
+        loss = 0
+        for index in range(step * accumulation, (step + 1) * accumulation):
+            batch = collator([items[row] for row in range(4 * index, 4 * index + 4)])
+            loss = loss + model(**batch).loss / accumulation
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        assert loss.item() == pytest.approx(ours[step], rel=1e-5)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_checkpoints_rotate_and_each_is_a_model(tmp_path, tree, tokenizer, windows):
@@ -100,11 +124,60 @@ def test_checkpoints_rotate_and_each_is_a_model(tmp_path, tree, tokenizer, windo
     assert len(AutoTokenizer.from_pretrained(tmp_path / names[0], trust_remote_code=True)) == 8192
 
 
-def test_an_earlier_run_is_not_overwritten(tmp_path, tree, tokenizer, windows):
-    before, *_ = run(tmp_path, tree, tokenizer, windows)
+@pytest.mark.parametrize("save_every", [0, 2])
+def test_an_earlier_run_is_not_overwritten(tmp_path, tree, tokenizer, windows, save_every):
+    before, *_ = run(tmp_path, tree, tokenizer, windows, save_every=save_every)
     with pytest.raises(FileExistsError, match="--resume"):
         run(tmp_path, tree, tokenizer, windows, seed=5)
     assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"batch_size": 2}, "windows per step was 4, is 2"),
+        ({"tree": VocabularyTree.random(8192, 91, 2, seed=9)}, "tree was"),
+        ({"windows": np.zeros((30, 16), np.int32)}, "training text was"),
+        ({"max_steps": 3}, "has done 6 steps already"),
+    ],
+    ids=["seed", "batch", "tree", "text", "fewer steps"],
+)
+def test_another_run_cannot_be_resumed(tmp_path, tree, tokenizer, windows, changes, message):
+    before, *_ = run(tmp_path, tree, tokenizer, windows)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **({"tree": tree, "tokenizer": tokenizer, "windows": windows} | changes), resume=True)
+    assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
+        ({"save_every": -1}, "save_every must not be negative"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"smallest_fraction": 1.0}, "smallest_fraction must lie between"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**({"output_dir": None, "max_steps": 1} | setting))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
+def test_fp16_without_a_gpu_is_refused(tmp_path, tree, tokenizer, windows):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        run(tmp_path / "new", tree, tokenizer, windows, mixed_precision="fp16")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_trains_on_the_gpu(tmp_path, tree, tokenizer, windows, precision):
+    *_, result = run(tmp_path, tree, tokenizer, windows, mixed_precision=precision, max_steps=20)
+    assert np.isfinite(losses(tmp_path)).all() and result.peak_memory["allocated"] > 0
 
 
 def test_validation_and_samples_are_logged(tmp_path, tree, tokenizer, windows):
@@ -186,6 +259,7 @@ def test_unigram_entropy_of_known_distributions():
     assert unigram_entropy(np.array([0, 0, 0, 1])) == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
 
 
+@pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="this system has no /proc/self/status")
 def test_memory_tracker_sees_a_large_block_and_can_be_reset():
     """A block straight from the kernel, since an allocator may reuse what it has."""
     tracker, size = MemoryTracker("cpu"), 64 * 2**20
@@ -197,7 +271,7 @@ def test_memory_tracker_sees_a_large_block_and_can_be_reset():
     block.close()
     assert tracker.peak().resident > during - 2**20  # a peak does not fall; the kernel's counter lags by some pages
     assert tracker.peak().allocated is None and "RSS" in str(tracker.peak())
-    if PROCESS_RESET.exists():
+    if os.access(PROCESS_RESET, os.W_OK):
         tracker.reset()
         assert tracker.peak().resident < during - size // 2
 
@@ -210,22 +284,23 @@ def test_memory_tracker_reports_the_device():
 
 
 def test_the_hugging_face_trainer_works_too(tmp_path, tree, windows):
-    model = tiny_model(tree, num_hidden_layers=1)
-    before = model.head.levels[0].weight.detach().clone()
-    arguments = TrainingArguments(
-        str(tmp_path),
-        max_steps=3,
-        per_device_train_batch_size=4,
-        report_to=[],
-        remove_unused_columns=False,
-        use_cpu=True,
-    )
+    """And averages over accumulated passes: a logged loss is nats per token, whatever their number."""
     rows = [{"input_ids": row.tolist()} for row in windows]
-    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=DiffusionCollator(model.tree, model.schedule))
-    trainer.train()
-    assert not torch.equal(model.head.levels[0].weight, before)
-
-
-def test_config_is_immutable():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainingConfig(output_dir=None, max_steps=1).max_steps = 2
+    logged = []
+    for accumulation in (1, 4):
+        model = tiny_model(tree, num_hidden_layers=1)
+        before = model.head.levels[0].weight.detach().clone()
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=accumulation,
+            report_to=[],
+            remove_unused_columns=False,
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        collator = DiffusionCollator(model.tree, model.schedule)
+        logged.append(Trainer(model, arguments, train_dataset=rows, data_collator=collator).train().training_loss)
+        assert not torch.equal(model.head.levels[0].weight, before)
+    assert 0.5 < logged[0] / logged[1] < 2

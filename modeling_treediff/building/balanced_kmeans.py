@@ -14,6 +14,7 @@ from scipy import sparse
 LENGTH_BITS = 12
 MAX_WEIGHT = 256
 STEP = 0.05  # the auction's bid increment, as a fraction of a typical spread of scores
+MAX_ITERATIONS = 12  # at most so many rounds of assignment and new centroids
 PATIENCE = 50  # rounds of the auction until its increment doubles
 
 
@@ -37,7 +38,6 @@ def balanced_kmeans(
     capacity: int,
     generator: np.random.Generator,
     weight_N: np.ndarray | None = None,
-    max_iterations: int = 12,
 ) -> np.ndarray:
     """Cluster points by Lloyd's iteration in which an auction assigns the points.
 
@@ -47,7 +47,6 @@ def balanced_kmeans(
         capacity: the largest size of a cluster; K * capacity >= N.
         generator: randomness of the k-means++ seeding; only its stable stream `random()` is used.
         weight_N: (N,) integers in float64, from `quantise_weights`: how much each point matters.
-        max_iterations: at most so many rounds of assignment and new centroids.
 
     Returns:
         (N,) cluster indices in 0..K-1; a cluster may be empty.
@@ -61,7 +60,7 @@ def balanced_kmeans(
     weight_N = np.ones(len(point_NE)) if weight_N is None else weight_N
     centroid_KE = _seed_centroids(point_NE, weight_N, num_clusters, generator)
     cluster_N = np.full(len(point_NE), -1)
-    for _ in range(max_iterations):
+    for _ in range(MAX_ITERATIONS):
         score_NK = 2 * (point_NE @ centroid_KE.T) - (centroid_KE * centroid_KE).sum(axis=1)
         score_NK *= weight_N[:, None]
         before_N, cluster_N = cluster_N, _auction(score_NK, capacity)

@@ -13,6 +13,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
+CONTEXT_SMOOTHING = 0.75  # exponent on the neighbours' frequencies; below 1 it damps the PMI of rare neighbours
+SINGULAR_VALUE_POWER = 0.5  # how strongly the leading dimensions outweigh the others, 0 to 1
+
 
 def count_tokens(token_id_sequences: Iterable[Sequence[int] | np.ndarray], vocab_size: int) -> np.ndarray:
     """Count how often each token occurs.
@@ -38,8 +41,6 @@ def token_embeddings(
     token_id_sequences: Iterable[Sequence[int] | np.ndarray],
     vocab_size: int,
     dimensions: int = 64,
-    context_smoothing: float = 0.75,
-    singular_value_power: float = 0.5,
 ) -> np.ndarray:
     """Embed every token by its left and right neighbours in the texts.
 
@@ -47,8 +48,6 @@ def token_embeddings(
         token_id_sequences: tokenized documents; neighbours never cross from one document to the next.
         vocab_size: V.
         dimensions: E; where the text supports fewer, the last columns are zero.
-        context_smoothing: exponent on the neighbours' frequencies; below 1 it damps the PMI of rare neighbours.
-        singular_value_power: how strongly the leading dimensions outweigh the others, 0 to 1.
 
     Returns:
         (V, E) float64, rows of length one, so that distances are angles; zero rows for tokens without neighbours.
@@ -60,10 +59,10 @@ def token_embeddings(
     follows_VV = _count_neighbours(token_id_sequences, vocab_size)
     if follows_VV.nnz == 0:
         raise ValueError("The texts hold no two neighbouring tokens: there is nothing to embed from.")
-    left_VV = _positive_pmi(follows_VV.T.tocsr(), context_smoothing)
-    right_VV = _positive_pmi(follows_VV, context_smoothing)
+    left_VV = _positive_pmi(follows_VV.T.tocsr())
+    right_VV = _positive_pmi(follows_VV)
     vectors_VE, values_E = _leading_singular_vectors(sparse.hstack([left_VV, right_VV], format="csr"), dimensions)
-    embedding_VE = vectors_VE * values_E**singular_value_power
+    embedding_VE = vectors_VE * values_E**SINGULAR_VALUE_POWER
     length_V1 = np.linalg.norm(embedding_VE, axis=1, keepdims=True)
     # A token that the kept dimensions do not see has a length of rounding error only; scaled up it would be noise.
     seen_V1 = length_V1 > 1e-9 * length_V1.max()
@@ -90,10 +89,10 @@ def _count_neighbours(token_id_sequences: Iterable[Sequence[int] | np.ndarray], 
     return sparse.coo_array(cells, shape=(vocab_size, vocab_size)).tocsr()
 
 
-def _positive_pmi(counts_VC: sparse.csr_array, context_smoothing: float) -> sparse.csr_array:
+def _positive_pmi(counts_VC: sparse.csr_array) -> sparse.csr_array:
     """Return max(0, log(p(token, context) / (p(token) p(context)))) of the (tokens, contexts) counts."""
     token_V = counts_VC.sum(axis=1)
-    context_C = counts_VC.sum(axis=0) ** context_smoothing
+    context_C = counts_VC.sum(axis=0) ** CONTEXT_SMOOTHING
     cells = counts_VC.tocoo()
     pmi = np.log(cells.data * context_C.sum() / (token_V[cells.row] * context_C[cells.col]))
     keep = pmi > 0

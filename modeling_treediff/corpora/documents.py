@@ -46,9 +46,11 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
     """Hold out every n-th document, spread evenly over the corpus; return (training, held-out) documents.
 
     Raises:
-        ValueError: there are fewer documents than `held_out_every`.
+        ValueError: `held_out_every` is below 2, or there are fewer documents than that.
 
     """
+    if held_out_every < 2:
+        raise ValueError(f"One document in {held_out_every} cannot be held out: take 2 or more.")
     held_out = documents[held_out_every - 1 :: held_out_every]
     if not held_out:
         raise ValueError(
@@ -88,6 +90,9 @@ def _read_dataset(source: str | os.PathLike, split: str, text_column: str) -> li
             raise FileNotFoundError(f"There is no file {path}.")
         dataset = load_dataset(loaders[path.suffix.lower()], data_files=name, split="train")
     else:
+        if path.is_file():
+            known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *loaders])
+            raise ValueError(f"{path} has an unknown ending; known: {known}. Rename a plain text to .txt.")
         dataset = load_dataset(name, split=split)
     if text_column not in dataset.column_names:
         raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(dataset.column_names)}.")

@@ -1,5 +1,6 @@
 """Checkpoints of a run: whole folders that appear in one rename, the newest few of them kept."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from modeling_treediff.atomic_files import commit_folder
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 NAME = re.compile(r"checkpoint-(\d+)")
+IDENTITY_NAME = "run.json"
 
 
 class CheckpointStore:
@@ -22,10 +24,19 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, accelerator: Accelerator, folder: Path, keep: int, tokenizer: PreTrainedTokenizerBase | None
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        keep: int,
+        tokenizer: PreTrainedTokenizerBase,
+        identity: dict[str, Any],
     ) -> None:
-        """Keep the newest `keep` checkpoints in `folder`; the tokenizer is saved with each."""
+        """Keep the newest `keep` checkpoints in `folder`; tokenizer and identity are saved with each.
+
+        The identity is what must be equal for a checkpoint to continue the same run: JSON facts by name.
+        """
         self.accelerator, self.folder, self.keep, self.tokenizer = accelerator, folder, keep, tokenizer
+        self.identity = identity
         accelerator.register_save_state_pre_hook(self._save_model)
         accelerator.register_load_state_pre_hook(self._load_model)
 
@@ -52,11 +63,25 @@ class CheckpointStore:
         return final
 
     def load_latest(self) -> int:
-        """Load the newest checkpoint into everything that was prepared; return its step, 0 if there is none."""
+        """Load the newest checkpoint into everything that was prepared; return its step, 0 if there is none.
+
+        Raises:
+            ValueError: the checkpoint is of another run.
+
+        """
         steps = self.steps()
         if not steps:
             return 0
-        self.accelerator.load_state(str(self.folder / f"checkpoint-{steps[-1]:07d}"))
+        folder = self.folder / f"checkpoint-{steps[-1]:07d}"
+        theirs = json.loads((folder / IDENTITY_NAME).read_text(encoding="utf-8"))
+        differing = [
+            f"{name} was {theirs.get(name)}, is {self.identity.get(name)}"
+            for name in sorted(theirs.keys() | self.identity.keys())
+            if theirs.get(name) != self.identity.get(name)
+        ]
+        if differing:
+            raise ValueError(f"{folder} is of another run and cannot be resumed: {'; '.join(differing)}.")
+        self.accelerator.load_state(str(folder))
         return steps[-1]
 
     def _save_model(self, models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
@@ -64,6 +89,8 @@ class CheckpointStore:
             unwrapped = self.accelerator.unwrap_model(model)
             is_main = self.accelerator.is_main_process
             unwrapped.save_pretrained(folder, tokenizer=self.tokenizer, is_main_process=is_main)
+            if is_main:
+                (Path(folder) / IDENTITY_NAME).write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
         weights.clear()  # accelerate would write them a second time
 
     def _load_model(self, models: list[torch.nn.Module], folder: str) -> None:

@@ -1,5 +1,6 @@
 """The training loop: Accelerate, AdamW with warm-up and cosine, validation, samples, checkpoints, resume."""
 
+import hashlib
 import json
 import math
 import time
@@ -68,6 +69,26 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before anything is read or written."""
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "keep_checkpoints",
+            "validation_windows",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "validate_every", "save_every", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not 0 < self.smallest_fraction < 1:
+            raise ValueError(f"smallest_fraction must lie between 0 and 1, got {self.smallest_fraction}.")
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -76,7 +97,7 @@ class TrainingResult:
     Attributes:
         validation: bound on the whole validation text, nats per token.
         tokens_seen: tokens of all steps and processes.
-        seconds: wall time of the optimizer steps of this process, without validation and checkpoints.
+        seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints.
         peak_memory: of this process, in bytes, as `PeakMemory`.
 
     """
@@ -106,8 +127,9 @@ def train(
         resume: go on from the newest checkpoint in the output folder; bit-identical to not having stopped.
 
     Raises:
-        ValueError: tokenizer and tree disagree, or windows longer than the model's positions.
-        FileExistsError: the output folder holds checkpoints and `resume` is off.
+        ValueError: tokenizer and tree disagree, windows longer than the model's positions, a checkpoint of another
+            run, or a precision that the device does not have.
+        FileExistsError: the output folder holds an earlier run and `resume` is off.
         FloatingPointError: the loss is not finite.
 
     """
@@ -137,43 +159,41 @@ class _Run:
         model.tree.check_tokenizer(tokenizer)
         set_seed(config.seed)
         self.config, self.tokenizer, self.validation_windows = config, tokenizer, validation_windows
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            # The only buffers are the tree, which never changes.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        self.accelerator = _make_accelerator(config)
         self.memory = MemoryTracker(self.accelerator.device)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), config.learning_rate, (0.9, 0.98))
         self.schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.max_steps)
-        tree = model.tree  # of this process; the loader's workers get a copy
-        collator = DiffusionCollator(tree, model.schedule, config.seed, config.smallest_fraction)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.accelerator.register_for_checkpointing(self.schedule)
-        self.store = CheckpointStore(self.accelerator, config.output_dir, config.keep_checkpoints, tokenizer)
-        self.first_step = self._start(resume)
+        collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.smallest_fraction)
         per_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
         self.tokens_per_step = per_step * length
+        identity = _identity(model, training_windows, config) | {"windows per step": per_step}
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.store = CheckpointStore(self.accelerator, config.output_dir, config.keep_checkpoints, tokenizer, identity)
+        self.metrics_file = config.output_dir / METRICS_NAME
+        self.first_step = self._start(resume)
         windows = ShuffledWindows(
             training_windows, config.max_steps * per_step, config.seed, self.first_step * per_step
         )
         self.loader = self.accelerator.prepare(DataLoader(windows, config.batch_size, collate_fn=collator))
-        self.metrics_file = config.output_dir / METRICS_NAME
-        self.seconds = 0.0
 
     def _start(self, resume: bool) -> int:
         """Load the newest checkpoint, or begin; return the number of steps done."""
         folder = self.config.output_dir
-        if self.store.steps() and not resume:
-            raise FileExistsError(
-                f"{folder} holds checkpoints of an earlier run: go on with --resume, or take another."
-            )
+        earlier = [name for name in (METRICS_NAME, "model.safetensors") if (folder / name).exists()]
+        if not resume and (earlier or self.store.steps()):
+            raise FileExistsError(f"{folder} holds an earlier run: go on with --resume, or take another --output.")
         folder.mkdir(parents=True, exist_ok=True)
         done = self.store.load_latest()
+        if done > self.config.max_steps:
+            raise ValueError(
+                f"{folder} has done {done} steps already, more than the {self.config.max_steps} asked for."
+            )
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            _drop_later_steps(folder / METRICS_NAME, done)
+            _drop_later_steps(self.metrics_file, done)
         return done
 
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -190,13 +210,12 @@ class _Run:
             if not self.accelerator.sync_gradients:
                 continue
             step += 1
-            loss = torch.stack(losses).mean().item()
+            loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses = []
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss is {loss} at step {step}. Lower the learning rate, or use bf16.")
             elapsed = time.perf_counter() - started
-            self.seconds += elapsed
-            facts = {"loss": loss, "tokens_per_second": round(self.tokens_per_step / elapsed)}
+            facts = {"loss": loss, "seconds": elapsed}
             shown["loss"] = loss if "loss" not in shown else 0.95 * shown["loss"] + 0.05 * loss
             if config.validate_every and step % config.validate_every == 0:
                 facts |= self._validate(bar)
@@ -204,7 +223,7 @@ class _Run:
             if config.save_every and step % config.save_every == 0:
                 self.store.save(step)
             bar.update()
-            bar.set_postfix({**shown, "tok/s": facts["tokens_per_second"], "peak": str(self.memory.peak())})
+            bar.set_postfix({**shown, "tok/s": round(self.tokens_per_step / elapsed), "peak": str(self.memory.peak())})
             yield step, facts
             started = time.perf_counter()
         bar.close()
@@ -262,7 +281,34 @@ class _Run:
         model.save_pretrained(self.config.output_dir, tokenizer=self.tokenizer, is_main_process=is_main)
         self.accelerator.wait_for_everyone()
         tokens = self.config.max_steps * self.tokens_per_step
-        return TrainingResult(validation, tokens, self.seconds, asdict(self.memory.peak()))
+        steps = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        seconds = sum(json.loads(line)["seconds"] for line in steps)
+        return TrainingResult(validation, tokens, seconds, asdict(self.memory.peak()))
+
+
+def _make_accelerator(config: TrainingConfig) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # The only buffers are the tree, which never changes.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU: a CPU would silently train in fp32. Use bf16 or fp32.")
+    return accelerator
+
+
+def _identity(model: TreeDiffForDiffusionLM, windows: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
+    """Return what makes a run the same run: model, data, order and noise."""
+    return {
+        "tree": model.tree.sha256,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": model.config.num_hidden_layers,
+        "tokens per window": windows.shape[1],
+        "training text": hashlib.sha256(np.ascontiguousarray(windows).tobytes()).hexdigest(),
+        "seed": config.seed,
+        "smallest_fraction": config.smallest_fraction,
+    }
 
 
 def _drop_later_steps(metrics: Path, step: int) -> None:

@@ -60,9 +60,9 @@ class MemoryTracker:
 
 
 def _peak_resident_bytes() -> int:
-    try:
-        lines = PROCESS_STATUS.read_text().splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    lines = PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # since the process began: cannot be reset
+    return peak if sys.platform == "darwin" else peak * 1024

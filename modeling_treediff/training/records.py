@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from modeling_treediff.atomic_files import write_atomically
 
@@ -28,6 +29,11 @@ def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
         **facts,
     }
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record, indent=2) + "\n", "utf-8"))
+
+
+def _device() -> str:
+    device = PartialState().device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
 def _commit() -> str | None:

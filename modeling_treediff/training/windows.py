@@ -75,7 +75,7 @@ class ShuffledWindows(Dataset):
 
 
 class DiffusionCollator:
-    """Stacks windows and corrupts them, on the loader's workers: the model's forward stays free of randomness.
+    """Stacks windows and corrupts them in the data loader: the model's forward stays free of randomness.
 
     With `position` in the features (see `ShuffledWindows`) the noise depends on (seed, position) alone, otherwise on
     torch's global generator.
@@ -88,7 +88,8 @@ class DiffusionCollator:
 
         The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit.
         """
-        self.tree, self.schedule, self.seed, self.smallest_fraction = tree, schedule, seed, smallest_fraction
+        # The loader works on the host, wherever the model's own tree lies.
+        self.tree, self.schedule, self.seed, self.smallest_fraction = tree.to("cpu"), schedule, seed, smallest_fraction
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return input_ids (B, T), labels (B, T) and timesteps (B,), as `forward` takes them."""
