@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 SAMPLE := tree_artifacts/sotu-8k
 # Left alone, accelerate gives a process on the CPU one thread.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process $(CORES)
+LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
 
 # glibc returns every large tensor to the kernel and faults it in again: CPU training is several times slower without.
 export MALLOC_MMAP_MAX_ = 0

@@ -153,7 +153,9 @@ class TreeDiffGenerationMixin:
             logits = self(input_ids=node_ids, attention_mask=attention_mask).logits
             probability_D = self.schedule.refine_probability(start, end)
             # A leaf has depth D: the appended 0 keeps it where it is.
-            probability = torch.cat([probability_D, torch.zeros(1, dtype=probability_D.dtype)]).to(node_ids.device)
+            probability = torch.cat([probability_D, torch.zeros(1)]).to(
+                node_ids.device, _sampling_dtype(node_ids.device)
+            )
             moves = _uniform(node_ids.shape, generator, node_ids.device) < probability[self.tree.depth[node_ids]]
             node_ids = self._descend(node_ids, logits, moves & ~padding, choose)
             if settings.output_history:
@@ -257,10 +259,12 @@ def _child_chooser(settings: TreeDiffGenerationConfig, generator: torch.Generato
     def sample(logits: torch.Tensor) -> torch.Tensor:
         # Low-precision sampling silently lowers the entropy of the text: never below fp32.
         scores = warpers(None, logits.float())  # type: ignore[arg-type]  # these do not look at the text
-        cumulative = scores.softmax(dim=-1).double().cumsum(dim=-1)
-        threshold = _uniform(cumulative.shape[:1], generator, logits.device)[:, None] * cumulative[:, -1:]
+        cumulative = scores.softmax(dim=-1).to(_sampling_dtype(logits.device)).cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        threshold = _uniform(cumulative.shape[:1], generator, logits.device)[:, None] * total
+        threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))  # whatever the rounding
         # The first slot whose cumulative probability exceeds the threshold; one of probability 0 never does.
-        return torch.searchsorted(cumulative, threshold.to(cumulative.dtype), right=True)[:, 0]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
     return sample
 
@@ -268,4 +272,8 @@ def _child_chooser(settings: TreeDiffGenerationConfig, generator: torch.Generato
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
     """Draw from U[0, 1) on the generator's device and move there."""
     source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
+    return torch.rand(shape, generator=generator, device=source, dtype=_sampling_dtype(device)).to(device)
+
+
+def _sampling_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which that device lacks

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from modeling_treediff.corpora import read_documents
 
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 TINY = [
     "--hidden-size",
     "16",
@@ -181,3 +182,23 @@ def test_killed_runs_resume_to_the_same_parameters(corpus, tmp_path):
     assert kills >= 1
     assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert (output / "metrics.jsonl").read_text().count("\n") == 60
+
+
+def test_the_readmes_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        ran = run_python(code=block)
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_the_readmes_commands_name_real_options():
+    """Every option in the README's shell blocks is one that the script of its line has."""
+    lines = re.findall(r"^(?:python|accelerate launch [^ ]*) ?(examples/\w+\.py)(.*)$", README, re.MULTILINE)
+    assert len(lines) >= 3
+    for script in {script for script, _ in lines}:
+        known = run_python(script, "--help").stdout
+        for option in {
+            word for name, rest in lines if name == script for word in rest.split() if word.startswith("--")
+        }:
+            assert option in known, (script, option)
