@@ -28,8 +28,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 quickstart: setup
 	rm -rf $(RUN)
-	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) --output $(RUN)/tree
-	$(LAUNCH) examples/train.py --tree $(RUN)/tree --tokenizer $(SAMPLE) --output $(RUN)/model
+	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
+		--licence PDDL-1.0 --output $(RUN)/tree
+	$(LAUNCH) examples/train.py --tree $(RUN)/tree --output $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model --prompt "The state of the Union is"
 	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"

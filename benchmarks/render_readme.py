@@ -45,7 +45,8 @@ def table() -> str:
         if differing := [key for key in shared if record[key] != first[key]]:
             raise ValueError(f"{name} was not run under the same protocol: {', '.join(differing)} differ.")
     lines = [
-        "| model | parameters (head) | steps | time | peak memory | validation NELBO, nats/token | perplexity ≤ | "
+        "| model | parameters (head) | steps | training time | peak memory | "
+        "validation NELBO, nats/token | perplexity ≤ | "
         "below unigram |\n",
         "|---|---|---|---|---|---|---|---|\n",
         *(row(name, record) for name, record in records.items()),

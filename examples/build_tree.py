@@ -25,6 +25,9 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="UTF-8 text (.txt, .txt.xz, ...) or a dataset")
+    parser.add_argument("--split", default="train", help="split of a dataset (default %(default)s)")
+    parser.add_argument("--configuration", help="configuration (subset) of a Hub dataset that has several")
+    parser.add_argument("--text-column", default="text", help="text column of a dataset (default %(default)s)")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--tokenizer", help="folder or Hub id of a tokenizer")
     vocabulary.add_argument("--train-tokenizer", type=int, metavar="V", help="learn a tokenizer of V tokens first")
@@ -33,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--method", choices=("balanced-kmeans", "random", "flat"), default="balanced-kmeans")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--licence", help="licence of the text, kept with the tree")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the tree and the tokenizer if trained")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tree and its tokenizer")
     return parser.parse_args()
 
 
@@ -41,15 +44,14 @@ def main() -> None:
     """Read the text, get a tokenizer, build the tree, save both."""
     args = parse_arguments()
     with stage("text"):
-        documents = read_documents(args.text)
+        documents = read_documents(args.text, args.split, args.text_column, args.configuration)
     with stage("tokenizer"):
         tokenizer = load_or_train_tokenizer(args, documents)
     with stage("tree"):
         tree = make_tree(args, tokenizer, documents)
     print_clusters(tree, tokenizer)
     with stage("saved"):
-        if args.train_tokenizer is not None:
-            save_tokenizer(tokenizer, args.output)
+        save_tokenizer(tokenizer, args.output)
         tree.save_pretrained(args.output)
     print(f"{args.output}: {tree.vocab_size} tokens, fan-out {tree.max_branching}, depth {tree.tree_depth}")
 

@@ -92,5 +92,5 @@ def draft(node_ids: torch.Tensor, model: Any, tokenizer: PreTrainedTokenizerBase
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"generate.py: {error}")

@@ -6,7 +6,6 @@ accelerate launch examples/train.py --text corpus.txt --tree my_tree   # any tex
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -37,9 +36,10 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--validation-text", help="held-out text; default: every n-th document of --text")
     data.add_argument("--hold-out-every", type=int, default=20, help="n of the above (default %(default)s)")
     data.add_argument("--split", default="train", help="split of a dataset (default %(default)s)")
+    data.add_argument("--configuration", help="configuration (subset) of a Hub dataset that has several")
     data.add_argument("--text-column", default="text", help="text column of a dataset (default %(default)s)")
     data.add_argument("--tree", default=str(SAMPLE), help="tree folder or Hub repository, or `flat` (MDLM)")
-    data.add_argument("--tokenizer", help="tokenizer folder or Hub id; default: the tree's folder, else the sample's")
+    data.add_argument("--tokenizer", help="tokenizer folder or Hub id; default: the tree's; for `flat` the sample's")
     size = parser.add_argument_group("model")
     size.add_argument(
         "--parameters", type=float, default=3.43e6, help="budget that sets the depth (default %(default)g)"
@@ -57,7 +57,12 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--learning-rate", type=float, default=3e-3, help="peak (default %(default)s)")
     run.add_argument("--warmup-steps", type=int, default=50, help="(default %(default)s)")
     run.add_argument("--weight-decay", type=float, default=0.1, help="(default %(default)s)")
-    run.add_argument("--smallest-fraction", type=float, default=0.1, help="of a level's window (default %(default)s)")
+    run.add_argument(
+        "--smallest-fraction",
+        type=float,
+        default=TrainingConfig.smallest_fraction,
+        help="of a level's window (default %(default)s)",
+    )
     run.add_argument("--max-grad-norm", type=float, default=1.0, help="(default %(default)s)")
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: accelerate's, else fp32")
     run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
@@ -75,8 +80,9 @@ def main() -> None:
     options = parse_arguments()
     config = training_config(options)
     tree, tokenizer = load_tree(options)
+    texts = zip(("training text", "held-out text"), read_texts(options), strict=True)
     training, validation = (
-        pack_windows(tokenize_documents(documents, tokenizer), options.window) for documents in read_texts(options)
+        pack_windows(tokenize_documents(documents, tokenizer), options.window, name) for name, documents in texts
     )
     model = make_model(tree, options, tokenizer.eos_token_id)
     result = train(model, tokenizer, training, validation, config, options.resume)
@@ -139,7 +145,7 @@ def report(model: TreeDiffForDiffusionLM, result: TrainingResult, entropy: float
     write_record(options.output / "result.json", facts, options.seed)
     print(
         f"\nvalidation NELBO {bound.value:.3f} +- {bound.standard_error:.3f} nats/token, perplexity <= "
-        f"{math.exp(bound.value):.1f}; unigram entropy of the same text {entropy:.3f}\n"
+        f"{bound.perplexity:.1f}; unigram entropy of the same text {entropy:.3f}\n"
         f"{result.seconds:.0f} s for {options.steps} steps; model in {options.output}"
     )
 
@@ -148,10 +154,11 @@ def read_texts(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Return training and held-out documents."""
     if options.text is None:
         return read_documents(SAMPLE / "train.txt.xz"), read_documents(SAMPLE / "validation.txt.xz")
-    documents = read_documents(options.text, options.split, options.text_column)
+    dataset = (options.split, options.text_column, options.configuration)
+    documents = read_documents(options.text, *dataset)
     if options.validation_text is None:
         return split_documents(documents, options.hold_out_every)
-    return documents, read_documents(options.validation_text, options.split, options.text_column)
+    return documents, read_documents(options.validation_text, *dataset)
 
 
 def make_model(tree: VocabularyTree, options: argparse.Namespace, eos_token_id: int | None) -> TreeDiffForDiffusionLM:
@@ -175,5 +182,5 @@ def make_model(tree: VocabularyTree, options: argparse.Namespace, eos_token_id: 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")

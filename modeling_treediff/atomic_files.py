@@ -19,11 +19,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def commit_folder(temporary: Path, path: Path) -> None:
-    """Rename a finished folder to `path`, replacing what an interrupted run may have left there."""
+    """Rename a finished folder to `path`, which must not exist yet."""
     for file in temporary.rglob("*"):
         _flush_to_disk(file)
-    if path.exists():
-        shutil.rmtree(path)
     os.rename(temporary, path)
 
 
@@ -52,5 +50,5 @@ def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[P
 
 def _flush_to_disk(file: Path) -> None:
     if file.is_file():
-        with file.open("rb") as stream:
+        with file.open("r+b") as stream:
             os.fsync(stream.fileno())

@@ -233,7 +233,7 @@ def nelbo_terms(
 
     """
     depth_BT = tree.depth[input_ids]
-    refinable_BT = (labels != IGNORED_LABEL) & (depth_BT < schedule.depth)
+    refinable_BT = (labels >= 0) & (depth_BT < schedule.depth)
     child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=schedule.depth)]
     slot_BT = torch.where(refinable_BT, tree.child_slot[child_BT], IGNORED_LABEL)
     logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -13,6 +13,7 @@ from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import ModelOutput
 
 from .diffusion_process import LevelSchedule
+from .vocabulary_tree import HUB_OPTIONS
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 
@@ -186,10 +187,9 @@ class TreeDiffGenerationMixin:
         if generation_config is not None:
             self.generation_config = self.generation_config_class(**generation_config.to_dict())
             return
-        hub = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:
             self.generation_config = self.generation_config_class.from_pretrained(
-                pretrained_model_name_or_path, **{name: kwargs[name] for name in hub if name in kwargs}
+                pretrained_model_name_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             )
         except OSError:
             pass  # a checkpoint without one keeps the defaults

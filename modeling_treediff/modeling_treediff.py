@@ -49,7 +49,7 @@ class NelboEstimate:
     """An upper bound on the negative log-likelihood, estimated by Monte Carlo; nats per token.
 
     Attributes:
-        value: the estimate; exp(value) bounds the perplexity.
+        value: the estimate.
         standard_error: of the value as an estimate for these sequences; infinite for a single corruption. It errs high:
             times are stratified, and the spread between sequences counts too.
         level_losses: (D,) share of each level in the value, coarsest first.
@@ -62,13 +62,18 @@ class NelboEstimate:
     level_losses: tuple[float, ...]
     num_tokens: int
 
+    @property
+    def perplexity(self) -> float:
+        """exp(value): an upper bound on the perplexity per token."""
+        return float(torch.tensor(self.value, dtype=torch.float64).exp())  # inf, no OverflowError
+
 
 class TreeDiffModel(TreeDiffPreTrainedModel):
-    """Hidden states from node ids. It owns the tree, as persistent integer buffers `tree_*` stored with the weights."""
+    """Hidden states from node ids. It owns the tree, as persistent integer buffers `table_*`."""
 
-    tree_ancestors: torch.Tensor
-    tree_representative: torch.Tensor
-    tree_depth: torch.Tensor
+    table_ancestors: torch.Tensor
+    table_representative: torch.Tensor
+    table_depth: torch.Tensor
 
     def __init__(self, config: TreeDiffConfig) -> None:
         """Allocate the network and the tree's tables; `TreeDiffForDiffusionLM.from_tree` fills the tables."""
@@ -77,7 +82,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
             config.vocab_size, config.tree_depth, config.max_branching, config.num_tree_nodes
         )
         for name, shape in shapes.items():
-            self.register_buffer(f"tree_{name}", torch.zeros(shape, dtype=torch.long))
+            self.register_buffer(f"table_{name}", torch.zeros(shape, dtype=torch.long))
         self.embed_nodes = nn.Embedding(config.num_tree_nodes, config.hidden_size)
         self.backbone = TreeDiffBackbone(config)
         self.post_init()
@@ -112,8 +117,8 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         to all positions, gives attention a constant to build positional patterns from.
         """
         level_D = torch.arange(self.config.tree_depth + 1, device=input_ids.device)
-        depth_BT1 = self.tree_depth[input_ids][..., None]
-        above_BTD = self.tree_ancestors[self.tree_representative[input_ids]]
+        depth_BT1 = self.table_depth[input_ids][..., None]
+        above_BTD = self.table_ancestors[self.table_representative[input_ids]]
         path_BTD = torch.where(level_D < depth_BT1, above_BTD, input_ids[..., None])
         # One lookup for all levels: a lookup each would add up as many gradients of the whole table.
         return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
@@ -190,7 +195,10 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
         if labels is not None:
             if timesteps is None:
                 raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
-            terms_BTD = nelbo_terms(logits_BTK, input_ids, labels, timesteps, tree, self.schedule)
+            try:
+                terms_BTD = nelbo_terms(logits_BTK, input_ids, labels, timesteps, tree, self.schedule)
+            except IndexError as error:
+                raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
             count = (labels >= 0).sum().clamp(min=1)
             output.loss = terms_BTD.sum() / count
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
@@ -216,20 +224,22 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
             generator: source of the randomness, on the model's device.
 
         Raises:
-            ValueError: token ids outside the vocabulary.
+            ValueError: token ids outside the vocabulary, no token to count, or num_samples below 1.
 
         """
         tree = self.tree
         mask = torch.ones_like(token_ids) if attention_mask is None else attention_mask
+        if num_samples < 1 or not mask.any():
+            raise ValueError("There is nothing to measure: num_samples below 1, or a mask without a token.")
         tokens, mask = (part.repeat_interleave(num_samples, dim=0) for part in (token_ids, mask))
         nats, level_nats = [], torch.zeros(self.config.tree_depth, dtype=torch.float64)
         for some_tokens, some_mask in zip(tokens.split(batch_size), mask.split(batch_size), strict=True):
             some_tokens, some_mask = some_tokens.to(self.device), some_mask.to(self.device)
             batch = corrupt(some_tokens, tree, self.schedule, None, generator, some_mask)
             output = self(batch.input_ids, some_mask, batch.labels, batch.timesteps)
-            nats.append(output.nelbo.double().cpu())
-            level_nats += output.level_losses.double().cpu() * int(some_mask.sum())
-        counts = mask.sum(dim=1).double().cpu()
+            nats.append(output.nelbo.cpu().double())
+            level_nats += output.level_losses.cpu().double() * int(some_mask.sum())
+        counts = mask.sum(dim=1).cpu().double()
         total = torch.cat(nats)
         value = float(total.sum() / counts.sum())
         # Ratio estimator: the spread of each corruption's nats around the mean rate.

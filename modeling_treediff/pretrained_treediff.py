@@ -15,11 +15,11 @@ from transformers.utils import cached_file
 
 from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
-from .vocabulary_tree import TREE_WEIGHTS_NAME, VocabularyTree
+from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, VocabularyTree
 
 
 class TreeDiffPreTrainedModel(PreTrainedModel):
-    """Base of all models. The base model, `self.base_model`, holds the tree in its buffers `tree_*`."""
+    """Base of all models. The base model, `self.base_model`, holds the tree in its buffers `table_*`."""
 
     config_class = TreeDiffConfig
     base_model_prefix = "model"
@@ -55,7 +55,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         tree.validate()
         model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
         for name in VocabularyTree.TABLES:
-            getattr(model.base_model, f"tree_{name}").copy_(getattr(tree, name))
+            getattr(model.base_model, f"table_{name}").copy_(getattr(tree, name))
         model._tree_metadata = dict(tree.metadata)
         return model
 
@@ -74,7 +74,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     def _tree_view(self) -> VocabularyTree:
         """Return the tree without the check: `forward` is traced and must not look at values."""
-        tables = {name: getattr(self.base_model, f"tree_{name}") for name in VocabularyTree.TABLES}
+        tables = {name: getattr(self.base_model, f"table_{name}") for name in VocabularyTree.TABLES}
         return VocabularyTree(**tables, metadata=dict(self._tree_metadata))
 
     def _verify_tree(self) -> None:
@@ -149,9 +149,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
                 "the original files."
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         model._verify_tree()
-        model._read_sidecar(pretrained_model_name_or_path, {name: kwargs[name] for name in hub if name in kwargs})
+        model._read_sidecar(
+            pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        )
         return loaded
 
     def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:

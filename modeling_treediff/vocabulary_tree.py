@@ -29,6 +29,8 @@ from .tree_tables import as_int64, check_ancestors, check_feasible, number_nodes
 TREE_WEIGHTS_NAME = "vocabulary_tree.safetensors"
 TREE_CONFIG_NAME = "vocabulary_tree.json"
 FORMAT_VERSION = 1
+# What says where on the Hub a file is found; passed on from `from_pretrained`.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +273,17 @@ class VocabularyTree:
                 f"({self.metadata.get('tokenizer', 'not recorded')})."
             )
 
+    def _structure(self) -> dict[str, Any]:
+        """Return what a saved tree records of itself beside its provenance."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "vocab_size": self.vocab_size,
+            "tree_depth": self.tree_depth,
+            "max_branching": self.max_branching,
+            "num_tree_nodes": self.num_nodes,
+            "sha256": self.sha256,
+        }
+
     # ---- persistence ------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
@@ -280,14 +293,7 @@ class VocabularyTree:
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = self.metadata | {
-            "format_version": FORMAT_VERSION,
-            "vocab_size": self.vocab_size,
-            "tree_depth": self.tree_depth,
-            "max_branching": self.max_branching,
-            "num_tree_nodes": self.num_nodes,
-            "sha256": self.sha256,
-        }
+        facts = self.metadata | self._structure()
         tensors = {
             "paths": self.paths.to("cpu", torch.int32).contiguous(),
             "representative": self.representative.to("cpu", torch.int32).contiguous(),
@@ -331,6 +337,6 @@ class VocabularyTree:
                 f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
                 "Restore the original files."
             ) from error
-        own = ("format_version", "vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "sha256")
-        tree.metadata.update({key: value for key, value in facts.items() if key not in own})
+        structure = tree._structure()
+        tree.metadata.update({key: value for key, value in facts.items() if key not in structure})
         return tree

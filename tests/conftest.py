@@ -19,6 +19,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(request, monkeypatch):
+    """What is compared bit by bit or against fp32 truth runs on the CPU, also on a machine with a GPU."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
 def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
     """A model of a few thousand parameters with weights large enough to matter."""
     torch.manual_seed(seed)

@@ -175,13 +175,13 @@ def test_a_tampered_tree_is_refused_wherever_it_lies(checkpoint):
             TreeDiffForDiffusionLM.from_pretrained(checkpoint)
 
     tensors = load_file(weights)
-    name = next(key for key in tensors if key.endswith("tree_ancestors"))
+    name = next(key for key in tensors if key.endswith("table_ancestors"))
     tensors[name][0, 1] = tensors[name][-1, 1]
     save_file(tensors, weights, metadata={"format": "pt"})
     refused("parents|contradicts")
 
     other = VocabularyTree.random(100, 5, 3, seed=2)  # valid in itself, but another tree
-    tensors |= {key: getattr(other, key.split("tree_")[1]) for key in tensors if ".tree_" in key}
+    tensors |= {key: getattr(other, key.split("table_")[1]) for key in tensors if ".table_" in key}
     save_file(tensors, weights, metadata={"format": "pt"})
     refused("in the weights .* is not the one the model was trained with")
 

@@ -69,7 +69,7 @@ def test_training_reports_and_records(trained):
     assert f"validation NELBO {record['nelbo']:.3f}" in ran.stdout
     assert record["versions"]["torch"] and "examples/train.py" in record["command"]
     weights = load_file(output / "model.safetensors")
-    trainable = sum(value.numel() for name, value in weights.items() if ".tree_" not in name)
+    trainable = sum(value.numel() for name, value in weights.items() if ".table_" not in name)
     assert sum(record["parameters"].values()) == trainable
 
 

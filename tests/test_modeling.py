@@ -46,6 +46,19 @@ def test_loss_is_the_weighted_cross_entropy_of_the_true_child(tree):
     torch.testing.assert_close(output.nelbo, torch.tensor(rows))
 
 
+def test_loss_of_the_flat_model_is_mdlms_to_fp64_precision():
+    """The whole model in double precision: loss = 1/t x cross-entropy over masked positions, per token."""
+    model = tiny_model(TREES[0]).double()
+    tokens = torch.randint(0, 20, (4, 10), generator=torch.Generator().manual_seed(0))
+    times = torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    batch = corrupt(tokens, model.tree, model.schedule, times, torch.Generator().manual_seed(2))
+    output = model(batch.input_ids, labels=batch.labels, timesteps=times)
+    log_p = output.logits - output.logits.exp().sum(-1, keepdim=True).log()
+    masked = batch.input_ids == model.config.mask_token_id
+    reference = -(log_p.gather(-1, tokens[..., None])[..., 0] * masked / times[:, None]).sum() / tokens.numel()
+    torch.testing.assert_close(output.loss, reference, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("tree", TREES, ids=IDS)
 def test_child_probabilities_multiply_to_a_distribution_over_tokens(tree):
     """Leaf probability = product of child probabilities down its path; over all leaves they sum to 1."""
@@ -226,6 +239,10 @@ def test_bad_calls_say_what_is_wrong():
     for bad in (-1, nodes):
         with pytest.raises(ValueError, match=rf"0\.\.{nodes - 1} \(nodes of the tree\)"):
             model(torch.tensor([[0, bad]]))
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.19"):
+        model(torch.tensor([[20]]), labels=torch.tensor([[20]]), timesteps=torch.ones(1))
+    with pytest.raises(ValueError, match="nothing to measure"):
+        model.nelbo(torch.tensor([[1]]), attention_mask=torch.tensor([[0]]))
     with pytest.raises(ValueError, match="needs `timesteps`"):
         model(torch.tensor([[20]]), labels=torch.tensor([[1]]))
     with pytest.raises(ValueError, match="build a tree for the new tokenizer"):

@@ -24,6 +24,7 @@ from modeling_treediff.training import (
     train,
     unigram_entropy,
 )
+from modeling_treediff.training.checkpoints import CheckpointStore
 from modeling_treediff.training.memory import PROCESS_RESET, PROCESS_STATUS
 
 
@@ -48,11 +49,11 @@ def windows():
     return np.random.default_rng(0).integers(0, 8192, (30, 16)).astype(np.int32)
 
 
-def run(folder, tree, tokenizer, windows, resume=False, **settings):
+def run(folder, tree, tokenizer, windows, resume=False, model_fields=None, **settings):
     config = TrainingConfig(
         **{"output_dir": folder, "max_steps": 6, "batch_size": 4, "warmup_steps": 2, "save_every": 2} | settings
     )
-    model = tiny_model(tree, num_hidden_layers=1)
+    model = tiny_model(tree, num_hidden_layers=1, **(model_fields or {}))
     result = train(model, tokenizer, windows, windows[:4], config, resume)
     return TreeDiffForDiffusionLM.from_pretrained(folder).state_dict(), losses(folder), result
 
@@ -115,6 +116,23 @@ def test_steps_are_adamw_on_the_mean_gradient_of_their_passes(tmp_path, tree, to
         torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_stop_right_after_a_checkpoint_loses_no_logged_step(tmp_path, tree, tokenizer, windows, monkeypatch):
+    save = CheckpointStore.save
+
+    def save_and_stop(store, step):
+        save(store, step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointStore, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tree, tokenizer, windows)
+    monkeypatch.undo()
+    run(tmp_path, tree, tokenizer, windows, resume=True)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
 def test_checkpoints_rotate_and_each_is_a_model(tmp_path, tree, tokenizer, windows):
     run(tmp_path, tree, tokenizer, windows, keep_checkpoints=2)
     names = sorted(path.name for path in tmp_path.glob("*checkpoint*"))
@@ -137,11 +155,13 @@ def test_an_earlier_run_is_not_overwritten(tmp_path, tree, tokenizer, windows, s
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"batch_size": 2}, "windows per step was 4, is 2"),
+        ({"learning_rate": 1e-9}, "learning_rate was 0.001, is 1e-09"),
+        ({"model_fields": {"num_attention_heads": 2}}, "num_attention_heads was 4, is 2"),
         ({"tree": VocabularyTree.random(8192, 91, 2, seed=9)}, "tree was"),
         ({"windows": np.zeros((30, 16), np.int32)}, "training text was"),
         ({"max_steps": 3}, "has done 6 steps already"),
     ],
-    ids=["seed", "batch", "tree", "text", "fewer steps"],
+    ids=["seed", "batch", "rate", "heads", "tree", "text", "fewer steps"],
 )
 def test_another_run_cannot_be_resumed(tmp_path, tree, tokenizer, windows, changes, message):
     before, *_ = run(tmp_path, tree, tokenizer, windows)
@@ -249,8 +269,10 @@ def test_windows_are_documents_with_separators(tokenizer):
     assert tokenizer.decode(tokens) == "To the Congress.<|endoftext|>We the people.<|endoftext|>"
     packed = pack_windows(tokens, 3)
     assert packed.shape == (len(tokens) // 3, 3) and np.array_equal(packed.ravel(), tokens[: packed.size])
-    with pytest.raises(ValueError, match=rf"{len(tokens)} tokens, less than one window of 100"):
-        pack_windows(tokens, 100)
+    with pytest.raises(ValueError, match=rf"held-out text has {len(tokens)} tokens, less than one window of 100"):
+        pack_windows(tokens, 100, "held-out text")
+    with pytest.raises(ValueError, match="at least one token, got 0"):
+        pack_windows(tokens, 0)
 
 
 def test_unigram_entropy_of_known_distributions():

@@ -12,7 +12,9 @@ TEXT_SUFFIXES = (".txt", ".md", ".text")
 OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
-def read_documents(source: str | os.PathLike, split: str = "train", text_column: str = "text") -> list[str]:
+def read_documents(
+    source: str | os.PathLike, split: str = "train", text_column: str = "text", configuration: str | None = None
+) -> list[str]:
     """Read all documents of a corpus.
 
     Args:
@@ -20,6 +22,7 @@ def read_documents(source: str | os.PathLike, split: str = "train", text_column:
             or anything `datasets.load_dataset` takes: a Hub id, a folder, a .jsonl, .csv or .parquet file.
         split: the split of a dataset; a text file has only one.
         text_column: the column of a dataset that holds the text.
+        configuration: the configuration (subset) of a Hub dataset that has several.
 
     Returns:
         The documents in the order of the corpus, stripped, without empty ones.
@@ -34,7 +37,7 @@ def read_documents(source: str | os.PathLike, split: str = "train", text_column:
     if set(suffixes) & set(TEXT_SUFFIXES):
         documents = re.split(r"\n\s*\n", _read_text(path))
     else:
-        documents = _read_dataset(source, split, text_column)
+        documents = _read_dataset(source, split, text_column, configuration)
     documents = [document.strip() for document in documents]
     documents = [document for document in documents if document]
     if not documents:
@@ -78,7 +81,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _read_dataset(source: str | os.PathLike, split: str, text_column: str) -> list[str]:
+def _read_dataset(source: str | os.PathLike, split: str, text_column: str, configuration: str | None) -> list[str]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -93,7 +96,7 @@ def _read_dataset(source: str | os.PathLike, split: str, text_column: str) -> li
         if path.is_file():
             known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *loaders])
             raise ValueError(f"{path} has an unknown ending; known: {known}. Rename a plain text to .txt.")
-        dataset = load_dataset(name, split=split)
+        dataset = load_dataset(name, configuration, split=split)
     if text_column not in dataset.column_names:
         raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(dataset.column_names)}.")
     return [text for text in dataset[text_column] if text]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
@@ -22,7 +22,7 @@ from modeling_treediff.modeling_treediff import NelboEstimate, TreeDiffForDiffus
 
 from .checkpoints import CheckpointStore
 from .memory import MemoryTracker
-from .windows import DiffusionCollator, ShuffledWindows
+from .windows import TRAINING_SMALLEST_FRACTION, DiffusionCollator, ShuffledWindows
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -59,7 +59,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
-    smallest_fraction: float = 0.1
+    smallest_fraction: float = TRAINING_SMALLEST_FRACTION
     max_grad_norm: float = 1.0
     mixed_precision: str | None = None
     gradient_checkpointing: bool = False
@@ -97,7 +97,8 @@ class TrainingResult:
     Attributes:
         validation: bound on the whole validation text, nats per token.
         tokens_seen: tokens of all steps and processes.
-        seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints.
+        seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints;
+            known to the main process alone.
         peak_memory: of this process, in bytes, as `PeakMemory`.
 
     """
@@ -218,13 +219,13 @@ class _Run:
             facts = {"loss": loss, "seconds": elapsed}
             shown["loss"] = loss if "loss" not in shown else 0.95 * shown["loss"] + 0.05 * loss
             if config.validate_every and step % config.validate_every == 0:
-                facts |= self._validate(bar)
+                facts |= self._validate(bar, step)
                 shown["nelbo"] = facts["nelbo"]
-            if config.save_every and step % config.save_every == 0:
-                self.store.save(step)
             bar.update()
             bar.set_postfix({**shown, "tok/s": round(self.tokens_per_step / elapsed), "peak": str(self.memory.peak())})
             yield step, facts
+            if config.save_every and step % config.save_every == 0:  # after the step is logged: a kill loses neither
+                self.store.save(step)
             started = time.perf_counter()
         bar.close()
 
@@ -241,14 +242,14 @@ class _Run:
             self.optimizer.zero_grad()
         return loss.detach().float()
 
-    def _validate(self, bar: tqdm) -> dict[str, Any]:
+    def _validate(self, bar: tqdm, step: int) -> dict[str, Any]:
         """Estimate the validation NELBO on some windows and write a sample of text."""
         estimate = self.estimate(self.validation_windows[: self.config.validation_windows])
         sample = self._sample()
         if self.accelerator.is_main_process:
             bar.write(
-                f"step {bar.n + 1}: validation NELBO {estimate.value:.3f} +- {estimate.standard_error:.3f} nats/token, "
-                f"perplexity <= {math.exp(estimate.value):.1f}\n  {sample!r}"
+                f"step {step}: validation NELBO {estimate.value:.3f} +- {estimate.standard_error:.3f} nats/token, "
+                f"perplexity <= {estimate.perplexity:.1f}\n  {sample!r}"
             )
         return {
             "nelbo": estimate.value,
@@ -281,7 +282,7 @@ class _Run:
         model.save_pretrained(self.config.output_dir, tokenizer=self.tokenizer, is_main_process=is_main)
         self.accelerator.wait_for_everyone()
         tokens = self.config.max_steps * self.tokens_per_step
-        steps = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        steps = self.metrics_file.read_text(encoding="utf-8").splitlines() if is_main else []
         seconds = sum(json.loads(line)["seconds"] for line in steps)
         return TrainingResult(validation, tokens, seconds, asdict(self.memory.peak()))
 
@@ -293,21 +294,26 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
         # The only buffers are the tree, which never changes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU: a CPU would silently train in fp32. Use bf16 or fp32.")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type != "cuda":
+        raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(f"{accelerator.distributed_type.value} is not supported yet: launch with DDP (--multi_gpu).")
     return accelerator
 
 
 def _identity(model: TreeDiffForDiffusionLM, windows: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
-    """Return what makes a run the same run: model, data, order and noise."""
+    """Return what makes a run the same run: network, data, order, noise and updates."""
+    network = (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rope_theta", "rms_norm_eps",
+        "schedule", "head",
+    )  # fmt: skip
+    free = ("output_dir", "max_steps", "validate_every", "validation_windows", "save_every", "keep_checkpoints")
     return {
         "tree": model.tree.sha256,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": model.config.num_hidden_layers,
-        "tokens per window": windows.shape[1],
         "training text": hashlib.sha256(np.ascontiguousarray(windows).tobytes()).hexdigest(),
-        "seed": config.seed,
-        "smallest_fraction": config.smallest_fraction,
+        "tokens per window": windows.shape[1],
+        **{name: getattr(model.config, name) for name in network},
+        **{name: value for name, value in asdict(config).items() if name not in free},
     }
 
 

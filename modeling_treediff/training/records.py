@@ -1,7 +1,8 @@
-"""Result files: what was measured, with everything needed to measure it again."""
+"""Result files: what was measured, beside the command, seed, commit and versions that made it."""
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -19,12 +20,11 @@ RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers
 def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
     """Write `facts` as JSON with the command, seed, commit, device and versions that made them."""
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
+        "processes": PartialState().num_processes,
         "seed": seed,
         "commit": _commit(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads",
+        "device": _device(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
         **facts,
     }

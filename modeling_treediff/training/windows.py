@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from modeling_treediff.diffusion_process import LevelSchedule, corrupt
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
+# Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.
+TRAINING_SMALLEST_FRACTION = 0.1
+
 
 def tokenize_documents(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return all documents as one row of token ids (int32), each followed by the end-of-sequence token.
@@ -28,17 +31,19 @@ def tokenize_documents(documents: Sequence[str], tokenizer: PreTrainedTokenizerB
     return np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
 
 
-def pack_windows(token_ids: np.ndarray, length: int) -> np.ndarray:
+def pack_windows(token_ids: np.ndarray, length: int, name: str = "text") -> np.ndarray:
     """Cut a row of tokens into (W, T=length) windows without overlap; the incomplete last one is dropped.
 
     Raises:
-        ValueError: the row is shorter than one window.
+        ValueError: the row, called `name` in the message, is shorter than one window.
 
     """
+    if length < 1:
+        raise ValueError(f"A window needs at least one token, got {length}.")
     count = len(token_ids) // length
     if count == 0:
         raise ValueError(
-            f"The text has {len(token_ids)} tokens, less than one window of {length}. Use a longer text or a shorter "
+            f"The {name} has {len(token_ids)} tokens, less than one window of {length}. Use a longer text or a shorter "
             "window."
         )
     return token_ids[: count * length].reshape(count, length)
@@ -82,7 +87,11 @@ class DiffusionCollator:
     """
 
     def __init__(
-        self, tree: VocabularyTree, schedule: LevelSchedule, seed: int = 0, smallest_fraction: float = 0.1
+        self,
+        tree: VocabularyTree,
+        schedule: LevelSchedule,
+        seed: int = 0,
+        smallest_fraction: float = TRAINING_SMALLEST_FRACTION,
     ) -> None:
         """Corrupt along `tree` by `schedule`, at times as `schedule.sample_times` draws with `smallest_fraction`.
 
