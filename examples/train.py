@@ -1,8 +1,8 @@
 """Train a tree-structured diffusion language model.
 
-accelerate launch examples/train.py                                    # the embedded sample
-accelerate launch examples/train.py --tree flat                        # MDLM with as many parameters
-accelerate launch examples/train.py --text corpus.txt --tree my_tree   # any text, any tree
+accelerate launch --quiet examples/train.py                                    # the embedded sample
+accelerate launch --quiet examples/train.py --tree flat --output runs/flat     # MDLM, as many parameters
+accelerate launch --quiet examples/train.py --text corpus.txt --tree my_tree   # any text, any tree
 """
 
 import argparse

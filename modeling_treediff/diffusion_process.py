@@ -48,7 +48,6 @@ class LevelSchedule(ABC):
     def weight(self, timesteps: torch.Tensor) -> torch.Tensor:
         """(B,) -> (B, D): f_k / pi_{k-1}, what the bound charges a position of depth k-1; 0 where f_k is 0."""
 
-    @abstractmethod
     def sample_times(
         self,
         batch_size: int,
@@ -63,6 +62,15 @@ class LevelSchedule(ABC):
         A larger value trades that bias for less variance, proportional to log(1 / smallest_fraction): useful for
         gradients, as in the clipped schedules of arXiv 2503.09573, not for measuring.
         """
+        device = generator.device if generator is not None else device
+        # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.
+        stratum = torch.randperm(batch_size, generator=generator, device=device)
+        within = torch.rand(batch_size, generator=generator, device=device)
+        return self.place_times((stratum + within) / batch_size, smallest_fraction)
+
+    @abstractmethod
+    def place_times(self, uniform: torch.Tensor, smallest_fraction: float) -> torch.Tensor:
+        """(B,) numbers in [0, 1), uniform -> (B,) times, uniform where the schedule allows them."""
 
     @abstractmethod
     def reverse_times(self, num_steps: int) -> torch.Tensor:
@@ -91,18 +99,8 @@ class SequentialSchedule(LevelSchedule):
         inside_BD = self._inside(timesteps)
         return torch.where(inside_BD, self.depth / torch.where(inside_BD, self._crossed(timesteps), 1.0), 0.0)
 
-    def sample_times(  # noqa: D102
-        self,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        smallest_fraction: float = SMALLEST_FRACTION,
-    ) -> torch.Tensor:
-        device = generator.device if generator is not None else device
-        # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.
-        stratum = torch.randperm(batch_size, generator=generator, device=device)
-        within = torch.rand(batch_size, generator=generator, device=device)
-        spread = (stratum + within) / batch_size * self.depth
+    def place_times(self, uniform: torch.Tensor, smallest_fraction: float) -> torch.Tensor:  # noqa: D102
+        spread = uniform * self.depth
         window = spread.floor().clamp(max=self.depth - 1)
         crossed = smallest_fraction + (1 - smallest_fraction) * (spread - window)
         return (window + crossed) / self.depth

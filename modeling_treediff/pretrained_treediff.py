@@ -80,7 +80,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     def _verify_tree(self) -> None:
         """Raise ValueError unless the buffers hold the tree that the config names."""
         tree = self._tree_view()
-        if not tree.children.any():
+        if not tree.ancestors.any():  # all zero, but the first column of a tree is its root's id
             raise ValueError("The model has no tree yet: make it with from_tree, or load it with from_pretrained.")
         self._check_sha256("the weights", tree.validate().sha256)
         self._tree_verified = True

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_python
+from conftest import REPOSITORY, run_python, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -210,6 +210,11 @@ def test_a_model_made_from_a_config_alone_says_that_it_has_no_tree(model):
             use()
     empty.load_state_dict(model.state_dict())
     assert empty.tree.sha256 == model.tree.sha256
+
+
+def test_a_vocabulary_of_one_token_is_a_vocabulary(tmp_path):
+    tiny_model(VocabularyTree.flat(1)).save_pretrained(tmp_path)
+    assert TreeDiffForDiffusionLM.from_pretrained(tmp_path).generate(max_new_tokens=2).tolist() == [[0, 0]]
 
 
 def test_config_of_another_tree_is_refused(checkpoint):

@@ -147,6 +147,9 @@ def test_an_earlier_run_is_not_overwritten(tmp_path, tree, tokenizer, windows, s
     before, *_ = run(tmp_path, tree, tokenizer, windows, save_every=save_every)
     with pytest.raises(FileExistsError, match="--resume"):
         run(tmp_path, tree, tokenizer, windows, seed=5)
+    if not save_every:
+        with pytest.raises(FileExistsError, match="no checkpoint to resume"):
+            run(tmp_path, tree, tokenizer, windows, save_every=0, resume=True)
     assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
 
 

@@ -130,7 +130,8 @@ def train(
     Raises:
         ValueError: tokenizer and tree disagree, windows longer than the model's positions, a checkpoint of another
             run, or a precision that the device does not have.
-        FileExistsError: the output folder holds an earlier run and `resume` is off.
+        FileExistsError: the output folder holds an earlier run and `resume` is off, or a finished model without
+            checkpoints.
         FloatingPointError: the loss is not finite.
 
     """
@@ -186,6 +187,10 @@ class _Run:
         earlier = [name for name in (METRICS_NAME, "model.safetensors") if (folder / name).exists()]
         if not resume and (earlier or self.store.steps()):
             raise FileExistsError(f"{folder} holds an earlier run: go on with --resume, or take another --output.")
+        if "model.safetensors" in earlier and not self.store.steps():
+            raise FileExistsError(
+                f"{folder} holds a finished model but no checkpoint to resume: take another --output."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         done = self.store.load_latest()
         if done > self.config.max_steps:
