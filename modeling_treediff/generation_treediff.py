@@ -13,7 +13,7 @@ from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import ModelOutput
 
 from .diffusion_process import LevelSchedule
-from .vocabulary_tree import HUB_OPTIONS
+from .tree_files import HUB_OPTIONS
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 

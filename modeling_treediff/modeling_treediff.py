@@ -18,6 +18,7 @@ from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import LevelSchedule, corrupt, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
 from .pretrained_treediff import TreeDiffPreTrainedModel
+from .tree_files import find_tree_file  # noqa: F401
 from .tree_tables import check_feasible  # noqa: F401
 from .vocabulary_tree import VocabularyTree
 

@@ -15,7 +15,8 @@ from transformers.utils import cached_file
 
 from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
-from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, VocabularyTree
+from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME
+from .vocabulary_tree import VocabularyTree
 
 
 class TreeDiffPreTrainedModel(PreTrainedModel):

@@ -11,7 +11,6 @@ every table below follows from them.
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,18 +18,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers.utils import cached_file
+from safetensors import SafetensorError
 
-from .atomic_files import write_atomically
-from .tree_tables import as_int64, check_ancestors, check_feasible, number_nodes
-
-TREE_WEIGHTS_NAME = "vocabulary_tree.safetensors"
-TREE_CONFIG_NAME = "vocabulary_tree.json"
-FORMAT_VERSION = 1
-# What says where on the Hub a file is found; passed on from `from_pretrained`.
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+from .tree_files import FORMAT_VERSION, TREE_CONFIG_NAME, find_tree_file, read_tree_files, write_tree_files
+from .tree_tables import (
+    as_int64,
+    check_ancestors,
+    check_feasible,
+    even_paths,
+    free_paths,
+    most_frequent_below,
+    number_nodes,
+    paths_from_ancestors,
+    tokenizer_size,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +111,7 @@ class VocabularyTree:
             depth_N[ancestor_VD[:, level]] = level
             parent, child = ancestor_VD[:, level], ancestor_VD[:, level + 1]
             children_IK[parent - vocab_size, slot_N[child]] = child
-        counts_V = np.zeros(vocab_size) if token_counts is None else np.asarray(token_counts)
-        if counts_V.shape != (vocab_size,):
-            raise ValueError(f"token_counts must have shape ({vocab_size},), got {counts_V.shape}.")
-        rarest_first = np.lexsort((-np.arange(vocab_size), counts_V))
-        representative_N = np.arange(num_nodes)
-        for level in range(depth):
-            representative_N[ancestor_VD[rarest_first, level]] = rarest_first  # the last write wins
+        representative_N = most_frequent_below(ancestor_VD, num_nodes, token_counts)
         tables = dict(zip(cls.TABLES, (ancestor_VD, children_IK, slot_N, depth_N, representative_N), strict=True))
         tensors = {name: torch.from_numpy(table.astype(np.int64)) for name, table in tables.items()}
         return cls(**tensors, metadata=dict(metadata or {}))
@@ -140,17 +135,27 @@ class VocabularyTree:
             ValueError: branching**depth leaves are fewer than the vocabulary.
 
         """
-        check_feasible(vocab_size, branching, depth)
         order = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
-        paths = np.zeros((vocab_size, depth), dtype=np.int64)
-        groups = [order]
-        for level in range(depth):
-            parts = [np.array_split(group, min(branching, len(group))) for group in groups]
-            for siblings in parts:
-                for slot, tokens in enumerate(siblings):
-                    paths[tokens, level] = slot
-            groups = [tokens for siblings in parts for tokens in siblings]
-        return cls.from_paths(paths, branching, metadata={"method": "random", "seed": seed} | (metadata or {}))
+        return cls.from_order(order, branching, depth, {"method": "random", "seed": seed} | (metadata or {}))
+
+    @classmethod
+    def from_order(
+        cls, order: np.ndarray | torch.Tensor, branching: int, depth: int, metadata: dict[str, Any] | None = None
+    ) -> "VocabularyTree":
+        """Return a balanced tree whose leaves, from the first slots to the last, are the tokens in `order`, (V,).
+
+        With tokens in order of frequency, siblings are tokens equally frequent and nothing else: a control.
+
+        Raises:
+            ValueError: not a permutation of 0..V-1, or branching**depth leaves are fewer than the vocabulary.
+
+        """
+        order_V = as_int64(order, "order")
+        if order_V.ndim != 1 or not np.array_equal(np.sort(order_V), np.arange(len(order_V))):
+            raise ValueError(f"order must hold every token id from 0 to {len(order_V) - 1} once.")
+        check_feasible(len(order_V), branching, depth)
+        rank_V = np.argsort(order_V)
+        return cls.from_paths(even_paths(order_V, branching, depth), branching, -rank_V, metadata)
 
     @classmethod
     def from_ancestors(
@@ -174,13 +179,7 @@ class VocabularyTree:
         """
         ancestor_VD = as_int64(ancestors, "ancestors")
         check_ancestors(ancestor_VD)
-        vocab_size, depth = ancestor_VD.shape[0], ancestor_VD.shape[1] - 1
-        paths = np.zeros((vocab_size, depth), dtype=np.int64)
-        for level in range(1, depth + 1):
-            edges = np.unique(ancestor_VD[:, level - 1 : level + 1], axis=0)  # sorted by parent, then by child
-            first = np.searchsorted(edges[:, 0], edges[:, 0])
-            slot_of_child = dict(zip(edges[:, 1].tolist(), (np.arange(len(edges)) - first).tolist(), strict=True))
-            paths[:, level - 1] = [slot_of_child[node] for node in ancestor_VD[:, level].tolist()]
+        paths = paths_from_ancestors(ancestor_VD)
         fan_out = int(paths.max()) + 1
         if max_branching is not None and fan_out > max_branching:
             token, level = np.argwhere(paths == fan_out - 1)[0]
@@ -189,6 +188,29 @@ class VocabularyTree:
                 "are allowed."
             )
         return cls.from_paths(paths, max_branching or fan_out, metadata=metadata)
+
+    def extend(self, num_tokens: int) -> "VocabularyTree":
+        """Return this tree with further tokens, ids V..V+num_tokens-1: what a user needs who adds special tokens.
+
+        All tokens keep their ids, paths and depth, all nodes their representative. The new ones take free places, those
+        nearest to the root first; where there are too few, the fan-out K grows by as little as needed. Internal nodes
+        are numbered after the last token, so their ids grow: node n of this tree is
+        `extended.ancestors[tree.representative[n], tree.depth[n]]`.
+
+        Raises:
+            ValueError: num_tokens is below 1.
+
+        """
+        if num_tokens < 1:
+            raise ValueError(f"A tree is extended by 1 token or more, got {num_tokens}.")
+        path_VD, branching = as_int64(self.paths, "paths"), self.max_branching
+        while branching**self.tree_depth < self.vocab_size + num_tokens:
+            branching += 1
+        path_VD = np.concatenate([path_VD, free_paths(path_VD, branching, num_tokens)])
+        extended = VocabularyTree.from_paths(path_VD, branching, metadata=self.metadata)
+        node_N = extended.ancestors[self.representative.cpu(), self.depth.cpu()]
+        extended.representative[node_N] = self.representative.cpu()
+        return extended.to(self.ancestors.device)
 
     # ---- properties -------------------------------------------------------------------------------------------
 
@@ -265,18 +287,18 @@ class VocabularyTree:
         return self
 
     def check_tokenizer(self, tokenizer: Any) -> None:  # noqa: ANN401 -- any object with a length
-        """Raise ValueError unless the tokenizer has exactly this tree's tokens."""
-        if len(tokenizer) != self.vocab_size:
+        """Raise ValueError unless the tokenizer's ids, as `tokenizer_size` counts them, are exactly this tree's."""
+        size = tokenizer_size(tokenizer)
+        if size != self.vocab_size:
             raise ValueError(
-                f"The tree has {self.vocab_size} leaves but the tokenizer has {len(tokenizer)} tokens: a leaf's id is "
-                "its token id. Build a tree for this tokenizer, or load the tokenizer the tree was built for "
+                f"The tree has {self.vocab_size} leaves but the tokenizer has {size} token ids: a leaf's id is its "
+                "token id. Build a tree for this tokenizer, or load the tokenizer the tree was built for "
                 f"({self.metadata.get('tokenizer', 'not recorded')})."
             )
 
     def _structure(self) -> dict[str, Any]:
         """Return what a saved tree records of itself beside its provenance."""
         return {
-            "format_version": FORMAT_VERSION,
             "vocab_size": self.vocab_size,
             "tree_depth": self.tree_depth,
             "max_branching": self.max_branching,
@@ -291,18 +313,8 @@ class VocabularyTree:
 
         Each file appears whole or not at all; a kill at any moment leaves a folder that still loads.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = self.metadata | self._structure()
-        tensors = {
-            "paths": self.paths.to("cpu", torch.int32).contiguous(),
-            "representative": self.representative.to("cpu", torch.int32).contiguous(),
-        }
-        header = {"vocabulary_tree": json.dumps(facts, sort_keys=True)}
-        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-        (folder / TREE_CONFIG_NAME).unlink(missing_ok=True)  # never beside a tree it does not describe
-        write_atomically(folder / TREE_WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata=header))
-        write_atomically(folder / TREE_CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        tables = {name: getattr(self, name).cpu().numpy() for name in ("paths", "representative")}
+        write_tree_files(Path(save_directory), tables, self.metadata | self._structure())
 
     @classmethod
     def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: Any) -> "VocabularyTree":  # noqa: ANN401
@@ -317,26 +329,19 @@ class VocabularyTree:
             ValueError: the file is damaged, of a newer format, or was changed after it was written.
 
         """
-        file = Path(str(cached_file(os.fspath(directory_or_repo), TREE_WEIGHTS_NAME, **hub_kwargs)))
+        file = find_tree_file(directory_or_repo, **hub_kwargs)
         try:
-            with safe_open(file, framework="np") as archive:
-                facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
-                paths, representative = archive.get_tensor("paths"), archive.get_tensor("representative")
-            if facts["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"it has format {facts['format_version']}, this version reads {FORMAT_VERSION}")
-            tree = cls.from_paths(paths, facts["max_branching"])
-            tree.representative.copy_(torch.from_numpy(representative.astype(np.int64)))
+            tables, facts, recorded = read_tree_files(file)
+            tree = cls.from_paths(tables["paths"], facts["max_branching"])
+            tree.representative.copy_(torch.from_numpy(tables["representative"].astype(np.int64)))
             tree.validate()
-            readable = file.with_name(TREE_CONFIG_NAME)
-            recorded = [facts, json.loads(readable.read_text(encoding="utf-8"))] if readable.exists() else [facts]
-            for expected in (record["sha256"] for record in recorded):
-                if tree.sha256 != expected:
-                    raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
+            for expected in recorded - {tree.sha256}:
+                raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
                 "Restore the original files."
             ) from error
-        structure = tree._structure()
-        tree.metadata.update({key: value for key, value in facts.items() if key not in structure})
+        derived = {"format_version", *tree._structure()}
+        tree.metadata.update({key: value for key, value in facts.items() if key not in derived})
         return tree

@@ -26,6 +26,7 @@ SHIPPED = {
     "generation_treediff.py",
     "modeling_treediff.py",
     "pretrained_treediff.py",
+    "tree_files.py",
     "tree_tables.py",
     "vocabulary_tree.py",
 }

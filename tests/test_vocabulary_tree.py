@@ -4,8 +4,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.tree_tables import tokenizer_size
 
 SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 
@@ -174,3 +178,18 @@ def test_tokenizer_of_another_size_is_refused(tree):
     tree.check_tokenizer(range(100))
     with pytest.raises(ValueError, match="100 leaves but the tokenizer has 101"):
         tree.check_tokenizer(range(101))
+
+
+def test_a_tokenizer_with_holes_in_its_ids_needs_a_leaf_for_each():
+    letters = {letter: index for index, letter in enumerate("abcd")} | {"far": 8}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(letters)))
+    assert (len(tokenizer), tokenizer_size(tokenizer)) == (5, 9)
+    VocabularyTree.random(9, 3, 2).check_tokenizer(tokenizer)
+    for size in (5, 8, 10):
+        with pytest.raises(ValueError, match=f"{size} leaves but the tokenizer has 9"):
+            VocabularyTree.random(size, 4, 2).check_tokenizer(tokenizer)
+    tokenizer.add_tokens(["added"])
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer_size(tokenizer) == 1 + max(tokenizer.convert_tokens_to_ids(["added", "<pad>", "far"]))
+    assert tokenizer_size(ByT5Tokenizer()) == len(ByT5Tokenizer())
+    assert tokenizer_size(range(7)) == 7
