@@ -1,6 +1,16 @@
-"""Build a vocabulary tree, and if wanted its tokenizer, from a text.
+"""Build a vocabulary tree for a tokenizer, and if wanted the tokenizer too.
 
-python examples/build_tree.py --text tree_artifacts/sotu-8k/train.txt.xz --train-tokenizer 8192 --output my_tree
+From a text alone, from the input embeddings of a checkpoint, or from both:
+
+    python examples/build_tree.py --text corpus.txt --train-tokenizer 8192 --output my_tree
+    python examples/build_tree.py --text corpus.txt --tokenizer gpt2 --output my_tree
+    python examples/build_tree.py --embeddings gpt2 --tokenizer gpt2 --output my_tree
+    python examples/build_tree.py --embeddings gpt2 --text corpus.txt --tokenizer gpt2 --depth 3 --output my_tree
+
+For controls, without any similarity, and for tokens that were added to a tokenizer later:
+
+    python examples/build_tree.py --method random --tokenizer gpt2 --output my_tree
+    python examples/build_tree.py --extend my_tree --tokenizer my_tokenizer --output my_larger_tree
 """
 
 import argparse
@@ -8,48 +18,75 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff.atomic_files import update_folder
-from modeling_treediff.building import build_tree, count_tokens, token_embeddings, train_tokenizer
-from modeling_treediff.corpora import read_documents
-from modeling_treediff.tree_tables import check_feasible, smallest_branching
-from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
+from modeling_treediff.building import (
+    METHODS,
+    PIECE_CHARACTERS,
+    TextCounts,
+    build_tree,
+    count_text,
+    encode_documents,
+    load_embeddings,
+    reduce_embeddings,
+    token_embeddings,
+    train_tokenizer,
+)
+from modeling_treediff.corpora import iterate_documents
+from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
+from modeling_treediff.tree_tables import check_feasible, smallest_branching, smallest_depth, tokenizer_size
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+CONTROLS = ("frequency", "random", "flat")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, help="UTF-8 text (.txt, .txt.xz, ...) or a dataset")
-    parser.add_argument("--split", default="train", help="split of a dataset (default %(default)s)")
-    parser.add_argument("--configuration", help="configuration (subset) of a Hub dataset that has several")
-    parser.add_argument("--text-column", default="text", help="text column of a dataset (default %(default)s)")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--tokenizer", help="folder or Hub id of a tokenizer")
     vocabulary.add_argument("--train-tokenizer", type=int, metavar="V", help="learn a tokenizer of V tokens first")
-    parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--branching", type=int, help="largest fan-out; by default the depth-th root of V, rounded up")
-    parser.add_argument("--method", choices=("balanced-kmeans", "random", "flat"), default="balanced-kmeans")
+    similarity = parser.add_argument_group("what makes tokens similar")
+    similarity.add_argument("--text", nargs="+", default=[], help="UTF-8 texts (.txt, .txt.xz, ...) or datasets")
+    similarity.add_argument("--split", default="train", help="split of a dataset (default %(default)s)")
+    similarity.add_argument("--configuration", help="configuration (subset) of a Hub dataset that has several")
+    similarity.add_argument("--text-column", default="text", help="text column of a dataset (default %(default)s)")
+    similarity.add_argument("--embeddings", help="folder or Hub id of a checkpoint, or a .safetensors or .npy matrix")
+    similarity.add_argument("--tensor", help="name of the matrix in --embeddings, where it cannot be told")
+    similarity.add_argument("--extend", metavar="TREE", help="keep this tree; place only the tokens it does not have")
+    similarity.add_argument(
+        "--method",
+        choices=(*METHODS, *CONTROLS),
+        help=f"default: {METHODS[1]} with a text, else {METHODS[0]}; `frequency` without a text goes by token id",
+    )
+    parser.add_argument("--depth", type=int, help="default: 2, or what --branching needs")
+    parser.add_argument("--branching", type=int, help="largest fan-out; default: the depth-th root of V, rounded up")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--licence", help="licence of the text, kept with the tree")
+    parser.add_argument("--licence", help="licence of the sources, kept with the tree")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tree and its tokenizer")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.method is None:
+        args.method = METHODS[1] if args.text else METHODS[0]
+    if args.extend is None and args.method in METHODS and not (args.text or args.embeddings):
+        parser.error(f"give --text, --embeddings or --extend, or a control: --method {', '.join(CONTROLS)}")
+    if args.train_tokenizer is not None and not args.text:
+        parser.error("--train-tokenizer needs --text")
+    return args
 
 
 def main() -> None:
-    """Read the text, get a tokenizer, build the tree, save both."""
+    """Get a tokenizer, build its tree, save both."""
     args = parse_arguments()
-    with stage("text"):
-        documents = read_documents(args.text, args.split, args.text_column, args.configuration)
     with stage("tokenizer"):
-        tokenizer = load_or_train_tokenizer(args, documents)
-    with stage("tree"):
-        tree = make_tree(args, tokenizer, documents)
-    print_clusters(tree, tokenizer)
+        tokenizer = load_or_train_tokenizer(args)
+    tree = extend(args, tokenizer) if args.extend is not None else make_tree(args, tokenizer)
     with stage("saved"):
         save_tokenizer(tokenizer, args.output)
         tree.save_pretrained(args.output)
@@ -61,56 +98,94 @@ def stage(name: str) -> Iterator[None]:
     """Print how long a stage took."""
     start = time.perf_counter()
     yield
-    print(f"{name:10s}{time.perf_counter() - start:6.1f} s", flush=True)
+    print(f"{name:12s}{time.perf_counter() - start:6.1f} s", flush=True)
 
 
-def load_or_train_tokenizer(args: argparse.Namespace, documents: list[str]) -> PreTrainedTokenizerBase:
+def read(args: argparse.Namespace) -> Iterator[str]:
+    """Stream the documents of all texts."""
+    texts = (
+        iterate_documents(text, args.split, args.text_column, args.configuration, PIECE_CHARACTERS)
+        for text in args.text
+    )
+    return chain.from_iterable(texts)
+
+
+def shape(args: argparse.Namespace, vocab_size: int) -> tuple[int, int]:
+    """Return fan-out and depth as given, or the smallest that the other one needs."""
+    if args.method == "flat":
+        return vocab_size, 1
+    depth = args.depth
+    if depth is None:
+        depth = 2 if args.branching is None else smallest_depth(vocab_size, args.branching)
+    branching = args.branching if args.branching is not None else smallest_branching(vocab_size, depth)
+    check_feasible(vocab_size, branching, depth)
+    return branching, depth
+
+
+def load_or_train_tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerBase:
     """Return the tokenizer asked for; an impossible tree is refused before any long work."""
     if args.tokenizer is not None:
         return AutoTokenizer.from_pretrained(args.tokenizer)
-    if args.branching is not None and args.method != "flat":
-        check_feasible(args.train_tokenizer, args.branching, args.depth)
-    return train_tokenizer(documents, args.train_tokenizer)
+    shape(args, args.train_tokenizer)
+    return train_tokenizer(tqdm(read(args), desc="words", unit=" texts", leave=False), args.train_tokenizer)
 
 
-def make_tree(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> VocabularyTree:
+def extend(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
+    """Add the tokens that the tokenizer has and the tree has not."""
+    tree, vocab_size = VocabularyTree.from_pretrained(args.extend), tokenizer_size(tokenizer)
+    if vocab_size <= tree.vocab_size:
+        raise ValueError(f"{args.extend} has {tree.vocab_size} tokens and the tokenizer {vocab_size}: none is new.")
+    return tree.extend(vocab_size - tree.vocab_size)
+
+
+def make_tree(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
     """Build the tree that the arguments describe."""
-    vocab_size = len(tokenizer)
-    metadata = describe(args)
+    vocab_size, metadata = tokenizer_size(tokenizer), describe(args)
+    branching, depth = shape(args, vocab_size)
     if args.method == "flat":
         return VocabularyTree.flat(vocab_size, metadata)
-    branching = args.branching if args.branching is not None else smallest_branching(vocab_size, args.depth)
-    check_feasible(vocab_size, branching, args.depth)
     if args.method == "random":
-        return VocabularyTree.random(vocab_size, branching, args.depth, args.seed, metadata)
-    encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    token_ids = [np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]]
-    embeddings = token_embeddings(token_ids, vocab_size)
-    counts = count_tokens(token_ids, vocab_size)
-    return build_tree(embeddings, branching, args.depth, args.method, args.seed, counts, metadata)
+        return VocabularyTree.random(vocab_size, branching, depth, args.seed, metadata)
+    counts = count(args, tokenizer, vocab_size) if args.text else None
+    if args.method == "frequency":
+        order = np.arange(vocab_size) if counts is None else np.argsort(-counts.token_counts, kind="stable")
+        return VocabularyTree.from_order(order, branching, depth, {"method": "frequency"} | metadata)
+    with stage("embeddings"):
+        if args.embeddings:
+            embeddings = reduce_embeddings(load_embeddings(args.embeddings, vocab_size, args.tensor))
+        else:
+            assert counts is not None
+            embeddings = token_embeddings(counts.follows)
+    token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
+    with stage("tree"):
+        return build_tree(
+            embeddings, branching, depth, args.method, args.seed, token_counts, follows, metadata, progress=True
+        )
+
+
+def count(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextCounts:
+    """Count the tokens of the texts, and which follows which."""
+    with stage("text"):
+        documents = tqdm(read(args), desc="text", unit=" texts", leave=False)
+        counts = count_text(encode_documents(tokenizer, documents), vocab_size)
+    if counts.dropped:
+        print(f"text: {counts.dropped} of {counts.token_counts.sum()} neighbours left out, of the rarest kinds")
+    return counts
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Return the tree's provenance; names only, so that it does not depend on where the files lie."""
-    tokenizer = str(args.tokenizer) if args.tokenizer is not None else args.output.resolve().name
     facts = {
-        "tokenizer": Path(tokenizer).resolve().name if Path(tokenizer).is_dir() else tokenizer,
-        "source": Path(args.text).name if Path(args.text).exists() else args.text,
+        "tokenizer": name_of(args.tokenizer) if args.tokenizer is not None else args.output.resolve().name,
+        "source": " + ".join(name_of(source) for source in ([args.embeddings] if args.embeddings else []) + args.text),
         "licence": args.licence,
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in facts.items() if value}
 
 
-def print_clusters(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase, shown: int = 8, words: int = 12) -> None:
-    """Print the first tokens of some nodes of depth 1, from the most frequent node to the rarest."""
-    if tree.tree_depth == 1:
-        return
-    nodes, paths = tree.children[0][tree.children[0] >= 0], tree.paths.tolist()
-    for index in np.linspace(0, len(nodes) - 1, min(shown, len(nodes))).astype(int).tolist():
-        tokens = (tree.ancestors[:, 1] == nodes[index]).nonzero().flatten()
-        by_slot = sorted(tokens.tolist(), key=lambda token: paths[token])
-        names = " ".join(repr(tokenizer.decode([token])) for token in by_slot[:words])
-        print(f"cluster {index:3d}, {len(tokens)} tokens: {names}")
+def name_of(source: str) -> str:
+    """Return the name of a local file or folder, or a Hub id as it is."""
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

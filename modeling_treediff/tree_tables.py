@@ -44,6 +44,16 @@ def tokenizer_size(tokenizer: Any) -> int:  # noqa: ANN401 -- any object with a 
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
+def smallest_depth(vocab_size: int, branching: int) -> int:
+    """Return the smallest depth D with branching**D >= vocab_size."""
+    if vocab_size < 1 or branching < 1 or (branching == 1 and vocab_size > 1):
+        raise ValueError(f"No tree of fan-out {branching} has {vocab_size} tokens.")
+    depth = 1
+    while branching**depth < vocab_size:
+        depth += 1
+    return depth
+
+
 def as_int64(table: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """Return a table of integers as int64 on the host; raise ValueError, naming it, if it holds anything else."""
     array = table.cpu().numpy() if isinstance(table, torch.Tensor) else np.asarray(table)

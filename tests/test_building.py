@@ -3,7 +3,6 @@
 import filecmp
 import itertools
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from transformers import AutoTokenizer
 
-from modeling_treediff.building import build_tree, count_tokens, token_embeddings, train_tokenizer
-from modeling_treediff.building.balanced_kmeans import _auction, _centroids, balanced_kmeans, quantise, quantise_weights
+from modeling_treediff.building import build_tree, train_tokenizer
+from modeling_treediff.building.auction import auction
+from modeling_treediff.building.balanced_kmeans import balanced_kmeans, centroids, quantise, quantise_weights
 from modeling_treediff.corpora import read_documents
 from modeling_treediff.tree_tables import smallest_branching
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -28,20 +28,6 @@ SHAPES = [
     (1, 1, 1), (1, 1, 5), (1, 9, 3), (2, 2, 1), (2, 2, 4), (3, 91, 2), (5, 5, 1), (7, 2, 3), (8, 2, 3), (9, 3, 2),
     (10, 4, 2), (64, 8, 2), (63, 8, 2), (27, 3, 3), (100, 50, 2), (250, 16, 2), (200, 6, 3), (200, 3, 5), (30, 2, 12),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run_example(monkeypatch):
-    """Run the script in this process; return its exit value: None, or the line it prints to stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["build_tree.py", *map(str, arguments)])
-        try:
-            runpy.run_path(str(EXAMPLE), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code
-
-    return run
 
 
 def random_points(rows, columns=5, seed=0):
@@ -128,19 +114,19 @@ class TestBalancedKmeans:
         points = quantise(random_points(300, 40) * 1e-3)
         weights = quantise_weights(np.random.default_rng(0).random(300))
         labels = np.arange(300) % 7
-        centroids = _centroids(points, weights, labels, np.zeros((7, 40)))
-        for array in (points, weights, centroids):
+        centres = centroids(points, weights, labels, np.zeros((7, 40)))
+        for array in (points, weights, centres):
             assert np.array_equal(array, np.rint(array))
         assert (points**2).sum(axis=1).max() < 2**24 * 1.01
         assert (points**2).sum(axis=1).max() > 2**22 * 0.99  # the bits are used
-        exact = points.astype(np.int64) @ centroids.astype(np.int64).T
-        assert np.array_equal(points @ centroids.T, exact)
+        exact = points.astype(np.int64) @ centres.astype(np.int64).T
+        assert np.array_equal(points @ centres.T, exact)
 
     def test_auction_is_near_the_optimum_and_respects_capacity(self):
         score = np.rint(np.random.default_rng(0).random((60, 6)) * 1e6)
         rows, columns = linear_sum_assignment(np.repeat(score, 10, axis=1), maximize=True)
         best = score[rows, columns // 10].sum()
-        owner = _auction(score.copy(), 10)
+        owner = auction(score.copy(), 10)
         assert np.bincount(owner, minlength=6).max() == 10
         assert score[np.arange(60), owner].sum() > 0.95 * best
 
@@ -153,37 +139,6 @@ class TestBalancedKmeans:
         assert np.bincount(balanced_kmeans(heavy_tailed, 40, 50, np.random.default_rng(0))).tolist() == [50] * 40
         with pytest.raises(ValueError, match="cannot hold"):
             balanced_kmeans(np.zeros((10, 2)), 3, 3, np.random.default_rng(0))
-
-
-class TestCorpusEmbeddings:
-    def test_tokens_of_one_class_lie_together(self):
-        """Classes follow each other in a cycle, tokens within a class are drawn freely; ids are shuffled."""
-        generator = np.random.default_rng(0)
-        name = generator.permutation(100)
-        text = [name[np.arange(200) % 10 * 10 + generator.integers(10, size=200)] for _ in range(200)]
-        tree = build_tree(token_embeddings(text, 100, dimensions=9), 10, 2)
-        assert same_partition(tree.paths[name, 0], np.arange(100) // 10)
-
-    def test_sparse_and_dense_solvers_agree(self):
-        text = [np.random.default_rng(0).zipf(1.5, size=20000) % 150]
-        sparse = token_embeddings(text, 150, dimensions=20)
-        dense = token_embeddings(text, 150, dimensions=140)
-        assert sparse.shape == (150, 20) and dense.shape == (150, 140)
-        half = dense[:, :20] / np.maximum(np.linalg.norm(dense[:, :20], axis=1, keepdims=True), 1e-300)
-        np.testing.assert_allclose(sparse, half, atol=1e-8)
-
-    def test_unseen_tokens_are_zero_and_documents_do_not_touch(self):
-        embeddings = token_embeddings([[0, 1, 0, 1], [2], [3, 0]], 6, dimensions=8)
-        assert embeddings.shape == (6, 8) and np.isfinite(embeddings).all()
-        assert not embeddings[[2, 4, 5]].any()
-        np.testing.assert_allclose(np.linalg.norm(embeddings[[0, 1, 3]], axis=1), 1)
-
-    def test_counts_and_errors(self):
-        assert count_tokens([[0, 2, 2], np.array([2]), []], 4).tolist() == [1, 0, 3, 0]
-        with pytest.raises(ValueError, match=r"0\.\.3"):
-            count_tokens([[4]], 4)
-        with pytest.raises(ValueError, match="neighbouring"):
-            token_embeddings([[1], []], 4)
 
 
 class TestTokenizer:
@@ -245,31 +200,3 @@ class TestSample:
         tree = VocabularyTree.from_pretrained(SAMPLE)
         assert (tree.vocab_size, tree.max_branching, tree.tree_depth) == (8192, 91, 2)
         assert information(tree) > 2 * information(VocabularyTree.random(8192, 91, 2))
-
-
-class TestExample:
-    @pytest.mark.parametrize(
-        ("content", "arguments", "message"),
-        [
-            (b"", ("--train-tokenizer", 300), "holds no text"),
-            (b"caf\xe9 au lait", ("--train-tokenizer", 300), "not UTF-8"),
-            (b"a b c", ("--train-tokenizer", 300, "--branching", 4), "do not fit"),
-        ],
-    )
-    def test_bad_input_is_one_line_and_touches_nothing(self, run_example, content, arguments, message, tmp_path):
-        text, output = tmp_path / "bad.txt", tmp_path / "output"
-        text.write_bytes(content)
-        output.mkdir()
-        (output / "vocabulary_tree.json").write_text("kept")
-        stop = run_example("--text", text, "--output", output, *arguments)
-        assert message in stop and stop.startswith("build_tree.py: error: ") and "\n" not in stop
-        assert [file.name for file in output.iterdir()] == ["vocabulary_tree.json"]
-
-    @pytest.mark.parametrize(("method", "shape"), [("flat", (1, 8192)), ("random", (3, 21))])
-    def test_reference_trees_with_a_given_tokenizer(self, run_example, method, shape, tmp_path):
-        arguments = ("--tokenizer", SAMPLE, "--method", method, "--depth", 3, "--output", tmp_path)
-        assert run_example("--text", SAMPLE / "validation.txt.xz", *arguments) is None
-        tree = VocabularyTree.from_pretrained(tmp_path)
-        assert (tree.tree_depth, tree.max_branching) == shape
-        assert tree.metadata["tokenizer"] == "sotu-8k" and tree.metadata["method"] == method
-        tree.check_tokenizer(AutoTokenizer.from_pretrained(tmp_path))  # the folder is all that training needs

@@ -5,8 +5,22 @@ try:
 except ImportError as error:
     raise ImportError("Building trees needs scipy: pip install 'modeling-treediff[build]'.") from error
 
-from .corpus_embeddings import count_tokens, token_embeddings
+from .checkpoint_embeddings import load_embeddings
+from .corpus_embeddings import token_embeddings
+from .embedding_matrix import reduce_embeddings
+from .text_counts import PIECE_CHARACTERS, TextCounts, count_text, encode_documents
 from .tokenizer import train_tokenizer
-from .tree_builder import build_tree
+from .tree_builder import METHODS, build_tree
 
-__all__ = ["build_tree", "count_tokens", "token_embeddings", "train_tokenizer"]
+__all__ = [
+    "METHODS",
+    "PIECE_CHARACTERS",
+    "TextCounts",
+    "build_tree",
+    "count_text",
+    "encode_documents",
+    "load_embeddings",
+    "reduce_embeddings",
+    "token_embeddings",
+    "train_tokenizer",
+]

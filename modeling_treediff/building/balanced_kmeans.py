@@ -8,14 +8,16 @@ machine, the BLAS or the number of threads. Only the rounding of the input itsel
 Shape legend: N points, E dimensions, K clusters, U points without a cluster yet.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import sparse
 
+from .auction import auction
+
 LENGTH_BITS = 12
 MAX_WEIGHT = 256
-STEP = 0.05  # the auction's bid increment, as a fraction of a typical spread of scores
 MAX_ITERATIONS = 12  # at most so many rounds of assignment and new centroids
-PATIENCE = 50  # rounds of the auction until its increment doubles
 
 
 def quantise(points: np.ndarray) -> np.ndarray:
@@ -38,6 +40,7 @@ def balanced_kmeans(
     capacity: int,
     generator: np.random.Generator,
     weight_N: np.ndarray | None = None,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
     """Cluster points by Lloyd's iteration in which an auction assigns the points.
 
@@ -47,6 +50,7 @@ def balanced_kmeans(
         capacity: the largest size of a cluster; K * capacity >= N.
         generator: randomness of the k-means++ seeding; only its stable stream `random()` is used.
         weight_N: (N,) integers in float64, from `quantise_weights`: how much each point matters.
+        advance: called after every iteration with N, for a progress bar.
 
     Returns:
         (N,) cluster indices in 0..K-1; a cluster may be empty.
@@ -58,15 +62,16 @@ def balanced_kmeans(
     if num_clusters < 1 or num_clusters * capacity < len(point_NE):
         raise ValueError(f"{num_clusters} clusters of at most {capacity} cannot hold {len(point_NE)} points.")
     weight_N = np.ones(len(point_NE)) if weight_N is None else weight_N
-    centroid_KE = _seed_centroids(point_NE, weight_N, num_clusters, generator)
+    centroid_KE = _seedcentroids(point_NE, weight_N, num_clusters, generator)
     cluster_N = np.full(len(point_NE), -1)
     for _ in range(MAX_ITERATIONS):
         score_NK = 2 * (point_NE @ centroid_KE.T) - (centroid_KE * centroid_KE).sum(axis=1)
         score_NK *= weight_N[:, None]
-        before_N, cluster_N = cluster_N, _auction(score_NK, capacity)
+        before_N, cluster_N = cluster_N, auction(score_NK, capacity)
+        advance(len(point_NE))
         if (cluster_N != before_N).sum() <= len(point_NE) // 1000:
             break
-        centroid_KE = _centroids(point_NE, weight_N, cluster_N, centroid_KE)
+        centroid_KE = centroids(point_NE, weight_N, cluster_N, centroid_KE)
     return cluster_N
 
 
@@ -75,7 +80,7 @@ def _exponent(value: float) -> int:
     return int(np.frexp(value)[1])
 
 
-def _seed_centroids(
+def _seedcentroids(
     point_NE: np.ndarray, weight_N: np.ndarray, num_clusters: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Choose K points, each with a probability that grows with its squared distance to those before (k-means++)."""
@@ -94,59 +99,15 @@ def _seed_centroids(
     return point_NE[chosen]
 
 
-def _centroids(
-    point_NE: np.ndarray, weight_N: np.ndarray, cluster_N: np.ndarray, previous_KE: np.ndarray
-) -> np.ndarray:
+def centroids(point_NE: np.ndarray, weight_N: np.ndarray, cluster_N: np.ndarray, previous_KE: np.ndarray) -> np.ndarray:
     """Return the rounded weighted mean of every cluster; an empty one keeps its previous centroid."""
-    num_points, num_clusters = len(point_NE), len(previous_KE)
-    cells = (weight_N, (cluster_N, np.arange(num_points)))
-    sum_KE = sparse.csr_array(cells, shape=(num_clusters, num_points)) @ point_NE
+    num_clusters = len(previous_KE)
+    sum_KE = (membership(cluster_N, num_clusters) * weight_N) @ point_NE
     weight_K1 = np.bincount(cluster_N, weight_N, num_clusters)[:, None]
     return np.where(weight_K1 > 0, np.rint(sum_KE / np.maximum(weight_K1, 1)), previous_KE)
 
 
-def _auction(score_NK: np.ndarray, capacity: int) -> np.ndarray:
-    """Assign points to clusters of limited capacity so that the total score is close to its maximum; return (N,).
-
-    The auction for transportation problems (Bertsekas and Castanon, 1989): every point without a cluster bids for the
-    best one at current prices, as much as it gains over its second choice plus an increment; a full cluster keeps its
-    highest bids, and its lowest one becomes its price. A cluster with room costs nothing. At the end no point could
-    gain more than the increment elsewhere, so the total is within N increments of the optimum. The increment doubles
-    after every 50 rounds, which bounds the work when many points want the same few places, but not beyond the largest
-    spread of scores: that price drives anyone to a cluster with room, and prices stay exact integers.
-    """
-    num_points, num_clusters = score_NK.shape
-    spread_N = score_NK.max(axis=1) - score_NK.min(axis=1)
-    step, largest_step = 1 + int(STEP * np.median(spread_N)), 1 + int(spread_N.max())
-    owner_N, bid_N = np.zeros(num_points, dtype=np.int64), np.zeros(num_points)
-    price_K = np.zeros(num_clusters)
-    waiting_U, rounds = np.arange(num_points), 0
-    while len(waiting_U):
-        rounds += 1
-        if rounds % PATIENCE == 0:
-            step = min(2 * step, largest_step)
-        choice_U, margin_U = _best_and_margin(score_NK[waiting_U] - price_K)
-        owner_N[waiting_U] = choice_U
-        bid_N[waiting_U] = price_K[choice_U] + margin_U + step
-        size_K = np.bincount(owner_N, minlength=num_clusters)
-        contested_K = np.zeros(num_clusters, dtype=bool)
-        contested_K[choice_U] = True
-        member = np.flatnonzero((contested_K & (size_K >= capacity))[owner_N])
-        member = member[np.lexsort((-bid_N[member], owner_N[member]))]  # stable: equal bids in order of index
-        cluster = owner_N[member]
-        rank = np.arange(len(member)) - np.searchsorted(cluster, cluster)
-        last_kept = member[rank == capacity - 1]
-        price_K[owner_N[last_kept]] = bid_N[last_kept]
-        waiting_U = np.sort(member[rank >= capacity])
-    return owner_N
-
-
-def _best_and_margin(value_UK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's best column and by how much it beats the second best."""
-    row_U = np.arange(len(value_UK))
-    best_U = value_UK.argmax(axis=1)
-    highest_U = value_UK[row_U, best_U]
-    if value_UK.shape[1] == 1:
-        return best_U, np.zeros(len(value_UK))
-    value_UK[row_U, best_U] = -np.inf
-    return best_U, highest_U - value_UK.max(axis=1)
+def membership(cluster_N: np.ndarray, num_clusters: int) -> sparse.csr_array:
+    """Return the (K, N) matrix with a one where a point is in a cluster: its products sum over each cluster."""
+    cells = (np.ones(len(cluster_N)), (cluster_N, np.arange(len(cluster_N))))
+    return sparse.csr_array(cells, shape=(num_clusters, len(cluster_N)))

@@ -4,10 +4,8 @@ Positive pointwise mutual information with the left and the right neighbour, red
 decomposition (Levy and Goldberg, "Neural word embedding as implicit matrix factorization", 2014; context smoothing
 from Levy, Goldberg and Dagan, 2015). Neighbours at distance one make tokens of the same grammatical role alike.
 
-Shape legend: V tokens, E dimensions of an embedding, T tokens of text.
+Shape legend: V tokens, C contexts (tokens on one side, or on both), E dimensions of an embedding.
 """
-
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -17,76 +15,31 @@ CONTEXT_SMOOTHING = 0.75  # exponent on the neighbours' frequencies; below 1 it 
 SINGULAR_VALUE_POWER = 0.5  # how strongly the leading dimensions outweigh the others, 0 to 1
 
 
-def count_tokens(token_id_sequences: Iterable[Sequence[int] | np.ndarray], vocab_size: int) -> np.ndarray:
-    """Count how often each token occurs.
+def token_embeddings(follows: sparse.csr_array, dimensions: int = 64) -> np.ndarray:
+    """Embed every token by its left and right neighbours.
 
     Args:
-        token_id_sequences: tokenized documents.
-        vocab_size: V.
-
-    Returns:
-        (V,) int64 counts.
-
-    Raises:
-        ValueError: an id lies outside 0..V-1.
-
-    """
-    counts_V = np.zeros(vocab_size, dtype=np.int64)
-    for token_ids in token_id_sequences:
-        counts_V += np.bincount(_checked_ids(token_ids, vocab_size), minlength=vocab_size)
-    return counts_V
-
-
-def token_embeddings(
-    token_id_sequences: Iterable[Sequence[int] | np.ndarray],
-    vocab_size: int,
-    dimensions: int = 64,
-) -> np.ndarray:
-    """Embed every token by its left and right neighbours in the texts.
-
-    Args:
-        token_id_sequences: tokenized documents; neighbours never cross from one document to the next.
-        vocab_size: V.
+        follows: (V, V) counts of neighbours, from `count_text`; row a, column b: how often b directly follows a.
         dimensions: E; where the text supports fewer, the last columns are zero.
 
     Returns:
         (V, E) float64, rows of length one, so that distances are angles; zero rows for tokens without neighbours.
 
     Raises:
-        ValueError: an id lies outside 0..V-1, or no two tokens are neighbours.
+        ValueError: no two tokens are neighbours.
 
     """
-    follows_VV = _count_neighbours(token_id_sequences, vocab_size)
-    if follows_VV.nnz == 0:
+    if follows.nnz == 0:
         raise ValueError("The texts hold no two neighbouring tokens: there is nothing to embed from.")
-    left_VV = _positive_pmi(follows_VV.T.tocsr())
-    right_VV = _positive_pmi(follows_VV)
-    vectors_VE, values_E = _leading_singular_vectors(sparse.hstack([left_VV, right_VV], format="csr"), dimensions)
+    left_and_right = [_positive_pmi(follows.T.tocsr()), _positive_pmi(follows)]
+    matrix_VC = sparse.hstack(left_and_right, format="csr")
+    del left_and_right  # it is as large as the matrix
+    vectors_VE, values_E = _leading_singular_vectors(matrix_VC, dimensions)
     embedding_VE = vectors_VE * values_E**SINGULAR_VALUE_POWER
     length_V1 = np.linalg.norm(embedding_VE, axis=1, keepdims=True)
     # A token that the kept dimensions do not see has a length of rounding error only; scaled up it would be noise.
     seen_V1 = length_V1 > 1e-9 * length_V1.max()
     return np.divide(embedding_VE, length_V1, out=np.zeros_like(embedding_VE), where=seen_V1)
-
-
-def _checked_ids(token_ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    id_T = np.asarray(token_ids, dtype=np.int64)
-    if id_T.size and (id_T.min() < 0 or id_T.max() >= vocab_size):
-        raise ValueError(f"Token ids must lie in 0..{vocab_size - 1}, got {id_T.min()}..{id_T.max()}.")
-    return id_T
-
-
-def _count_neighbours(token_id_sequences: Iterable[Sequence[int] | np.ndarray], vocab_size: int) -> sparse.csr_array:
-    """Return (V, V) counts; row a, column b: how often b directly follows a."""
-    pairs, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for token_ids in token_id_sequences:
-        id_T = _checked_ids(token_ids, vocab_size)
-        pair, count = np.unique(id_T[:-1] * vocab_size + id_T[1:], return_counts=True)
-        pairs.append(pair)
-        counts.append(count)
-    all_pairs, all_counts = np.concatenate(pairs), np.concatenate(counts)
-    cells = (all_counts.astype(np.float64), (all_pairs // vocab_size, all_pairs % vocab_size))
-    return sparse.coo_array(cells, shape=(vocab_size, vocab_size)).tocsr()
 
 
 def _positive_pmi(counts_VC: sparse.csr_array) -> sparse.csr_array:

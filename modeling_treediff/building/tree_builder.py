@@ -3,17 +3,24 @@
 Shape legend: V tokens, E dimensions of an embedding, D depth, K largest fan-out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
+from tqdm import tqdm
 
 from ..tree_tables import check_feasible, smallest_branching
 from ..vocabulary_tree import VocabularyTree
-from .balanced_kmeans import balanced_kmeans, quantise, quantise_weights
+from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise_weights
+from .class_bigrams import ROUNDS, cluster_by_neighbours, neighbour_classes
+from .embedding_matrix import checked_embeddings
 
-METHODS = ("balanced-kmeans",)
+METHODS = ("balanced-kmeans", "class-bigrams")
+BAR = "{desc}: {percentage:3.0f}% {bar} {elapsed}<{remaining}"
 
 
 def build_tree(
@@ -23,9 +30,11 @@ def build_tree(
     method: str = "balanced-kmeans",
     seed: int = 0,
     token_counts: np.ndarray | torch.Tensor | Sequence[int] | None = None,
+    follows: sparse.csr_array | None = None,
     metadata: dict[str, Any] | None = None,
+    progress: bool = False,
 ) -> VocabularyTree:
-    """Build a tree whose siblings have similar embeddings.
+    """Build a tree whose siblings have similar embeddings, or similar neighbours in a text.
 
     A node with n leaves and d levels below it gets as many children as the d-th root of n asks for, each with at most
     branching**(d-1) leaves: the tree always fits, and a branching above the minimum buys clusters of natural size.
@@ -36,43 +45,88 @@ def build_tree(
         embeddings: (V, E) of any floating type. Their lengths count: normalise them first to cluster by angle.
         branching: K, the largest fan-out.
         depth: D, the depth of every leaf.
-        method: "balanced-kmeans", the only one so far.
+        method: "balanced-kmeans" clusters the embeddings; "class-bigrams" goes on from there, by the classes that stand
+            beside each token in a text (see `class_bigrams`), and needs `follows`.
         seed: seed of the clustering.
         token_counts: (V,) frequencies; frequent tokens weigh more in the clustering (as the square root) and come
             first among siblings. Without them all weigh the same and siblings are ordered by their lowest token id.
+        follows: (V, V) counts; row a, column b: how often b directly follows a, as in `TextCounts`.
         metadata: provenance to keep with the tree; `method` and `seed` are added.
+        progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: unknown method, embeddings that are not (V, E) finite numbers, K^D < V, or counts that are not
-            (V,) finite numbers >= 0.
+        ValueError: unknown method, embeddings that are not (V, E) finite numbers, K^D < V, counts that are not
+            (V,) finite numbers >= 0, or a method without the counts it needs.
 
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}; known: {', '.join(METHODS)}.")
-    embedding_VE = _checked_embeddings(embeddings)
+    embedding_VE = checked_embeddings(embeddings)
     vocab_size = len(embedding_VE)
     check_feasible(vocab_size, branching, depth)
     count_V = _checked_counts(token_counts, vocab_size)
-    point_VE, weight_V = quantise(embedding_VE), quantise_weights(np.sqrt(count_V))
-    generator = np.random.Generator(np.random.PCG64(seed))
-    path_VD = np.zeros((vocab_size, depth), dtype=np.int64)
-    groups = [np.arange(vocab_size)]
-    for level in range(depth):
-        below = depth - level - 1
-        parts = []
-        for tokens in groups:
-            num_children = smallest_branching(len(tokens), below + 1)
-            cluster = np.arange(len(tokens))  # on the last level, and where there is nothing to choose
-            if num_children < len(tokens):
-                capacity = branching**below
-                cluster = balanced_kmeans(point_VE[tokens], num_children, capacity, generator, weight_V[tokens])
-            slot = _slots_by_frequency(cluster, count_V[tokens])
-            path_VD[tokens, level] = slot
-            if below:
-                parts += [tokens[slot == s] for s in range(slot.max() + 1)]
-        groups = parts
+    if method == "class-bigrams" and (follows is None or follows.shape != (vocab_size, vocab_size)):
+        raise ValueError(
+            f"The method class-bigrams needs `follows`, neighbour counts of shape ({vocab_size}, {vocab_size})."
+        )
+    splitter = _Splitter(
+        point_VE=quantise(embedding_VE),
+        weight_V=quantise_weights(np.sqrt(count_V)),
+        generator=np.random.Generator(np.random.PCG64(seed)),
+        follows_VV=follows if method == "class-bigrams" else None,
+    )
+    path_VD = _grow(splitter, count_V, branching, depth, progress)
     facts = (metadata or {}) | {"method": method, "seed": seed}
     return VocabularyTree.from_paths(path_VD, branching, count_V, facts)
+
+
+@dataclass
+class _Splitter:
+    """Splits groups of tokens into clusters; the first group it gets is the whole vocabulary."""
+
+    point_VE: np.ndarray
+    weight_V: np.ndarray
+    generator: np.random.Generator
+    follows_VV: sparse.csr_array | None  # None: clusters follow the points alone
+    context_VC: sparse.csr_array | None = None  # neighbours by class of the first level, once that stands
+
+    def split(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable) -> np.ndarray:
+        """Return the cluster of each of the tokens, 0..num_clusters-1."""
+        point_NE, weight_N = self.point_VE[tokens], self.weight_V[tokens]
+        cluster_N = balanced_kmeans(point_NE, num_clusters, capacity, self.generator, weight_N, advance)
+        if self.follows_VV is None:
+            return cluster_N
+        if self.context_VC is not None:
+            fixed_NC = self.context_VC[tokens]
+            return cluster_by_neighbours(cluster_N, num_clusters, capacity, lambda _: fixed_NC, point_NE, advance)
+        contexts = partial(neighbour_classes, self.follows_VV, num_classes=num_clusters)
+        cluster_N = cluster_by_neighbours(cluster_N, num_clusters, capacity, contexts, point_NE, advance)
+        self.context_VC = contexts(cluster_N)
+        return cluster_N
+
+
+def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, progress: bool) -> np.ndarray:
+    """Split all tokens, then every cluster, until each token stands alone; return paths (V, D)."""
+    vocab_size = len(count_V)
+    path_VD = np.zeros((vocab_size, depth), dtype=np.int64)
+    rounds = MAX_ITERATIONS + (0 if splitter.follows_VV is None else ROUNDS)
+    groups, placed = [np.arange(vocab_size)], 0
+    with tqdm(total=vocab_size * max(depth - 1, 1) * rounds, desc="tree", disable=not progress, bar_format=BAR) as bar:
+        for level in range(depth):
+            parts = []
+            for tokens in groups:
+                cluster = np.arange(len(tokens))  # on the last level, and where there is nothing to choose
+                num_children = smallest_branching(len(tokens), depth - level)
+                if num_children < len(tokens):
+                    cluster = splitter.split(tokens, num_children, branching ** (depth - level - 1), bar.update)
+                slot = _slots_by_frequency(cluster, count_V[tokens])
+                path_VD[tokens, level] = slot
+                if level < depth - 1:
+                    parts += [tokens[slot == s] for s in range(slot.max() + 1)]
+                placed += len(tokens)
+                bar.update(min(placed * rounds, bar.total) - bar.n)
+            groups = parts
+    return path_VD
 
 
 def _slots_by_frequency(cluster_N: np.ndarray, count_N: np.ndarray) -> np.ndarray:
@@ -80,19 +134,6 @@ def _slots_by_frequency(cluster_N: np.ndarray, count_N: np.ndarray) -> np.ndarra
     _, first, index_N = np.unique(cluster_N, return_index=True, return_inverse=True)
     order = np.lexsort((first, -np.bincount(index_N, count_N)))
     return np.argsort(order, kind="stable")[index_N]
-
-
-def _checked_embeddings(embeddings: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(embeddings, torch.Tensor):
-        embeddings = embeddings.detach().to("cpu", torch.float64).numpy()
-    embedding_VE = np.asarray(embeddings, dtype=np.float64)
-    if embedding_VE.ndim != 2 or 0 in embedding_VE.shape:
-        raise ValueError(f"embeddings must have shape (tokens, dimensions), got {embedding_VE.shape}.")
-    broken = np.flatnonzero(~np.isfinite(embedding_VE).all(axis=1))
-    if len(broken):
-        shown = ", ".join(map(str, broken[:5].tolist())) + (", ..." if len(broken) > 5 else "")
-        raise ValueError(f"{len(broken)} rows of the embeddings hold NaN or infinity: tokens {shown}.")
-    return embedding_VE
 
 
 def _checked_counts(token_counts: np.ndarray | torch.Tensor | Sequence[int] | None, vocab_size: int) -> np.ndarray:

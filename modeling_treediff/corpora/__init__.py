@@ -1,5 +1,5 @@
-"""Text in: files and Hub datasets as lists of documents."""
+"""Text in: files and Hub datasets as documents, one by one or as lists."""
 
-from .documents import read_documents, split_documents
+from .documents import iterate_documents, read_documents, split_documents
 
-__all__ = ["read_documents", "split_documents"]
+__all__ = ["iterate_documents", "read_documents", "split_documents"]

@@ -1,48 +1,72 @@
 """Documents from a text file, possibly compressed, or from a dataset on the Hub or on disk."""
 
 import bz2
+import codecs
 import gzip
 import lzma
 import os
 import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+BLANK_LINES = re.compile(r"\n\s*\n")
+BLOCK_BYTES = 2**20  # a text file is read in blocks of at least this size
 
 
 def read_documents(
     source: str | os.PathLike, split: str = "train", text_column: str = "text", configuration: str | None = None
 ) -> list[str]:
-    """Read all documents of a corpus.
+    """Read all documents of a corpus; arguments and errors as of `iterate_documents`."""
+    return list(iterate_documents(source, split, text_column, configuration))
+
+
+def iterate_documents(
+    source: str | os.PathLike,
+    split: str = "train",
+    text_column: str = "text",
+    configuration: str | None = None,
+    max_characters: int | None = None,
+) -> Iterator[str]:
+    """Read the documents of a corpus one by one; the corpus is never held, nor is a Hub dataset downloaded, whole.
 
     Args:
         source: a UTF-8 text file (.txt, .md, .text; also .xz, .gz, .bz2), in which blank lines separate documents;
             or anything `datasets.load_dataset` takes: a Hub id, a folder, a .jsonl, .csv or .parquet file.
-        split: the split of a dataset; a text file has only one.
+        split: the split of a dataset; a text file has only one. `train[:10%]` and `train+test` work too, but then
+            `datasets` does download and keep the whole on disk.
         text_column: the column of a dataset that holds the text.
         configuration: the configuration (subset) of a Hub dataset that has several.
+        max_characters: longer documents come in pieces of at most this length, cut at white space where there is
+            any. It bounds the memory whatever the text file; without it the longest document does.
 
-    Returns:
+    Yields:
         The documents in the order of the corpus, stripped, without empty ones.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no text in it, bytes that are not UTF-8, or no such column.
+        ValueError: no text in it, bytes that are not UTF-8, a damaged archive, no such column, or a max_characters
+            below 1.
 
     """
+    if max_characters is not None and max_characters < 1:
+        raise ValueError(f"max_characters must be at least 1, got {max_characters}.")
     path = Path(source)
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if set(suffixes) & set(TEXT_SUFFIXES):
-        documents = re.split(r"\n\s*\n", _read_text(path))
+        pieces = _iterate_text(path, max_characters)
     else:
-        documents = _read_dataset(source, split, text_column, configuration)
-    documents = [document.strip() for document in documents]
-    documents = [document for document in documents if document]
-    if not documents:
+        pieces = _iterate_dataset(source, split, text_column, configuration, max_characters)
+    empty = True
+    for piece in pieces:
+        if stripped := piece.strip():
+            empty = False
+            yield stripped
+    if empty:
         raise ValueError(f"{source} holds no text.")
-    return documents
 
 
 def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str], list[str]]:
@@ -63,25 +87,69 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
     return [text for index, text in enumerate(documents) if (index + 1) % held_out_every], held_out
 
 
-def _read_text(path: Path) -> str:
+def _iterate_text(path: Path, max_characters: int | None) -> Iterator[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no text file {path}.")
-    opener = OPENERS.get(path.suffix.lower(), open)
+    text_of = _Utf8Decoder(path)
+    rest, block = "", b" "
     try:
-        with opener(path, "rb") as stream:
-            content = stream.read()
-    except (lzma.LZMAError, EOFError, OSError) as error:
+        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as stream:
+            while block:
+                # Blocks grow with an unfinished document, so that it is searched a few times only, however long.
+                block = stream.read(max(BLOCK_BYTES, len(rest)))
+                *documents, rest = BLANK_LINES.split(rest + text_of(block))
+                for document in documents:
+                    yield from _pieces(document, max_characters)
+                *pieces, rest = _pieces(rest, max_characters)
+                yield from pieces
+    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be decompressed: {error}.") from error
+    yield rest
+
+
+class _Utf8Decoder:
+    """Decodes a file block by block; an empty block ends it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bytes_read, self.decoder = path, 0, codecs.getincrementaldecoder("utf-8")()
+
+    def __call__(self, block: bytes) -> str:
+        pending = len(self.decoder.getstate()[0])
+        try:
+            text = self.decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            position = self.bytes_read - pending + error.start
+            raise ValueError(
+                f"{self.path} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}. Convert it first, "
+                "for example with iconv -f latin1 -t utf-8."
+            ) from error
+        self.bytes_read += len(block)
+        return text
+
+
+def _pieces(document: str, max_characters: int | None) -> list[str]:
+    """Cut a document into pieces, each as long as allowed; the last one may still grow without changing the others."""
+    if max_characters is None or len(document) <= max_characters:
+        return [document]
+    up_to_a_space, no_space = rf"\S.{{0,{max_characters - 1}}}(?!\S)", rf"\S{{{max_characters}}}"
+    return re.findall(rf"{up_to_a_space}|{no_space}|\s\Z", document, re.DOTALL)
+
+
+def _iterate_dataset(
+    source: str | os.PathLike, split: str, text_column: str, configuration: str | None, max_characters: int | None
+) -> Iterator[str]:
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}. Convert it first, for example "
-            f"with iconv -f latin1 -t utf-8."
-        ) from error
+        dataset = _open_dataset(source, split, configuration)
+        columns = dataset.column_names or list(next(iter(dataset)))
+    except StopIteration:  # what an empty file raises
+        return
+    if text_column not in columns:
+        raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(columns)}.")
+    for row in dataset:
+        yield from _pieces(row.get(text_column) or "", max_characters)
 
 
-def _read_dataset(source: str | os.PathLike, split: str, text_column: str, configuration: str | None) -> list[str]:
+def _open_dataset(source: str | os.PathLike, split: str, configuration: str | None) -> Any:  # noqa: ANN401 -- datasets is optional
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -91,12 +159,9 @@ def _read_dataset(source: str | os.PathLike, split: str, text_column: str, confi
     if path.suffix.lower() in loaders:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path}.")
-        dataset = load_dataset(loaders[path.suffix.lower()], data_files=name, split="train")
-    else:
-        if path.is_file():
-            known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *loaders])
-            raise ValueError(f"{path} has an unknown ending; known: {known}. Rename a plain text to .txt.")
-        dataset = load_dataset(name, configuration, split=split)
-    if text_column not in dataset.column_names:
-        raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(dataset.column_names)}.")
-    return [text for text in dataset[text_column] if text]
+        return load_dataset(loaders[path.suffix.lower()], data_files=name, split="train", streaming=True)
+    if path.is_file():
+        known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *loaders])
+        raise ValueError(f"{path} has an unknown ending; known: {known}. Rename a plain text to .txt.")
+    sliced = bool(set(split) & set("[+"))  # such as train[:10%] or train+test, which datasets does not stream
+    return load_dataset(name, configuration, split=split, streaming=not sliced)
