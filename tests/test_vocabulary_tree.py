@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.tree_tables import tokenizer_size
+from modeling_treediff.tree_tables import smallest_depth, tokenizer_size
 
 SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 
@@ -193,3 +193,52 @@ def test_a_tokenizer_with_holes_in_its_ids_needs_a_leaf_for_each():
     assert tokenizer_size(tokenizer) == 1 + max(tokenizer.convert_tokens_to_ids(["added", "<pad>", "far"]))
     assert tokenizer_size(ByT5Tokenizer()) == len(ByT5Tokenizer())
     assert tokenizer_size(range(7)) == 7
+
+
+@pytest.mark.parametrize(("vocab_size", "branching", "depth"), SHAPES)
+@pytest.mark.parametrize("added", [1, 3, 40])
+def test_an_extended_tree_keeps_all_ids_paths_and_representatives(vocab_size, branching, depth, added):
+    tree = VocabularyTree.random(vocab_size, branching, depth, seed=3, metadata={"licence": "x"})
+    extended = tree.extend(added).validate()
+    assert (extended.vocab_size, extended.tree_depth) == (vocab_size + added, depth)
+    assert torch.equal(extended.paths[:vocab_size], tree.paths) and extended.metadata == tree.metadata
+    if branching**depth >= vocab_size + added:
+        assert extended.max_branching == branching  # the head keeps its width as long as there is room
+    moved = extended.ancestors[tree.representative, tree.depth]  # where the docstring says each node went
+    assert len(set(moved.tolist())) == tree.num_nodes
+    assert torch.equal(moved[:vocab_size], torch.arange(vocab_size))
+    assert torch.equal(extended.representative[moved], tree.representative)
+    for node, new in enumerate(moved.tolist()):
+        if tree.depth[node] > 0:
+            assert extended.parent[new] == moved[tree.parent[node]]
+            assert extended.child_slot[new] == tree.child_slot[node]
+
+
+def test_added_tokens_stand_together_where_an_upper_node_has_room():
+    tree = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0]]), 4)
+    assert tree.extend(5).paths[3:].tolist() == [[2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
+    full = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0]]), 2)
+    assert full.extend(1).paths[3:].tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="1 token or more"):
+        tree.extend(0)
+
+
+def test_an_order_fills_the_leaves_from_the_first_slots_on():
+    tree = VocabularyTree.from_order(np.array([3, 1, 4, 0, 2]), 3, 2).validate()
+    by_path = sorted(range(5), key=lambda token: tree.paths[token].tolist())
+    assert by_path == [3, 1, 4, 0, 2]
+    assert tree.representative[tree.root_id] == 3
+    for wrong in ([0, 0, 1], [1, 2, 3], [[0, 1]]):
+        with pytest.raises(ValueError, match="every token id"):
+            VocabularyTree.from_order(np.array(wrong), 3, 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        VocabularyTree.from_order(np.arange(10), 3, 2)
+
+
+def test_the_smallest_depth_is_the_exact_logarithm():
+    for vocab_size, branching in itertools.product([1, 2, 9, 10, 81, 82, 50257], [2, 3, 9, 225]):
+        depth = smallest_depth(vocab_size, branching)
+        assert branching**depth >= vocab_size and (depth == 1 or branching ** (depth - 1) < vocab_size)
+    assert smallest_depth(1, 1) == 1
+    with pytest.raises(ValueError, match="fan-out 1"):
+        smallest_depth(2, 1)

@@ -62,7 +62,7 @@ def balanced_kmeans(
     if num_clusters < 1 or num_clusters * capacity < len(point_NE):
         raise ValueError(f"{num_clusters} clusters of at most {capacity} cannot hold {len(point_NE)} points.")
     weight_N = np.ones(len(point_NE)) if weight_N is None else weight_N
-    centroid_KE = _seedcentroids(point_NE, weight_N, num_clusters, generator)
+    centroid_KE = _seed_centroids(point_NE, weight_N, num_clusters, generator)
     cluster_N = np.full(len(point_NE), -1)
     for _ in range(MAX_ITERATIONS):
         score_NK = 2 * (point_NE @ centroid_KE.T) - (centroid_KE * centroid_KE).sum(axis=1)
@@ -80,7 +80,7 @@ def _exponent(value: float) -> int:
     return int(np.frexp(value)[1])
 
 
-def _seedcentroids(
+def _seed_centroids(
     point_NE: np.ndarray, weight_N: np.ndarray, num_clusters: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Choose K points, each with a probability that grows with its squared distance to those before (k-means++)."""

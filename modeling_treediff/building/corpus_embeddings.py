@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 CONTEXT_SMOOTHING = 0.75  # exponent on the neighbours' frequencies; below 1 it damps the PMI of rare neighbours
+RANK_TOLERANCE = 1e-9  # smaller singular values, as a fraction of the largest, are zeros with rounding errors
 SINGULAR_VALUE_POWER = 0.5  # how strongly the leading dimensions outweigh the others, 0 to 1
 
 
@@ -23,7 +24,8 @@ def token_embeddings(follows: sparse.csr_array, dimensions: int = 64) -> np.ndar
         dimensions: E; where the text supports fewer, the last columns are zero.
 
     Returns:
-        (V, E) float64, rows of length one, so that distances are angles; zero rows for tokens without neighbours.
+        (V, E) float64, rows of length one, so that distances are angles; zero rows for tokens without neighbours. The
+        same on every run, unless singular values tie exactly, as they can in artificial texts.
 
     Raises:
         ValueError: no two tokens are neighbours.
@@ -62,6 +64,7 @@ def _leading_singular_vectors(matrix_VC: sparse.csr_array, dimensions: int) -> t
         start = np.random.Generator(np.random.PCG64(0)).random(size)
         vectors, values, _ = svds(matrix_VC, k=dimensions, tol=0, v0=start, return_singular_vectors="u")
     order = np.argsort(-values, kind="stable")[:dimensions]
+    order = order[values[order] > RANK_TOLERANCE * values.max()]  # the others' vectors are arbitrary
     vectors, values = vectors[:, order], values[order]
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))]
     vectors = vectors * np.where(largest < 0, -1.0, 1.0)  # the sign of a singular vector is arbitrary

@@ -1,0 +1,145 @@
+"""Build and measure trees for many tokenizers and languages, by the examples' own commands.
+
+python benchmarks/prepare_vocabularies.py --packages FOLDER --output runs/vocabularies
+python benchmarks/trees.py --data ../shared/data --vocabularies runs/vocabularies [--only gpt2 help-de ...]
+python benchmarks/trees.py --render            # write the tables of tree_artifacts/README.md
+python benchmarks/trees.py --render --check    # fail if they do not show the recorded figures
+
+Every 20th document of each text is held out; trees are built from the others and measured on the held-out ones. The
+ready trees go to tree_artifacts/NAME, the rest to runs/trees; every report goes to benchmarks/results/trees/NAME.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from render_trees import render
+from transformers import AutoTokenizer, GPT2TokenizerFast
+
+from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.corpora import read_documents, split_documents
+from modeling_treediff.training.records import write_record
+
+ROOT = Path(__file__).resolve().parents[1]
+ARTIFACTS, RESULTS = ROOT / "tree_artifacts", ROOT / "benchmarks" / "results" / "trees"
+WORK = ROOT / "runs" / "trees"
+HELD_OUT_EVERY = 20
+PUBLIC_DOMAIN = ("sotu", "spurgeon", "mhcc", "austen")
+LANGUAGES = ("en-us", "de", "fr", "ja", "zh-cn")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one tree is built from; names of texts are keys of `find_text`."""
+
+    tokenizer: str
+    texts: tuple[str, ...]
+    embeddings: str | None = None
+    depth: int = 2
+    method: str | None = None
+    ready: bool = False  # kept in the repository
+
+
+GPT2 = {"tokenizer": "{work}/gpt2", "embeddings": "{data}/embeddings/gpt2_from_smollm2_128d.safetensors"}
+BERT = {"tokenizer": "{work}/bert-base-uncased", "embeddings": "{vocabularies}/minilm/embedding.safetensors"}
+EVERYTHING = PUBLIC_DOMAIN + tuple(f"help-{language}" for language in LANGUAGES)
+RECIPES = {
+    "gpt2": Recipe(**GPT2, texts=PUBLIC_DOMAIN, ready=True),
+    "gpt2-d3": Recipe(**GPT2, texts=PUBLIC_DOMAIN, depth=3, ready=True),
+    "gpt2-d4": Recipe(**GPT2, texts=PUBLIC_DOMAIN, depth=4),
+    "gpt2-embeddings-only": Recipe(**GPT2, texts=PUBLIC_DOMAIN, method="balanced-kmeans"),
+    "gpt2-text-only": Recipe(GPT2["tokenizer"], texts=PUBLIC_DOMAIN),
+    "bert-base-uncased": Recipe(**BERT, texts=PUBLIC_DOMAIN, ready=True),
+    "cl100k": Recipe("{vocabularies}/cl100k", texts=EVERYTHING),
+    "o200k": Recipe("{vocabularies}/o200k", texts=EVERYTHING),
+    **{
+        f"help-{language}": Recipe(f"{{vocabularies}}/tokenizer-{language}", texts=(f"help-{language}",))
+        for language in LANGUAGES
+    },
+}
+
+
+def main() -> None:
+    """Build, measure and record the trees asked for, or render what is recorded."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with corpora, tokenizers and embeddings")
+    parser.add_argument("--vocabularies", type=Path, help="output of prepare_vocabularies.py")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--render", action="store_true", help="write the tables from the recorded reports")
+    parser.add_argument("--check", action="store_true", help="with --render: compare only")
+    args = parser.parse_args()
+    if args.render:
+        sys.exit(render(ARTIFACTS / "README.md", RESULTS, list(RECIPES), args.check))
+    if args.data is None or args.vocabularies is None:
+        parser.error("give --data and --vocabularies")
+    places = {"data": args.data, "vocabularies": args.vocabularies, "work": WORK / "tokenizers"}
+    save_tokenizers(places)
+    for name in args.only:
+        print(f"== {name}", flush=True)
+        record(name, RECIPES[name], places)
+
+
+def record(name: str, recipe: Recipe, places: dict[str, Path]) -> None:
+    """Build one tree, measure it on held-out text, write the record."""
+    parts = [split(find_text(text, places), text) for text in recipe.texts]
+    training, held_out = zip(*parts, strict=True)
+    output = (ARTIFACTS if recipe.ready else WORK) / name
+    tokenizer = ["--tokenizer", recipe.tokenizer.format(**places)]
+    embeddings = ["--embeddings", recipe.embeddings.format(**places)] if recipe.embeddings else []
+    method = ["--method", recipe.method] if recipe.method else []
+    build = [*tokenizer, *embeddings, *method, "--depth", str(recipe.depth), "--output", str(output)]
+    licence = ["--licence", "Apache-2.0"] if recipe.ready else []
+    start = time.perf_counter()
+    run("build_tree.py", *build, *licence, "--text", *map(str, training))
+    seconds = time.perf_counter() - start
+    joined, report = WORK / f"{name}.held-out.txt", WORK / f"{name}.json"
+    write_atomically(joined, lambda path: path.write_bytes(b"\n\n".join(part.read_bytes() for part in held_out)))
+    run("inspect_tree.py", str(output), *embeddings, "--text", str(joined), "--json", str(report))
+    facts = {"name": name, "build_seconds": round(seconds, 1), "ready": recipe.ready, "texts": list(recipe.texts)}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_record(RESULTS / f"{name}.json", facts | {"report": json.loads(report.read_text(encoding="utf-8"))}, seed=0)
+
+
+def save_tokenizers(places: dict[str, Path]) -> None:
+    """Save the published tokenizers under their own names, as `AutoTokenizer` loads them."""
+    gpt2 = places["data"] / "tokenizers" / "gpt2"
+    tokenizer = GPT2TokenizerFast(vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt"))
+    tokenizer.save_pretrained(places["work"] / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(places["vocabularies"] / "minilm")
+    tokenizer.backend_tokenizer.no_truncation()  # the sentence model's settings are not the vocabulary's
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(places["work"] / "bert-base-uncased")
+
+
+def find_text(name: str, places: dict[str, Path]) -> Path:
+    """Return the file of a text."""
+    if name.startswith("help-"):
+        return places["vocabularies"] / f"{name}.txt.xz"
+    found = sorted((places["data"] / "corpora" / "train").glob(f"{name}*"))
+    if not found:
+        raise FileNotFoundError(f"{places['data']} has no training text {name}.")
+    return found[0]
+
+
+def split(text: Path, name: str) -> tuple[Path, Path]:
+    """Write the training and the held-out part of a text, once; return both files."""
+    files = WORK / "texts" / f"{name}.txt", WORK / "texts" / f"{name}.held-out.txt"
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    if not all(file.is_file() for file in files):
+        for file, documents in zip(files, split_documents(read_documents(text), HELD_OUT_EVERY), strict=True):
+            content = "\n\n".join(documents) + "\n"
+            write_atomically(file, lambda path, content=content: path.write_text(content, encoding="utf-8"))
+    return files
+
+
+def run(script: str, *arguments: str) -> None:
+    """Run one of the examples."""
+    subprocess.run([sys.executable, str(ROOT / "examples" / script), *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()
