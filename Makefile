@@ -30,6 +30,7 @@ quickstart: setup
 	rm -rf $(RUN)
 	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
 		--licence PDDL-1.0 --output $(RUN)/tree
+	$(BIN)/python examples/inspect_tree.py $(RUN)/tree --text $(SAMPLE)/validation.txt.xz --search " government"
 	$(LAUNCH) examples/train.py --tree $(RUN)/tree --output $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model --prompt "The state of the Union is"

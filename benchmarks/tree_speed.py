@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
-        print(json.dumps(one(*args.one, args.tokenizer)))
+        what, file = args.one
+        print(json.dumps(one(what, file, args.tokenizer)))
         return
     with tempfile.TemporaryDirectory() as folder:
         trees = [measure("tree", matrix(args.embeddings, size, Path(folder)), args) for size in VOCABULARIES]

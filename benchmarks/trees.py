@@ -14,11 +14,11 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from render_trees import render
-from transformers import AutoTokenizer, GPT2TokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer
 
 from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.corpora import read_documents, split_documents
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARTIFACTS, RESULTS = ROOT / "tree_artifacts", ROOT / "benchmarks" / "results" / "trees"
 WORK = ROOT / "runs" / "trees"
 HELD_OUT_EVERY = 20
+SAMPLE = "sotu-8k"
 PUBLIC_DOMAIN = ("sotu", "spurgeon", "mhcc", "austen")
 LANGUAGES = ("en-us", "de", "fr", "ja", "zh-cn")
 
@@ -41,19 +42,28 @@ class Recipe:
     embeddings: str | None = None
     depth: int = 2
     method: str | None = None
-    ready: bool = False  # kept in the repository
+    licence: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tree is kept in the repository: if its licence is stated."""
+        return self.licence is not None
 
 
-GPT2 = {"tokenizer": "{work}/gpt2", "embeddings": "{data}/embeddings/gpt2_from_smollm2_128d.safetensors"}
-BERT = {"tokenizer": "{work}/bert-base-uncased", "embeddings": "{vocabularies}/minilm/embedding.safetensors"}
+GPT2 = Recipe(
+    "{work}/gpt2", PUBLIC_DOMAIN, "{data}/embeddings/gpt2_from_smollm2_128d.safetensors", licence="Apache-2.0"
+)
 EVERYTHING = PUBLIC_DOMAIN + tuple(f"help-{language}" for language in LANGUAGES)
 RECIPES = {
-    "gpt2": Recipe(**GPT2, texts=PUBLIC_DOMAIN, ready=True),
-    "gpt2-d3": Recipe(**GPT2, texts=PUBLIC_DOMAIN, depth=3, ready=True),
-    "gpt2-d4": Recipe(**GPT2, texts=PUBLIC_DOMAIN, depth=4),
-    "gpt2-embeddings-only": Recipe(**GPT2, texts=PUBLIC_DOMAIN, method="balanced-kmeans"),
-    "gpt2-text-only": Recipe(GPT2["tokenizer"], texts=PUBLIC_DOMAIN),
-    "bert-base-uncased": Recipe(**BERT, texts=PUBLIC_DOMAIN, ready=True),
+    "sotu-8k": Recipe(str(ARTIFACTS / SAMPLE), texts=(SAMPLE,), licence="PDDL-1.0"),
+    "gpt2": GPT2,
+    "gpt2-d3": replace(GPT2, depth=3),
+    "gpt2-d4": replace(GPT2, depth=4, licence=None),
+    "gpt2-embeddings-only": replace(GPT2, method="balanced-kmeans", licence=None),
+    "gpt2-text-only": replace(GPT2, embeddings=None, licence=None),
+    "bert-base-uncased": replace(
+        GPT2, tokenizer="{work}/bert-base-uncased", embeddings="{vocabularies}/minilm/embedding.safetensors"
+    ),
     "cl100k": Recipe("{vocabularies}/cl100k", texts=EVERYTHING),
     "o200k": Recipe("{vocabularies}/o200k", texts=EVERYTHING),
     **{
@@ -85,21 +95,19 @@ def main() -> None:
 
 def record(name: str, recipe: Recipe, places: dict[str, Path]) -> None:
     """Build one tree, measure it on held-out text, write the record."""
-    parts = [split(find_text(text, places), text) for text in recipe.texts]
+    parts = [split(text, places) for text in recipe.texts]
     training, held_out = zip(*parts, strict=True)
     output = (ARTIFACTS if recipe.ready else WORK) / name
-    tokenizer = ["--tokenizer", recipe.tokenizer.format(**places)]
     embeddings = ["--embeddings", recipe.embeddings.format(**places)] if recipe.embeddings else []
-    method = ["--method", recipe.method] if recipe.method else []
-    build = [*tokenizer, *embeddings, *method, "--depth", str(recipe.depth), "--output", str(output)]
-    licence = ["--licence", "Apache-2.0"] if recipe.ready else []
+    arguments = ["--tokenizer", recipe.tokenizer.format(**places), *embeddings, "--text", *map(str, training)]
+    arguments += ["--depth", str(recipe.depth), *(["--method", recipe.method] if recipe.method else [])]
+    arguments += ["--licence", recipe.licence] if recipe.licence else []
     start = time.perf_counter()
-    run("build_tree.py", *build, *licence, "--text", *map(str, training))
-    seconds = time.perf_counter() - start
+    run("build_tree.py", *arguments, "--output", str(output))
+    facts = {"name": name, "build_seconds": round(time.perf_counter() - start, 1), "texts": list(recipe.texts)}
     joined, report = WORK / f"{name}.held-out.txt", WORK / f"{name}.json"
     write_atomically(joined, lambda path: path.write_bytes(b"\n\n".join(part.read_bytes() for part in held_out)))
     run("inspect_tree.py", str(output), *embeddings, "--text", str(joined), "--json", str(report))
-    facts = {"name": name, "build_seconds": round(seconds, 1), "ready": recipe.ready, "texts": list(recipe.texts)}
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_record(RESULTS / f"{name}.json", facts | {"report": json.loads(report.read_text(encoding="utf-8"))}, seed=0)
 
@@ -107,12 +115,12 @@ def record(name: str, recipe: Recipe, places: dict[str, Path]) -> None:
 def save_tokenizers(places: dict[str, Path]) -> None:
     """Save the published tokenizers under their own names, as `AutoTokenizer` loads them."""
     gpt2 = places["data"] / "tokenizers" / "gpt2"
-    tokenizer = GPT2TokenizerFast(vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt"))
+    tokenizer = GPT2Tokenizer(vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt"))
     tokenizer.save_pretrained(places["work"] / "gpt2")
-    tokenizer = AutoTokenizer.from_pretrained(places["vocabularies"] / "minilm")
-    tokenizer.backend_tokenizer.no_truncation()  # the sentence model's settings are not the vocabulary's
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(places["work"] / "bert-base-uncased")
+    bert = AutoTokenizer.from_pretrained(places["vocabularies"] / "minilm")
+    bert.backend_tokenizer.no_truncation()  # the sentence model's settings are not the vocabulary's
+    bert.backend_tokenizer.no_padding()
+    bert.save_pretrained(places["work"] / "bert-base-uncased")
 
 
 def find_text(name: str, places: dict[str, Path]) -> Path:
@@ -125,15 +133,23 @@ def find_text(name: str, places: dict[str, Path]) -> Path:
     return found[0]
 
 
-def split(text: Path, name: str) -> tuple[Path, Path]:
+def split(name: str, places: dict[str, Path]) -> tuple[Path, Path]:
     """Write the training and the held-out part of a text, once; return both files."""
-    files = WORK / "texts" / f"{name}.txt", WORK / "texts" / f"{name}.held-out.txt"
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    if not all(file.is_file() for file in files):
-        for file, documents in zip(files, split_documents(read_documents(text), HELD_OUT_EVERY), strict=True):
-            content = "\n\n".join(documents) + "\n"
-            write_atomically(file, lambda path, content=content: path.write_text(content, encoding="utf-8"))
-    return files
+    training, held_out = WORK / "texts" / f"{name}.txt", WORK / "texts" / f"{name}.held-out.txt"
+    training.parent.mkdir(parents=True, exist_ok=True)
+    if name == SAMPLE:  # split already
+        write_documents(held_out, read_documents(ARTIFACTS / SAMPLE / "validation.txt.xz"))
+        return ARTIFACTS / SAMPLE / "train.txt.xz", held_out
+    if not (training.is_file() and held_out.is_file()):
+        parts = split_documents(read_documents(find_text(name, places)), HELD_OUT_EVERY)
+        for file, documents in zip((training, held_out), parts, strict=True):
+            write_documents(file, documents)
+    return training, held_out
+
+
+def write_documents(file: Path, documents: list[str]) -> None:
+    """Write a text with blank lines between its documents."""
+    write_atomically(file, lambda path: path.write_text("\n\n".join(documents) + "\n", encoding="utf-8"))
 
 
 def run(script: str, *arguments: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from transformers.utils import cached_file
 
 from .atomic_files import write_atomically
@@ -29,10 +29,10 @@ def write_tree_files(folder: Path, tables: Mapping[str, np.ndarray], facts: Mapp
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(table, dtype=np.int32) for name, table in tables.items()}
     facts = {**facts, "format_version": FORMAT_VERSION}
-    header = {"vocabulary_tree": json.dumps(facts, sort_keys=True)}
+    content = save(tensors, metadata={"vocabulary_tree": json.dumps(facts, sort_keys=True)})
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
     (folder / TREE_CONFIG_NAME).unlink(missing_ok=True)  # never beside a tree it does not describe
-    write_atomically(folder / TREE_WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata=header))
+    write_atomically(folder / TREE_WEIGHTS_NAME, lambda path: path.write_bytes(content))
     write_atomically(folder / TREE_CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 

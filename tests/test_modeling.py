@@ -245,7 +245,7 @@ def test_bad_calls_say_what_is_wrong():
         model.nelbo(torch.tensor([[1]]), attention_mask=torch.tensor([[0]]))
     with pytest.raises(ValueError, match="needs `timesteps`"):
         model(torch.tensor([[20]]), labels=torch.tensor([[1]]))
-    with pytest.raises(ValueError, match="build a tree for the new tokenizer"):
+    with pytest.raises(ValueError, match="extend the tree"):
         model.resize_token_embeddings(30)
     for fields, message in (
         ({"hidden_size": 30}, "multiple of num_attention_heads"),
