@@ -37,7 +37,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
         """Refuse: a token is a leaf of the tree."""
-        raise ValueError("The vocabulary is the tree's leaves: extend the tree (VocabularyTree.extend), make a model from it.")
+        raise ValueError("The vocabulary is the tree's leaves: extend the tree for it: VocabularyTree.extend.")
 
     # ---- the tree ---------------------------------------------------------------------------------------------
 
