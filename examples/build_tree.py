@@ -40,7 +40,7 @@ from modeling_treediff.building import (
     train_tokenizer,
 )
 from modeling_treediff.corpora import iterate_documents
-from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
+from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, write_tokenizer
 from modeling_treediff.tree_tables import check_feasible, smallest_branching, smallest_depth, tokenizer_size
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -191,7 +191,7 @@ def name_of(source: str) -> str:
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write the tokenizer; an older tree goes first, so that a kill leaves no tree beside a tokenizer it is not for."""
     with update_folder(output, written_last=lambda name: name == "tokenizer.json") as folder:
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
         for name in (TREE_CONFIG_NAME, TREE_WEIGHTS_NAME):
             (output / name).unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
-from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME
+from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, write_tokenizer
 from .vocabulary_tree import VocabularyTree
 
 
@@ -123,7 +123,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             super().save_pretrained(folder, **kwargs)
             self.tree.save_pretrained(folder)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                write_tokenizer(tokenizer, folder)
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()

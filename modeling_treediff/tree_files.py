@@ -1,4 +1,4 @@
-"""The two files of a saved tree: one complete, one to read.
+"""The files of a saved tree: one complete, one to read, and its tokenizer.
 
 `vocabulary_tree.safetensors` holds the tables and, in its header, the facts; `vocabulary_tree.json` holds the same
 facts for people and for web pages.
@@ -34,6 +34,13 @@ def write_tree_files(folder: Path, tables: Mapping[str, np.ndarray], facts: Mapp
     (folder / TREE_CONFIG_NAME).unlink(missing_ok=True)  # never beside a tree it does not describe
     write_atomically(folder / TREE_WEIGHTS_NAME, lambda path: path.write_bytes(content))
     write_atomically(folder / TREE_CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 -- any tokenizer of transformers
+    """Write a tokenizer, less what transformers notes of the place it was loaded from: that is no part of it."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.save_pretrained(folder)
 
 
 def find_tree_file(directory_or_repo: str | os.PathLike, **hub_kwargs: Any) -> Path:  # noqa: ANN401

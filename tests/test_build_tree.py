@@ -82,6 +82,7 @@ def test_every_source_and_control(run_example, small, tmp_path, parts, method, s
     assert (tree.tree_depth, tree.max_branching) == shape
     assert tree.metadata["method"] == method and tree.metadata["tokenizer"] == "tokenizer"
     tree.check_tokenizer(AutoTokenizer.from_pretrained(first))
+    assert "local" not in (first / "tokenizer_config.json").read_text()  # where it was loaded from is no part of it
 
 
 def test_frequency_puts_the_most_frequent_tokens_first(run_example, small, tmp_path):
