@@ -1,12 +1,13 @@
 """Assigning many points to clusters of limited size so that the total score is close to its maximum.
 
-Shape legend: N points, K clusters, U points without a cluster yet.
+Shape legend: N points, K clusters, C the capacity of each or the rows of a chunk, U points without a cluster yet.
 """
 
 import numpy as np
 
 STEP = 0.05  # the bid increment, as a fraction of a typical spread of scores
 PATIENCE = 50  # rounds until the increment doubles
+CHUNK = 512  # rows whose values are computed at a time
 
 
 def auction(score_NK: np.ndarray, capacity: int) -> np.ndarray:
@@ -24,33 +25,42 @@ def auction(score_NK: np.ndarray, capacity: int) -> np.ndarray:
     step, largest_step = 1 + int(STEP * np.median(spread_N)), 1 + int(spread_N.max())
     owner_N, bid_N = np.zeros(num_points, dtype=np.int64), np.zeros(num_points)
     price_K = np.zeros(num_clusters)
+    member_KC = np.full((num_clusters, min(capacity, num_points)), -1)
     waiting_U, rounds = np.arange(num_points), 0
     while len(waiting_U):
         rounds += 1
         if rounds % PATIENCE == 0:
             step = min(2 * step, largest_step)
-        choice_U, margin_U = _best_and_margin(score_NK[waiting_U] - price_K)
+        choice_U, margin_U = _best_and_margin(score_NK, price_K, waiting_U)
         owner_N[waiting_U] = choice_U
         bid_N[waiting_U] = price_K[choice_U] + margin_U + step
-        size_K = np.bincount(owner_N, minlength=num_clusters)
-        contested_K = np.zeros(num_clusters, dtype=bool)
-        contested_K[choice_U] = True
-        member = np.flatnonzero((contested_K & (size_K >= capacity))[owner_N])
+        wanted = np.unique(choice_U)
+        settled = member_KC[wanted]
+        member = np.sort(np.concatenate([settled[settled >= 0], waiting_U]))
         member = member[np.lexsort((-bid_N[member], owner_N[member]))]  # stable: equal bids in order of index
         cluster = owner_N[member]
         rank = np.arange(len(member)) - np.searchsorted(cluster, cluster)
-        last_kept = member[rank == capacity - 1]
-        price_K[owner_N[last_kept]] = bid_N[last_kept]
-        waiting_U = np.sort(member[rank >= capacity])
+        kept = rank < capacity
+        member_KC[wanted] = -1
+        member_KC[cluster[kept], rank[kept]] = member[kept]
+        last_place = rank == capacity - 1
+        price_K[cluster[last_place]] = bid_N[member[last_place]]
+        waiting_U = np.sort(member[~kept])
     return owner_N
 
 
-def _best_and_margin(value_UK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's best column and by how much it beats the second best."""
-    row_U = np.arange(len(value_UK))
-    best_U = value_UK.argmax(axis=1)
-    highest_U = value_UK[row_U, best_U]
-    if value_UK.shape[1] == 1:
-        return best_U, np.zeros(len(value_UK))
-    value_UK[row_U, best_U] = -np.inf
-    return best_U, highest_U - value_UK.max(axis=1)
+def _best_and_margin(score_NK: np.ndarray, price_K: np.ndarray, row_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best column of each of these rows, less the prices, and by how much it beats the second best."""
+    best_U, margin_U = np.zeros(len(row_U), dtype=np.int64), np.zeros(len(row_U))
+    if len(price_K) == 1:
+        return best_U, margin_U
+    for start in range(0, len(row_U), CHUNK):  # small enough for the cache
+        part = slice(start, start + CHUNK)
+        value_CK = score_NK[row_U[part]]
+        value_CK -= price_K
+        index_C = np.arange(len(value_CK))
+        best_U[part] = value_CK.argmax(axis=1)
+        highest_C = value_CK[index_C, best_U[part]]
+        value_CK[index_C, best_U[part]] = -np.inf
+        margin_U[part] = highest_C - value_CK.max(axis=1)
+    return best_U, margin_U

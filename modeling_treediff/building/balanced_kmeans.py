@@ -65,7 +65,8 @@ def balanced_kmeans(
     centroid_KE = _seed_centroids(point_NE, weight_N, num_clusters, generator)
     cluster_N = np.full(len(point_NE), -1)
     for _ in range(MAX_ITERATIONS):
-        score_NK = 2 * (point_NE @ centroid_KE.T) - (centroid_KE * centroid_KE).sum(axis=1)
+        score_NK = point_NE @ (2 * centroid_KE.T)
+        score_NK -= (centroid_KE * centroid_KE).sum(axis=1)
         score_NK *= weight_N[:, None]
         before_N, cluster_N = cluster_N, auction(score_NK, capacity)
         advance(len(point_NE))

@@ -74,6 +74,7 @@ def _similarities(cluster_N: np.ndarray, num_clusters: int, point_NE: np.ndarray
     """Return (N, K) integers: how near, less squared distance, each point is to each cluster's centroid."""
     previous_KE = np.zeros((num_clusters, point_NE.shape[1]))
     centroid_KE = centroids(point_NE, np.ones(len(point_NE)), cluster_N, previous_KE)
-    score_NK = 2 * (point_NE @ centroid_KE.T) - (centroid_KE * centroid_KE).sum(axis=1)
+    score_NK = point_NE @ (2 * centroid_KE.T)
+    score_NK -= (centroid_KE * centroid_KE).sum(axis=1)
     score_NK *= LOG_UNIT / 4**LENGTH_BITS
     return np.rint(score_NK, out=score_NK)
