@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from modeling_treediff.atomic_files import write_atomically
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,7 +69,7 @@ def main() -> None:
     rendered = before + START + table() + END + rest.split(END)[1]
     if options.check:
         sys.exit(None if rendered == text else "README.md does not show the recorded results: run render_readme.py.")
-    README.write_text(rendered, encoding="utf-8")
+    write_atomically(README, lambda path: path.write_text(rendered, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Tables of the recorded tree reports, between the marks in tree_artifacts/README.md."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- tables of trees -->\n", "<!-- end of tables of trees -->"
+from modeling_treediff.atomic_files import write_atomically
+
+TREES = "<!-- tables of trees -->\n", "<!-- end of tables of trees -->"
+SPEED = "<!-- tables of speed -->\n", "<!-- end of tables of speed -->"
 FIGURES = (
     "tree",
     "V",
@@ -24,17 +28,62 @@ KINDS = ("byte", "digit", "punctuation", "Latin word start", "Latin continuation
 
 
 def render(readme: Path, results: Path, names: list[str], check: bool) -> str | None:
-    """Write the tables of the trees recorded, or compare; return what is wrong, None if all is well."""
-    records = [
-        json.loads(file.read_text(encoding="utf-8")) for name in names if (file := results / f"{name}.json").exists()
-    ]
+    """Write the tables of what is recorded, or compare; return what is wrong, None if all is well."""
+    files = [file for name in names if (file := results / "trees" / f"{name}.json").exists()]
+    speed = json.loads((results / "tree_speed.json").read_text(encoding="utf-8"))
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    rendered = before + START + tables(records) + END + rest.split(END)[1]
+    rendered = fill(text, TREES, tables([json.loads(file.read_text(encoding="utf-8")) for file in files]))
+    rendered = fill(rendered, SPEED, speed_tables(speed))
     if check:
         return None if rendered == text else f"{readme.name} does not show the recorded reports: run trees.py --render."
-    readme.write_text(rendered, encoding="utf-8")
+    write_atomically(readme, lambda path: path.write_text(rendered, encoding="utf-8"))
     return None
+
+
+def fill(text: str, marks: tuple[str, str], content: str) -> str:
+    """Put content between two marks."""
+    before, rest = text.split(marks[0])
+    return before + marks[0] + content + marks[1] + rest.split(marks[1])[1]
+
+
+def speed_tables(record: dict[str, Any]) -> str:
+    """Return time and memory of clustering by vocabulary, and of counting by length of the text."""
+    trees = [
+        [
+            f"{run['tokens']:,.0f}",
+            f"{run['branching']:.0f}",
+            f"{run['wall_seconds']:.1f} s",
+            f"{run['peak_gigabytes']:.2f} GB",
+            *(f"{run[f'{part}_seconds'] / run['all clustering_seconds']:.0%}" for part in ("auction", "seeding")),
+        ]
+        for run in record["trees"]
+    ]
+    growth = growths([(run["tokens"], run["all clustering_seconds"]) for run in record["trees"]])
+    texts = [
+        [
+            f"{run['megabytes']:.0f} MB",
+            f"{run['tokens']:,.0f}",
+            f"{run['max_pairs']:,.0f}",
+            f"{run['distinct_pairs']:,.0f}",
+            f"{run['dropped']:,.0f}",
+            f"{run['wall_seconds']:.0f} s",
+            f"{run['peak_gigabytes']:.2f} GB",
+        ]
+        for run in record["texts"]
+    ]
+    return (
+        table(("tokens", "K", "time", "peak memory", "in the auction", "in seeding"), trees)
+        + f"\nTime of the clustering grows like V to the power {growth}, from each row to the next.\n\n"
+        + table(("text", "tokens", "pairs allowed", "pairs kept", "neighbours dropped", "time", "peak memory"), texts)
+        + f"\nMedians of {record['runs']} runs, {record['device']}, commit {record['commit']}.\n"
+    )
+
+
+def growths(points: list[tuple[float, float]]) -> str:
+    """Return the exponents between neighbouring points (size, seconds)."""
+    steps = zip(points[:-1], points[1:], strict=True)
+    exponents = (math.log(after[1] / before[1]) / math.log(after[0] / before[0]) for before, after in steps)
+    return ", ".join(f"{exponent:.2f}" for exponent in exponents)
 
 
 def tables(records: list[dict[str, Any]]) -> str:
@@ -66,7 +115,7 @@ def figures(record: dict[str, Any]) -> list[str]:
         f"{report['vocab_size']:,}",
         f"{report['max_branching']}",
         f"{report['tree_depth']}",
-        f"{record['build_seconds']:.0f} s",
+        f"{record['build_seconds']:.0f} s, {record['build_peak_gigabytes']:.1f} GB",
         f"{report['text_tokens']:,}",
         f"{report['coverage']:.0%}",
         f"{report['unigram_entropy']:.2f}",

@@ -13,7 +13,6 @@ import cProfile
 import json
 import pstats
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,8 +32,10 @@ from modeling_treediff.tree_tables import smallest_branching, tokenizer_size
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "tree_speed.json"
-VOCABULARIES = (25_000, 50_257, 100_000, 200_000)
+ROWS = 50_257
+VOCABULARIES = (25_000, ROWS, 100_000, 200_000)
 MEGABYTES = (25, 50, 100)
+FEW_PAIRS = 2**18  # fewer than the texts have: the table fills up
 PARTS = {
     "auction": "auction",
     "seeding": "_seed_centroids",
@@ -58,7 +59,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         trees = [measure("tree", matrix(args.embeddings, size, Path(folder)), args) for size in VOCABULARIES]
-        texts = [measure("count", text(args.texts, size, Path(folder)), args) for size in MEGABYTES]
+        texts = [
+            measure(what, text(args.texts, size, Path(folder)), args)
+            for what, sizes in (("count", MEGABYTES), ("count-full", MEGABYTES[1:]))
+            for size in sizes
+        ]
     facts = {"runs": args.runs, "dimensions": 128, "depth": 2, "trees": trees, "texts": texts}
     write_record(RESULT, facts, seed=0)
 
@@ -78,8 +83,17 @@ def measure(what: str, file: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def one(what: str, file: str, tokenizer: str) -> dict[str, float]:
     """Build a tree or count a text; return its size, its seconds by part and the peak memory of this process."""
-    facts = build(Path(file)) if what == "tree" else count(Path(file), tokenizer)
-    return facts | {"peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    if what == "tree":
+        facts = build(Path(file))
+    else:
+        facts = count(Path(file), tokenizer, **({"max_pairs": FEW_PAIRS} if what == "count-full" else {}))
+    return facts | {"peak_gigabytes": peak_gigabytes()}
+
+
+def peak_gigabytes() -> float:
+    """Return the peak resident memory of this process: the kernel's own mark, as getrusage also knows the parent's."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
 
 
 def build(file: Path) -> dict[str, float]:
@@ -97,21 +111,24 @@ def cumulative(profile: cProfile.Profile, function: str) -> float:
     return sum(figures[3] for (file, _, name), figures in stats.items() if name == function and "building" in file)
 
 
-def count(file: Path, tokenizer: str) -> dict[str, float]:
-    """Tokenise a text and count neighbours, as build_tree.py does."""
+def count(file: Path, tokenizer: str, **limit: int) -> dict[str, float]:
+    """Tokenise a text and count neighbours, as build_tree.py does, or in a table too small for the text."""
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     documents = iterate_documents(file, max_characters=PIECE_CHARACTERS)
-    counts = count_text(encode_documents(loaded, documents), tokenizer_size(loaded))
+    counts = count_text(encode_documents(loaded, documents), tokenizer_size(loaded), **limit)
     return {
         "megabytes": file.stat().st_size / 1e6,
         "tokens": int(counts.token_counts.sum()),
         "distinct_pairs": counts.follows.nnz,
+        "dropped": counts.dropped,
+        "largest_error": counts.largest_error,
+        "max_pairs": limit.get("max_pairs", 2**24),
     }
 
 
 def matrix(embeddings: Path, size: int, folder: Path) -> Path:
     """Write a matrix of so many rows."""
-    rows = load_embeddings(embeddings, min(size, 50_257))
+    rows = load_embeddings(embeddings, ROWS)[:size]
     generator = np.random.default_rng(0)
     copies = [rows]
     while sum(map(len, copies)) < size:

@@ -11,6 +11,7 @@ ready trees go to tree_artifacts/NAME, the rest to runs/trees; every report goes
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from modeling_treediff.corpora import read_documents, split_documents
 from modeling_treediff.training.records import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
-ARTIFACTS, RESULTS = ROOT / "tree_artifacts", ROOT / "benchmarks" / "results" / "trees"
+ARTIFACTS, RESULTS = ROOT / "tree_artifacts", ROOT / "benchmarks" / "results"
 WORK = ROOT / "runs" / "trees"
 HELD_OUT_EVERY = 20
 SAMPLE = "sotu-8k"
@@ -103,13 +104,20 @@ def record(name: str, recipe: Recipe, places: dict[str, Path]) -> None:
     arguments += ["--depth", str(recipe.depth), *(["--method", recipe.method] if recipe.method else [])]
     arguments += ["--licence", recipe.licence] if recipe.licence else []
     start = time.perf_counter()
-    run("build_tree.py", *arguments, "--output", str(output))
-    facts = {"name": name, "build_seconds": round(time.perf_counter() - start, 1), "texts": list(recipe.texts)}
+    peak = run("build_tree.py", *arguments, "--output", str(output))
+    facts = {
+        "name": name,
+        "texts": list(recipe.texts),
+        "build_seconds": round(time.perf_counter() - start, 1),
+        "build_peak_gigabytes": round(peak, 2),
+    }
     joined, report = WORK / f"{name}.held-out.txt", WORK / f"{name}.json"
     write_atomically(joined, lambda path: path.write_bytes(b"\n\n".join(part.read_bytes() for part in held_out)))
     run("inspect_tree.py", str(output), *embeddings, "--text", str(joined), "--json", str(report))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_record(RESULTS / f"{name}.json", facts | {"report": json.loads(report.read_text(encoding="utf-8"))}, seed=0)
+    (RESULTS / "trees").mkdir(parents=True, exist_ok=True)
+    write_record(
+        RESULTS / "trees" / f"{name}.json", facts | {"report": json.loads(report.read_text(encoding="utf-8"))}, seed=0
+    )
 
 
 def save_tokenizers(places: dict[str, Path]) -> None:
@@ -152,9 +160,13 @@ def write_documents(file: Path, documents: list[str]) -> None:
     write_atomically(file, lambda path: path.write_text("\n\n".join(documents) + "\n", encoding="utf-8"))
 
 
-def run(script: str, *arguments: str) -> None:
-    """Run one of the examples."""
-    subprocess.run([sys.executable, str(ROOT / "examples" / script), *arguments], check=True)
+def run(script: str, *arguments: str) -> float:
+    """Run one of the examples; return its peak resident memory in GB, or this process's if that is more."""
+    process = subprocess.Popen([sys.executable, str(ROOT / "examples" / script), *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise subprocess.CalledProcessError(code, script)
+    return usage.ru_maxrss / 1e6
 
 
 if __name__ == "__main__":

@@ -72,24 +72,47 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--licence", help="licence of the sources, kept with the tree")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tree and its tokenizer")
     args = parser.parse_args()
+    if problem := contradiction(args):
+        parser.error(problem)
     if args.method is None:
         args.method = METHODS[1] if args.text else METHODS[0]
-    if args.extend is None and args.method in METHODS and not (args.text or args.embeddings):
-        parser.error(f"give --text, --embeddings or --extend, or a control: --method {', '.join(CONTROLS)}")
-    if args.train_tokenizer is not None and not args.text:
-        parser.error("--train-tokenizer needs --text")
     return args
+
+
+def contradiction(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with a combination of arguments, before any work."""
+    sources = [name for name in ("text", "embeddings") if getattr(args, name)]
+    if args.extend is not None:
+        others = ("text", "embeddings", "tensor", "method", "depth", "branching", "train_tokenizer")
+        given = [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]
+        return f"--extend keeps the tree as it is: leave out {', '.join(given)}" if given else None
+    if args.train_tokenizer is not None and not args.text:
+        return "--train-tokenizer needs --text"
+    if args.train_tokenizer is not None and args.embeddings:
+        return "embeddings belong to a tokenizer that exists: give --tokenizer instead of --train-tokenizer"
+    if args.tensor is not None and (args.embeddings is None or args.embeddings.endswith(".npy")):
+        return "--tensor names a matrix in a checkpoint or .safetensors file given as --embeddings"
+    if args.method in CONTROLS:
+        if args.embeddings or (args.text and args.method != "frequency" and args.train_tokenizer is None):
+            return f"--method {args.method} does not look at --{sources[-1]}"
+        if args.method == "flat" and (args.depth is not None or args.branching is not None):
+            return "--method flat has depth 1 and all tokens below the root: leave out --depth and --branching"
+    elif not sources:
+        return f"give --text, --embeddings or --extend, or a control: --method {', '.join(CONTROLS)}"
+    elif args.method == METHODS[1] and not args.text:
+        return f"--method {METHODS[1]} needs --text"
+    return None
 
 
 def main() -> None:
     """Get a tokenizer, build its tree, save both."""
     args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
     with stage("tokenizer"):
         tokenizer = load_or_train_tokenizer(args)
     tree = extend(args, tokenizer) if args.extend is not None else make_tree(args, tokenizer)
     with stage("saved"):
-        save_tokenizer(tokenizer, args.output)
-        tree.save_pretrained(args.output)
+        save(tree, tokenizer, args.output)
     print(f"{args.output}: {tree.vocab_size} tokens, fan-out {tree.max_branching}, depth {tree.tree_depth}")
 
 
@@ -118,6 +141,8 @@ def shape(args: argparse.Namespace, vocab_size: int) -> tuple[int, int]:
     if depth is None:
         depth = 2 if args.branching is None else smallest_depth(vocab_size, args.branching)
     branching = args.branching if args.branching is not None else smallest_branching(vocab_size, depth)
+    if branching > vocab_size:
+        raise ValueError(f"A fan-out of {branching} is more than the {vocab_size} tokens.")
     check_feasible(vocab_size, branching, depth)
     return branching, depth
 
@@ -125,9 +150,17 @@ def shape(args: argparse.Namespace, vocab_size: int) -> tuple[int, int]:
 def load_or_train_tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerBase:
     """Return the tokenizer asked for; an impossible tree is refused before any long work."""
     if args.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(args.tokenizer)
+        return load_tokenizer(args.tokenizer)
     shape(args, args.train_tokenizer)
     return train_tokenizer(tqdm(read(args), desc="words", unit=" texts", leave=False), args.train_tokenizer)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; what is wrong with its files is said with its name."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
 
 
 def extend(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
@@ -135,7 +168,14 @@ def extend(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Voca
     tree, vocab_size = VocabularyTree.from_pretrained(args.extend), tokenizer_size(tokenizer)
     if vocab_size <= tree.vocab_size:
         raise ValueError(f"{args.extend} has {tree.vocab_size} tokens and the tokenizer {vocab_size}: none is new.")
-    return tree.extend(vocab_size - tree.vocab_size)
+    known = list(range(tree.vocab_size))
+    before = load_tokenizer(args.extend).convert_ids_to_tokens(known)
+    for token_id, old, new in zip(known, before, tokenizer.convert_ids_to_tokens(known), strict=True):
+        if old != new:
+            raise ValueError(
+                f"The tokenizer is not that of {args.extend} with tokens added: id {token_id} is {new!r}, was {old!r}."
+            )
+    return tree.extend(vocab_size - tree.vocab_size, describe(args) | {"extended_from": tree.sha256})
 
 
 def make_tree(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
@@ -146,17 +186,19 @@ def make_tree(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> V
         return VocabularyTree.flat(vocab_size, metadata)
     if args.method == "random":
         return VocabularyTree.random(vocab_size, branching, depth, args.seed, metadata)
+    embeddings = None
+    if args.embeddings:
+        with stage("embeddings"):
+            embeddings = reduce_embeddings(load_embeddings(args.embeddings, vocab_size, args.tensor))
     counts = count(args, tokenizer, vocab_size) if args.text else None
     if args.method == "frequency":
         order = np.arange(vocab_size) if counts is None else np.argsort(-counts.token_counts, kind="stable")
         return VocabularyTree.from_order(order, branching, depth, {"method": "frequency"} | metadata)
-    with stage("embeddings"):
-        if args.embeddings:
-            embeddings = reduce_embeddings(load_embeddings(args.embeddings, vocab_size, args.tensor))
-        else:
-            assert counts is not None
-            embeddings = token_embeddings(counts.follows)
     token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
+    if embeddings is None:
+        assert follows is not None
+        with stage("embeddings"):
+            embeddings = token_embeddings(follows)
     with stage("tree"):
         return build_tree(
             embeddings, branching, depth, args.method, args.seed, token_counts, follows, metadata, progress=True
@@ -175,9 +217,10 @@ def count(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, vocab_si
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Return the tree's provenance; names only, so that it does not depend on where the files lie."""
+    sources = [args.embeddings] * (args.embeddings is not None) + args.text * (args.method not in ("random", "flat"))
     facts = {
         "tokenizer": name_of(args.tokenizer) if args.tokenizer is not None else args.output.resolve().name,
-        "source": " + ".join(name_of(source) for source in ([args.embeddings] if args.embeddings else []) + args.text),
+        "source": " + ".join(map(name_of, sources)),
         "licence": args.licence,
     }
     return {name: value for name, value in facts.items() if value}
@@ -188,10 +231,11 @@ def name_of(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() else source
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Write the tokenizer; an older tree goes first, so that a kill leaves no tree beside a tokenizer it is not for."""
-    with update_folder(output, written_last=lambda name: name == "tokenizer.json") as folder:
+def save(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write both; all slow work is done aside, and no moment leaves a tree beside a tokenizer it is not for."""
+    with update_folder(output, written_last=lambda name: name == TREE_WEIGHTS_NAME) as folder:
         write_tokenizer(tokenizer, folder)
+        tree.save_pretrained(folder)
         for name in (TREE_CONFIG_NAME, TREE_WEIGHTS_NAME):
             (output / name).unlink(missing_ok=True)
 

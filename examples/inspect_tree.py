@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
+from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff.atomic_files import write_atomically
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--configuration", help="configuration (subset) of a Hub dataset that has several")
     parser.add_argument("--text-column", default="text", help="text column of a dataset (default %(default)s)")
     parser.add_argument("--embeddings", help="(V, E) token embeddings: .npy, .safetensors, or a checkpoint")
+    parser.add_argument("--tensor", help="name of the matrix in --embeddings, where it cannot be told")
     parser.add_argument("--search", nargs="+", default=[], metavar="TOKEN", help="show where tokens are; #7 is id 7")
     parser.add_argument("--clusters", type=int, default=12, help="nodes of depth 1 to name (default %(default)s)")
     parser.add_argument("--words", type=int, default=12, help="tokens that name a node (default %(default)s)")
@@ -66,11 +68,9 @@ def main() -> None:
     if tokenizer is not None:
         names = token_names(tokenizer, tree.vocab_size)
     searched = {query: find_tokens(names, query) for query in args.search}
-    for query in (query for query, tokens in searched.items() if not tokens):
-        raise ValueError(f"No token reads {query!r}.")
     counts = count(args, tokenizer, tree.vocab_size)
     token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
-    embeddings = load_embeddings(args.embeddings, tree.vocab_size) if args.embeddings else None
+    embeddings = load_embeddings(args.embeddings, tree.vocab_size, args.tensor) if args.embeddings else None
     report = report_tree(tree, tokenizer, follows, embeddings, args.seed, token_counts)
 
     console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
@@ -78,6 +78,8 @@ def main() -> None:
         console.print(as_rich(table))
     console.print(clusters_table(tree, names, token_counts, args.clusters, args.words))
     for query, tokens in searched.items():
+        if not tokens:
+            console.print(f"No token reads {query!r}.")
         for token in tokens[:MATCHES]:
             console.print(path_of(token, tree, names, token_counts, args.words))
         if len(tokens) > MATCHES:
@@ -97,17 +99,19 @@ def write_text(file: Path, text: str) -> None:
 
 def load_tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer asked for, or the one beside the tree; None, with a note, if there is none."""
-    if args.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(args.tokenizer)
-    try:
-        return AutoTokenizer.from_pretrained(args.tree)
-    except (OSError, ValueError) as error:
+    folder = Path(args.tree)
+    if args.tokenizer is None and folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
         if args.text is not None:
-            raise ValueError(f"Reading a text needs --tokenizer; there is none in {args.tree}.") from error
+            raise ValueError(f"Reading a text needs --tokenizer; there is none in {args.tree}.")
         print(
             "inspect_tree.py: no tokenizer beside the tree: tokens are shown by id (see --tokenizer)", file=sys.stderr
         )
         return None
+    name = args.tokenizer if args.tokenizer is not None else args.tree
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"No tokenizer could be loaded from {name} (see --tokenizer): {error}") from error
 
 
 def count(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> TextCounts | None:
@@ -115,7 +119,11 @@ def count(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase | None, v
     if args.text is None or tokenizer is None:
         return None
     documents = iterate_documents(args.text, args.split, args.text_column, args.configuration, PIECE_CHARACTERS)
-    return count_text(encode_documents(tokenizer, documents), vocab_size)
+    bar = tqdm(documents, desc="text", unit=" texts", leave=False)
+    counts = count_text(encode_documents(tokenizer, bar), vocab_size)
+    if counts.dropped:
+        print(f"text: {counts.dropped} of {counts.token_counts.sum()} neighbours left out, of the rarest kinds")
+    return counts
 
 
 def title(args: argparse.Namespace, tree: VocabularyTree) -> str:

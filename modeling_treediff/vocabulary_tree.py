@@ -189,13 +189,13 @@ class VocabularyTree:
             )
         return cls.from_paths(paths, max_branching or fan_out, metadata=metadata)
 
-    def extend(self, num_tokens: int) -> "VocabularyTree":
+    def extend(self, num_tokens: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
         """Return this tree with further tokens, ids V..V+num_tokens-1: what a user needs who adds special tokens.
 
         All tokens keep their ids, paths and depth, all nodes their representative. The new ones take free places, those
         nearest to the root first; where there are too few, the fan-out K grows by as little as needed. Internal nodes
         are numbered after the last token, so their ids grow: node n of this tree is
-        `extended.ancestors[tree.representative[n], tree.depth[n]]`.
+        `extended.ancestors[tree.representative[n], tree.depth[n]]`. `metadata` is added to this tree's provenance.
 
         Raises:
             ValueError: num_tokens is below 1.
@@ -207,7 +207,7 @@ class VocabularyTree:
         while branching**self.tree_depth < self.vocab_size + num_tokens:
             branching += 1
         path_VD = np.concatenate([path_VD, free_paths(path_VD, branching, num_tokens)])
-        extended = VocabularyTree.from_paths(path_VD, branching, metadata=self.metadata)
+        extended = VocabularyTree.from_paths(path_VD, branching, metadata=self.metadata | (metadata or {}))
         node_N = extended.ancestors[self.representative.cpu(), self.depth.cpu()]
         extended.representative[node_N] = self.representative.cpu()
         return extended.to(self.ancestors.device)

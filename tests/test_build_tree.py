@@ -106,6 +106,9 @@ def test_tokens_added_later_extend_a_tree(run_example, small, tmp_path):
     assert new.vocab_size == 302 and torch.equal(new.paths[:300], old.paths)
     new.check_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "new"))
     assert "none is new" in run_example(*larger, "--extend", tmp_path / "new")
+    assert new.metadata["extended_from"] == old.sha256 and new.metadata["tokenizer"] == "larger"
+    stop = run_example("--tokenizer", SAMPLE, "--extend", tmp_path / "old", "--output", tmp_path / "wrong")
+    assert "with tokens added" in stop and "id 257 is" in stop
     few = tmp_path / "few.npy"
     np.save(few, np.ones((300, 4)))
     assert "300 rows" in run_example(*larger, "--embeddings", few)
@@ -148,8 +151,35 @@ def test_bad_input_is_one_line_and_touches_nothing(run_example, content, parts, 
     assert [file.name for file in output.iterdir()] == ["vocabulary_tree.json"]
 
 
-@pytest.mark.parametrize("parts", [("--tokenizer", SAMPLE), ("--train-tokenizer", 300, "--method", "random")])
-def test_a_missing_source_is_a_question_of_usage(run_example, capsys, tmp_path, parts):
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("--tokenizer", "x"), "give --text, --embeddings or --extend"),
+        (("--train-tokenizer", 300, "--method", "random"), "--train-tokenizer needs --text"),
+        (("--train-tokenizer", 300, "--text", "t.txt", "--embeddings", "e.npy"), "belong to a tokenizer that exists"),
+        (("--tokenizer", "x", "--extend", "y", "--depth", 3, "--text", "t.txt"), "leave out --text, --depth"),
+        (("--tokenizer", "x", "--method", "flat", "--depth", 2), "leave out --depth and --branching"),
+        (("--tokenizer", "x", "--method", "random", "--embeddings", "e.npy"), "does not look at --embeddings"),
+        (("--tokenizer", "x", "--method", "random", "--text", "t.txt"), "does not look at --text"),
+        (("--tokenizer", "x", "--method", "class-bigrams", "--embeddings", "e.npy"), "class-bigrams needs --text"),
+        (("--tokenizer", "x", "--embeddings", "e.npy", "--tensor", "w"), "--tensor names a matrix"),
+    ],
+)
+def test_arguments_that_contradict_each_other(run_example, capsys, tmp_path, parts, message):
     assert run_example(*parts, "--output", tmp_path / "output") == 2
-    assert "--text" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
+
+
+def test_a_failed_save_keeps_the_old_tree(run_example, small, tmp_path, monkeypatch):
+    given = [str(part).format(folder=small) for part in arguments("--method", "frequency", "--output", tmp_path)]
+    assert run_example(*given) is None
+    before = VocabularyTree.from_pretrained(tmp_path).sha256
+
+    def no_space(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("modeling_treediff.vocabulary_tree.write_tree_files", no_space)
+    assert "No space left" in run_example(*given, "--depth", 3)
+    assert VocabularyTree.from_pretrained(tmp_path).sha256 == before
+    assert not (tmp_path / ".partial").exists()

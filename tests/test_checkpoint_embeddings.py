@@ -170,3 +170,18 @@ class TestUnreadable:
         (tmp_path / "model.gguf").write_bytes(b"GGUF")
         with pytest.raises(ValueError, match="unknown ending; known: .npy, .safetensors"):
             load_embeddings(tmp_path / "model.gguf", VOCAB_SIZE)
+
+
+def test_a_matrix_of_another_vocabulary_is_refused(tmp_path):
+    np.save(tmp_path / "large.npy", np.ones((VOCAB_SIZE + 1025, 4)))
+    with pytest.raises(ValueError, match="belongs to another one"):
+        load_embeddings(tmp_path / "large.npy", VOCAB_SIZE)
+    np.save(tmp_path / "padded.npy", np.ones((VOCAB_SIZE + 1024, 4)))
+    assert load_embeddings(tmp_path / "padded.npy", VOCAB_SIZE).shape == (VOCAB_SIZE, 4)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": ["a"]}', "{"])
+def test_a_damaged_index_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_embeddings(tmp_path, VOCAB_SIZE)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from modeling_treediff.building import build_tree, count_text
+from modeling_treediff.building import METHODS, build_tree, count_text
 from modeling_treediff.building.balanced_kmeans import quantise
 from modeling_treediff.building.class_bigrams import (
     LOG_UNIT,
@@ -33,7 +33,7 @@ def planted():
 
 def improve(cluster, follows, points, capacity=TOKENS // CLASSES, clusters=CLASSES):
     return cluster_by_neighbours(
-        cluster, clusters, capacity, lambda now: neighbour_classes(follows, now, clusters), points
+        cluster, clusters, capacity, lambda now: neighbour_classes((follows, follows.T.tocsr()), now, clusters), points
     )
 
 
@@ -48,7 +48,7 @@ def test_planted_classes_are_found_from_a_damaged_start(planted):
 
 def test_contexts_equal_a_loop(planted):
     label, follows = planted
-    context = neighbour_classes(follows, label, CLASSES).toarray()
+    context = neighbour_classes((follows, follows.T.tocsr()), label, CLASSES).toarray()
     expected = np.zeros((TOKENS, 2 * CLASSES))
     for left, right, count in zip(*follows.tocoo().coords, follows.tocoo().data, strict=True):
         expected[left, label[right]] += count
@@ -58,7 +58,7 @@ def test_contexts_equal_a_loop(planted):
 
 def test_scores_are_exact_integers_and_equal_a_loop(planted):
     label, follows = planted
-    context = neighbour_classes(follows, label, CLASSES)
+    context = neighbour_classes((follows, follows.T.tocsr()), label, CLASSES)
     score, dense = _log_likelihoods(label, CLASSES, context), context.toarray()
     for token in range(0, TOKENS, 17):
         for cluster in range(CLASSES):
@@ -98,3 +98,12 @@ def test_every_depth_gives_a_valid_tree_and_needs_counts(planted):
     for wrong in (None, follows[:5]):
         with pytest.raises(ValueError, match=r"needs `follows`.*\(120, 120\)"):
             build_tree(np.eye(CLASSES)[label], 11, 2, "class-bigrams", follows=wrong)
+
+
+def test_the_first_level_of_a_tree_follows_the_text(planted):
+    """Embeddings that say nothing: only the text can bring the planted classes together."""
+    label, follows = planted
+    blind = np.random.default_rng(5).normal(size=(TOKENS, 3))
+    levels = [build_tree(blind, 12, 2, method, follows=follows).paths[:, 0].numpy() for method in METHODS]
+    without, with_text = (class_bigram_information(follows, level) for level in levels)
+    assert with_text > 1.5 * without

@@ -162,3 +162,11 @@ def test_unknown_endings_of_files_are_not_looked_up_elsewhere(tmp_path):
     (tmp_path / "notes.log").write_text(TEXT)
     with pytest.raises(ValueError, match="notes.log has an unknown ending; known: .txt"):
         read_documents(tmp_path / "notes.log")
+
+
+@pytest.mark.parametrize(("row", "kind"), [('{"text": 5}', "int"), ('{"text": ["a"]}', "list")])
+def test_a_column_of_something_else_is_named(tmp_path, row, kind):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(row + "\n")
+    with pytest.raises(ValueError, match=f"'text' of .*rows.jsonl holds {kind}, not text"):
+        read_documents(file)

@@ -46,7 +46,6 @@ def test_a_tree_without_a_tokenizer_is_shown_by_id(tmp_path):
     ("arguments", "message"),
     [
         (["no/such/folder"], "no/such/folder"),
-        ([SAMPLE, "--search", "no such token"], "No token reads 'no such token'."),
         ([SAMPLE, "--text", "missing.txt"], "There is no text file missing.txt."),
         ([SAMPLE, "--words", "-1"], "must not be negative"),
         ([SAMPLE, "--embeddings", "missing.npy"], "missing.npy"),
@@ -59,6 +58,20 @@ def test_bad_input_is_one_line(arguments, message):
     *_, last = ran.stderr.splitlines()
     assert last.startswith("inspect_tree.py: error: ") and message in last
     assert "Traceback" not in ran.stderr
+
+
+def test_a_token_that_is_not_there_does_not_end_the_report():
+    ran = inspect(SAMPLE, "--search", "no such token", " war", "--clusters", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert "No token reads 'no such token'." in ran.stdout and "▁war   id" in ran.stdout
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path):
+    VocabularyTree.random(30, branching=6, depth=2).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{")
+    ran = inspect(tmp_path)
+    assert ran.returncode == 1 and f"No tokenizer could be loaded from {tmp_path}" in ran.stderr.splitlines()[-1]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_tree_is_refused(tmp_path):

@@ -61,6 +61,18 @@ def test_the_coarse_level_beats_random_trees_on_held_out_text(name):
     assert coarse["bigram_information"] > 1.5 * coarse["matched_bigram_information"]
 
 
+@pytest.mark.parametrize("name", ["gpt2-text-only", "gpt2-d4"])
+def test_so_do_the_other_trees_built_with_a_text(name):
+    coarse = record(name)["report"]["levels"][1]
+    assert coarse["bigram_information"] > 1.5 * coarse["matched_bigram_information"]
+
+
+def test_embeddings_alone_gather_the_frequent_tokens():
+    """Less information than a random tree, which spreads them; more than one that gathers as many of them at random."""
+    coarse = record("gpt2-embeddings-only")["report"]["levels"][1]
+    assert coarse["matched_bigram_information"] < coarse["bigram_information"] < coarse["random_bigram_information"]
+
+
 def test_the_tables_show_the_recorded_reports():
     ran = run_python("benchmarks/trees.py", "--render", "--check")
     assert ran.returncode == 0, ran.stderr

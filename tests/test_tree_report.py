@@ -17,7 +17,7 @@ from modeling_treediff.inspection.report_tables import report_tables
 from modeling_treediff.inspection.token_kinds import KINDS
 from modeling_treediff.inspection.tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 from modeling_treediff.inspection.tree_page import page_data, render_page
-from modeling_treediff.inspection.tree_report import leading_tokens, report_kinds, report_tree
+from modeling_treediff.inspection.tree_report import _matched_shuffle, leading_tokens, report_kinds, report_tree
 
 
 def some_follows(vocab_size: int, seed: int = 0) -> sparse.csr_array:
@@ -241,3 +241,36 @@ def test_the_page_loads_nothing(uneven):
 def test_a_page_needs_a_name_for_every_token(uneven):
     with pytest.raises(ValueError, match="names has 2 entries, the tree 7 tokens"):
         render_page(uneven, ["a", "b"], report_tree(uneven), "A tree")
+
+
+def test_a_matched_tree_keeps_octaves_of_frequency_and_moves_tokens():
+    counts = np.random.default_rng(0).permutation(np.arange(1000)) ** 2
+    moved = _matched_shuffle(counts, np.random.default_rng(1))
+    assert sorted(moved.tolist()) == list(range(1000))
+    octave = np.empty(1000, dtype=int)
+    octave[np.argsort(-counts)] = np.log2(np.arange(1, 1001)).astype(int)
+    assert np.array_equal(octave[moved], octave)
+    assert (moved != np.arange(1000)).mean() > 0.95
+
+
+def test_frequency_alone_has_no_factor_over_a_matched_tree():
+    """Classes by frequency, text without any order: what is left of the information is chance, alike in both."""
+    text = np.random.default_rng(0).zipf(1.3, size=200_000) % 500
+    counts = count_text([text], 500)
+    tree = VocabularyTree.from_order(np.argsort(-counts.token_counts, kind="stable"), 23, 2)
+    coarse = report_tree(tree, follows=counts.follows).levels[1]
+    assert 0.5 < coarse.matched_bigram_factor < 2
+
+
+def test_foreign_tokenizers_and_embeddings_that_are_not_finite_are_refused():
+    tree = VocabularyTree.random(100, 10, 2)
+    with pytest.raises(ValueError, match="100 leaves"):
+        report_tree(tree, AutoTokenizer.from_pretrained(SAMPLE))
+    with pytest.raises(ValueError, match="NaN"):
+        report_tree(tree, embeddings=np.full((100, 3), np.nan))
+
+
+def test_provenance_cannot_control_a_terminal():
+    tree = VocabularyTree.random(10, 4, 2, metadata={"source": "\x1b[31mred\x07"})
+    shown = "".join(cell for table in report_tables(report_tree(tree)) for row in table.rows for cell in row)
+    assert "\x1b" not in shown and "\x07" not in shown and "<U+001B>[31mred" in shown

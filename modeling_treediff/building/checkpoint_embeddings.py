@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+PADDING = 1024  # rows more than tokens that a checkpoint may have, or 5 %
 PICKLED_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What the field's architectures call their input embeddings: LLaMA and kin, GPT-2, BERT and kin, XLNet, GPT-NeoX, ...
 MODULE_NAMES = (
@@ -29,8 +30,9 @@ def load_embeddings(
 ) -> np.ndarray:
     """Read the input embeddings of a checkpoint, or a matrix saved on its own.
 
-    Of the tensors only this matrix is read, and nothing is unpickled. Rows beyond the vocabulary are cut: many
-    checkpoints pad their matrix to a round number of rows. Whether the numbers are finite is for `build_tree` to check.
+    Of the tensors only this matrix is read, and nothing is unpickled. A few rows beyond the vocabulary are cut:
+    many checkpoints pad their matrix to a round number of rows. Whether the numbers are finite is for `build_tree` to
+    check.
 
     Args:
         source: a `.npy` or `.safetensors` file; or the folder or Hub id of a checkpoint with `model.safetensors`,
@@ -44,8 +46,8 @@ def load_embeddings(
 
     Raises:
         OSError: there is no such file or repository.
-        ValueError: no safetensors, a damaged file, no or several matrices that may be meant, fewer rows than tokens,
-            or not a matrix of floating-point numbers.
+        ValueError: no safetensors, a damaged file, no or several matrices that may be meant, fewer rows than
+            tokens or far more, or not a matrix of floating-point numbers.
 
     """
     path = Path(source)
@@ -79,6 +81,10 @@ def _check_shape(shape: tuple[int, ...], vocab_size: int, name: str) -> None:
             f"{name} has {shape[0]} rows, but the tokenizer has {vocab_size} tokens. Tokens added to a tokenizer need "
             "rows too: build a tree with the tokenizer as it was, then extend it (VocabularyTree.extend)."
         )
+    if shape[0] > vocab_size + max(PADDING, vocab_size // 20):
+        raise ValueError(
+            f"{name} has {shape[0]} rows, far more than the tokenizer's {vocab_size} tokens: it belongs to another one."
+        )
 
 
 class _Checkpoint:
@@ -92,7 +98,7 @@ class _Checkpoint:
             with safe_open(self.whole, framework="pt") as archive:
                 self.file_of = dict.fromkeys(archive.keys(), self.whole)
         elif index := self._fetch(INDEX_NAME):
-            self.file_of = json.loads(Path(index).read_text(encoding="utf-8")).get("weight_map", {})
+            self.file_of = _read_index(Path(index))
         elif any(map(self._fetch, PICKLED_NAMES)):
             raise ValueError(
                 f"the weights are only in {PICKLED_NAMES[0]}, a pickle, which can run code and is not read. If you "
@@ -141,6 +147,14 @@ class _Checkpoint:
         """Return where a file of the checkpoint lies; None if it has none of that name or is not to be had."""
         silent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         return cached_file(self.source, file, **silent, **self.hub_kwargs)
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        raise ValueError(f"{file.name} is damaged: it does not say which file holds which tensor.")
+    return shards
 
 
 def _module_name(tensor: str) -> str:

@@ -22,12 +22,23 @@ from .balanced_kmeans import LENGTH_BITS, centroids, membership
 ROUNDS = 15
 SMOOTHING = 0.5  # added to every count of a cluster and a context
 LOG_UNIT = 64  # logarithms are in 1/64 nat
+Neighbours = tuple[sparse.csr_array, sparse.csr_array]
 
 
-def neighbour_classes(follows_VV: sparse.csr_array, class_V: np.ndarray, num_classes: int) -> sparse.csr_array:
-    """Count the classes right and left of every token: (V, 2C), right neighbours in the first C columns."""
+def neighbour_classes(neighbours: Neighbours, class_V: np.ndarray, num_classes: int) -> sparse.csr_array:
+    """Count the classes right and left of every token.
+
+    Args:
+        neighbours: two (V, V) counts: how often the column's token follows the row's, and how often it precedes it.
+        class_V: (V,) classes, 0..C-1.
+        num_classes: C.
+
+    Returns:
+        (V, 2C), right neighbours in the first C columns.
+
+    """
     member_VC = membership(class_V, num_classes).T.tocsr()
-    return sparse.hstack([follows_VV @ member_VC, follows_VV.T.tocsr() @ member_VC], format="csr")
+    return sparse.hstack([side_VV @ member_VC for side_VV in neighbours], format="csr")
 
 
 def cluster_by_neighbours(

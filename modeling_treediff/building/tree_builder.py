@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..tree_tables import check_feasible, smallest_branching
 from ..vocabulary_tree import VocabularyTree
 from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise_weights
-from .class_bigrams import ROUNDS, cluster_by_neighbours, neighbour_classes
+from .class_bigrams import ROUNDS, Neighbours, cluster_by_neighbours, neighbour_classes
 from .embedding_matrix import checked_embeddings
 
 METHODS = ("balanced-kmeans", "class-bigrams")
@@ -73,7 +73,7 @@ def build_tree(
         point_VE=quantise(embedding_VE),
         weight_V=quantise_weights(np.sqrt(count_V)),
         generator=np.random.Generator(np.random.PCG64(seed)),
-        follows_VV=follows if method == "class-bigrams" else None,
+        neighbours=(follows, follows.T.tocsr()) if follows is not None and method == "class-bigrams" else None,
     )
     path_VD = _grow(splitter, count_V, branching, depth, progress)
     facts = (metadata or {}) | {"method": method, "seed": seed}
@@ -87,19 +87,19 @@ class _Splitter:
     point_VE: np.ndarray
     weight_V: np.ndarray
     generator: np.random.Generator
-    follows_VV: sparse.csr_array | None  # None: clusters follow the points alone
+    neighbours: Neighbours | None  # None: clusters follow the points alone
     context_VC: sparse.csr_array | None = None  # neighbours by class of the first level, once that stands
 
     def split(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable) -> np.ndarray:
         """Return the cluster of each of the tokens, 0..num_clusters-1."""
         point_NE, weight_N = self.point_VE[tokens], self.weight_V[tokens]
         cluster_N = balanced_kmeans(point_NE, num_clusters, capacity, self.generator, weight_N, advance)
-        if self.follows_VV is None:
+        if self.neighbours is None:
             return cluster_N
         if self.context_VC is not None:
             fixed_NC = self.context_VC[tokens]
             return cluster_by_neighbours(cluster_N, num_clusters, capacity, lambda _: fixed_NC, point_NE, advance)
-        contexts = partial(neighbour_classes, self.follows_VV, num_classes=num_clusters)
+        contexts = partial(neighbour_classes, self.neighbours, num_classes=num_clusters)
         cluster_N = cluster_by_neighbours(cluster_N, num_clusters, capacity, contexts, point_NE, advance)
         self.context_VC = contexts(cluster_N)
         return cluster_N
@@ -109,7 +109,7 @@ def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, 
     """Split all tokens, then every cluster, until each token stands alone; return paths (V, D)."""
     vocab_size = len(count_V)
     path_VD = np.zeros((vocab_size, depth), dtype=np.int64)
-    rounds = MAX_ITERATIONS + (0 if splitter.follows_VV is None else ROUNDS)
+    rounds = MAX_ITERATIONS + (0 if splitter.neighbours is None else ROUNDS)
     groups, placed = [np.arange(vocab_size)], 0
     with tqdm(total=vocab_size * max(depth - 1, 1) * rounds, desc="tree", disable=not progress, bar_format=BAR) as bar:
         for level in range(depth):

@@ -146,7 +146,10 @@ def _iterate_dataset(
     if text_column not in columns:
         raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(columns)}.")
     for row in dataset:
-        yield from _pieces(row.get(text_column) or "", max_characters)
+        text = row.get(text_column) or ""
+        if not isinstance(text, str):
+            raise ValueError(f"The column {text_column!r} of {source} holds {type(text).__name__}, not text.")
+        yield from _pieces(text, max_characters)
 
 
 def _open_dataset(source: str | os.PathLike, split: str, configuration: str | None) -> Any:  # noqa: ANN401 -- datasets is optional

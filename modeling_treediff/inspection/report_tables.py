@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .token_kinds import printable
 from .tree_report import Spread, TreeReport
 
 ABSENT = "–"
@@ -38,7 +39,7 @@ def _overview(report: TreeReport) -> ReportTable:
         "internal nodes": f"{report.internal_nodes:,}",
         "depth": f"{report.tree_depth}",
         "largest fan-out allowed": f"{report.max_branching:,}",
-        **{name: str(value) for name, value in sorted(report.metadata.items())},
+        **{printable(str(name)): printable(str(value)) for name, value in sorted(report.metadata.items())},
         "sha256": report.sha256,
     }
     if report.text_tokens is not None:

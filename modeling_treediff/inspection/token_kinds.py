@@ -92,7 +92,7 @@ def _read_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[_T
     added = tokenizer.added_tokens_decoder  # written as they are, whatever the notation
     for token, token_id in vocabulary.items():
         if token_id in special or (token_id in added and added[token_id].special):
-            tokens[token_id] = _Token(token, _printable(token), "special")
+            tokens[token_id] = _Token(token, _name(token), "special")
         elif _NO_TEXT.fullmatch(token):
             tokens[token_id] = _Token(token, token, "unused")
         else:
@@ -111,7 +111,7 @@ def _notation(vocabulary: Iterable[str]) -> str:
 
 
 def _literal(token: str) -> _Token:
-    return _Token(token, _printable(token))
+    return _Token(token, _name(token))
 
 
 def _read_byte_level(token: str) -> _Token:
@@ -122,30 +122,33 @@ def _read_byte_level(token: str) -> _Token:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return _Token("", f"<{' '.join(f'0x{byte:02X}' for byte in content)}>", "byte")
-    return _Token(text, _printable(text), continues=not text.startswith(" "))
+    return _Token(text, _name(text), continues=not text.startswith(" "))
 
 
 def _read_sentencepiece(token: str) -> _Token:
     if _BYTE_FALLBACK.fullmatch(token):
         return _Token("", token, "byte")
     text = token.replace(SPACE, " ")
-    return _Token(text, _printable(text), continues=not text.startswith(" "))
+    return _Token(text, _name(text), continues=not text.startswith(" "))
 
 
 def _read_wordpiece(token: str) -> _Token:
     continues = token.startswith("##") and len(token) > 2
-    return _Token(token[2:] if continues else token, _printable(token), continues=continues)
+    return _Token(token[2:] if continues else token, _name(token), continues=continues)
 
 
 _NOTATIONS = {"Ġ": _read_byte_level, SPACE: _read_sentencepiece, "##": _read_wordpiece, "": _literal}
 
 
-def _printable(text: str) -> str:
-    """Show every character without a glyph as a sign or a code point."""
-    shown = text.replace(" ", SPACE)
-    if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else _CONTROLS.get(c, f"<U+{ord(c):04X}>") for c in shown)
-    return shown or "<empty>"
+def printable(text: str) -> str:
+    """Show every character without a glyph as a sign or a code point: the result cannot control a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _CONTROLS.get(c, f"<U+{ord(c):04X}>") for c in text)
+
+
+def _name(text: str) -> str:
+    return printable(text.replace(" ", SPACE)) or "<empty>"
 
 
 @cache

@@ -131,11 +131,15 @@ def report_tree(
         token_counts: (V,) counts of the same text; by default, how often each token precedes another.
 
     Raises:
-        ValueError: a table does not have V rows, or the tokenizer has ids outside the tree.
+        ValueError: a table does not have V rows, embeddings that are not finite, or a tokenizer of other tokens.
 
     """
     vocab_size = tree.vocab_size
     _check_rows(vocab_size, follows=follows, embeddings=embeddings, token_counts=token_counts)
+    if embeddings is not None and not np.isfinite(embeddings).all():
+        raise ValueError("The embeddings hold NaN or infinity.")
+    if tokenizer is not None:
+        tree.check_tokenizer(tokenizer)
     if token_counts is None and follows is not None:
         token_counts = follows.sum(axis=1)
     random = np.random.default_rng(seed)
