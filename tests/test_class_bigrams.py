@@ -107,3 +107,19 @@ def test_the_first_level_of_a_tree_follows_the_text(planted):
     levels = [build_tree(blind, 12, 2, method, follows=follows).paths[:, 0].numpy() for method in METHODS]
     without, with_text = (class_bigram_information(follows, level) for level in levels)
     assert with_text > 1.5 * without
+
+
+def test_tokens_of_which_nothing_is_known_go_together(planted):
+    """Ids 120 to 179 have no embedding and no neighbour; the known classes stay as they were without them."""
+    label, follows = planted
+    points = np.concatenate([np.eye(CLASSES)[label], np.zeros((60, CLASSES))])
+    larger = sparse.csr_array(
+        (follows.data, follows.indices, np.pad(follows.indptr, (0, 60), "edge")), shape=(180, 180)
+    )
+    for method in METHODS:
+        tree = build_tree(points, 20, 2, method, follows=larger).validate()
+        node = tree.paths[:, 0].numpy()
+        assert len(np.unique(node[120:])) == 3 and not set(node[:120]) & set(node[120:])
+        assert node[120:140].tolist() == [node[120]] * 20  # in the order of their ids
+        nothing = build_tree(np.zeros((50, 3)), 8, 2, method, follows=sparse.csr_array((50, 50))).validate()
+        assert nothing.vocab_size == 50

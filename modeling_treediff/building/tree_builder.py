@@ -91,7 +91,26 @@ class _Splitter:
     context_VC: sparse.csr_array | None = None  # neighbours by class of the first level, once that stands
 
     def split(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable) -> np.ndarray:
-        """Return the cluster of each of the tokens, 0..num_clusters-1."""
+        """Return the cluster of each of the tokens, 0..num_clusters-1.
+
+        Tokens of which nothing is known, no embedding and no neighbour, go together: they fill as many clusters as
+        they can, in the order of their ids, and the rest of them free places. (To an auction they would all be alike.)
+        """
+        known_N = self.point_VE[tokens].any(axis=1)
+        if self.neighbours is not None:
+            known_N |= sum(np.diff(side.indptr) for side in self.neighbours)[tokens] > 0
+        of_unknown = min((~known_N).sum() // capacity, num_clusters - bool(known_N.any()))
+        cluster_N = np.full(len(tokens), -1)
+        if known_N.any():
+            cluster_N[known_N] = self._split_known(tokens[known_N], num_clusters - of_unknown, capacity, advance)
+        free_K = capacity - np.bincount(cluster_N[known_N], minlength=num_clusters)
+        places = np.repeat(np.arange(num_clusters)[::-1], free_K[::-1])
+        cluster_N[~known_N] = places[: (~known_N).sum()]
+        if self.neighbours is not None and self.context_VC is None:
+            self.context_VC = neighbour_classes(self.neighbours, cluster_N, num_clusters)
+        return cluster_N
+
+    def _split_known(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable) -> np.ndarray:
         point_NE, weight_N = self.point_VE[tokens], self.weight_V[tokens]
         cluster_N = balanced_kmeans(point_NE, num_clusters, capacity, self.generator, weight_N, advance)
         if self.neighbours is None:
@@ -99,10 +118,9 @@ class _Splitter:
         if self.context_VC is not None:
             fixed_NC = self.context_VC[tokens]
             return cluster_by_neighbours(cluster_N, num_clusters, capacity, lambda _: fixed_NC, point_NE, advance)
-        contexts = partial(neighbour_classes, self.neighbours, num_classes=num_clusters)
-        cluster_N = cluster_by_neighbours(cluster_N, num_clusters, capacity, contexts, point_NE, advance)
-        self.context_VC = contexts(cluster_N)
-        return cluster_N
+        sides = tuple(side[tokens][:, tokens] for side in self.neighbours)
+        contexts = partial(neighbour_classes, sides, num_classes=num_clusters)
+        return cluster_by_neighbours(cluster_N, num_clusters, capacity, contexts, point_NE, advance)
 
 
 def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, progress: bool) -> np.ndarray:
