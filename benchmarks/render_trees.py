@@ -58,7 +58,10 @@ def speed_tables(record: dict[str, Any]) -> str:
         ]
         for run in record["trees"]
     ]
-    growth = growths([(run["tokens"], run["all clustering_seconds"]) for run in record["trees"]])
+    whole, clustering = (
+        growths([(run["tokens"], run[seconds]) for run in record["trees"]])
+        for seconds in ("wall_seconds", "all clustering_seconds")
+    )
     texts = [
         [
             f"{run['megabytes']:.0f} MB",
@@ -73,7 +76,8 @@ def speed_tables(record: dict[str, Any]) -> str:
     ]
     return (
         table(("tokens", "K", "time", "peak memory", "in the auction", "in seeding"), trees)
-        + f"\nTime of the clustering grows like V to the power {growth}, from each row to the next.\n\n"
+        + f"\nFrom each row to the next the time grows like V to the power {whole}; that of the clustering alone like "
+        f"{clustering}.\n\n"
         + table(("text", "tokens", "pairs allowed", "pairs kept", "neighbours dropped", "time", "peak memory"), texts)
         + f"\nMedians of {record['runs']} runs, {record['device']}, commit {record['commit']}.\n"
     )
