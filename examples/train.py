@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS
 from modeling_treediff.corpora import read_documents, split_documents
 from modeling_treediff.training import (
     TrainingConfig,
@@ -24,8 +25,20 @@ from modeling_treediff.training import (
     unigram_entropy,
     write_record,
 )
+from modeling_treediff.tree_tables import tokenizer_size
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
+# Fields of the model's config that are options of the same name.
+FAMILY = (
+    "schedule",
+    "window_lengths",
+    "time_warp",
+    "num_timesteps",
+    "head",
+    "head_rank",
+    "node_embedding",
+    "loss_chunk_size",
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,6 +62,15 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--heads", type=int, default=6, help="attention heads (default %(default)s)")
     size.add_argument("--window", type=int, default=64, help="tokens per sequence (default %(default)s)")
     size.add_argument("--rope-theta", type=float, default=100.0, help="small for short windows (default %(default)g)")
+    family = parser.add_argument_group("process and head", "MDLM: --tree flat; HDLM: --schedule poisson --head leaf")
+    family.add_argument("--schedule", choices=SCHEDULES, default=SCHEDULES[0], help="(default %(default)s)")
+    family.add_argument("--window-lengths", type=float, nargs="+", help="of the sequential schedule, coarse to fine")
+    family.add_argument("--time-warp", choices=TIME_WARPS, default=TIME_WARPS[0], help="(default %(default)s)")
+    family.add_argument("--num-timesteps", type=int, metavar="T", help="discrete time (D3PM)")
+    family.add_argument("--head", choices=HEADS, default=HEADS[0], help="(default %(default)s)")
+    family.add_argument("--head-rank", type=int, default=64, help="of the node head (default %(default)s)")
+    family.add_argument("--node-embedding", choices=NODE_EMBEDDINGS, default=NODE_EMBEDDINGS[0], help="(default path)")
+    family.add_argument("--loss-chunk-size", type=int, help="positions whose logits are kept at a time")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, default=Path("runs/train"), help="folder (default %(default)s)")
     run.add_argument("--steps", type=int, default=1500, help="optimizer steps (default %(default)s)")
@@ -116,7 +138,7 @@ def load_tree(options: argparse.Namespace) -> tuple[VocabularyTree, PreTrainedTo
     tokenizer = AutoTokenizer.from_pretrained(source)
     if options.tree == "flat":
         name = Path(source).name if Path(source).is_dir() else source
-        return VocabularyTree.flat(len(tokenizer), metadata={"tokenizer": name}), tokenizer
+        return VocabularyTree.flat(tokenizer_size(tokenizer), metadata={"tokenizer": name}), tokenizer
     tree = VocabularyTree.from_pretrained(options.tree)
     tree.check_tokenizer(tokenizer)
     return tree, tokenizer
@@ -131,6 +153,8 @@ def report(model: TreeDiffForDiffusionLM, result: TrainingResult, entropy: float
         "parameters": model.config.count_parameters(),
         "num_hidden_layers": model.config.num_hidden_layers,
         "hidden_size": model.config.hidden_size,
+        "intermediate_size": model.config.intermediate_size,
+        **{name: getattr(options, name) for name in FAMILY},
         "window": options.window,
         "steps": options.steps,
         "tokens_seen": result.tokens_seen,
@@ -168,15 +192,18 @@ def make_model(tree: VocabularyTree, options: argparse.Namespace, eos_token_id: 
         "num_attention_heads": options.heads,
         "max_position_embeddings": options.window,
         "rope_theta": options.rope_theta,
+        **{name: getattr(options, name) for name in FAMILY},
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,
     }
-    layers = options.layers
-    if layers is None:
-        layers = TreeDiffConfig.for_budget(tree, int(options.parameters), **fields).num_hidden_layers
+    if options.layers is None:
+        config = TreeDiffConfig.for_budget(tree, int(options.parameters), **fields)
+        fields["num_hidden_layers"], fields["intermediate_size"] = config.num_hidden_layers, config.intermediate_size
+    else:
+        fields["num_hidden_layers"] = options.layers
     torch.manual_seed(options.seed)
-    return TreeDiffForDiffusionLM.from_tree(tree, num_hidden_layers=layers, **fields)
+    return TreeDiffForDiffusionLM.from_tree(tree, **fields)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Tree-structured diffusion language models for the Hugging Face ecosystem.
 
-The files of this folder are the model and travel with every checkpoint; `corpora`, `building` and `training` do not.
+The files of this folder are the model and travel with every checkpoint; its subfolders do not.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import CorruptedBatch, LevelSchedule, corrupt
+from .diffusion_process import CorruptedBatch, corrupt
 from .generation_treediff import TreeDiffGenerationConfig, TreeDiffGenerationOutput
-from .modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM, TreeDiffModel, TreeDiffOutput
+from .likelihood_treediff import NelboEstimate
+from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, TreeDiffOutput
+from .schedule_base import LevelSchedule
 from .version import __version__
 from .vocabulary_tree import VocabularyTree
 

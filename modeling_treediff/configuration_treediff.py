@@ -4,7 +4,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-HEADS = ("child",)
+HEADS = ("child", "node", "leaf")
+NODE_EMBEDDINGS = ("path", "free")
+SCHEDULES = ("sequential", "binomial", "poisson")
+TIME_WARPS = ("linear", "cosine")
 
 
 class TreeDiffConfig(PreTrainedConfig):
@@ -24,8 +27,18 @@ class TreeDiffConfig(PreTrainedConfig):
         rope_theta: base of the rotary position embedding.
         rms_norm_eps: added to the mean square in the normalisation.
         initializer_range: standard deviation of the initial weights.
-        schedule: how positions lose depth over time, see `diffusion_process.py`.
-        head: how children are scored: "child" = K outputs per level, shared by all parents of that level.
+        schedule: how positions lose depth over time, see `level_schedules.py`: "sequential" = one level after the other
+            (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
+        window_lengths: of the sequential schedule, relative, coarsest level first; by default all are equal.
+        time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
+        num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
+        head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
+            that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child.
+        head_rank: size of the output vectors of the "node" head; the others have none.
+        loss_chunk_size: positions for which logits are kept at a time in the loss; by default for all. It saves memory
+            where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
+        node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
+            "free" = its vector alone. Both have one vector per node.
 
     Raises:
         ValueError: sizes that contradict each other.
@@ -48,7 +61,13 @@ class TreeDiffConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     schedule: str = "sequential"
+    window_lengths: list[float] | None = None
+    time_warp: str = "linear"
+    num_timesteps: int | None = None
     head: str = "child"
+    head_rank: int = 64
+    loss_chunk_size: int | None = None
+    node_embedding: str = "path"
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -87,13 +106,15 @@ class TreeDiffConfig(PreTrainedConfig):
 
     @classmethod
     def for_budget(cls, tree: Any, num_parameters: int, **kwargs: Any) -> "TreeDiffConfig":  # noqa: ANN401
-        """Return the config over `tree` whose number of layers comes nearest to a budget of parameters.
+        """Return the config over `tree` that spends a budget of parameters on depth.
 
-        A small head leaves parameters for depth: over the flat tree the same budget gives fewer layers.
+        A small head leaves parameters for layers: over the flat tree the same budget gives fewer. As many as come
+        nearest to the budget; then, unless intermediate_size is given, the MLPs are made as much wider or narrower, in
+        steps of 8, as brings the total closest to it: at usual sizes far within 1 %.
 
         Args:
             tree: a VocabularyTree.
-            num_parameters: the budget, all parts counted.
+            num_parameters: the budget, all parts counted; of a reference config, `sum(count_parameters().values())`.
             kwargs: the other fields, without num_hidden_layers.
 
         Raises:
@@ -101,23 +122,35 @@ class TreeDiffConfig(PreTrainedConfig):
 
         """
         parts = cls.from_tree(tree, num_hidden_layers=1, **kwargs).count_parameters()
-        layers = round((num_parameters - sum(parts.values()) + parts["layers"]) / parts["layers"])
+        for_layers = num_parameters - sum(parts.values()) + parts["layers"]
+        layers = round(for_layers / parts["layers"])
         if layers < 1:
             raise ValueError(
                 f"{num_parameters} parameters do not pay for one layer: {parts['layers']} on top of "
                 f"{parts['embedding']} for the embedding and {parts['head']} for the head."
             )
-        return cls.from_tree(tree, num_hidden_layers=layers, **kwargs)
+        config = cls.from_tree(tree, num_hidden_layers=layers, **kwargs)
+        if "intermediate_size" in kwargs:
+            return config
+        missing = for_layers - layers * parts["layers"]
+        wider = 8 * round(missing / (layers * 3 * config.hidden_size * 8))
+        sizes = kwargs | {"intermediate_size": max(8, config.intermediate_size + wider)}
+        return cls.from_tree(tree, num_hidden_layers=layers, **sizes)
 
     def count_parameters(self) -> dict[str, int]:
         """Return the number of parameters of each part of the model: embedding, layers, norm, head."""
         size = self.hidden_size
         layer = 4 * size * size + 3 * size * self.intermediate_size + 2 * size
+        heads = {
+            "child": self.tree_depth * self.max_branching * (size + 1),
+            "node": self.tree_depth * size * self.head_rank + (self.num_tree_nodes - 1) * (self.head_rank + 1),
+            "leaf": self.vocab_size * (size + 1),
+        }
         return {
             "embedding": self.num_tree_nodes * size,
             "layers": self.num_hidden_layers * layer,
             "norm": size,
-            "head": self.tree_depth * self.max_branching * (size + 1),
+            "head": heads[self.head],
         }
 
     @property
@@ -127,7 +160,7 @@ class TreeDiffConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         sizes = ("vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*sizes, "intermediate_size", "max_position_embeddings"):
+        for name in (*sizes, "intermediate_size", "max_position_embeddings", "head_rank"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -146,5 +179,14 @@ class TreeDiffConfig(PreTrainedConfig):
                 f"num_tree_nodes={self.num_tree_nodes} is too small for {self.vocab_size} leaves at depth "
                 f"{self.tree_depth}."
             )
-        if self.head not in HEADS:
-            raise ValueError(f"Unknown head {self.head!r}; known: {', '.join(HEADS)}.")
+        choices = {"head": HEADS, "node_embedding": NODE_EMBEDDINGS, "schedule": SCHEDULES, "time_warp": TIME_WARPS}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
+        if self.window_lengths is not None and self.schedule != "sequential":
+            raise ValueError(
+                f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths."
+            )
+        for name in ("num_timesteps", "loss_chunk_size"):
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number, at least 1, got {value}.")

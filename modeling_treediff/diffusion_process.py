@@ -11,131 +11,16 @@ f_k = -alpha_k', a token x stands at its ancestor of depth k with probability pi
     NELBO(x) = sum_k int_0^1 dt f_k(t) / pi_{k-1}(t) E_{z_t} sum_i 1[depth_i = k-1] (-log p(a_k(x_i) | z_t, i)).
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from .schedule_base import LevelSchedule
+
 IGNORED_LABEL = -100
-SMALLEST_FRACTION = 1e-3
-
-
-class LevelSchedule(ABC):
-    """When each level of the tree is lost; times run from 0 (tokens) to 1 (root). Column k-1 of (B, D) is level k."""
-
-    def __init__(self, depth: int) -> None:
-        """Make the schedule of a tree whose leaves have this depth."""
-        self.depth = depth
-
-    @staticmethod
-    def from_config(config: Any) -> "LevelSchedule":  # noqa: ANN401 -- any object with `schedule` and `tree_depth`
-        """Return the schedule that a TreeDiffConfig names."""
-        if config.schedule not in SCHEDULES:
-            raise ValueError(f"Unknown schedule {config.schedule!r}; known: {', '.join(SCHEDULES)}.")
-        return SCHEDULES[config.schedule](config.tree_depth)
-
-    @abstractmethod
-    def alpha(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) times in [0, 1] -> (B, D+1) probabilities that a position still has depth >= k, k = 0..D."""
-
-    @abstractmethod
-    def flux(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) -> (B, D): f_k = -d alpha_k / dt, in 1 / unit time; each integrates to 1 over [0, 1]."""
-
-    @abstractmethod
-    def weight(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) -> (B, D): f_k / pi_{k-1}, what the bound charges a position of depth k-1; 0 where f_k is 0."""
-
-    def sample_times(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        smallest_fraction: float = SMALLEST_FRACTION,
-    ) -> torch.Tensor:
-        """Draw (B,) times, each uniform on its own, together spread evenly over all levels (low discrepancy).
-
-        No time lies closer than `smallest_fraction` of a level's window to the window's start, where the weight is
-        unbounded. At the default the bound so estimated errs by less than 0.1 % of a position's child entropy.
-        A larger value trades that bias for less variance, proportional to log(1 / smallest_fraction): useful for
-        gradients, as in the clipped schedules of arXiv 2503.09573, not for measuring.
-        """
-        device = generator.device if generator is not None else device
-        # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.
-        stratum = torch.randperm(batch_size, generator=generator, device=device)
-        within = torch.rand(batch_size, generator=generator, device=device)
-        return self.place_times((stratum + within) / batch_size, smallest_fraction)
-
-    @abstractmethod
-    def place_times(self, uniform: torch.Tensor, smallest_fraction: float) -> torch.Tensor:
-        """(B,) numbers in [0, 1), uniform -> (B,) times, uniform where the schedule allows them."""
-
-    @abstractmethod
-    def reverse_times(self, num_steps: int) -> torch.Tensor:
-        """Return (num_steps + 1,) float64 times from 1 down to 0 for generation, steps split evenly over the levels."""
-
-    @abstractmethod
-    def refine_probability(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """(,) times end < start -> (D,): P(a position of depth k-1 at `start` has depth >= k at `end`)."""
-
-
-class SequentialSchedule(LevelSchedule):
-    """One level after the other: level k is lost linearly while t crosses its window [(D-k)/D, (D-k+1)/D].
-
-    With u in (0, 1] the fraction of the window crossed: alpha_k = 1 - u, flux D, weight D / u = 1 / (t - start).
-    On the flat tree this is MDLM's log-linear schedule and its 1/t.
-    """
-
-    def alpha(self, timesteps: torch.Tensor) -> torch.Tensor:  # noqa: D102 -- documented in the base class
-        crossed_BD = self._crossed(timesteps)
-        return torch.cat([torch.ones_like(crossed_BD[:, :1]), 1 - crossed_BD], dim=1)
-
-    def flux(self, timesteps: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return self.depth * self._inside(timesteps).to(timesteps.dtype)
-
-    def weight(self, timesteps: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        inside_BD = self._inside(timesteps)
-        return torch.where(inside_BD, self.depth / torch.where(inside_BD, self._crossed(timesteps), 1.0), 0.0)
-
-    def place_times(self, uniform: torch.Tensor, smallest_fraction: float) -> torch.Tensor:  # noqa: D102
-        spread = uniform * self.depth
-        window = spread.floor().clamp(max=self.depth - 1)
-        crossed = smallest_fraction + (1 - smallest_fraction) * (spread - window)
-        return (window + crossed) / self.depth
-
-    def reverse_times(self, num_steps: int) -> torch.Tensor:  # noqa: D102
-        if num_steps < self.depth:
-            raise ValueError(
-                f"num_steps={num_steps} is too small: each of the tree's {self.depth} levels needs one step."
-            )
-        steps, extra = divmod(num_steps, self.depth)
-        times = [torch.ones(1, dtype=torch.float64)]
-        for index in range(self.depth):  # the coarsest level first: it has the last window
-            count = steps + (index < extra)
-            crossed = torch.arange(count - 1, -1, -1, dtype=torch.float64) / count
-            times.append((self.depth - 1 - index + crossed) / self.depth)
-        return torch.cat(times)
-
-    def refine_probability(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        before_D, after_D = self._crossed(start[None])[0], self._crossed(end[None])[0]
-        # Before a window is entered nothing moves; a position still above a window that lies behind moves at once.
-        return 1 - torch.where(before_D > 0, after_D / before_D.clamp(min=1e-12), 0.0)
-
-    def _crossed(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) -> (B, D): the fraction u of each level's window that lies before t; level 1 has the last window."""
-        window_D = torch.arange(self.depth - 1, -1, -1, device=timesteps.device, dtype=timesteps.dtype)
-        return (timesteps[:, None] * self.depth - window_D).clamp(0, 1)
-
-    def _inside(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) -> (B, D) bool: which level's half-open window (start, end] holds t."""
-        window_D = torch.arange(self.depth - 1, -1, -1, device=timesteps.device, dtype=timesteps.dtype)
-        crossed = timesteps[:, None] * self.depth - window_D
-        return (crossed > 0) & (crossed <= 1)
-
-
-SCHEDULES: dict[str, type[LevelSchedule]] = {"sequential": SequentialSchedule}
 
 
 @dataclass
@@ -170,7 +55,7 @@ def corrupt(
         tree: the vocabulary tree.
         schedule: the schedule of its levels.
         timesteps: (B,) times in [0, 1]; drawn with low discrepancy if not given.
-        generator: source of all randomness, on the tokens' device.
+        generator: source of all randomness, on any device.
         attention_mask: (B, T); positions with 0 are padding, stay as they are and are not counted.
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
 
@@ -178,51 +63,128 @@ def corrupt(
         ValueError: a token id outside 0..V-1 or a time outside [0, 1].
 
     """
+    check_tokens(token_ids, tree)
+    if timesteps is None:
+        timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
+    elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
+        raise ValueError("timesteps must lie in [0, 1].")
+    depth_BT = _draw_depths(token_ids, schedule, timesteps, generator)
+    counted_BT = counted_positions(token_ids, attention_mask, fixed_mask)
+    return CorruptedBatch(
+        input_ids=torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids),
+        labels=torch.where(counted_BT, token_ids, IGNORED_LABEL),
+        timesteps=timesteps,
+    )
+
+
+def corrupt_level(
+    token_ids: torch.Tensor,
+    counted: torch.Tensor,
+    level: torch.Tensor,
+    timesteps: torch.Tensor,
+    tree: Any,  # noqa: ANN401 -- a VocabularyTree, or anything with its `ancestors`
+    schedule: LevelSchedule,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corrupt for an estimate of one level's share in the bound; some position always stands just above that level.
+
+    With t drawn from the flux f_k and one position, drawn evenly, put at depth k-1, a pattern has its probability
+    under q(. | x) times m / (N pi_{k-1}), m the number of positions at depth k-1 and N of all counted ones. So N times
+    the mean of anything over these m positions has the expectation of f_k / pi_{k-1} times its sum under q.
+
+    Args:
+        token_ids: (B, T) clean tokens.
+        counted: (B, T) bool, the others stay clean; at least one per sequence.
+        level: (B,) the level k, 1..D, of each sequence.
+        timesteps: (B,) times drawn from the flux of that level, see `loss_times`.
+        tree: the vocabulary tree.
+        schedule: the schedule of its levels.
+        generator: source of the randomness, on any device.
+
+    Returns:
+        (B, T) node ids, and (B, T) bool: the positions at depth k-1, one at least.
+
+    """
+    depth_BT = _draw_depths(token_ids, schedule, timesteps, generator)
+    place_BT = uniform(token_ids.shape, generator, token_ids.device).masked_fill(~counted, -1)
+    above_B1 = (level - 1)[:, None]
+    depth_BT = depth_BT.scatter(1, place_BT.argmax(dim=1, keepdim=True), above_B1)
+    node_ids = torch.where(counted, tree.ancestors[token_ids, depth_BT], token_ids)
+    return node_ids, (depth_BT == above_B1) & counted
+
+
+def check_tokens(token_ids: torch.Tensor, tree: Any) -> None:  # noqa: ANN401 -- a VocabularyTree
+    """Raise ValueError unless all of the tokens are leaves of the tree."""
     vocab_size = tree.ancestors.shape[0]
     if token_ids.numel() and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
         raise ValueError(
             f"Token ids must lie in 0..{vocab_size - 1} (the tree's leaves), got {int(token_ids.min())}.."
             f"{int(token_ids.max())}. Is this the tokenizer the tree was built for?"
         )
-    if timesteps is None:
-        timesteps = schedule.sample_times(len(token_ids), generator, token_ids.device)
-    elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
-        raise ValueError("timesteps must lie in [0, 1].")
-    alpha_BTD = schedule.alpha(timesteps)[:, None, 1:]
-    uniform_BT = torch.rand(token_ids.shape, generator=generator, device=token_ids.device, dtype=timesteps.dtype)
-    depth_BT = (uniform_BT[..., None] < alpha_BTD).sum(-1)
+
+
+def counted_positions(
+    token_ids: torch.Tensor, attention_mask: torch.Tensor | None, fixed_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Return (B, T) bool: what is neither padding nor given; ValueError for masks of another shape."""
     counted_BT = torch.ones_like(token_ids, dtype=torch.bool)
+    for mask in (attention_mask, fixed_mask):
+        if mask is not None and mask.shape != token_ids.shape:
+            raise ValueError(f"A mask has shape {tuple(mask.shape)}, the tokens {tuple(token_ids.shape)}.")
     if attention_mask is not None:
         counted_BT &= attention_mask.bool()
     if fixed_mask is not None:
         counted_BT &= ~fixed_mask.bool()
-    corrupted = tree.ancestors[token_ids, depth_BT]
-    return CorruptedBatch(
-        input_ids=torch.where(counted_BT, corrupted, token_ids),
-        labels=torch.where(counted_BT, token_ids, IGNORED_LABEL),
-        timesteps=timesteps,
-    )
+    return counted_BT
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    """Draw from U[0, 1) in float64 on the generator's device and move there (float32 where float64 is lacking)."""
+    source = generator.device if generator is not None else device
+    dtype = torch.float32 if "mps" in (source.type, device.type) else torch.float64
+    return torch.rand(shape, generator=generator, device=source, dtype=dtype).to(device)
+
+
+def _draw_depths(
+    token_ids: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Draw each position's depth (B, T) at its sequence's time."""
+    alpha_BTD = schedule.alpha(timesteps)[:, None, 1:]
+    return (uniform(token_ids.shape, generator, token_ids.device)[..., None] < alpha_BTD).sum(-1)
+
+
+def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: Any) -> torch.Tensor:  # noqa: ANN401
+    """Return (B, T) the slot of the child on the way to each label; -100 at leaves and where labels are -100.
+
+    Args:
+        input_ids: (B, T) nodes.
+        labels: (B, T) clean tokens below these nodes, or -100.
+        tree: a VocabularyTree, or anything with its `ancestors`, `child_slot` and `depth`.
+
+    """
+    leaf_depth = tree.ancestors.shape[1] - 1
+    depth_BT = tree.depth[input_ids]
+    child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=leaf_depth)]
+    return torch.where((labels >= 0) & (depth_BT < leaf_depth), tree.child_slot[child_BT], IGNORED_LABEL)
 
 
 def nelbo_terms(
-    logits: torch.Tensor,
+    nats: torch.Tensor,
     input_ids: torch.Tensor,
-    labels: torch.Tensor,
     timesteps: torch.Tensor,
-    tree: Any,  # noqa: ANN401 -- a VocabularyTree, or anything with its `ancestors`, `child_slot` and `depth`
+    tree: Any,  # noqa: ANN401 -- a VocabularyTree, or anything with its `depth`
     schedule: LevelSchedule,
 ) -> torch.Tensor:
     """Return each position's term of the bound: weight x cross-entropy of the true child.
 
     Dense identity: sum over positions = sum_k f_k/pi_{k-1} sum_i 1[depth_i = k-1] (-log softmax(logits_i)[slot of
-    a_k(x_i)]). The cross-entropy is computed in fp32 at least.
+    a_k(x_i)]).
 
     Args:
-        logits: (B, T, K) scores of the children of each position's node; -inf where there is no child.
+        nats: (B, T) cross-entropies of the true children, 0 where not counted.
         input_ids: (B, T) nodes.
-        labels: (B, T) clean tokens, -100 where not counted.
         timesteps: (B,).
-        tree: the vocabulary tree, on the logits' device.
+        tree: the vocabulary tree.
         schedule: the schedule that corrupted the batch.
 
     Returns:
@@ -230,11 +192,5 @@ def nelbo_terms(
         and sums over the others per level.
 
     """
-    depth_BT = tree.depth[input_ids]
-    refinable_BT = (labels >= 0) & (depth_BT < schedule.depth)
-    child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=schedule.depth)]
-    slot_BT = torch.where(refinable_BT, tree.child_slot[child_BT], IGNORED_LABEL)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    nats = F.cross_entropy(logits.flatten(0, 1), slot_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-    at_level = F.one_hot(depth_BT.clamp(max=schedule.depth - 1), schedule.depth) * refinable_BT[..., None]
-    return nats.view_as(depth_BT)[..., None] * at_level * schedule.weight(timesteps)[:, None, :]
+    at_level = F.one_hot(tree.depth[input_ids].clamp(max=schedule.depth - 1), schedule.depth)
+    return nats[..., None] * at_level * schedule.weight(timesteps)[:, None, :]

@@ -12,7 +12,8 @@ from transformers import GenerationConfig
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput
 
-from .diffusion_process import LevelSchedule
+from .diffusion_process import uniform
+from .schedule_base import LevelSchedule
 from .tree_files import HUB_OPTIONS
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -24,7 +25,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
     Attributes:
         max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text (then by
             default the model's max_position_embeddings). By default none are appended to given `input_ids`.
-        num_steps: forward passes, split evenly over the levels of the tree; at least its depth.
+        num_steps: steps from time 1 to 0; with the sequential schedule at most so many forward passes, split evenly
+            over the levels of the tree, so at least its depth.
         do_sample: draw children from their distribution; False takes the most likely child.
         temperature: divides the logits; below 1 the likely children are preferred. Must be > 0.
         top_k: draw only among the k likeliest children at each level; None for all.
@@ -125,8 +127,9 @@ class TreeDiffGenerationMixin:
     ) -> torch.Tensor | TreeDiffGenerationOutput:
         """Fill every position that is not a token yet; tokens that are given never change.
 
-        Reverse process of arXiv 2604.03537: during the window of level k, a step from time t to s moves a position
-        of depth k-1 to one of its children with probability 1 - u_s/u_t, u the fraction of the window before t.
+        Every step of the reverse process (arXiv 2604.03537) draws for each position the depth it is to reach, exactly
+        as the schedule has it, and the positions descend there, one level per forward pass. A step in which none moves
+        costs no pass; with the binomial and poisson schedules some move several levels in one step.
 
         Args:
             input_ids: (B, T) node ids: tokens stay; the root (`config.mask_token_id`) becomes any token, an internal
@@ -147,27 +150,32 @@ class TreeDiffGenerationMixin:
         settings = self._settings(generation_config, kwargs)
         node_ids, attention_mask = self._open_positions(input_ids, attention_mask, settings)
         padding = torch.zeros_like(node_ids, dtype=torch.bool) if attention_mask is None else attention_mask == 0
-        times = self.schedule.reverse_times(settings.num_steps)
+        times = self.schedule.reverse_times(settings.num_steps).tolist()
         choose = _child_chooser(settings, generator)
-        history = [node_ids]
+        history, passes = [node_ids], 0
         for start, end in zip(times[:-1], times[1:], strict=True):
-            logits = self(input_ids=node_ids, attention_mask=attention_mask).logits
-            probability_D = self.schedule.refine_probability(start, end)
-            # A leaf has depth D: the appended 0 keeps it where it is.
-            probability = torch.cat([probability_D, torch.zeros(1)]).to(
-                node_ids.device, _sampling_dtype(node_ids.device)
-            )
-            moves = _uniform(node_ids.shape, generator, node_ids.device) < probability[self.tree.depth[node_ids]]
-            node_ids = self._descend(node_ids, logits, moves & ~padding, choose)
+            target = self._target_depths(node_ids, self.schedule.reverse_step(start, end), generator)
+            while bool((moves := (self.tree.depth[node_ids] < target) & ~padding).any()):
+                logits = self(input_ids=node_ids, attention_mask=attention_mask).logits
+                node_ids = self._descend(node_ids, logits, moves, choose)
+                passes += 1
             if settings.output_history:
                 history.append(node_ids)
         if not settings.return_dict_in_generate:
             return node_ids
         return TreeDiffGenerationOutput(
             sequences=node_ids,
-            num_forward_passes=settings.num_steps,
+            num_forward_passes=passes,
             history=tuple(history) if settings.output_history else None,
         )
+
+    def _target_depths(
+        self, node_ids: torch.Tensor, step: torch.Tensor, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        """Draw the depth (B, T) that each position is to reach, from the (D+1, D+1) probabilities of the step."""
+        reached_before = step.cumsum(dim=1)[:, :-1].to(node_ids.device, _sampling_dtype(node_ids.device))
+        draw_BT1 = uniform(node_ids.shape, generator, node_ids.device)[..., None]
+        return (draw_BT1 >= reached_before[self.tree.depth[node_ids]]).sum(dim=-1)
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return forward's arguments; there is no cache. PEFT looks this method up."""
@@ -261,18 +269,12 @@ def _child_chooser(settings: TreeDiffGenerationConfig, generator: torch.Generato
         scores = warpers(None, logits.float())  # type: ignore[arg-type]  # these do not look at the text
         cumulative = scores.softmax(dim=-1).to(_sampling_dtype(logits.device)).cumsum(dim=-1)
         total = cumulative[:, -1:]
-        threshold = _uniform(cumulative.shape[:1], generator, logits.device)[:, None] * total
+        threshold = uniform(cumulative.shape[:1], generator, logits.device)[:, None] * total
         threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))  # whatever the rounding
         # The first slot whose cumulative probability exceeds the threshold; one of probability 0 never does.
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
     return sample
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-    """Draw from U[0, 1) on the generator's device and move there."""
-    source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source, dtype=_sampling_dtype(device)).to(device)
 
 
 def _sampling_dtype(device: torch.device) -> torch.dtype:

@@ -15,9 +15,14 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .atomic_files import update_folder  # noqa: F401
 from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import LevelSchedule, corrupt, nelbo_terms
+from .diffusion_process import child_slots, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
+from .heads_treediff import child_nats, make_head
+from .level_schedules import make_schedule
+from .likelihood_treediff import TreeDiffLikelihoodMixin
+from .lost_levels import each_level_back  # noqa: F401
 from .pretrained_treediff import TreeDiffPreTrainedModel
+from .schedule_base import LevelSchedule  # noqa: F401
 from .tree_files import find_tree_file  # noqa: F401
 from .tree_tables import check_feasible  # noqa: F401
 from .vocabulary_tree import VocabularyTree
@@ -43,30 +48,6 @@ class TreeDiffOutput(ModelOutput):
     level_losses: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass(frozen=True)
-class NelboEstimate:
-    """An upper bound on the negative log-likelihood, estimated by Monte Carlo; nats per token.
-
-    Attributes:
-        value: the estimate.
-        standard_error: of the value as an estimate for these sequences; infinite for a single corruption. It errs high:
-            times are stratified, and the spread between sequences counts too.
-        level_losses: (D,) share of each level in the value, coarsest first.
-        num_tokens: tokens counted.
-
-    """
-
-    value: float
-    standard_error: float
-    level_losses: tuple[float, ...]
-    num_tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """exp(value): an upper bound on the perplexity per token."""
-        return float(torch.tensor(self.value, dtype=torch.float64).exp())  # inf, no OverflowError
 
 
 class TreeDiffModel(TreeDiffPreTrainedModel):
@@ -102,8 +83,9 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 
         Ids outside the tree raise ValueError on a CPU; a GPU only asserts, so `corrupt` and `generate` check before.
         """
+        embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
         try:
-            embeddings_BTE = self._embed_paths(input_ids)
+            embeddings_BTE = embed(input_ids)
         except IndexError as error:
             raise ValueError(
                 f"input_ids must lie in 0..{self.config.num_tree_nodes - 1} (nodes of the tree), got "
@@ -125,28 +107,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
 
 
-class ChildHead(nn.Module):
-    """K scores per level of the tree, shared by all parents of that level (arXiv 2604.03537).
-
-    Dense identity: logits[b, i] = W_d h[b, i] + b_d with d the depth of the node at position i.
-    """
-
-    def __init__(self, config: TreeDiffConfig) -> None:
-        """Make one (E -> K) projection per level."""
-        super().__init__()
-        self.levels = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.max_branching) for _ in range(config.tree_depth)
-        )
-
-    def forward(self, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
-        """(B, T, E) hidden states and (B, T) depths of the positions' nodes -> (B, T, K)."""
-        logits_BTK = self.levels[0](hidden_BTE)
-        for depth, level in enumerate(self.levels[1:], start=1):
-            logits_BTK = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), logits_BTK)
-        return logits_BTK
-
-
-class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
+class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
 
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
@@ -154,9 +115,9 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
     def __init__(self, config: TreeDiffConfig) -> None:
         """Allocate the model; its tree is still empty. Use `from_tree` or `from_pretrained`."""
         super().__init__(config)
-        self.schedule = LevelSchedule.from_config(config)
+        self.schedule = make_schedule(config)
         self.model = TreeDiffModel(config)
-        self.head = ChildHead(config)
+        self.head = make_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -185,66 +146,20 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffPreTrainedModel):
         """
         hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
         tree = self._tree_view()
-        logits_BTK = self.head(hidden_BTE, tree.depth[input_ids])
-        if self.config.tree_depth > 1:  # the flat tree's root has all children
-            parent_row = (input_ids - self.config.vocab_size).clamp(min=0)
-            logits_BTK = logits_BTK.masked_fill(tree.children[parent_row] < 0, -torch.inf)
-        output = TreeDiffOutput(
-            logits=None if self.training and labels is not None else logits_BTK,
-            hidden_states=(hidden_BTE,) if output_hidden_states else None,
-        )
+        output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
+        if labels is None or not self.training:
+            output.logits = self.head(hidden_BTE, input_ids, tree)
         if labels is not None:
             if timesteps is None:
                 raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
             try:
-                terms_BTD = nelbo_terms(logits_BTK, input_ids, labels, timesteps, tree, self.schedule)
+                slots_BT = child_slots(input_ids, labels, tree)
             except IndexError as error:
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
+            nats_BT = child_nats(self.head, hidden_BTE, input_ids, slots_BT, tree, self.config.loss_chunk_size)
+            terms_BTD = nelbo_terms(nats_BT, input_ids, timesteps, tree, self.schedule)
             count = (labels >= 0).sum().clamp(min=1)
             output.loss = terms_BTD.sum() / count
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
         return output
-
-    @torch.no_grad()
-    def nelbo(
-        self,
-        token_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        num_samples: int = 1,
-        batch_size: int = 32,
-        generator: torch.Generator | None = None,
-    ) -> NelboEstimate:
-        """Estimate the bound on -log p(tokens), in nats per token.
-
-        Args:
-            token_ids: (B, T) clean tokens.
-            attention_mask: (B, T), 0 at padding.
-            num_samples: corruptions per sequence; the error falls with its square root.
-            batch_size: sequences per forward pass.
-            generator: source of the randomness, on the model's device.
-
-        Raises:
-            ValueError: token ids outside the vocabulary, no token to count, or num_samples below 1.
-
-        """
-        tree = self.tree
-        mask = torch.ones_like(token_ids) if attention_mask is None else attention_mask
-        if num_samples < 1 or not mask.any():
-            raise ValueError("There is nothing to measure: num_samples below 1, or a mask without a token.")
-        tokens, mask = (part.repeat_interleave(num_samples, dim=0) for part in (token_ids, mask))
-        nats, level_nats = [], torch.zeros(self.config.tree_depth, dtype=torch.float64)
-        for some_tokens, some_mask in zip(tokens.split(batch_size), mask.split(batch_size), strict=True):
-            some_tokens, some_mask = some_tokens.to(self.device), some_mask.to(self.device)
-            batch = corrupt(some_tokens, tree, self.schedule, None, generator, some_mask)
-            output = self(batch.input_ids, some_mask, batch.labels, batch.timesteps)
-            nats.append(output.nelbo.cpu().double())
-            level_nats += output.level_losses.cpu().double() * int(some_mask.sum())
-        counts = mask.sum(dim=1).cpu().double()
-        total = torch.cat(nats)
-        value = float(total.sum() / counts.sum())
-        # Ratio estimator: the spread of each corruption's nats around the mean rate.
-        spread = (total - value * counts).square().sum() * len(total) / max(len(total) - 1, 1)
-        error = float(spread.sqrt() / counts.sum()) if len(total) > 1 else float("inf")
-        levels = tuple((level_nats / counts.sum()).tolist())
-        return NelboEstimate(value, error, levels, int(counts.sum()) // num_samples)

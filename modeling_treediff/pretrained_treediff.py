@@ -27,6 +27,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["TreeDiffBlock"]
     _supports_sdpa = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: TreeDiffConfig) -> None:

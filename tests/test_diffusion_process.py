@@ -7,57 +7,33 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
-from modeling_treediff.diffusion_process import SequentialSchedule, nelbo_terms
+from modeling_treediff.diffusion_process import child_slots, corrupt_level, nelbo_terms
+from modeling_treediff.level_schedules import (
+    BinomialSchedule,
+    CosineWarp,
+    DiscreteSchedule,
+    PoissonSchedule,
+    SequentialSchedule,
+)
 
 DEPTHS = [1, 2, 3, 4]
+SCHEDULE_KINDS = {
+    "sequential": SequentialSchedule,
+    "uneven": lambda depth: SequentialSchedule(depth, [3.0**level for level in range(depth)]),
+    "binomial": BinomialSchedule,
+    "poisson": PoissonSchedule,
+    "cosine": lambda depth: CosineWarp(BinomialSchedule(depth)),
+}
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_endpoints_and_order(depth):
-    schedule = SequentialSchedule(depth)
-    times = torch.linspace(0, 1, 101, dtype=torch.float64)
-    alpha = schedule.alpha(times)
-    assert torch.equal(alpha[0], torch.ones(depth + 1).double())
-    assert torch.equal(alpha[-1], torch.eye(depth + 1).double()[0])
-    assert (alpha.diff(dim=1) <= 0).all() and (alpha.diff(dim=0) <= 0).all()
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_flux_is_minus_the_derivative_of_alpha(depth):
-    schedule = SequentialSchedule(depth)
-    times = (torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    for level in range(1, depth + 1):
-        (gradient,) = torch.autograd.grad(schedule.alpha(times)[:, level].sum(), times)
-        torch.testing.assert_close(schedule.flux(times.detach())[:, level - 1], -gradient, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_weight_is_flux_over_occupancy_and_totals_one(depth):
-    schedule = SequentialSchedule(depth)
-    times = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # midpoints: the integrand is piecewise constant
-    alpha, weight = schedule.alpha(times), schedule.weight(times)
-    occupancy = alpha[:, :-1] - alpha[:, 1:]
-    torch.testing.assert_close(weight * occupancy, schedule.flux(times), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close((weight * occupancy).mean(dim=0), torch.ones(depth).double(), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_sampled_times_are_stratified_and_each_uniform(depth):
-    schedule = SequentialSchedule(depth)
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([schedule.sample_times(64, generator) for _ in range(2000)])
-    assert draws.min() > 0 and draws.max() <= 1
-    assert ((draws.sort(dim=1).values - torch.arange(64) / 64).abs() < 1 / 64 + 1e-3).all()
-    # Uniform for a fixed place in the batch: mean 1/2 within 5 standard errors of 2000 draws.
-    assert (draws.mean(dim=0) - 0.5).abs().max() < 5 * math.sqrt(1 / 12 / 2000) + 1e-3
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_corruption_gives_ancestors_with_the_schedules_frequencies(depth):
+@pytest.mark.parametrize("kind", [SequentialSchedule, BinomialSchedule, PoissonSchedule])
+def test_corruption_gives_ancestors_with_the_schedules_frequencies(depth, kind):
     tree = VocabularyTree.random(30, 30 if depth == 1 else 6, depth, seed=0)
-    schedule = SequentialSchedule(depth)
+    schedule = kind(depth)
     tokens = torch.arange(30).repeat(8, 500)
     times = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
     batch = corrupt(tokens, tree, schedule, times, torch.Generator().manual_seed(0))
@@ -103,24 +79,36 @@ def test_times_outside_the_unit_interval_are_refused(tree):
         corrupt(torch.tensor([[0]]), tree, SequentialSchedule(3), torch.tensor([1.5]))
 
 
-def test_depth_one_is_mdlms_weighted_masked_cross_entropy():
-    """MDLM (arXiv 2406.07524, eq. 11), log-linear schedule: (1/t) sum over masked positions of -log p(x_i)."""
+@pytest.mark.parametrize("cosine", [False, True])
+def test_depth_one_is_mdlms_weighted_masked_cross_entropy(cosine):
+    """MDLM (arXiv 2406.07524, eq. 11): -alpha'/(1 - alpha) sum over masked positions of -log p(x_i), by a loop."""
     vocab_size, generator = 11, torch.Generator().manual_seed(0)
     tree = VocabularyTree.flat(vocab_size)
-    schedule = SequentialSchedule(1)
+    schedule = CosineWarp(SequentialSchedule(1)) if cosine else SequentialSchedule(1)
     tokens = torch.randint(0, vocab_size, (6, 9), generator=generator)
     times = torch.rand(6, dtype=torch.float64, generator=generator)
     batch = corrupt(tokens, tree, schedule, times, generator)
     logits = torch.randn(6, 9, vocab_size, dtype=torch.float64, generator=generator)
-    ours = nelbo_terms(logits, batch.input_ids, batch.labels, times, tree, schedule).sum(dim=(1, 2))
+    ours = terms_of(logits, batch.input_ids, batch.labels, times, tree, schedule).sum(dim=(1, 2))
     for row in range(6):
+        time = float(times[row])
+        alpha, slope = (
+            (math.cos(time * math.pi / 2), math.sin(time * math.pi / 2) * math.pi / 2) if cosine else (1 - time, 1)
+        )
         reference = 0.0
         for position in range(9):
             if batch.input_ids[row, position] == vocab_size:
                 scores = logits[row, position].tolist()
                 log_normaliser = math.log(sum(math.exp(score) for score in scores))
-                reference += (log_normaliser - scores[tokens[row, position]]) / float(times[row])
+                reference += (log_normaliser - scores[tokens[row, position]]) * slope / (1 - alpha)
         assert math.isclose(float(ours[row]), reference, rel_tol=1e-12)
+
+
+def terms_of(logits, input_ids, labels, timesteps, tree, schedule):
+    """The bound's terms (B, T, D) from child logits (B, T, K)."""
+    slots = child_slots(input_ids, labels, tree)
+    nats = F.cross_entropy(logits.flatten(0, 1), slots.flatten(), reduction="none").view_as(slots)
+    return nelbo_terms(nats, input_ids, timesteps, tree, schedule)
 
 
 def bayes_logits(nodes, joint, tree):
@@ -153,53 +141,98 @@ def bayes_logits(nodes, joint, tree):
     ],
     ids=["flat", "balanced", "lopsided", "chains", "deep"],
 )
-def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree):
-    """DESIGN fact: with p_theta = the true child posterior, the NELBO equals the data entropy, for every tree."""
-    length, schedule = 2, SequentialSchedule(tree.tree_depth)
+@pytest.mark.parametrize("kind", SCHEDULE_KINDS)
+def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree, kind):
+    """DESIGN fact: with p_theta = the true child posterior, the NELBO is the data entropy, whatever the schedule."""
+    length, schedule = 2, SCHEDULE_KINDS[kind](tree.tree_depth)
     joint = (
         np.random.default_rng(7).dirichlet(np.full(tree.vocab_size**length, 0.5)).reshape((tree.vocab_size,) * length)
     )
     entropy = -(joint * np.log(joint)).sum()
-    # Gauss-Legendre in each window: the expectation is a polynomial of degree < length in u, so 4 nodes are exact.
-    points, weights = np.polynomial.legendre.leggauss(4)
-    bound, known = 0.0, {}
-    for window in range(tree.tree_depth):
-        for point, weight in zip(points, weights, strict=True):
-            time = torch.tensor([(window + (point + 1) / 2) / tree.tree_depth], dtype=torch.float64)
-            alpha = schedule.alpha(time)[0]
-            occupancy = torch.cat([alpha[:-1] - alpha[1:], alpha[-1:]])
-            for depths in itertools.product(range(tree.tree_depth + 1), repeat=length):
-                chance = float(np.prod([float(occupancy[depth]) for depth in depths]))
-                if chance == 0:
-                    continue
-                for tokens in itertools.product(range(tree.vocab_size), repeat=length):
-                    nodes = [int(tree.ancestors[token, depth]) for token, depth in zip(tokens, depths, strict=True)]
-                    if tuple(nodes) not in known:
-                        known[tuple(nodes)] = bayes_logits(nodes, joint, tree)
-                    logits = known[tuple(nodes)]
-                    terms = nelbo_terms(
-                        logits[None], torch.tensor([nodes]), torch.tensor([tokens]), time, tree, schedule
-                    )
-                    bound += weight / 2 / tree.tree_depth * chance * joint[tokens] * float(terms.sum())
-    assert math.isclose(bound, entropy, rel_tol=1e-9)
+    # Cross-entropies of all tokens at all depths, once; the time only weighs them.
+    patterns, known = [], {}
+    for depths in itertools.product(range(tree.tree_depth + 1), repeat=length):
+        nats = np.zeros(length)
+        for tokens in itertools.product(range(tree.vocab_size), repeat=length):
+            nodes = tuple(int(tree.ancestors[token, depth]) for token, depth in zip(tokens, depths, strict=True))
+            if nodes not in known:
+                known[nodes] = bayes_logits(nodes, joint, tree)
+            slots = child_slots(torch.tensor([nodes]), torch.tensor([tokens]), tree)[0]
+            nats += joint[tokens] * F.cross_entropy(known[nodes], slots, reduction="none").numpy()
+        patterns.append((depths, nats))
+    bound = 0.0
+    for time, measure in quadrature(schedule):
+        alpha, weight = (
+            f(torch.tensor([time], dtype=torch.float64))[0].numpy() for f in (schedule.alpha, schedule.weight)
+        )
+        occupancy = np.append(alpha[:-1] - alpha[1:], alpha[-1])
+        for depths, nats in patterns:
+            charge = sum(weight[depth] * n for depth, n in zip(depths, nats, strict=True) if depth < tree.tree_depth)
+            bound += measure * np.prod(occupancy[list(depths)]) * charge
+    assert math.isclose(bound, entropy, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize(("depth", "steps"), [(1, 1), (1, 7), (2, 2), (2, 7), (3, 10), (4, 4)])
-def test_reverse_steps_undo_the_forward_process(depth, steps):
-    """From the root at t=1, the steps' probabilities reproduce alpha at every intermediate time and end in tokens."""
-    schedule = SequentialSchedule(depth)
-    times = schedule.reverse_times(steps)
-    assert len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (times.diff() < 0).all()
-    for boundary in range(depth + 1):  # each window's edge is hit, so that no step crosses it
-        assert (times - boundary / depth).abs().min() < 1e-12
-    at_depth = torch.eye(depth + 1, dtype=torch.float64)[0]
-    for start, end in itertools.pairwise(times):
-        moved = at_depth[:-1] * schedule.refine_probability(start, end)
-        at_depth = at_depth - torch.cat([moved, moved.new_zeros(1)]) + torch.cat([moved.new_zeros(1), moved])
-        alpha = schedule.alpha(end[None])[0]
-        torch.testing.assert_close(at_depth.flip(0).cumsum(0).flip(0), alpha, rtol=0, atol=1e-12)
+def quadrature(schedule, points=60):
+    """Times and measures: Gauss-Legendre in every interval, after t = end - length * e^(-x) near the end of time."""
+    node, weight = np.polynomial.legendre.leggauss(points)
+    for start, end in itertools.pairwise(schedule.boundaries):
+        fraction = (node + 1) / 2
+        # The substitution 1 - (1 - s)^3 tames the logarithms of the poisson schedule at t = 1.
+        warped, speed = 1 - (1 - fraction) ** 3, 3 * (1 - fraction) ** 2
+        for place, factor in zip(warped, speed * weight / 2, strict=True):
+            yield start + (end - start) * place, (end - start) * factor
 
 
-def test_fewer_steps_than_levels_are_refused():
-    with pytest.raises(ValueError, match="num_steps=2 .* 3 levels"):
-        SequentialSchedule(3).reverse_times(2)
+@pytest.mark.parametrize("kind", SCHEDULE_KINDS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_level_corruption_reweighs_the_forward_process_as_stated(kind, depth):
+    """Patterns of two positions at a level: q of the pattern x m / (N pi), integrated over times from the flux."""
+    schedule, draws = SCHEDULE_KINDS[kind](depth), 40_000
+    tree = VocabularyTree.random(9, 9 if depth == 1 else 3, depth, seed=0)
+    tokens = torch.tensor([[2, 7, 5]]).repeat(draws, 1)
+    counted = torch.tensor([[True, True, False]]).repeat(draws, 1)
+    generator = torch.Generator().manual_seed(1)
+    for level in range(1, depth + 1):
+        chosen = torch.full((draws,), level)
+        times = schedule.loss_times(chosen, torch.rand(draws, generator=generator, dtype=torch.float64))
+        nodes, refined = corrupt_level(tokens, counted, chosen, times, tree, schedule, generator)
+        reached = tree.depth[nodes]
+        assert (nodes[:, 2] == 5).all() and not refined[:, 2].any() and refined.any(dim=1).all()
+        assert torch.equal(refined, (reached == level - 1) & counted)
+        for pattern in itertools.product(range(depth + 1), repeat=2):
+            above = pattern.count(level - 1)
+            expected = 0.0
+            for time, measure in quadrature(schedule):
+                now = torch.tensor([time], dtype=torch.float64)
+                alpha, weight = schedule.alpha(now)[0], schedule.weight(now)[0]
+                occupancy = torch.cat([alpha[:-1] - alpha[1:], alpha[-1:]])
+                expected += measure * float(weight[level - 1] * occupancy[list(pattern)].prod()) * above / 2
+            share = float((reached[:, :2] == torch.tensor(pattern)).all(dim=1).double().mean())
+            # 5 standard deviations of a proportion of 40,000 draws.
+            assert abs(share - expected) <= 5 * (expected * (1 - expected) / draws) ** 0.5 + 1e-6
+
+
+def test_d3pms_bound_falls_to_the_continuous_one_like_one_over_the_steps():
+    """Bayes-optimal, flat tree: L_T - L = (g(1) - g(0)) / (2 T) + O(1/T^2), g(t) the cross-entropies at mask rate t."""
+    joint = np.random.default_rng(3).dirichlet(np.full(16, 0.4)).reshape(4, 4)
+
+    def entropy(p):
+        return -(p[p > 0] * np.log(p[p > 0])).sum()
+
+    both = entropy(joint)
+    alone, given = (
+        entropy(joint.sum(1)) + entropy(joint.sum(0)),
+        2 * both - entropy(joint.sum(1)) - entropy(joint.sum(0)),
+    )
+    bounds = {}
+    for steps in (1, 10, 100, 1000):
+        schedule = DiscreteSchedule(SequentialSchedule(1), steps)
+        grid = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        weight = schedule.weight(grid)[:, 0].numpy() / steps
+        masked = 1 - schedule.alpha(grid)[:, 1].numpy()
+        # A position is masked with this probability, and so is the other one beside it.
+        bounds[steps] = (weight * masked * (masked * alone + (1 - masked) * given)).sum()
+    assert math.isclose(bounds[1], alone)
+    for steps in (10, 100, 1000):
+        assert math.isclose(bounds[steps] - both, (alone - given) / 2 / steps, rel_tol=1e-6)
+    assert bounds[1] > bounds[10] > bounds[100] > bounds[1000] > both

@@ -32,7 +32,7 @@ def test_given_tokens_never_change_and_nodes_only_descend(model, steps, do_sampl
         output_history=True,
         return_dict_in_generate=True,
     )
-    assert len(result.history) == steps + 1 and result.num_forward_passes == steps
+    assert len(result.history) == steps + 1 and result.num_forward_passes <= steps
     assert torch.equal(result.history[0][:, :10], start) and torch.equal(result.history[-1], result.sequences)
     for before, after in itertools.pairwise(result.history):
         token = before < model.config.vocab_size
@@ -52,14 +52,52 @@ def test_levels_are_filled_one_after_the_other(model):
         assert (inside[-1] == window + 1).all()
 
 
-def test_the_asked_number_of_forward_passes_is_made(model):
+def test_no_more_forward_passes_than_asked_for_and_none_in_vain(model):
     calls = []
     hook = model.register_forward_hook(lambda *arguments: calls.append(1))
-    for steps in (3, 7, 16):
+    for steps in (3, 7, 16, 500):
         calls.clear()
-        model.generate(num_steps=steps)
-        assert len(calls) == steps
+        result = model.generate(num_steps=steps, output_history=True, return_dict_in_generate=True)
+        moved = sum(not torch.equal(before, after) for before, after in itertools.pairwise(result.history))
+        assert len(calls) == result.num_forward_passes == moved <= steps
     hook.remove()
+
+
+SCHEDULES = {
+    "binomial": {"schedule": "binomial"},
+    "poisson": {"schedule": "poisson"},
+    "uneven": {"window_lengths": [3.0, 1.0, 1.0]},
+    "cosine": {"schedule": "binomial", "time_warp": "cosine"},
+    "discrete": {"num_timesteps": 30},
+}
+
+
+@pytest.mark.parametrize("fields", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("steps", [3, 10])
+def test_every_schedule_fills_every_position(tree, fields, steps):
+    result = tiny_model(tree, **fields).generate(
+        num_steps=steps, num_return_sequences=4, output_history=True, return_dict_in_generate=True
+    )
+    assert result.sequences.max() < tree.vocab_size
+    assert result.num_forward_passes <= steps * tree.tree_depth
+    for before, after in itertools.pairwise(result.history):
+        assert torch.equal(tree.ancestors[tree.representative[after], tree.depth[before]], before)
+
+
+@pytest.mark.parametrize("fields", SCHEDULES.values(), ids=SCHEDULES)
+def test_depths_on_the_way_follow_the_schedule(tree, fields):
+    """16,000 positions, independent of each other in depth: within 5 standard deviations of alpha after every step."""
+    model = tiny_model(tree, **fields)
+    generator = torch.Generator().manual_seed(0)
+    result = model.generate(
+        num_steps=5, num_return_sequences=1000, generator=generator, output_history=True, return_dict_in_generate=True
+    )
+    alpha = model.schedule.alpha(model.schedule.reverse_times(5))
+    for nodes, expected in zip(result.history, alpha, strict=True):
+        for level in range(1, tree.tree_depth + 1):
+            share = float((tree.depth[nodes] >= level).double().mean())
+            chance = float(expected[level])
+            assert abs(share - chance) <= 5 * (chance * (1 - chance) / 16_000) ** 0.5 + 1e-9
 
 
 def test_padding_is_left_alone(model):

@@ -13,6 +13,13 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, Vocabulary
 
 TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
 IDS = ["flat", "depth 2", "depth 3"]
+FAMILY = [
+    {"window_lengths": [3.0, 1.0]},
+    {"schedule": "binomial", "time_warp": "cosine", "node_embedding": "free"},
+    {"schedule": "poisson", "head": "leaf", "loss_chunk_size": 5},
+    {"schedule": "binomial", "head": "node", "head_rank": 3},
+    {"num_timesteps": 7},
+]
 
 
 def corrupted(model, shape=(4, 10), seed=0):
@@ -88,12 +95,38 @@ def test_padding_changes_nothing_on_either_side():
     nodes = torch.randint(0, model.config.num_tree_nodes, (1, 6), generator=torch.Generator().manual_seed(0))
     alone = model(nodes).logits
     padding = torch.zeros(1, 4, dtype=torch.long)
-    for implementation in ("eager", "sdpa"):
+    for implementation in ("eager", "sdpa", "flex_attention"):
         model.set_attn_implementation(implementation)
         for parts, place in (((nodes, padding), slice(0, 6)), ((padding, nodes), slice(4, 10))):
             mask = torch.cat([torch.ones_like(part) if part is nodes else torch.zeros_like(part) for part in parts], 1)
-            padded = model(torch.cat(parts, 1), attention_mask=mask).logits[:, place]
+            with torch.no_grad():  # on a CPU flex attention has no backward
+                padded = model(torch.cat(parts, 1), attention_mask=mask).logits[:, place]
             torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_gives_what_each_of_its_rows_gives_alone():
+    model = tiny_model(TREES[1])
+    nodes = torch.randint(0, model.config.num_tree_nodes, (5, 9), generator=torch.Generator().manual_seed(0))
+    together = model(nodes).logits
+    for row in range(5):
+        torch.testing.assert_close(model(nodes[row : row + 1]).logits[0], together[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", FAMILY)
+def test_every_member_of_the_family_is_saved_loaded_and_trained(fields, tmp_path):
+    """Also at the first and the last time, where nothing or everything is lost."""
+    tree = TREES[0] if fields.get("num_timesteps") else TREES[1]
+    model = tiny_model(tree, **fields)
+    model.save_pretrained(tmp_path)
+    loaded = TreeDiffForDiffusionLM.from_pretrained(tmp_path).train()
+    tokens = torch.randint(0, tree.vocab_size, (6, 8), generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    for member in (model.train(), loaded):
+        batch = corrupt(tokens, tree, member.schedule, times, torch.Generator().manual_seed(1))
+        member.loss = member(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss
+        member.loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in member.parameters() if parameter.grad is not None)
+    assert torch.equal(model.loss, loaded.loss) and model.loss.isfinite()
 
 
 def test_every_position_sees_every_other():
@@ -184,15 +217,17 @@ def test_parameter_count_is_the_models(tree):
     assert sum(parts.values()) == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_a_budget_buys_more_layers_with_a_tree():
-    fields = {"hidden_size": 224, "num_attention_heads": 7}
-    configs = [
-        TreeDiffConfig.for_budget(tree, 5_500_000, **fields)
-        for tree in (VocabularyTree.flat(8192), VocabularyTree.random(8192, 91, 2))
-    ]
-    flat, deep = (sum(config.count_parameters().values()) for config in configs)
-    assert abs(flat - deep) <= 0.01 * flat
-    assert [config.num_hidden_layers for config in configs] == [3, 6]
+@pytest.mark.parametrize("head", ["child", "node", "leaf"])
+@pytest.mark.parametrize("layers", [3, 12])
+def test_a_budget_buys_more_layers_with_a_tree(head, layers):
+    fields = {"hidden_size": 256, "num_attention_heads": 4}
+    flat = TreeDiffConfig.from_tree(VocabularyTree.flat(8192), num_hidden_layers=layers, **fields)
+    budget = sum(flat.count_parameters().values())
+    deep = TreeDiffConfig.for_budget(VocabularyTree.random(8192, 91, 2), budget, head=head, **fields)
+    assert abs(sum(deep.count_parameters().values()) - budget) <= 0.01 * budget
+    assert deep.num_hidden_layers > layers or head == "leaf"
+    given = TreeDiffConfig.for_budget(VocabularyTree.flat(8192), budget, intermediate_size=512, **fields)
+    assert given.intermediate_size == 512
     with pytest.raises(ValueError, match="do not pay for one layer"):
         TreeDiffConfig.for_budget(TREES[0], 1000, **fields)
 
@@ -226,7 +261,9 @@ def test_nelbo_reproduces_by_seed_and_counts_tokens_only():
     tokens = torch.randint(0, 20, (5, 8), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(tokens)
     mask[:, 6:] = 0
-    draws = [model.nelbo(tokens, mask, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    draws = [
+        model.nelbo(tokens, mask, num_samples=4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    ]
     assert draws[0] == draws[1] != draws[2]
     assert draws[0].num_tokens == 30
     assert abs(sum(draws[0].level_losses) - draws[0].value) < 1e-5

@@ -13,7 +13,7 @@ from conftest import SAMPLE, tiny_model
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.diffusion_process import SequentialSchedule
+from modeling_treediff.level_schedules import SequentialSchedule
 from modeling_treediff.training import (
     DiffusionCollator,
     MemoryTracker,

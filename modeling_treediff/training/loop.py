@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from modeling_treediff.atomic_files import write_atomically
-from modeling_treediff.modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM
+from modeling_treediff.likelihood_treediff import NelboEstimate
+from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .checkpoints import CheckpointStore
 from .memory import MemoryTracker
@@ -269,7 +270,8 @@ class _Run:
         generator = torch.Generator(self.accelerator.device).manual_seed(self.config.seed)
         token_ids = torch.from_numpy(windows.astype(np.int64)).to(self.accelerator.device)
         with self.accelerator.autocast():
-            return model.nelbo(token_ids, batch_size=self.config.batch_size, generator=generator)
+            samples = -(-model.config.tree_depth // len(token_ids))  # every level is seen at least once
+            return model.nelbo(token_ids, num_samples=samples, batch_size=self.config.batch_size, generator=generator)
 
     def _sample(self) -> str:
         model = self.accelerator.unwrap_model(self.model)

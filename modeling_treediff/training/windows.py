@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.diffusion_process import LevelSchedule, corrupt
+from modeling_treediff.diffusion_process import corrupt
+from modeling_treediff.schedule_base import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 # Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.

@@ -1,0 +1,250 @@
+"""Prediction heads: hidden states in, scores of the children of each position's node out. They know no diffusion.
+
+Sources: TDLM (arXiv 2604.03537); HDLM (Next Semantic Scale Prediction via Hierarchical Diffusion Language Models).
+
+Shape legend: B sequences, T positions, n = B T, E hidden size, V tokens, I internal nodes, N = V + I nodes, P = I - 1,
+D depth of the leaves, K largest fan-out, R head rank, G blocks, C positions per block.
+
+Every head has
+- `forward(hidden, input_ids, tree) -> logits_BTK`, the children by their slots: -inf where there is no child; numbers
+  without meaning at leaves, -inf where the root has no child, so that a softmax is finite there too;
+- `node_scores(hidden, level, tree) -> (n, nodes of that level)`: the scores of all nodes of a depth, 1..D, in the order
+  of their ids, before siblings are normalised. Dense, and its shape depends on the tree's values: not for compiling.
+
+Dense identity: logits[b, i, s] = node_scores(hidden[b, i], d + 1)[child s of the node at (b, i)], d its depth.
+All parameters are those of Linear layers, so that transformers' own initialisation reaches them.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .vocabulary_tree import VocabularyTree
+
+LARGEST_BLOCK = 32
+
+
+class ChildHead(nn.Module):
+    """K scores per level of the tree, shared by all parents of that level (TDLM). On the flat tree, MDLM's head.
+
+    The score of a node is that of its slot: logits[b, i] = W_d h[b, i] + b_d with d the depth of the node there.
+    """
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401 -- a TreeDiffConfig, whose class remote code may load twice
+        """Make one (E -> K) projection per level."""
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Linear(config.hidden_size, config.max_branching) for _ in range(config.tree_depth)
+        )
+
+    def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
+        logits_BTK = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
+        return _mask_missing(logits_BTK, input_ids_BT, tree)
+
+    def node_scores(self, hidden_nE: torch.Tensor, level: int, tree: VocabularyTree) -> torch.Tensor:
+        """(n, E) -> (n, nodes of depth `level`)."""
+        return self.levels[level - 1](hidden_nE)[:, tree.child_slot[tree.depth == level]]
+
+
+class NodeHead(nn.Module):
+    """An output vector A and a bias b of its own for every node but the root: logits = <P_d h, A_child> + b_child.
+
+    Unlike in `ChildHead`, a score does not depend on the number of the slot that a child happens to take; P_d is shared
+    by all parents of depth d. Below the root each position has its own children, whose vectors would be (n, K, R)
+    numbers: positions are sorted by parent and cut into blocks of one parent instead, which takes (G, K, R) with
+    G < n / C + P. Where n <= P, C is 1 and the gather (n, K, R), no larger than the table of all vectors (P, K, R).
+    """
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        """Make one (E -> R) projection per level, and vector and bias per node."""
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Linear(config.hidden_size, config.head_rank, bias=False) for _ in range(config.tree_depth)
+        )
+        self.nodes = nn.Linear(config.head_rank, config.num_tree_nodes - 1)
+
+    def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
+        query_BTR = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
+        row_IK = self._rows(tree.children, tree)
+        logits_BTK = F.linear(query_BTR, self.nodes.weight[row_IK[0]], self.nodes.bias[row_IK[0]])
+        if len(row_IK) > 1:
+            inner_BT = input_ids_BT > tree.root_id
+            parent_BT = torch.where(inner_BT, input_ids_BT - tree.root_id - 1, len(row_IK) - 1)
+            inner_nK = self._score_in_blocks(query_BTR.flatten(0, -2), parent_BT.flatten(), row_IK[1:])
+            logits_BTK = torch.where(inner_BT[..., None], inner_nK.view_as(logits_BTK), logits_BTK)
+        return _mask_missing(logits_BTK, input_ids_BT, tree)
+
+    def node_scores(self, hidden_nE: torch.Tensor, level: int, tree: VocabularyTree) -> torch.Tensor:
+        """(n, E) -> (n, nodes of depth `level`)."""
+        rows = self._rows((tree.depth == level).nonzero()[:, 0], tree)
+        return F.linear(self.levels[level - 1](hidden_nE), self.nodes.weight[rows], self.nodes.bias[rows])
+
+    @staticmethod
+    def _rows(nodes: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+        """Return the rows of `self.nodes` for node ids: the root, V, has none. Missing children, -1, take any."""
+        return (nodes - (nodes > tree.root_id).long()).clamp(min=0)
+
+    def _score_in_blocks(self, query_nR: torch.Tensor, parent_n: torch.Tensor, row_PK: torch.Tensor) -> torch.Tensor:
+        """(n, R) queries, (n,) parents, P for none -> (n, K) scores of the rows row_PK[parent]; arbitrary for none."""
+        blocks = group_by_parent(parent_n, len(row_PK))
+        row_GK = row_PK[blocks.parent_G]
+        query_GCR = query_nR.index_select(0, blocks.source_GC.flatten()).unflatten(0, blocks.source_GC.shape)
+        # An embedding's gradient adds up repeated rows faster than that of an index.
+        vector_GKR = F.embedding(row_GK, self.nodes.weight)
+        bias_GK1 = F.embedding(row_GK, self.nodes.bias[:, None])
+        logits_GCK = torch.baddbmm(bias_GK1.mT, query_GCR, vector_GKR.mT)
+        return logits_GCK.flatten(0, 1).index_select(0, blocks.place_n)
+
+
+class LeafHead(nn.Module):
+    """V scores; a node's is the logsumexp over the leaves below it (HDLM). On the flat tree the same as `ChildHead`.
+
+    So a cluster's probability is the sum of its tokens'; normalising among siblings leaves out all leaves that are not
+    below the position's node. It takes O(n V) numbers in fp32; `child_nats` with `chunk` bounds n.
+    """
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        """Make the (E -> V) projection."""
+        super().__init__()
+        self.tokens = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
+        child_IK = tree.children.clamp(min=0)
+        if len(child_IK) == 1:
+            logits_BTK = F.linear(hidden_BTE, self.tokens.weight[child_IK[0]], self.tokens.bias[child_IK[0]])
+        else:
+            logits_BTK = self._all_scores(hidden_BTE, tree).gather(-1, child_IK[_parent_row(input_ids_BT, tree)])
+        return _mask_missing(logits_BTK, input_ids_BT, tree)
+
+    def node_scores(self, hidden_nE: torch.Tensor, level: int, tree: VocabularyTree) -> torch.Tensor:
+        """(n, E) -> (n, nodes of depth `level`)."""
+        return self._all_scores(hidden_nE, tree)[:, tree.depth == level]
+
+    def _all_scores(self, hidden_BTE: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+        """(B, T, E) -> (B, T, N) by node id; -inf for the root, which is nobody's child."""
+        score_BTV = _at_least_fp32(self.tokens(hidden_BTE))
+        return torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)
+
+
+TreeHead = ChildHead | NodeHead | LeafHead
+HEADS: dict[str, type[TreeHead]] = {"child": ChildHead, "node": NodeHead, "leaf": LeafHead}
+
+
+def make_head(config: Any) -> TreeHead:  # noqa: ANN401
+    """Return the head that a TreeDiffConfig names."""
+    return HEADS[config.head](config)
+
+
+def child_nats(
+    head: TreeHead,
+    hidden: torch.Tensor,
+    input_ids: torch.Tensor,
+    slots: torch.Tensor,
+    tree: VocabularyTree,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
+
+    Dense identity: F.cross_entropy(head(hidden, input_ids, tree), slots), 0 where the slot is -100.
+
+    Args:
+        head: any of this module's heads.
+        hidden: (B, T, E) hidden states.
+        input_ids: (B, T) nodes.
+        slots: (B, T) slot of the true child under the node, -100 where not counted.
+        tree: the vocabulary tree, on the same device.
+        chunk: compute so many positions at a time, forward and again in backward, so that the logits of no more are
+            alive: for logits as wide as the vocabulary. ValueError if less than 1.
+    """
+
+    def nats(hidden_nE: torch.Tensor, input_ids_n: torch.Tensor, slot_n: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(_at_least_fp32(head(hidden_nE, input_ids_n, tree)), slot_n, reduction="none")
+
+    flat = (hidden.flatten(0, 1), input_ids.flatten(), slots.flatten())
+    if chunk is None:
+        return nats(*flat).view_as(slots)
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 position, got {chunk}.")
+    chunks = zip(*(part.split(chunk) for part in flat), strict=True)
+    parts = [checkpoint(nats, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
+    return torch.cat(parts).view_as(slots)
+
+
+@dataclass(frozen=True)
+class ParentBlocks:
+    """Positions in blocks of equal size and one parent each."""
+
+    parent_G: torch.Tensor  # the parent of each block
+    source_GC: torch.Tensor  # the position that stands at each place; surplus places repeat others and are not read
+    place_n: torch.Tensor  # where among the G * C places each position stands; anywhere if it has no parent
+
+
+def group_by_parent(parent_n: torch.Tensor, num_parents: int) -> ParentBlocks:
+    """Sort positions by parent, 0..P-1 or P for none, and cut them into blocks; all shapes follow from n and P."""
+    count = len(parent_n)
+    size = min(max(-(-count // num_parents), 1), LARGEST_BLOCK)
+    # Each of the parents that occur leaves at most size - 1 places of its last block empty.
+    num_blocks = (count + (size - 1) * min(num_parents, count)) // size
+    sorted_n, order_n = parent_n.sort(stable=True)
+    arange = partial(torch.arange, device=parent_n.device)
+    first_P1 = torch.searchsorted(sorted_n, arange(num_parents + 1))
+    end_P = ((first_P1.diff() + size - 1) // size).cumsum(0)
+    start_P = F.pad(end_P, (1, -1))
+    block_G = arange(num_blocks)
+    parent_G = torch.searchsorted(end_P, block_G, right=True).clamp(max=num_parents - 1)
+    rank_G = first_P1[parent_G] + (block_G - start_P[parent_G]) * size
+    rank_GC = (rank_G[:, None] + arange(size)).clamp(max=count - 1)
+    known_n = sorted_n.clamp(max=num_parents - 1)
+    sorted_place_n = start_P[known_n] * size + arange(count) - first_P1[known_n]
+    place_n = torch.empty_like(order_n).scatter_(0, order_n, sorted_place_n.clamp(max=num_blocks * size - 1))
+    return ParentBlocks(parent_G, order_n[rank_GC], place_n)
+
+
+def subtree_logsumexp(score_BTV: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    """(B, T, V) scores of the leaves -> (B, T, I): each internal node's logsumexp over the leaves below it.
+
+    The root, whose value nobody needs, gets -inf. Stable: each node's largest leaf is subtracted first.
+    """
+    shape = (*score_BTV.shape[:-1], len(tree.children))
+    largest_BTI = score_BTV.new_full(shape, -torch.inf)
+    node_levels = (tree.ancestors[:, 1:-1] - tree.root_id).unbind(1)
+    for node_V in node_levels:
+        largest_BTI.scatter_reduce_(-1, node_V.expand_as(score_BTV), score_BTV.detach(), "amax")
+    largest_BTI = largest_BTI.masked_fill(largest_BTI.isneginf(), 0)
+    total_BTI = score_BTV.new_zeros(shape)
+    for node_V in node_levels:
+        total_BTI = total_BTI.index_add(-1, node_V, (score_BTV - largest_BTI[..., node_V]).exp())
+    empty_BTI = total_BTI == 0  # the logarithm's gradient is not finite there
+    return (total_BTI.masked_fill(empty_BTI, 1).log() + largest_BTI).masked_fill(empty_BTI, -torch.inf)
+
+
+def _project_by_depth(levels: nn.ModuleList, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
+    """Apply to each position the layer of its node's depth; the first layer also to leaves."""
+    result = levels[0](hidden_BTE)
+    for depth, level in enumerate(levels[1:], start=1):
+        result = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), result)
+    return result
+
+
+def _mask_missing(logits_BTK: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    """Put -inf where a position's node has no child; at leaves, where the root has none."""
+    if tree.children.shape == (1, tree.vocab_size):  # the flat tree: nothing is missing, and a mask would be as large
+        return logits_BTK
+    return logits_BTK.masked_fill((tree.children < 0)[_parent_row(input_ids_BT, tree)], -torch.inf)
+
+
+def _parent_row(input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    """Return the nodes' rows of `tree.children`; the root's for leaves."""
+    return (input_ids_BT - tree.root_id).clamp(min=0)
+
+
+def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
