@@ -1,0 +1,214 @@
+"""Likelihood of texts under a diffusion language model: nats per token, perplexity and bits per byte, with errors.
+
+All are bounds (the NELBO), so the model's true perplexity and bits per byte are at most these.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM
+
+from .windows import TokenWindows, WindowProtocol, cut_windows, tokenize_texts
+
+NORMAL_QUANTILE = 1.96  # of a two-sided 95 % interval
+WINDOWS_PER_CALL = 128  # of `nelbo`: enough to stratify corruptions over, few enough to show progress
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LikelihoodResult:
+    """The bound on the likelihood of some texts, and the protocol it was measured by.
+
+    Standard errors and 95 % intervals are of the Monte Carlo estimate of the bound for these very texts: repeating the
+    measurement with other seeds stays inside. They say nothing about other texts or other trainings. With few
+    corruptions of many windows they err high, because windows differ in their likelihood; see `NelboEstimate`. Too few
+    corruptions to tell have an infinite error.
+
+    Attributes:
+        nelbo: nats per counted token.
+        standard_error: of the nelbo, in nats per token.
+        level_losses: (D,) share of each level of the tree in the nelbo, coarsest first.
+        num_texts: texts measured.
+        num_tokens: tokens counted, EOS included where the protocol has it.
+        num_unknown: tokens among them that stand for text outside the vocabulary; with any, or with a tokenizer that
+            changes its text otherwise, bits per byte are not comparable to other tokenizers'.
+        num_bytes: bytes of the texts in UTF-8; what separates texts has none.
+        num_windows: windows measured.
+        protocol: how the texts were cut into windows.
+        num_samples: corruptions per window.
+        seed: of the corruptions.
+
+    """
+
+    nelbo: float
+    standard_error: float
+    level_losses: tuple[float, ...]
+    num_texts: int
+    num_tokens: int
+    num_unknown: int
+    num_bytes: int
+    num_windows: int
+    protocol: WindowProtocol
+    num_samples: int
+    seed: int
+
+    @property
+    def confidence_interval(self) -> Interval:
+        """95 % interval of the nelbo, nats per token."""
+        return _interval(self.nelbo, self.standard_error)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nelbo): an upper bound on the perplexity per token."""
+        return _exp(self.nelbo)
+
+    @property
+    def perplexity_standard_error(self) -> float:
+        """To first order: perplexity x standard error of the nelbo."""
+        return self.perplexity * self.standard_error
+
+    @property
+    def perplexity_interval(self) -> Interval:
+        """The ends of the nelbo's 95 % interval as perplexities."""
+        low, high = self.confidence_interval
+        return _exp(low), _exp(high)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """All counted nats, those of EOS included, / ln 2 / bytes of the texts: comparable across tokenizers."""
+        return self.nelbo * self._bits_per_byte_of_a_nat
+
+    @property
+    def bits_per_byte_standard_error(self) -> float:
+        """Standard error of the bits per byte."""
+        return self.standard_error * self._bits_per_byte_of_a_nat
+
+    @property
+    def bits_per_byte_interval(self) -> Interval:
+        """95 % interval of the bits per byte."""
+        return _interval(self.bits_per_byte, self.bits_per_byte_standard_error)
+
+    @property
+    def _bits_per_byte_of_a_nat(self) -> float:
+        """Bits per byte that one nat per token makes."""
+        return self.num_tokens / (math.log(2) * self.num_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures under their names, ready for JSON: what is not finite becomes None."""
+        facts = asdict(self) | {"level_losses": list(self.level_losses)}
+        facts["protocol"]["description"] = str(self.protocol)
+        for name in ("perplexity", "perplexity_standard_error", "bits_per_byte", "bits_per_byte_standard_error"):
+            facts[name] = getattr(self, name)
+        for name in ("confidence_interval", "perplexity_interval", "bits_per_byte_interval"):
+            facts[name] = [_finite(end) for end in getattr(self, name)]
+        return {name: _finite(value) for name, value in facts.items()}
+
+
+def evaluate_texts(
+    model: TreeDiffForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    protocol: WindowProtocol | None = None,
+    *,
+    num_samples: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> LikelihoodResult:
+    """Measure the bound on the likelihood of texts, on the model's device.
+
+    Args:
+        model: the model; of any tree, the flat one included.
+        tokenizer: the one its tree was built for.
+        texts: documents, none of them empty.
+        protocol: how they become windows; by default `WindowProtocol.for_model`.
+        num_samples: corruptions per window; errors fall with the square root. By default each window gets one for each
+            level of the tree; from two for each on, differences between windows no longer widen the interval.
+        batch_size: windows per forward pass.
+        seed: of all corruptions; with the same batch size and device it gives the same result.
+        progress: show a bar.
+
+    Raises:
+        ValueError: no text or an empty one, a tokenizer of another tree, windows longer than the model's positions, or
+            numbers below 1.
+
+    """
+    num_samples = model.config.tree_depth if num_samples is None else num_samples
+    if min(num_samples, batch_size) < 1:
+        raise ValueError(f"num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}.")
+    protocol = protocol or WindowProtocol.for_model(model, tokenizer)
+    limit = model.config.max_position_embeddings
+    if protocol.window > limit:
+        raise ValueError(f"Windows of {protocol.window} tokens are longer than the model's {limit} positions.")
+    model.tree.check_tokenizer(tokenizer)
+    token_ids = tokenize_texts(texts, tokenizer, protocol.eos)
+    windows = cut_windows(token_ids, protocol)
+    settings = {"num_samples": num_samples, "batch_size": batch_size}
+    value, error, levels = _pool(_estimates(model, windows, settings, seed, progress))
+    return LikelihoodResult(
+        nelbo=value,
+        standard_error=error,
+        level_losses=levels,
+        num_texts=len(texts),
+        num_tokens=len(token_ids),
+        num_unknown=_count_unknown(token_ids, tokenizer),
+        num_bytes=sum(len(text.encode()) for text in texts),
+        num_windows=len(windows),
+        protocol=protocol,
+        num_samples=num_samples,
+        seed=seed,
+    )
+
+
+def _estimates(
+    model: TreeDiffForDiffusionLM, windows: TokenWindows, settings: dict[str, Any], seed: int, progress: bool
+) -> list[NelboEstimate]:
+    """Measure the windows in parts of nearly equal size: a part of a single window would have no error."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    parts = math.ceil(len(windows) / WINDOWS_PER_CALL)
+    inputs = (windows.token_ids, windows.attention_mask, windows.prefix_mask)
+    estimates = []
+    with tqdm(total=len(windows), desc="evaluate", unit="window", disable=not progress) as bar:
+        for tokens, attention, prefix in zip(*(tensor.tensor_split(parts) for tensor in inputs), strict=True):
+            estimates.append(model.nelbo(tokens, attention, prefix, **settings, generator=generator))
+            bar.update(len(tokens))
+    return estimates
+
+
+def _pool(estimates: list[NelboEstimate]) -> tuple[float, float, tuple[float, ...]]:
+    """Return value, standard error and level losses of all tokens from independent estimates of disjoint parts."""
+    tokens = np.array([estimate.num_tokens for estimate in estimates])
+    share = tokens / tokens.sum()
+    value = share @ [estimate.value for estimate in estimates]
+    error = np.linalg.norm(share * [estimate.standard_error for estimate in estimates])
+    levels = share @ np.array([estimate.level_losses for estimate in estimates])
+    return float(value), float(error), tuple(levels.tolist())
+
+
+def _count_unknown(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Count unknown tokens; byte-level vocabularies often name their EOS as such, though nothing is unknown to them."""
+    unknown = tokenizer.unk_token_id
+    return 0 if unknown in (None, tokenizer.eos_token_id) else int((token_ids == unknown).sum())
+
+
+def _interval(value: float, error: float) -> Interval:
+    """Normal 95 % interval; a bound on a code length is never below 0."""
+    return max(value - NORMAL_QUANTILE * error, 0.0), value + NORMAL_QUANTILE * error
+
+
+def _exp(value: float) -> float:
+    """Return exp(value); infinity in place of an OverflowError."""
+    return float(np.exp(np.float64(value)))
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 -- any value of a result
+    """Replace infinity by None: JSON has none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,120 @@
+"""The protocol of a likelihood: texts -> one row of tokens -> windows in which each token is counted exactly once.
+
+Shape legend: N tokens of all texts, W windows, T tokens per window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from modeling_treediff import TreeDiffForDiffusionLM
+
+
+@dataclass(frozen=True)
+class WindowProtocol:
+    """How texts become windows; numbers are comparable only under the same one.
+
+    With stride = window, windows do not overlap and every token is predicted within its own: the windows that
+    `training` validates on, and the incomplete last one, which training drops. With a smaller stride, windows overlap,
+    and each after the first is given its first window - stride tokens and counted on the others, so that fewer tokens
+    lack context. Both are bounds on the likelihood of the same tokens.
+
+    Attributes:
+        window: tokens the model sees at once.
+        stride: tokens from the start of one window to that of the next.
+        eos: whether each text is followed by the tokenizer's end-of-sequence token, which is counted.
+
+    """
+
+    window: int
+    stride: int
+    eos: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse strides that would leave tokens out."""
+        if not 1 <= self.stride <= self.window:
+            raise ValueError(f"The stride must lie in 1..{self.window} (the window), got {self.stride}.")
+
+    @classmethod
+    def for_model(
+        cls,
+        model: TreeDiffForDiffusionLM,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> "WindowProtocol":
+        """Fill in what is not given: the model's longest window, no overlap, EOS if the tokenizer has one."""
+        window = model.config.max_position_embeddings if window is None else window
+        return cls(window, window if stride is None else stride, tokenizer.eos_token_id is not None)
+
+    def __str__(self) -> str:
+        """State the protocol in one sentence."""
+        end = "each followed by EOS, which is counted" if self.eos else "without EOS"
+        given = self.window - self.stride
+        overlap = f"each but the first given its first {given} tokens" if given else "without overlap"
+        return (
+            f"texts tokenised without special tokens, {end}, joined, and cut into windows of {self.window} tokens, "
+            f"stride {self.stride}, {overlap}; the last one padded, padding masked; each token counted once"
+        )
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Windows as `nelbo` takes them.
+
+    Attributes:
+        token_ids: (W, T) int64; at padding any token.
+        attention_mask: (W, T) int64, 0 at padding.
+        prefix_mask: (W, T) int64, 1 where a token is given and not counted.
+
+    """
+
+    token_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    prefix_mask: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: bool = True) -> np.ndarray:
+    """Return all texts as one row (N,) of token ids (int64), each text followed by the EOS token if asked for.
+
+    Raises:
+        ValueError: no text, an empty one, one string in place of several, or EOS without such a token.
+
+    """
+    if isinstance(texts, str):
+        raise ValueError("Expected a list of texts, got a single string.")
+    if not texts:
+        raise ValueError("There is no text to evaluate.")
+    if empty := [index for index, text in enumerate(texts) if not text]:
+        raise ValueError(f"Text {empty[0]} (counted from 0) of {len(texts)} is empty; leave empty texts out.")
+    if eos and tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no eos_token to put after each text: use a protocol with eos=False.")
+    end = [tokenizer.eos_token_id] if eos else []
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
+
+
+def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> TokenWindows:
+    """Cut a row (N,) of tokens into windows of which each token is counted, not given and not padding, in one.
+
+    Raises:
+        ValueError: the row is empty.
+
+    """
+    if not len(token_ids):
+        raise ValueError("There is no token to count.")
+    window, stride = protocol.window, protocol.stride
+    start_W = torch.arange(0, max(len(token_ids) - (window - stride), 1), stride)
+    place_T = torch.arange(window)
+    place_WT = start_W[:, None] + place_T
+    return TokenWindows(
+        token_ids=torch.from_numpy(token_ids)[place_WT.clamp(max=len(token_ids) - 1)],
+        attention_mask=(place_WT < len(token_ids)).long(),
+        prefix_mask=((start_W[:, None] > 0) & (place_T < window - stride)).long(),
+    )
