@@ -1,4 +1,4 @@
-"""Render the recorded quickstart runs into the README's table.
+"""Render recorded results, and parameter counts, into the README's tables.
 
 python benchmarks/render_readme.py            # after: copy runs/*/result.json to benchmarks/results/
 python benchmarks/render_readme.py --check    # fail if the README does not show the recorded numbers
@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = {"tree (TDLM)": "quickstart_tree.json", "flat (MDLM)": "quickstart_flat.json"}
-START, END = "<!-- quickstart table -->\n", "<!-- end of quickstart table -->"
+QUICKSTART = "<!-- quickstart table -->\n", "<!-- end of quickstart table -->"
+BUDGET = "<!-- budget table -->\n", "<!-- end of budget table -->"
+VARIANCE = "<!-- variance table -->\n", "<!-- end of variance table -->"
 
 
 def row(name: str, record: dict[str, Any]) -> str:
@@ -59,14 +62,58 @@ def table() -> str:
     return "".join(lines)
 
 
+def budget_table() -> str:
+    """Return what a flat model's parameters buy with a tree: GPT-2's vocabulary at two sizes."""
+    flat_tree, tree = VocabularyTree.flat(50257), VocabularyTree.from_pretrained(ROOT / "tree_artifacts" / "gpt2")
+    lines = ["| model | layers | embedding | layers' part | head | total |\n", "|---|---|---|---|---|---|\n"]
+    for hidden_size, heads, layers in ((768, 12, 12), (1024, 16, 24)):
+        sizes = {"hidden_size": hidden_size, "num_attention_heads": heads}
+        flat = TreeDiffConfig.from_tree(flat_tree, num_hidden_layers=layers, **sizes)
+        budget = sum(flat.count_parameters().values())
+        rows = {"flat (MDLM)": flat} | {
+            f"tree, `{head}` head": TreeDiffConfig.for_budget(tree, budget, head=head, **sizes)
+            for head in ("child", "node")
+        }
+        for name, config in rows.items():
+            parts = config.count_parameters()
+            counts = (parts["embedding"], parts["layers"] + parts["norm"], parts["head"], sum(parts.values()))
+            cells = [f"{name}, d = {hidden_size}", str(config.num_hidden_layers), *(f"{n / 1e6:.1f}M" for n in counts)]
+            lines.append("| " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
+def variance_table() -> str:
+    """Return the estimators of the bound side by side."""
+    record = json.loads((RESULTS / "likelihood_variance.json").read_text(encoding="utf-8"))
+    lines = ["| estimator | mean, nats/token | standard deviation | variance, plain = 1 |\n", "|---|---|---|---|\n"]
+    for name, figures in record["estimators"].items():
+        cells = [
+            name,
+            f"{figures['mean']:.3f}",
+            f"{figures['standard_deviation']:.4f}",
+            f"1 / {figures['variance_ratio']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return "".join(lines) + (
+        f"\n{record['repeats']} repetitions on {record['windows']} windows of {record['window']} tokens, "
+        f"{record['samples']} passes each; commit {record['commit']}.\n"
+    )
+
+
+def fill(text: str, marks: tuple[str, str], content: str) -> str:
+    """Put content between two marks."""
+    before, rest = text.split(marks[0])
+    return before + marks[0] + content + marks[1] + rest.split(marks[1])[1]
+
+
 def main() -> None:
     """Write or check the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    rendered = before + START + table() + END + rest.split(END)[1]
+    text = rendered = README.read_text(encoding="utf-8")
+    for marks, content in ((QUICKSTART, table()), (BUDGET, budget_table()), (VARIANCE, variance_table())):
+        rendered = fill(rendered, marks, content)
     if options.check:
         sys.exit(None if rendered == text else "README.md does not show the recorded results: run render_readme.py.")
     write_atomically(README, lambda path: path.write_text(rendered, encoding="utf-8"))
