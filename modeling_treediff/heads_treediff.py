@@ -12,7 +12,8 @@ Every head has
   of their ids, before siblings are normalised. Dense, and its shape depends on the tree's values: not for compiling.
 
 Dense identity: logits[b, i, s] = node_scores(hidden[b, i], d + 1)[child s of the node at (b, i)], d its depth.
-All parameters are those of Linear layers, so that transformers' own initialisation reaches them.
+All parameters are those of Linear layers, so that transformers' own initialisation reaches them; `initial_std` on one
+of them asks for another standard deviation than the config's.
 """
 
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class NodeHead(nn.Module):
             nn.Linear(config.hidden_size, config.head_rank, bias=False) for _ in range(config.tree_depth)
         )
         self.nodes = nn.Linear(config.head_rank, config.num_tree_nodes - 1)
+        # With the usual small weights on both sides of the product all scores would start, and for long stay, at 0.
+        self.nodes.initial_std = config.head_rank**-0.5
 
     def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""

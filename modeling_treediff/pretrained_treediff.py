@@ -11,6 +11,7 @@ from typing import Any, Self
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
 from transformers.utils import cached_file
 
 from .atomic_files import update_folder
@@ -35,6 +36,12 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self._tree_metadata: dict[str, Any] = {}
         self._tree_verified = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as transformers does, but for layers that name a standard deviation of their own."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and (std := getattr(module, "initial_std", None)) is not None:
+            init.normal_(module.weight, std=std)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
         """Refuse: a token is a leaf of the tree."""

@@ -361,6 +361,21 @@ def test_every_parameter_is_of_a_layer_that_transformers_initialises():
         assert {id(parameter) for parameter in head.parameters()} == owned
 
 
+def test_the_node_heads_first_scores_are_as_large_as_the_child_heads():
+    """Both products start at the size of <W h> with W of the config's standard deviation; kept when loaded."""
+    tree = VocabularyTree.random(900, 30, 2, seed=0)
+    torch.manual_seed(0)
+    spread = {}
+    for name in ("child", "node"):
+        model = TreeDiffForDiffusionLM.from_tree(
+            tree, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, head=name
+        )
+        with torch.no_grad():
+            logits = model(torch.arange(900, 931)[None]).logits
+        spread[name] = float(logits[logits.isfinite()].std())
+    assert 0.5 < spread["node"] / spread["child"] < 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", HEADS)
 def test_cuda_agrees_with_the_cpu(name):
