@@ -5,6 +5,7 @@ import torch
 from test_modeling import _Shapes
 from torch.nn import functional as F
 
+from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.heads_treediff import HEADS, child_nats, group_by_parent, make_head, subtree_logsumexp
 from modeling_treediff.vocabulary_tree import VocabularyTree
