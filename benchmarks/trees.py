@@ -128,6 +128,7 @@ def save_tokenizers(places: dict[str, Path]) -> None:
     bert = AutoTokenizer.from_pretrained(places["vocabularies"] / "minilm")
     bert.backend_tokenizer.no_truncation()  # the sentence model's settings are not the vocabulary's
     bert.backend_tokenizer.no_padding()
+    bert.eos_token = bert.sep_token  # what stands between documents; BERT names none
     bert.save_pretrained(places["work"] / "bert-base-uncased")
 
 

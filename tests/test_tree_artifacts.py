@@ -32,7 +32,9 @@ def test_every_folder_is_a_ready_tree():
 def test_a_ready_tree_is_whole_and_says_where_it_comes_from(name):
     tree = VocabularyTree.from_pretrained(ARTIFACTS / name).validate()
     assert (tree.vocab_size, tree.tree_depth, tree.max_branching) == SHAPES[name]
-    tree.check_tokenizer(AutoTokenizer.from_pretrained(ARTIFACTS / name))
+    tokenizer = AutoTokenizer.from_pretrained(ARTIFACTS / name)
+    tree.check_tokenizer(tokenizer)
+    assert tokenizer.eos_token_id is not None  # training puts it between documents
     assert {"licence", "source", "method", "seed", "tokenizer"} <= tree.metadata.keys()
     readme = (ARTIFACTS / name / "README.md").read_text(encoding="utf-8")
     assert "licence" in readme.lower() and "provenance" in readme.lower()
