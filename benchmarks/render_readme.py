@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from marked_tables import fill
+
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
 
@@ -98,12 +100,6 @@ def variance_table() -> str:
         f"\n{record['repeats']} repetitions on {record['windows']} windows of {record['window']} tokens, "
         f"{record['samples']} passes each; commit {record['commit']}.\n"
     )
-
-
-def fill(text: str, marks: tuple[str, str], content: str) -> str:
-    """Put content between two marks."""
-    before, rest = text.split(marks[0])
-    return before + marks[0] + content + marks[1] + rest.split(marks[1])[1]
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from marked_tables import fill, table
+
 from modeling_treediff.atomic_files import write_atomically
 
 TREES = "<!-- tables of trees -->\n", "<!-- end of tables of trees -->"
@@ -38,12 +40,6 @@ def render(readme: Path, results: Path, names: list[str], check: bool) -> str | 
         return None if rendered == text else f"{readme.name} does not show the recorded reports: run trees.py --render."
     write_atomically(readme, lambda path: path.write_text(rendered, encoding="utf-8"))
     return None
-
-
-def fill(text: str, marks: tuple[str, str], content: str) -> str:
-    """Put content between two marks."""
-    before, rest = text.split(marks[0])
-    return before + marks[0] + content + marks[1] + rest.split(marks[1])[1]
 
 
 def speed_tables(record: dict[str, Any]) -> str:
@@ -99,12 +95,6 @@ def tables(records: list[dict[str, Any]]) -> str:
         + table(("tree", *KINDS), [kinds(record) for record in records])
         + f"\nSeed 0, commit {commits}; commands, versions and all levels in `benchmarks/results/trees/`.\n"
     )
-
-
-def table(header: tuple[str, ...], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def figures(record: dict[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff import LevelSchedule, TreeDiffForDiffusionLM, VocabularyTree
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
@@ -37,6 +39,19 @@ def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiff
         "initializer_range": 0.2,
     }
     return TreeDiffForDiffusionLM.from_tree(tree, **(sizes | fields)).eval()
+
+
+def quadrature(schedule: LevelSchedule, points: int = 80):
+    """Times and measures of Gauss-Legendre quadrature in every interval of a schedule.
+
+    The substitution 1 - (1 - s)^3 tames the logarithms of the poisson schedule at t = 1.
+    """
+    node, weight = np.polynomial.legendre.leggauss(points)
+    for start, end in itertools.pairwise(schedule.boundaries):
+        fraction = (node + 1) / 2
+        warped, speed = 1 - (1 - fraction) ** 3, 3 * (1 - fraction) ** 2
+        for place, factor in zip(warped, speed * weight / 2, strict=True):
+            yield start + (end - start) * place, (end - start) * factor
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import quadrature
 from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
@@ -170,17 +171,6 @@ def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree, kind):
             charge = sum(weight[depth] * n for depth, n in zip(depths, nats, strict=True) if depth < tree.tree_depth)
             bound += measure * np.prod(occupancy[list(depths)]) * charge
     assert math.isclose(bound, entropy, rel_tol=1e-6)
-
-
-def quadrature(schedule, points=60):
-    """Times and measures: Gauss-Legendre in every interval, after t = end - length * e^(-x) near the end of time."""
-    node, weight = np.polynomial.legendre.leggauss(points)
-    for start, end in itertools.pairwise(schedule.boundaries):
-        fraction = (node + 1) / 2
-        # The substitution 1 - (1 - s)^3 tames the logarithms of the poisson schedule at t = 1.
-        warped, speed = 1 - (1 - fraction) ** 3, 3 * (1 - fraction) ** 2
-        for place, factor in zip(warped, speed * weight / 2, strict=True):
-            yield start + (end - start) * place, (end - start) * factor
 
 
 @pytest.mark.parametrize("kind", SCHEDULE_KINDS)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import quadrature, tiny_model
 
 from modeling_treediff import VocabularyTree, corrupt
 
@@ -44,15 +44,6 @@ def child_log_probs(model):
     with torch.no_grad():
         logits = model(nodes).logits
     return dict(zip(map(tuple, nodes.tolist()), logits.log_softmax(dim=-1), strict=True))
-
-
-def quadrature(schedule, points=80):
-    node, weight = np.polynomial.legendre.leggauss(points)
-    for start, end in itertools.pairwise(schedule.boundaries):
-        fraction = (node + 1) / 2
-        warped, speed = 1 - (1 - fraction) ** 3, 3 * (1 - fraction) ** 2  # for the logarithms of poisson at t = 1
-        for place, factor in zip(warped, speed * weight / 2, strict=True):
-            yield start + (end - start) * place, (end - start) * factor
 
 
 def exact_bound(model, tokens):

@@ -1,0 +1,13 @@
+"""Markdown tables, and putting them between the marks of a README."""
+
+
+def fill(text: str, marks: tuple[str, str], content: str) -> str:
+    """Put content between two marks."""
+    before, rest = text.split(marks[0])
+    return before + marks[0] + content + marks[1] + rest.split(marks[1])[1]
+
+
+def table(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
