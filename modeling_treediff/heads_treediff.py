@@ -16,14 +16,18 @@ All parameters are those of Linear layers, so that transformers' own initialisat
 of them asks for another standard deviation than the config's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import is_liger_kernel_available
 
 from .vocabulary_tree import VocabularyTree
 
@@ -165,7 +169,8 @@ def child_nats(
         slots: (B, T) slot of the true child under the node, -100 where not counted.
         tree: the vocabulary tree, on the same device.
         chunk: compute so many positions at a time, forward and again in backward, so that the logits of no more are
-            alive: for logits as wide as the vocabulary. ValueError if less than 1.
+            alive: for logits as wide as the vocabulary. ValueError if less than 1. On CUDA, where liger-kernel (0.8.5
+            or later) is installed, the flat tree uses its fused kernel instead, which chooses the size itself.
     """
 
     def nats(hidden_nE: torch.Tensor, input_ids_n: torch.Tensor, slot_n: torch.Tensor) -> torch.Tensor:
@@ -176,9 +181,46 @@ def child_nats(
         return nats(*flat).view_as(slots)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 position, got {chunk}.")
+    layer_and_rows = _flat_layer(head, flat[2], tree) if hidden.is_cuda and not torch.compiler.is_compiling() else None
+    if layer_and_rows is not None and (kernel := _fused_kernel()) is not None:
+        layer, rows_n = layer_and_rows
+        return fused_nats(kernel, flat[0], layer, rows_n).view_as(slots)
     chunks = zip(*(part.split(chunk) for part in flat), strict=True)
     parts = [checkpoint(nats, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
     return torch.cat(parts).view_as(slots)
+
+
+def fused_nats(
+    kernel: Callable[..., torch.Tensor], hidden_nE: torch.Tensor, layer: nn.Linear, rows_n: torch.Tensor
+) -> torch.Tensor:
+    """Return F.cross_entropy(layer(hidden), rows, reduction="none") by Liger's kernel: (n,) nats in fp32 at least.
+
+    It computes the logits in chunks, again in backward, where it needs the positions' weights.
+    """
+    return kernel(
+        hidden_nE, layer.weight, rows_n, layer.bias, ignore_index=-100, reduction="none", accum_dtype=torch.float32
+    )
+
+
+def _flat_layer(head: TreeHead, slot_n: torch.Tensor, tree: VocabularyTree) -> tuple[nn.Linear, torch.Tensor] | None:
+    """Return the plain layer that is the whole head on the flat tree, and the rows of its outputs for the slots."""
+    if tree.children.shape != (1, tree.vocab_size) or isinstance(head, NodeHead):
+        return None
+    if isinstance(head, ChildHead):
+        layer, rows_n = head.levels[0], slot_n
+    else:
+        layer, rows_n = head.tokens, torch.where(slot_n < 0, slot_n, tree.children[0][slot_n.clamp(min=0)])
+    return (layer, rows_n) if type(layer) is nn.Linear else None  # an adapter must be called
+
+
+@cache
+def _fused_kernel() -> Callable[..., torch.Tensor] | None:
+    """Return Liger's fused linear layer and cross-entropy, of releases that can weigh positions in backward."""
+    if is_liger_kernel_available() and Version(version("liger-kernel")) >= Version("0.8.5"):
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy
+    return None
 
 
 @dataclass(frozen=True)

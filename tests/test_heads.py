@@ -1,13 +1,25 @@
 """Each head against a plain reference in double precision: values, gradients, shapes and sizes of what it computes."""
 
+import importlib.util
+
 import pytest
 import torch
+from conftest import REPOSITORY, run_python
 from test_modeling import _Shapes
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import HEADS, child_nats, group_by_parent, make_head, subtree_logsumexp
+from modeling_treediff.heads_treediff import (
+    HEADS,
+    _flat_layer,
+    _fused_kernel,
+    child_nats,
+    fused_nats,
+    group_by_parent,
+    make_head,
+    subtree_logsumexp,
+)
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 TREES = {
@@ -323,6 +335,66 @@ def test_chunked_loss_keeps_no_logits_for_backward():
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             child_nats(head, hidden, nodes, slots, tree, chunk)
         assert (sum(sizes) >= 200 * 811) == keeps
+
+
+def check_fused_nats(kernel, name):
+    """Values and gradients by the kernel in fp32 are as close to those in fp64 as those of plain chunks."""
+    tree = VocabularyTree.from_order(torch.randperm(53, generator=torch.Generator().manual_seed(3)), 53, 1)
+    head, nodes = built(name, tree), torch.full((3, 13), tree.root_id)
+    slots, weight = slots_of(tree, nodes), torch.rand(3, 13, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for way, dtype in (("exact", torch.float64), ("chunks", torch.float32), ("fused", torch.float32)):
+        head.to(dtype)
+        hidden = torch.randn(3, 13, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        if way == "fused":
+            layer, rows = _flat_layer(head, slots.flatten(), tree)
+            nats = fused_nats(kernel, hidden.flatten(0, 1), layer, rows).view_as(slots)
+        else:
+            nats = child_nats(head, hidden, nodes, slots, tree, 7 if way == "chunks" else None)
+        assert nats.dtype == dtype
+        found[way] = [nats, *gradients((weight * nats).sum(), hidden, head)]
+    for exact, chunks, fused in zip(*found.values(), strict=True):
+        assert (fused - exact).abs().max() <= 2 * (chunks - exact).abs().max() + 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", ["child", "leaf"])
+def test_the_fused_kernel_is_given_the_flat_trees_layer_and_rows(name):
+    def stand_in(hidden, weight, rows, bias, ignore_index, reduction, accum_dtype):
+        logits = F.linear(hidden, weight, bias)
+        return F.cross_entropy(logits, rows, ignore_index=ignore_index, reduction=reduction)
+
+    check_fused_nats(stand_in, name)
+
+
+@pytest.mark.parametrize("name", ["child", "leaf"])
+def test_the_fused_kernel_in_tritons_interpreter(name):
+    if not all(importlib.util.find_spec(package) for package in ("liger_kernel", "triton")):
+        pytest.skip("needs liger-kernel and triton")
+    code = f"import test_heads; test_heads.check_fused_nats(test_heads._fused_kernel(), {name!r})"
+    done = run_python(code=code, TRITON_INTERPRET="1", cwd=REPOSITORY / "tests")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["child", "leaf"])
+def test_the_fused_kernel_on_cuda(name):
+    if _fused_kernel() is None:
+        pytest.skip("needs liger-kernel 0.8.5 or later")
+    tree = VocabularyTree.flat(811)
+    head, nodes = built(name, tree).float().cuda(), torch.full((4, 50), tree.root_id, device="cuda")
+    hidden = torch.randn(4, 50, 16, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+    slots = slots_of(tree, nodes.cpu()).cuda()
+    found = []
+    for chunk in (None, 20):
+        nats = child_nats(head, hidden, nodes, slots, tree.to("cuda"), chunk)
+        found.append([nats, *gradients(nats.sum(), hidden, head)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["node", "leaf"])
+def test_only_a_plain_layer_on_the_flat_tree_can_be_fused(name):
+    tree = TREES["flat" if name == "node" else "depth 2"]
+    assert _flat_layer(built(name, tree), torch.zeros(3, dtype=torch.long), tree) is None
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
