@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .lean_operations_treediff import as_autocast
 from .vocabulary_tree import VocabularyTree
 
 LARGEST_BLOCK = 32
@@ -231,6 +232,7 @@ def subtree_logsumexp(score_BTV: torch.Tensor, tree: VocabularyTree) -> torch.Te
 
 def _project_by_depth(levels: nn.ModuleList, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
     """Apply to each position the layer of its node's depth; the first layer also to leaves."""
+    hidden_BTE = as_autocast(hidden_BTE)  # one copy for all levels, which each of them keeps
     result = levels[0](hidden_BTE)
     for depth, level in enumerate(levels[1:], start=1):
         result = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), result)
