@@ -97,17 +97,17 @@ class TreeDiffAttention(nn.Module):
 class TreeDiffMLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
-        """Make the three projections."""
+    def __init__(self, config: Any, recompute: bool) -> None:  # noqa: ANN401
+        """Make the three projections; `recompute` says whether training keeps nothing of their results."""
         super().__init__()
-        self.config = config
+        self.recompute = recompute
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, addends_BTE: tuple[torch.Tensor, ...], norm: nn.RMSNorm) -> torch.Tensor:
         """(B, T, E) each -> (B, T, E): the MLP of the norm of their sum."""
-        if self.training and self.config.recompute_mlp:
+        if self.recompute and self.training:
             return recomputed_gated_mlp(addends_BTE, norm, self.gate_proj, self.up_proj, self.down_proj)
         gate_BTI, up_BTI = normed_projections(addends_BTE, norm, (self.gate_proj, self.up_proj))
         return gated_projection(gate_BTI, up_BTI, self.down_proj)
@@ -116,13 +116,13 @@ class TreeDiffMLP(nn.Module):
 class TreeDiffBlock(GradientCheckpointingLayer):
     """x + attention(norm(x)), then x + mlp(norm(x)); recomputed in backward under gradient checkpointing."""
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
-        """Make the two sub-layers and their norms."""
+    def __init__(self, config: Any, index: int) -> None:  # noqa: ANN401
+        """Make the two sub-layers and their norms of layer `index`, from 0."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = TreeDiffAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = TreeDiffMLP(config)
+        self.mlp = TreeDiffMLP(config, index < config.recompute_mlp_layers)
 
     def forward(
         self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
@@ -141,7 +141,7 @@ class TreeDiffBackbone(nn.Module):
         """Make `config.num_hidden_layers` blocks."""
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(TreeDiffBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TreeDiffBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -39,8 +39,8 @@ class TreeDiffConfig(PreTrainedConfig):
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
-        recompute_mlp: in training, keep nothing of the MLPs for backward and compute two of their three matrix products
-            again: two fifths less memory for activations, for about a tenth more time.
+        recompute_mlp_layers: in training, the first so many layers keep nothing of their MLPs for backward and compute
+            two of the three matrix products again: less memory for more time.
 
     Raises:
         ValueError: sizes that contradict each other.
@@ -70,7 +70,7 @@ class TreeDiffConfig(PreTrainedConfig):
     head_rank: int = 64
     loss_chunk_size: int | None = None
     node_embedding: str = "path"
-    recompute_mlp: bool = False
+    recompute_mlp_layers: int = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -189,6 +189,11 @@ class TreeDiffConfig(PreTrainedConfig):
         if self.window_lengths is not None and self.schedule != "sequential":
             raise ValueError(
                 f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths."
+            )
+        if not 0 <= self.recompute_mlp_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"recompute_mlp_layers must lie in 0..{self.num_hidden_layers} (all layers), got "
+                f"{self.recompute_mlp_layers}."
             )
         for name in ("num_timesteps", "loss_chunk_size"):
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):

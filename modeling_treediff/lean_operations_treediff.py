@@ -8,7 +8,7 @@ checkpointing (arXiv 1604.06174), applied to what costs no matrix product (as in
 Compiled models need none of it, since the compiler decides itself what is kept; there every function is its dense form.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -60,18 +60,15 @@ def recomputed_gated_mlp(
 
     Backward repeats two of the three matrix products, those of `gate` and `up`.
     """
+    if not can_be_lean(norm, gate, up, down):
+        return checkpoint(_dense_mlp, norm, gate, up, down, *addends, use_reentrant=False, preserve_rng_state=False)
 
     def hidden(*inputs: torch.Tensor) -> torch.Tensor:
-        *normed, gate_weight, up_weight = inputs
-        return _gated(*lean_linears(_normed(norm), normed, [gate_weight, up_weight]))
+        *norm_inputs, gate_weight, up_weight = inputs
+        normed = _normed(norm)(*norm_inputs)
+        return _gated(F.linear(normed, gate_weight), F.linear(normed, up_weight))
 
-    if can_be_lean(norm, gate, up, down):
-        return lean_linears(hidden, (*addends, norm.weight, gate.weight, up.weight), [down.weight])[0]
-
-    def dense(*addends: torch.Tensor) -> torch.Tensor:
-        return gated_projection(*normed_projections(addends, norm, (gate, up)), down)
-
-    return checkpoint(dense, *addends, use_reentrant=False, preserve_rng_state=False)
+    return lean_linears(hidden, (*addends, norm.weight, gate.weight, up.weight), [down.weight])[0]
 
 
 def can_be_lean(*modules: nn.Module) -> bool:
@@ -141,9 +138,11 @@ class _LeanLinears(torch.autograd.Function):
                 value = ctx.function(*inputs)
             grad_weights = _weight_gradients(grads, as_autocast(value.detach()), weights)
             grad_value = _input_gradient(grads, weights, value.dtype) if wanted else None
-        edge = get_gradient_edge(value) if wanted else None
-        del value  # the function's gradient needs its graph, not its value
-        found = iter(torch.autograd.grad(edge, wanted, grad_value) if wanted else ())
+        found: Iterator[torch.Tensor] = iter(())
+        if wanted:
+            edge = get_gradient_edge(value)
+            del value  # its gradient needs its graph, not its numbers
+            found = iter(torch.autograd.grad(edge, wanted, grad_value))
         return (None, None, *(next(found) if tensor.requires_grad else None for tensor in inputs), *grad_weights)
 
 
@@ -158,9 +157,7 @@ def _weight_gradients(
     ]
 
 
-def _input_gradient(
-    grads: Iterable[torch.Tensor], weights: Iterable[torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor:
+def _input_gradient(grads: Iterable[torch.Tensor], weights: Iterable[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """(..., out) gradients of the products -> (..., in), their sum in `dtype`."""
     terms = (grad @ weight for grad, weight in zip(grads, weights, strict=True))
     total = next(terms).to(dtype)
@@ -183,6 +180,13 @@ def _normed(norm: nn.RMSNorm) -> TensorFunction:
         return F.rms_norm(sum(addends[1:], addends[0]), norm.normalized_shape, weight, norm.eps)
 
     return normed
+
+
+def _dense_mlp(
+    norm: nn.RMSNorm, gate: nn.Linear, up: nn.Linear, down: nn.Linear, *addends: torch.Tensor
+) -> torch.Tensor:
+    gates, ups = normed_projections(addends, norm, (gate, up))
+    return gated_projection(gates, ups, down)
 
 
 def _same(features: torch.Tensor) -> torch.Tensor:
