@@ -39,8 +39,8 @@ class TreeDiffConfig(PreTrainedConfig):
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
-        recompute_mlp_layers: in training, the first so many layers keep nothing of their MLPs for backward and compute
-            two of the three matrix products again: less memory for more time.
+        recompute_mlp_layers: in training, so many layers, the first ones, keep nothing of their MLPs for backward and
+            compute two of the three matrix products again: less memory for more time.
 
     Raises:
         ValueError: sizes that contradict each other.
@@ -190,11 +190,8 @@ class TreeDiffConfig(PreTrainedConfig):
             raise ValueError(
                 f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths."
             )
-        if not 0 <= self.recompute_mlp_layers <= self.num_hidden_layers:
-            raise ValueError(
-                f"recompute_mlp_layers must lie in 0..{self.num_hidden_layers} (all layers), got "
-                f"{self.recompute_mlp_layers}."
-            )
+        if self.recompute_mlp_layers < 0:
+            raise ValueError(f"recompute_mlp_layers must not be negative, got {self.recompute_mlp_layers}.")
         for name in ("num_timesteps", "loss_chunk_size"):
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number, at least 1, got {value}.")

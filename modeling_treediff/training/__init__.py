@@ -7,6 +7,7 @@ except ImportError as error:
 
 from .loop import TrainingConfig, TrainingResult, train
 from .memory import MemoryTracker, PeakMemory
+from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
 from .records import write_record
 from .windows import (
     DiffusionCollator,
@@ -18,12 +19,16 @@ from .windows import (
 
 __all__ = [
     "DiffusionCollator",
+    "MemoryPlan",
     "MemoryTracker",
     "PeakMemory",
     "ShuffledWindows",
     "TrainingConfig",
     "TrainingResult",
+    "TrainingStep",
+    "largest_batch",
     "pack_windows",
+    "plan_memory",
     "tokenize_documents",
     "train",
     "unigram_entropy",
