@@ -6,7 +6,7 @@ except ImportError as error:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
 
 from .loop import TrainingConfig, TrainingResult, train
-from .memory import MemoryTracker, PeakMemory
+from .memory import MemoryTracker, PeakMemory, memory_report
 from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
 from .records import write_record
 from .windows import (
@@ -27,6 +27,7 @@ __all__ = [
     "TrainingResult",
     "TrainingStep",
     "largest_batch",
+    "memory_report",
     "pack_windows",
     "plan_memory",
     "tokenize_documents",
