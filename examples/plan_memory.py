@@ -20,7 +20,7 @@ from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
 from modeling_treediff.training.memory_plan import PRECISIONS, USABLE, gibibytes
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
-UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+UNITS = {"M": 2**20, "G": 2**30}  # what makers of GPUs call 24GB is 24 GiB
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def parse_bytes(text: str) -> int:
     """Return a size such as 24GB or 16GiB in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([MG]i?B)", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([MG])i?B", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 24GB")
     return int(float(match[1]) * UNITS[match[2]])
@@ -86,9 +86,7 @@ def show(plan: MemoryPlan, console: Console) -> None:
     """Print what makes up the peak."""
     config = plan.step.model_config
     title = f"{sum(config.count_parameters().values()) / 1e6:.1f}M parameters, {config.num_hidden_layers} layers"
-    table = Table(
-        "at the peak", "memory", "share", title=f"{title}; the peak is in {plan.peak_phase}", title_justify="left"
-    )
+    table = Table("at the peak", "memory", "share", title=f"{title}, peak in {plan.peak_phase}")
     for name, size in plan.parts.items():
         table.add_row(name, gibibytes(size), f"{size / plan.peak:.0%}")
     table.add_section()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SAMPLE, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.training.fake_step import BLOCK
@@ -47,6 +47,16 @@ def test_the_reference_models_have_equal_budgets():
 def test_the_tree_halves_the_peak_with_free_savings_alone():
     """B=32, L=512, d=768, V=50,257, bf16, AdamW, the same lean backbone on both sides."""
     assert reference_peak(True) <= 0.50 * reference_peak(False)
+
+
+def test_the_recorded_figures_are_what_is_planned():
+    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "memory.json").read_text())["rows"]
+    recorded = {(row["model"], row["variant"]): row["peak_bytes"] for row in rows if row["batch_size"] == 32}
+    fields = {"lean": {}, "recompute": {"recompute_mlp_layers": 15}}
+    for variant, options in fields.items():
+        assert reference_peak(True, **options) == pytest.approx(recorded["tree", variant], rel=0.02)
+    assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["flat", "chunked"], rel=0.02)
+    assert recorded["tree", "plain"] > 1.8 * recorded["tree", "lean"]
 
 
 def test_recomputed_mlps_take_it_to_two_fifths():

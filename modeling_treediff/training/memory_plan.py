@@ -2,7 +2,7 @@
 
 `plan_memory` runs one optimizer step on fake tensors (`fake_step.py`) and adds up what lives at each moment, rounded up
 to blocks of 512 bytes as the CUDA allocator does. It is what `torch.cuda.max_memory_allocated` counts. A device needs
-more: its context and the gaps that the allocator cannot use; `USABLE` is what is left of a device's memory.
+more, its context and gaps that the allocator cannot fill: `USABLE` is the part of a device's memory that we count on.
 
 Several processes:
 - DDP keeps everything in each process, and buckets as large as the gradients to exchange them.
