@@ -16,7 +16,13 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .lean_operations_treediff import gated_projection, normed_projections, projection, recomputed_gated_mlp
+from .lean_operations_treediff import (
+    gated_projection,
+    keep_products,
+    normed_projections,
+    projection,
+    recomputed_gated_mlp,
+)
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
@@ -128,6 +134,14 @@ class TreeDiffBlock(GradientCheckpointingLayer):
         self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, T, E) -> (B, T, E)."""
+        if torch.compiler.is_compiling() and self.training and not self.gradient_checkpointing:
+            return keep_products(self._transform, hidden_BTE, rotation, attention_mask)
+        return self._transform(hidden_BTE, rotation, attention_mask)
+
+    def _transform(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Do what `forward` says."""
         mixed_BTE = self.self_attn(hidden_BTE, self.input_layernorm, rotation, attention_mask)
         hidden_BTE, before_BTE = hidden_BTE + mixed_BTE, hidden_BTE
         # The MLP keeps both addends, since their sum would be a third tensor, in fp32 under autocast.

@@ -5,7 +5,7 @@ that are kept anyway, such as a norm, an activation or a cast to bf16, it is byt
 arguments are kept, and the function is evaluated once more when the gradients need it. The idea is that of activation
 checkpointing (arXiv 1604.06174), applied to what costs no matrix product (as in arXiv 2205.05198).
 
-Compiled models need none of it, since the compiler decides itself what is kept; there every function is its dense form.
+While compiling every function is its dense form, and `keep_products` tells the compiler what is worth keeping.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +18,21 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 TensorFunction = Callable[..., torch.Tensor]
+PRODUCTS = [
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "mm",
+        "bmm",
+        "addmm",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    )
+]
 
 
 def normed_projections(
@@ -69,6 +81,21 @@ def recomputed_gated_mlp(
         return _gated(F.linear(normed, gate_weight), F.linear(normed, up_weight))
 
     return lean_linears(hidden, (*addends, norm.weight, gate.weight, up.weight), [down.weight])[0]
+
+
+def keep_products(function: TensorFunction, *inputs: Any) -> torch.Tensor:  # noqa: ANN401
+    """Return function(*inputs), keeping its inputs and the results of matrix products and attention (`PRODUCTS`).
+
+    The same for compiled models as `lean_linears` for others, by torch's selective activation checkpointing. Without a
+    compiler that would call Python for each operation, twice.
+    """
+    return checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=partial(create_selective_checkpoint_contexts, PRODUCTS),
+    )
 
 
 def can_be_lean(*modules: nn.Module) -> bool:

@@ -94,7 +94,7 @@ def test_finite_differences_agree(recompute):
 
 def kept_bytes(function, block, autocast=True):
     """Bytes of the distinct storages that autograd keeps for backward, parameters not counted."""
-    kept, owned = {}, {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    kept, owned = {}, {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), *block.buffers())}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -200,6 +200,22 @@ def test_the_compiled_step_is_the_eager_one(recompute):
         torch._dynamo.reset()
     for eager, ours in zip(*grads, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_the_compiled_step_keeps_no_more(recompute):
+    model = tiny_model(TREE, max_position_embeddings=64, recompute_mlp_layers=recompute).train()
+    batch = corrupt(torch.zeros(4, 64, dtype=torch.long), model.tree, model.schedule)
+
+    def step(function):
+        def loss(block, hidden, rotation):
+            function(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps)
+
+        return loss
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
+    assert kept_bytes(step(compiled), model) <= kept_bytes(step(model), model)
+    torch._dynamo.reset()
 
 
 def test_recomputing_only_matters_in_training():
