@@ -1,6 +1,6 @@
 """A bidirectional transformer: embeddings in, hidden states out. It knows nothing of trees or diffusion.
 
-Shape legend: B sequences, T positions, H heads, C features per head, E = H * C hidden size.
+Shape legend: B sequences, T positions, H heads, C features per head, E = H * C hidden size, I width of the MLP.
 
 Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864), gated MLP (SwiGLU, arXiv 2002.05202).
 Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
@@ -15,6 +15,14 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .lean_operations_treediff import (
+    gated_projection,
+    keep_products,
+    normed_projections,
+    projection,
+    recomputed_gated_mlp,
+)
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
@@ -70,13 +78,12 @@ class TreeDiffAttention(nn.Module):
         self.o_proj = nn.Linear(size, size, bias=False)
 
     def forward(
-        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
+        self, hidden_BTE: torch.Tensor, norm: nn.RMSNorm, rotation: Rotation, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """(B, T, E) -> (B, T, E)."""
+        """(B, T, E) -> (B, T, E): the attention of norm(hidden_BTE)."""
         shape = (*hidden_BTE.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(hidden_BTE).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projected = normed_projections((hidden_BTE,), norm, (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (features_BTE.view(shape).transpose(1, 2) for features_BTE in projected)
         attend: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -90,41 +97,55 @@ class TreeDiffAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             is_causal=False,
         )
-        return self.o_proj(mixed.reshape(hidden_BTE.shape))
+        return projection(mixed.reshape(hidden_BTE.shape), self.o_proj)
 
 
 class TreeDiffMLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
-        """Make the three projections."""
+    def __init__(self, config: Any, recompute: bool) -> None:  # noqa: ANN401
+        """Make the three projections; `recompute` says whether training keeps nothing of their results."""
         super().__init__()
+        self.recompute = recompute
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
-        """(B, T, E) -> (B, T, E)."""
-        return self.down_proj(F.silu(self.gate_proj(hidden_BTE)) * self.up_proj(hidden_BTE))
+    def forward(self, addends_BTE: tuple[torch.Tensor, ...], norm: nn.RMSNorm) -> torch.Tensor:
+        """(B, T, E) each -> (B, T, E): the MLP of the norm of their sum."""
+        if self.recompute and self.training:
+            return recomputed_gated_mlp(addends_BTE, norm, self.gate_proj, self.up_proj, self.down_proj)
+        gate_BTI, up_BTI = normed_projections(addends_BTE, norm, (self.gate_proj, self.up_proj))
+        return gated_projection(gate_BTI, up_BTI, self.down_proj)
 
 
 class TreeDiffBlock(GradientCheckpointingLayer):
     """x + attention(norm(x)), then x + mlp(norm(x)); recomputed in backward under gradient checkpointing."""
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
-        """Make the two sub-layers and their norms."""
+    def __init__(self, config: Any, index: int) -> None:  # noqa: ANN401
+        """Make the two sub-layers and their norms of layer `index`, from 0."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = TreeDiffAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = TreeDiffMLP(config)
+        self.mlp = TreeDiffMLP(config, index < config.recompute_mlp_layers)
 
     def forward(
         self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, T, E) -> (B, T, E)."""
-        hidden_BTE = hidden_BTE + self.self_attn(self.input_layernorm(hidden_BTE), rotation, attention_mask)
-        return hidden_BTE + self.mlp(self.post_attention_layernorm(hidden_BTE))
+        if torch.compiler.is_compiling() and self.training and not self.gradient_checkpointing:
+            return keep_products(self._transform, hidden_BTE, rotation, attention_mask)
+        return self._transform(hidden_BTE, rotation, attention_mask)
+
+    def _transform(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Do what `forward` says."""
+        mixed_BTE = self.self_attn(hidden_BTE, self.input_layernorm, rotation, attention_mask)
+        hidden_BTE, before_BTE = hidden_BTE + mixed_BTE, hidden_BTE
+        # The MLP keeps both addends, since their sum would be a third tensor, in fp32 under autocast.
+        return hidden_BTE + self.mlp((before_BTE, mixed_BTE), self.post_attention_layernorm)
 
 
 class TreeDiffBackbone(nn.Module):
@@ -134,7 +155,7 @@ class TreeDiffBackbone(nn.Module):
         """Make `config.num_hidden_layers` blocks."""
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(TreeDiffBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TreeDiffBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -39,6 +39,8 @@ class TreeDiffConfig(PreTrainedConfig):
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
+        recompute_mlp_layers: in training, so many layers, the first ones, keep nothing of their MLPs for backward and
+            compute two of the three matrix products again: less memory for more time.
 
     Raises:
         ValueError: sizes that contradict each other.
@@ -68,6 +70,7 @@ class TreeDiffConfig(PreTrainedConfig):
     head_rank: int = 64
     loss_chunk_size: int | None = None
     node_embedding: str = "path"
+    recompute_mlp_layers: int = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -187,6 +190,8 @@ class TreeDiffConfig(PreTrainedConfig):
             raise ValueError(
                 f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths."
             )
+        if self.recompute_mlp_layers < 0:
+            raise ValueError(f"recompute_mlp_layers must not be negative, got {self.recompute_mlp_layers}.")
         for name in ("num_timesteps", "loss_chunk_size"):
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number, at least 1, got {value}.")

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_liger_kernel_available
 
+from .lean_operations_treediff import as_autocast
 from .vocabulary_tree import VocabularyTree
 
 LARGEST_BLOCK = 32
@@ -273,6 +274,7 @@ def subtree_logsumexp(score_BTV: torch.Tensor, tree: VocabularyTree) -> torch.Te
 
 def _project_by_depth(levels: nn.ModuleList, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
     """Apply to each position the layer of its node's depth; the first layer also to leaves."""
+    hidden_BTE = as_autocast(hidden_BTE)  # one copy for all levels, which each of them keeps
     result = levels[0](hidden_BTE)
     for depth, level in enumerate(levels[1:], start=1):
         result = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), result)

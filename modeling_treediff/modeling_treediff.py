@@ -18,6 +18,7 @@ from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import child_slots, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
 from .heads_treediff import child_nats, make_head
+from .lean_operations_treediff import lean_linears  # noqa: F401
 from .level_schedules import make_schedule
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .lost_levels import each_level_back  # noqa: F401

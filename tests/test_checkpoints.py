@@ -25,6 +25,7 @@ SHIPPED = {
     "diffusion_process.py",
     "generation_treediff.py",
     "heads_treediff.py",
+    "lean_operations_treediff.py",
     "level_schedules.py",
     "likelihood_treediff.py",
     "lost_levels.py",

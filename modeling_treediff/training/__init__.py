@@ -6,7 +6,8 @@ except ImportError as error:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
 
 from .loop import TrainingConfig, TrainingResult, train
-from .memory import MemoryTracker, PeakMemory
+from .memory import MemoryTracker, PeakMemory, memory_report
+from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
 from .records import write_record
 from .windows import (
     DiffusionCollator,
@@ -18,12 +19,17 @@ from .windows import (
 
 __all__ = [
     "DiffusionCollator",
+    "MemoryPlan",
     "MemoryTracker",
     "PeakMemory",
     "ShuffledWindows",
     "TrainingConfig",
     "TrainingResult",
+    "TrainingStep",
+    "largest_batch",
+    "memory_report",
     "pack_windows",
+    "plan_memory",
     "tokenize_documents",
     "train",
     "unigram_entropy",

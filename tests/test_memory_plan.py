@@ -1,0 +1,252 @@
+"""The plan of a step's memory: what the design promises of trees, and what must hold of any plan."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.training.fake_step import BLOCK
+from modeling_treediff.training.memory import GIBIBYTE
+from modeling_treediff.training.memory_plan import USABLE, TrainingStep, largest_batch, plan_memory, plan_step
+
+SMALL = TreeDiffConfig(
+    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=320, hidden_size=64, num_hidden_layers=3,
+    num_attention_heads=4, max_position_embeddings=128,
+)  # fmt: skip
+REFERENCE = {"hidden_size": 768, "num_attention_heads": 12}
+
+
+def reference_flat(**fields):
+    """MDLM over GPT-2's vocabulary, 12 layers."""
+    return TreeDiffConfig(vocab_size=50_257, num_hidden_layers=12, **REFERENCE, **fields)
+
+
+def reference_tree(**fields):
+    """As many parameters over a tree of fan-out 225 and depth 2: 17 layers."""
+    shape = SimpleNamespace(vocab_size=50_257, tree_depth=2, max_branching=225, num_nodes=50_257 + 225, sha256=None)
+    budget = sum(reference_flat().count_parameters().values())
+    return TreeDiffConfig.for_budget(shape, budget, **REFERENCE, **fields)
+
+
+@cache
+def reference_peak(tree, batch_size=32, **fields):
+    config = (reference_tree if tree else reference_flat)(**fields)
+    return plan_memory(config, batch_size, 512).peak
+
+
+def test_the_reference_models_have_equal_budgets():
+    flat, tree = (sum(config.count_parameters().values()) for config in (reference_flat(), reference_tree()))
+    assert abs(tree - flat) <= 0.01 * flat and reference_tree().num_hidden_layers == 17
+
+
+def test_the_tree_halves_the_peak_with_free_savings_alone():
+    """B=32, L=512, d=768, V=50,257, bf16, AdamW, the same lean backbone on both sides."""
+    assert reference_peak(True) <= 0.50 * reference_peak(False)
+
+
+def test_the_recorded_figures_are_what_is_planned():
+    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "memory.json").read_text())["rows"]
+    recorded = {(row["model"], row["variant"]): row["peak_bytes"] for row in rows if row["batch_size"] == 32}
+    fields = {"lean": {}, "recompute": {"recompute_mlp_layers": 15}}
+    for variant, options in fields.items():
+        assert reference_peak(True, **options) == pytest.approx(recorded["tree", variant], rel=0.02)
+    assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["flat", "chunked"], rel=0.02)
+    assert recorded["tree", "plain"] > 1.8 * recorded["tree", "lean"]
+
+
+def test_recomputed_mlps_take_it_to_two_fifths():
+    """Recomputed in all layers but one in ten, on both sides."""
+    assert reference_peak(True, recompute_mlp_layers=15) <= 0.40 * reference_peak(False, recompute_mlp_layers=11)
+
+
+def test_against_a_chunked_cross_entropy_the_tree_saves_no_memory():
+    """What it spends on depth its activations cost; what remains is that the flat head is computed, twice."""
+    ratio = reference_peak(True) / reference_peak(False, loss_chunk_size=1024)
+    assert 1.0 < ratio < 1.25
+
+
+def test_what_a_model_is_made_of_is_counted_exactly():
+    plan = plan_memory(SMALL, 2, 16, ema=True)
+    parameters = [4 * parameter.numel() for parameter in tiny_model_of(SMALL).parameters()]
+    rounded = sum(-(-size // BLOCK) * BLOCK for size in parameters)
+    tables = plan.timeline["parameters"] - rounded
+    assert (0 <= tables).all() and tables.max() <= 8 * (300 * 3 + 20 * 18 + 4 * 320) + 8 * BLOCK
+    assert (plan.timeline["EMA"] == rounded).all()
+    rest = plan.timeline["optimizer state"] - 2 * rounded - BLOCK * len(parameters)  # a count of steps for each
+    assert (0 <= rest).all() and rest.max() <= 4 * BLOCK
+    assert plan.timeline["gradients"].max() == rounded and plan.timeline["gradients"][0] == 0
+
+
+def tiny_model_of(config):
+    tree = VocabularyTree.random(config.vocab_size, config.max_branching, config.tree_depth)
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    return tiny_model(tree, **{name: getattr(config, name) for name in sizes})
+
+
+def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
+    plan = plan_memory(SMALL, 8, 64)
+    assert sum(plan.parts.values()) == plan.peak == plan.total.max()
+    assert [name for name, _ in plan.phases] == ["forward", "backward", "optimizer"]
+    assert plan.timeline["activations"][-1] == plan.timeline["gradients"][-1] == 0
+    assert plan.peak_phase == "backward"
+
+
+def test_the_activations_are_what_autograd_keeps():
+    """Independent count on a real model: the storages that saved-tensor hooks see, parameters and inputs apart."""
+    model = tiny_model_of(SMALL).train()
+    batch = corrupt(torch.zeros(8, 64, dtype=torch.long), model.tree, model.schedule)
+    kept, known = {}, {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.model.backbone(model.model._embed_paths(batch.input_ids))
+    del hidden
+    real = sum(storage.nbytes() for storage in kept.values())
+    planned = plan_memory(SMALL, 8, 64, precision="fp32").timeline["activations"].max()
+    assert abs(planned - real) <= 0.03 * real
+
+
+def test_torchs_own_tracker_sees_the_same_peak():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    with FakeTensorMode():
+        model = TreeDiffForDiffusionLM(SMALL).train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        ids, times = torch.zeros(8, 64, dtype=torch.long), torch.ones(8)
+        for _ in range(2):  # the first step makes the optimizer's state
+            with tracker:
+                model(ids, labels=ids, timesteps=times).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            tracker.reset_mod_stats()
+        peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    assert plan_memory(SMALL, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
+
+
+def test_every_way_to_save_memory_saves_it():
+    flat = TreeDiffConfig(vocab_size=5000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+    plan = plan_memory(flat, 16, 64)
+    chunked = TreeDiffConfig(**{**_sizes(flat), "loss_chunk_size": 128})
+    assert plan_memory(chunked, 16, 64).parts["head and logits"] < 0.4 * plan.parts["head and logits"]
+    assert plan_memory(flat, 16, 64, gradient_checkpointing=True).peak < plan.peak
+    recomputed = plan_memory(TreeDiffConfig(**_sizes(SMALL), recompute_mlp_layers=3), 16, 64)
+    assert recomputed.peak < plan_memory(SMALL, 16, 64).peak < plan_memory(SMALL, 16, 64, precision="fp32").peak
+    assert plan_memory(SMALL, 16, 64, precision="fp16").peak == plan_memory(SMALL, 16, 64).peak
+
+
+def _sizes(config):
+    names = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "hidden_size", "num_hidden_layers")
+    return {name: getattr(config, name) for name in (*names, "num_attention_heads")}
+
+
+def test_accumulation_adds_the_gradients_and_no_more():
+    once, twice, often = (plan_memory(SMALL, 16, 64, accumulation=count) for count in (1, 2, 7))
+    gradients = once.timeline["gradients"].max()
+    assert twice.peak == often.peak
+    assert 0.9 * gradients <= twice.peak - once.peak <= gradients
+
+
+def test_processes_divide_what_is_sharded():
+    alone = plan_memory(SMALL, 8, 64, ema=True)
+    parallel = plan_memory(SMALL, 8, 64, ema=True, processes=4)
+    sharded = plan_memory(SMALL, 8, 64, ema=True, processes=4, sharded=True)
+    parameters = 4 * sum(SMALL.count_parameters().values())
+    assert parallel.peak == alone.peak + parameters  # the buckets
+    assert sharded.peak < alone.peak
+    for name in ("EMA", "optimizer state"):
+        assert sharded.timeline[name].max() == pytest.approx(alone.timeline[name].max() / 4, abs=BLOCK)
+    assert (sharded.timeline["activations"] == alone.timeline["activations"]).all()
+    assert 0 < sharded.timeline["exchange"].max() < parameters and sharded.timeline["exchange"][-1] == 0
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_the_largest_batch_fits_and_the_next_does_not(batch):
+    step = TrainingStep(SMALL, 1, 64)
+    memory = int(plan_memory(SMALL, batch, 64).peak / USABLE) + 1
+    found = largest_batch(step, memory)
+    assert found >= batch
+    assert plan_step(replace(step, batch_size=found)).peak <= USABLE * memory
+    assert plan_step(replace(step, batch_size=found + 1)).peak > USABLE * memory
+    assert largest_batch(step, 2**20) == 0
+
+
+def test_advice_names_options_that_do_fit():
+    plan = plan_memory(SMALL, 12, 64, accumulation=2)
+    memory = int(0.75 * plan.peak / USABLE)
+    advice = plan.advice(memory)
+    ways = advice.split("The same step in less: ")[1].rstrip(".").split("; or ")
+    assert len(ways) == 3 and "--recompute-mlp-layers 3" in ways[1] and "--gradient-checkpointing" in ways[2]
+    words = ways[0].split()
+    batch, accumulation = int(words[1]), int(words[3])
+    assert batch * accumulation == 24
+    assert plan_memory(SMALL, batch, 64, accumulation=accumulation).peak <= USABLE * memory
+    assert "it fits" in plan.advice(2 * plan.peak)
+    assert "no batch fits" in plan.advice(2**20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"precision": "int8"}, "Unknown precision 'int8'; known: fp32, bf16, fp16"),
+        ({"length": 200}, "200 tokens are longer than the model's 128 positions"),
+    ],
+)
+def test_impossible_steps_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan_memory(**({"model_config": SMALL, "batch_size": 2, "length": 16} | changes))
+
+
+def test_the_script_plans_a_model_of_gpt2s_size(tmp_path):
+    picture, file = tmp_path / "step.png", tmp_path / "plan.json"
+    model = ("--tree", "flat", "--vocab-size", "50257", "--hidden-size", "768", "--heads", "12", "--layers", "12")
+    run = ("--window", "512", "--batch-size", "32", "--precision", "bf16")
+    ran = run_python("examples/plan_memory.py", *model, *run, "--picture", picture, "--json", file)
+    assert ran.returncode == 0, ran.stderr
+    plan = json.loads(file.read_text())
+    assert plan["peak_bytes"] == reference_peak(False) and sum(plan["parts_bytes"].values()) == plan["peak_bytes"]
+    assert f"{plan['peak_bytes'] / GIBIBYTE:.2f} GiB" in ran.stdout and "head and logits" in ran.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_script_finds_the_batch_for_a_device_and_refuses_nonsense():
+    ran = run_python("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "1GB")
+    assert ran.returncode == 0 and "largest batch" in ran.stdout, ran.stderr
+    ran = run_python("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "lots")
+    assert ran.returncode != 0 and "such as 24GB" in ran.stderr and "Traceback" not in ran.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_is_within_a_tenth_of_what_cuda_allocates(depth, checkpointing):
+    tree = VocabularyTree.flat(8192) if depth == 1 else VocabularyTree.random(8192, 91, 2)
+    fields = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "max_position_embeddings": 256}
+    model = tiny_model(tree, **fields).cuda().train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batch = corrupt(torch.zeros(16, 256, dtype=torch.long, device="cuda"), model.tree, model.schedule)
+    for step in range(3):
+        if step == 2:
+            torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    plan = plan_memory(model.config, 16, 256, gradient_checkpointing=checkpointing)
+    assert plan.peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)
