@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from modeling_treediff import LevelSchedule, TreeDiffForDiffusionLM, VocabularyTree
 
@@ -57,6 +58,11 @@ def quadrature(schedule: LevelSchedule, points: int = 80):
 @pytest.fixture
 def tree() -> VocabularyTree:
     return VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(SAMPLE)
 
 
 @pytest.fixture

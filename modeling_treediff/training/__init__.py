@@ -5,12 +5,13 @@ try:
 except ImportError as error:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
 
+from .collator import DiffusionCollator
 from .loop import TrainingConfig, TrainingResult, train
 from .memory import MemoryTracker, PeakMemory
 from .records import write_record
 from .windows import (
-    DiffusionCollator,
     ShuffledWindows,
+    TokenWindows,
     pack_windows,
     tokenize_documents,
     unigram_entropy,
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryTracker",
     "PeakMemory",
     "ShuffledWindows",
+    "TokenWindows",
     "TrainingConfig",
     "TrainingResult",
     "pack_windows",
