@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 OPTIONAL_COLUMNS = ("attention_mask", "fixed_mask", "segment_ids")
 HASHED_WINDOWS = 4096  # at a time
@@ -26,6 +25,7 @@ class TokenWindows:
         attention_mask: (W, T), 0 at padding; None where there is none.
         fixed_mask: (W, T), 1 where a token stays clean and is not counted, such as a prompt; None for no such token.
         segment_ids: (W, T) equal numbers for tokens that see one another; None where all of a window do.
+        content: a hash of what the windows were cut from, if it is known: saves reading them for the fingerprint.
 
     """
 
@@ -33,6 +33,7 @@ class TokenWindows:
     attention_mask: np.ndarray | None = None
     fixed_mask: np.ndarray | None = None
     segment_ids: np.ndarray | None = None
+    content: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not agree."""
@@ -55,14 +56,16 @@ class TokenWindows:
         return self.input_ids.shape[1]
 
     @property
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, Any]:
         """The arrays that are there, by name."""
         columns = {name: getattr(self, name) for name in ("input_ids", *OPTIONAL_COLUMNS)}
         return {name: column for name, column in columns.items() if column is not None}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sha256 of the content, whatever integer type holds it."""
+        """Sha256 that tells contents and windows apart, whatever integer type holds the tokens."""
+        if self.content is not None:
+            return hashlib.sha256(f"{self.content} {self.length}".encode()).hexdigest()
         digest = hashlib.sha256()
         for name, column in self.columns.items():
             digest.update(f"{name} {column.shape}".encode())
@@ -98,19 +101,6 @@ class ShuffledWindows(Dataset):
             self._epoch = epoch
         row = self._order[place]
         return {name: column[row] for name, column in self.windows.columns.items()} | {"position": position}
-
-
-def tokenize_documents(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Return all documents as one row of token ids (int32), each followed by the end-of-sequence token.
-
-    Raises:
-        ValueError: the tokenizer has no end-of-sequence token to separate documents with.
-
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no eos_token; documents need one between them.")
-    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
 
 
 def pack_windows(token_ids: np.ndarray, length: int, name: str = "text") -> np.ndarray:
