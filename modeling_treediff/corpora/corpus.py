@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import is_text, iterate_rows, number_documents
+from .documents import check_exists, is_text, iterate_rows, number_documents
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,13 @@ class Corpus:
             FileNotFoundError: there is no such file or dataset.
 
         """
-        path = Path(self.source)
-        if path.is_file():
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-        elif is_text(self.source):
-            raise FileNotFoundError(f"There is no text file {path}.")
-        else:
-            content = self._dataset_fingerprint()
+        check_exists(self.source)
+        content = self._file_fingerprint() if Path(self.source).is_file() else self._dataset_fingerprint()
         return f"{content} {self.split} {self.text_column} {self.configuration}"
+
+    def _file_fingerprint(self) -> str:
+        with Path(self.source).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def _dataset_fingerprint(self) -> str:
         from datasets import load_dataset_builder

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
+DATASET_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # and what reads them
 OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 BLANK_LINES = re.compile(r"\n\s*\n")
 BLOCK_BYTES = 2**20  # a text file is read in blocks of at least this size
@@ -89,6 +90,17 @@ def is_text(source: str | os.PathLike) -> bool:
     return not {suffix.lower() for suffix in Path(source).suffixes[-2:]}.isdisjoint(TEXT_SUFFIXES)
 
 
+def check_exists(source: str | os.PathLike) -> None:
+    """Raise FileNotFoundError if a source is a file by its name and there is none."""
+    path = Path(source)
+    if path.is_file():
+        return
+    if is_text(source):
+        raise FileNotFoundError(f"There is no text file {path}.")
+    if path.suffix.lower() in DATASET_FILES:
+        raise FileNotFoundError(f"There is no file {path}.")
+
+
 def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str], list[str]]:
     """Hold out every n-th document, spread evenly over the corpus; return (training, held-out) documents.
 
@@ -108,8 +120,7 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
 
 
 def _iterate_text(path: Path, max_characters: int | None, first: int) -> Iterator[tuple[int, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no text file {path}.")
+    check_exists(path)
     text_of = _Utf8Decoder(path)
     number, rest, block = 0, "", b" "
     try:
@@ -195,13 +206,11 @@ def _open_dataset(source: str | os.PathLike, split: str, configuration: str | No
     except ImportError as error:
         raise ImportError(f"Reading the dataset {source} needs pip install 'modeling-treediff[train]'.") from error
     name, path = os.fspath(source), Path(source)
-    loaders = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix.lower() in loaders:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        return load_dataset(loaders[path.suffix.lower()], data_files=name, split="train", streaming=True)
+    if path.suffix.lower() in DATASET_FILES:
+        check_exists(path)
+        return load_dataset(DATASET_FILES[path.suffix.lower()], data_files=name, split="train", streaming=True)
     if path.is_file():
-        known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *loaders])
+        known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *DATASET_FILES])
         raise ValueError(f"{path} has an unknown ending; known: {known}. Rename a plain text to .txt.")
     sliced = bool(set(split) & set("[+"))  # such as train[:10%] or train+test, which datasets does not stream
     return load_dataset(name, configuration, split=split, streaming=not sliced)

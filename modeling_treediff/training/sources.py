@@ -91,11 +91,15 @@ def open_training_data(
     if validation is not None:
         return training, _whole(validation, tokenizer, options)
     if HELD_OUT not in entry.parts:
-        raise ValueError(
-            f"{corpus} has too few documents to hold out one in {every}. Separate documents by blank lines, or give a "
-            "validation text of its own."
-        )
+        raise _too_few(corpus, every)
     return training, _windows(entry, HELD_OUT, options, f"held-out part of {corpus}")
+
+
+def _too_few(corpus: TextSource, hold_out_every: int | None) -> ValueError:
+    return ValueError(
+        f"{corpus} has too few documents to hold out one in {hold_out_every}. Separate documents by blank lines, or "
+        "give a validation text of its own."
+    )
 
 
 def _whole(corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> TokenWindows:
@@ -116,9 +120,11 @@ def _held_out_of_stream(stream: StreamedWindows) -> TokenWindows:
         wanted -= len(piece.token_ids)
         if wanted <= 0:
             break
-    columns = {"input_ids": np.concatenate([np.empty(0, np.int32), *rows])}
+    if not rows:
+        raise _too_few(stream.corpus, every)
+    columns = {"input_ids": np.concatenate(rows)}
     if stream.separate_documents:
-        columns["segment_ids"] = np.concatenate([np.empty(0, int), *segments])
+        columns["segment_ids"] = np.concatenate(segments)
     name = f"held-out part of {stream.corpus}"
     windows: dict[str, Any] = {column: pack_windows(row, stream.length, name) for column, row in columns.items()}
     return TokenWindows(**windows)[:STREAMED_HELD_OUT_WINDOWS]
