@@ -2,6 +2,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,16 @@ from modeling_treediff import LevelSchedule, TreeDiffForDiffusionLM, VocabularyT
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
+
+
+def pytest_configure(config):
+    """Keep what tests cache away from the user's cache; before `datasets` is imported, which reads this once."""
+    config.cache_folder = tempfile.TemporaryDirectory(prefix="treediff-tests-")
+    os.environ["HF_DATASETS_CACHE"] = config.cache_folder.name
+
+
+def pytest_unconfigure(config):
+    config.cache_folder.cleanup()
 
 
 def pytest_collection_modifyitems(items):

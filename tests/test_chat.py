@@ -19,7 +19,8 @@ BY_PREFIX = (
 )
 BY_BLOCK = (
     "{% for message in messages %}[{{ message['role'] }}]{% if message['role'] == 'assistant' %}{% generation %} "
-    "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %} {{ message['content'] }}{% endif %}{{ '\\n' }}"
+    "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %} {{ message['content'] }}{% endif %}"
+    "{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 WITHOUT_EOS = BY_PREFIX.replace("{{ eos_token }}", "")

@@ -1,9 +1,8 @@
 """The cache of tokens: made once, whole or not there, mapped and not held."""
 
-import os
+import multiprocessing
 import pickle
-import subprocess
-import sys
+import time
 
 import numpy as np
 import pytest
@@ -98,26 +97,26 @@ def test_mapped_rows_are_pickled_by_name(tmp_path):
     assert np.array_equal(pickle.loads(pickle.dumps(row[:8] + 1)), row[:8] + 1)
 
 
-MAKE_TOGETHER = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from modeling_treediff.training.token_cache import cached
-folder = Path(sys.argv[1])
-def make(counts):
-    with open(folder / "made", "a") as log:
-        log.write("x")
-    for index in range(20):
-        time.sleep(0.02)
-        yield "all", {"input_ids": np.full(5, index)}
-print(cached({}, make, folder / "cache").parts["all"].columns["input_ids"].sum())
-"""
+def make_slowly(folder, results):
+    def make(counts):
+        with (folder / "made").open("a") as log:
+            log.write("x")
+        for index in range(20):
+            time.sleep(0.01)
+            yield "all", {"input_ids": np.full(5, index)}
+
+    results.put(int(cached({}, make, folder / "cache").parts["all"].columns["input_ids"].sum()))
 
 
 def test_processes_that_start_at_once_make_it_once(tmp_path):
-    command = [sys.executable, "-c", MAKE_TOGETHER, str(tmp_path)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(3)]
-    assert [run.communicate(timeout=120)[0].strip() for run in runs] == ["950"] * 3
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=make_slowly, args=(tmp_path, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [950] * 4
+    for process in processes:
+        process.join()
     assert (tmp_path / "made").read_text() == "x"
 
 

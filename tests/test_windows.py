@@ -34,6 +34,13 @@ def test_all_columns_of_a_window_stay_together():
     assert len(some) == 3 and some.length == 4 and np.array_equal(some.segment_ids, tokens[2:5] // 3)
 
 
+def test_counted_tokens_are_neither_padding_nor_fixed(windows):
+    assert np.array_equal(windows.counted_ids, windows.input_ids.ravel())
+    tokens = np.arange(12).reshape(2, 6)
+    fixed, attention = (np.array([row, row]) for row in ([1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]))
+    assert TokenWindows(tokens, attention, fixed).counted_ids.tolist() == [2, 3, 4, 8, 9, 10]
+
+
 def test_a_fingerprint_tells_contents_apart_and_nothing_else(windows):
     tokens = windows.input_ids
     assert windows.fingerprint == TokenWindows(tokens.astype(np.uint16)).fingerprint

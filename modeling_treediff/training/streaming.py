@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .tokenizing import TextSource, TokenPiece, is_held_out, tokenize_pieces, tokenizer_fingerprint
 
-SHUFFLED_WINDOWS = 4096
+SHUFFLED_WINDOWS = 2048
 
 Place = tuple[int, int, int]  # epoch, document, offset among the document's tokens
 

@@ -61,6 +61,16 @@ class TokenWindows:
         columns = {name: getattr(self, name) for name in ("input_ids", *OPTIONAL_COLUMNS)}
         return {name: column for name, column in columns.items() if column is not None}
 
+    @property
+    def counted_ids(self) -> np.ndarray:
+        """(N,) the tokens that the bound counts: neither padding nor fixed."""
+        counted = np.ones(self.input_ids.shape, bool)
+        if self.attention_mask is not None:
+            counted &= self.attention_mask != 0
+        if self.fixed_mask is not None:
+            counted &= self.fixed_mask == 0
+        return np.asarray(self.input_ids)[counted]
+
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 that tells contents and windows apart, whatever integer type holds the tokens."""
