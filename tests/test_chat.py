@@ -66,6 +66,19 @@ def test_every_answer_has_all_before_it_as_its_prompt(chat_tokenizer, template):
     assert answer.rstrip("\n") == " The Congress."
 
 
+def test_blocks_find_answers_where_prefixes_do_not(chat_tokenizer):
+    """A template that drops the system message once there is an answer; without blocks that is refused, see below."""
+    first = "{% if messages[-1]['role'] == 'assistant' %}{% set messages = messages[1:] %}{% endif %}"
+    chat_tokenizer.chat_template = first + BY_BLOCK
+    window, _ = windows_of(CONVERSATION, chat_tokenizer)[0]
+    prompt, answer = parts(window, chat_tokenizer)
+    assert prompt == "[user] Who speaks?\n[assistant]" and answer == " The President of the United States."
+    unmarked = {"messages": [*CONVERSATION["messages"][:3], {"role": "assistant", "content": "And so on."}]}
+    chat_tokenizer.chat_template = BY_BLOCK  # what is not marked one by one is found by prefixes
+    prompt, answer = parts(windows_of(unmarked, chat_tokenizer)[0][1], chat_tokenizer)
+    assert prompt.endswith("United States.<|endoftext|>\n[assistant]") and answer == " And so on."
+
+
 def test_eos_fills_the_window_and_is_counted_or_the_rest_is_padding(chat_tokenizer):
     [filled, _], [padded, _] = (windows_of(CONVERSATION, chat_tokenizer, fill=fill)[0] for fill in (True, False))
     assert np.array_equal(filled["input_ids"], padded["input_ids"]) and "attention_mask" not in filled

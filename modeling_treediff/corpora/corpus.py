@@ -49,7 +49,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """Return what changes whenever the text does.
 
-        For a file it is the hash of its bytes, a second or so per GB; else what `datasets` goes by: the commit of a Hub
+        For a file it is the hash of its bytes, a second or two per GB; else what `datasets` goes by: the commit of a Hub
         dataset, the times of the files in a local folder.
 
         Raises:

@@ -101,7 +101,7 @@ def _encode(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number:
         encoded = apply(messages, return_assistant_tokens_mask=True)
         ids, mask = encoded["input_ids"], encoded["assistant_masks"]
         starts = [index for index, inside in enumerate(mask) if inside and not (index and mask[index - 1])]
-        if starts:
+        if len(starts) == sum(message["role"] == "assistant" for message in messages):  # each answer is marked
             return ids, starts[-1]
     ids = apply(messages)["input_ids"]
     prompt = apply(messages[:-1], add_generation_prompt=True)["input_ids"]
