@@ -37,10 +37,12 @@ def chat_windows(
     give the answer away. All before the answer is a prompt (`fixed_mask` 1): never noised, not counted. The answer ends
     with EOS, which is counted.
 
-    With `fill`, EOS fills the window after the answer and is counted, as in LLaDA (arXiv 2502.09992, section 2.3): a
-    diffusion model generates in a canvas of fixed length, and so learns to end its answers early and to leave the rest
-    of the canvas empty. Without it the rest is padding that the model never sees (`attention_mask` 0): every counted
-    token is text, but at generation the canvas must have the length of the answer.
+    With `fill`, EOS fills the window after the answer and is counted, as in LLaDA (arXiv 2502.09992), which fills up
+    to the longest answer of a batch: a diffusion model generates in a canvas of fixed length, and so learns to end its
+    answers early and to leave the rest of the canvas empty. A window much longer than the answers makes most of what
+    is counted EOS, so choose it by them. Without `fill` the rest is padding that the model never sees
+    (`attention_mask` 0): every counted token but the last is text, but at generation the canvas must have the length
+    of the answer.
 
     Args:
         row: with `messages` (role, content), or with `prompt` and `completion` (texts or such messages).
