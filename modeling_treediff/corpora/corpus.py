@@ -49,8 +49,8 @@ class Corpus:
     def fingerprint(self) -> str:
         """Return what changes whenever the text does.
 
-        For a file it is the hash of its bytes, a second or two per GB; else what `datasets` goes by: the commit of a Hub
-        dataset, the times of the files in a local folder.
+        For a file it is the hash of its bytes, a second or two per GB; else what `datasets` goes by: the commit of a
+        Hub dataset, the times of the files in a local folder.
 
         Raises:
             FileNotFoundError: there is no such file or dataset.
