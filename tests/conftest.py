@@ -20,6 +20,7 @@ def pytest_configure(config):
     """Keep what tests cache away from the user's cache; before `datasets` is imported, which reads this once."""
     config.cache_folder = tempfile.TemporaryDirectory(prefix="treediff-tests-")
     os.environ["HF_DATASETS_CACHE"] = config.cache_folder.name
+    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # without a network each count waits for a time-out
 
 
 def pytest_unconfigure(config):
