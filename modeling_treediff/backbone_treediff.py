@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -158,10 +158,18 @@ class TreeDiffBackbone(nn.Module):
         self.layers = nn.ModuleList(TreeDiffBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, E) embeddings -> (B, T, E) normalised hidden states; attention_mask (B, T) has 0 at padding."""
+    def forward(
+        self,
+        embeddings_BTE: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T, E) embeddings -> (B, T, E) normalised hidden states.
+
+        attention_mask (B, T) has 0 at padding; positions with different segment_ids (B, T) do not see one another.
+        """
         config = self.config
-        mask = create_bidirectional_mask(config, embeddings_BTE, attention_mask)
+        mask = self._attention_mask(embeddings_BTE, attention_mask, segment_ids)
         head_dim = config.hidden_size // config.num_attention_heads
         length, device = embeddings_BTE.shape[1], embeddings_BTE.device
         rotation = rotary_tables(length, head_dim, config.rope_theta, device)
@@ -169,3 +177,19 @@ class TreeDiffBackbone(nn.Module):
         for layer in self.layers:
             hidden_BTE = layer(hidden_BTE, rotation, mask)
         return self.norm(hidden_BTE)
+
+    def _attention_mask(
+        self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None
+    ) -> Any:  # noqa: ANN401 -- what the attention implementation takes: a tensor, a BlockMask or None
+        """Return who sees whom."""
+        if segment_ids is None:
+            return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)
+        if "flash" in self.config._attn_implementation:
+            raise ValueError(
+                f"{self.config._attn_implementation} cannot keep segments apart: load the model with "
+                "attn_implementation='sdpa' or 'flex_attention'."
+            )
+        if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
+            segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
+        same_segment = packed_sequence_mask_function(segment_ids)
+        return create_bidirectional_mask(self.config, embeddings_BTE, None, and_mask_function=same_segment)

@@ -47,6 +47,7 @@ def corrupt(
     generator: torch.Generator | None = None,
     attention_mask: torch.Tensor | None = None,
     fixed_mask: torch.Tensor | None = None,
+    uniforms: torch.Tensor | None = None,
 ) -> CorruptedBatch:
     """Draw z_t ~ q(. | x): each position stands at its token's ancestor of a depth drawn from the schedule.
 
@@ -58,6 +59,7 @@ def corrupt(
         generator: source of all randomness, on any device.
         attention_mask: (B, T); positions with 0 are padding, stay as they are and are not counted.
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
+        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
 
     Raises:
         ValueError: a token id outside 0..V-1 or a time outside [0, 1].
@@ -68,7 +70,9 @@ def corrupt(
         timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
     elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
         raise ValueError("timesteps must lie in [0, 1].")
-    depth_BT = _draw_depths(token_ids, schedule, timesteps, generator)
+    if uniforms is None:
+        uniforms = uniform(token_ids.shape, generator, token_ids.device)
+    depth_BT = _depths(uniforms, schedule, timesteps)
     counted_BT = counted_positions(token_ids, attention_mask, fixed_mask)
     return CorruptedBatch(
         input_ids=torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids),
@@ -105,7 +109,7 @@ def corrupt_level(
         (B, T) node ids, and (B, T) bool: the positions at depth k-1, one at least.
 
     """
-    depth_BT = _draw_depths(token_ids, schedule, timesteps, generator)
+    depth_BT = _depths(uniform(token_ids.shape, generator, token_ids.device), schedule, timesteps)
     place_BT = uniform(token_ids.shape, generator, token_ids.device).masked_fill(~counted, -1)
     above_B1 = (level - 1)[:, None]
     depth_BT = depth_BT.scatter(1, place_BT.argmax(dim=1, keepdim=True), above_B1)
@@ -145,12 +149,9 @@ def uniform(shape: Sequence[int], generator: torch.Generator | None, device: tor
     return torch.rand(shape, generator=generator, device=source, dtype=dtype).to(device)
 
 
-def _draw_depths(
-    token_ids: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Tensor, generator: torch.Generator | None
-) -> torch.Tensor:
-    """Draw each position's depth (B, T) at its sequence's time."""
-    alpha_BTD = schedule.alpha(timesteps)[:, None, 1:]
-    return (uniform(token_ids.shape, generator, token_ids.device)[..., None] < alpha_BTD).sum(-1)
+def _depths(uniforms: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Tensor) -> torch.Tensor:
+    """Return each position's depth (B, T) at its sequence's time, from its number in [0, 1)."""
+    return (uniforms[..., None] < schedule.alpha(timesteps)[:, None, 1:]).sum(-1)
 
 
 def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: Any) -> torch.Tensor:  # noqa: ANN401

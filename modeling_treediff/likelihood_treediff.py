@@ -67,6 +67,7 @@ class TreeDiffLikelihoodMixin:
         num_samples: int = 1,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
+        segment_ids: torch.Tensor | None = None,
     ) -> NelboEstimate:
         """Estimate the bound on -log p(tokens), in nats per token.
 
@@ -85,6 +86,7 @@ class TreeDiffLikelihoodMixin:
             num_samples: S, corruptions per sequence, best D or a multiple; the error falls with its square root.
             batch_size: sequences per forward pass.
             generator: source of the randomness, on any device.
+            segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
 
         Raises:
             ValueError: token ids outside the vocabulary, a mask of another shape, no token to count in a sequence,
@@ -106,12 +108,14 @@ class TreeDiffLikelihoodMixin:
         nats = torch.zeros(total, token_ids.shape[1], dtype=torch.float64)
         for part in torch.arange(total).split(batch_size):
             tokens, mask = token_ids[row[part]].to(self.device), counted[row[part]].to(self.device)
-            attention = None if attention_mask is None else attention_mask[row[part]].to(self.device)
+            masks = [
+                None if given is None else given[row[part]].to(self.device) for given in (attention_mask, segment_ids)
+            ]
             time_dtype = torch.float32 if self.device.type == "mps" else torch.float64
             where = level[part].to(self.device), times[part].to(self.device, time_dtype)
             node_ids, refined = corrupt_level(tokens, mask, *where, tree, self.schedule, generator)
             # The head looks only at the positions that count.
-            hidden_1nE = self.model(node_ids, attention).last_hidden_state[refined][None]
+            hidden_1nE = self.model(node_ids, *masks).last_hidden_state[refined][None]
             slots_1n = child_slots(node_ids[refined], tokens[refined], tree)[None]
             losses_1n = child_nats(
                 self.head, hidden_1nE, node_ids[refined][None], slots_1n, tree, self.config.loss_chunk_size

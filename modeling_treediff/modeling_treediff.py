@@ -78,10 +78,12 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
     ) -> BaseModelOutput:
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
+        Positions with different segment_ids (B, T) do not see one another: documents packed into one window.
         Ids outside the tree raise ValueError on a CPU; a GPU only asserts, so `corrupt` and `generate` check before.
         """
         embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
@@ -92,7 +94,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
                 f"input_ids must lie in 0..{self.config.num_tree_nodes - 1} (nodes of the tree), got "
                 f"{int(input_ids.min())}..{int(input_ids.max())}."
             ) from error
-        return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask))
+        return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask, segment_ids))
 
     def _embed_paths(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (B, T, E): the sum of the vectors of a node and of all its ancestors.
@@ -129,6 +131,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
         labels: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         output_hidden_states: bool = False,
+        segment_ids: torch.Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
     ) -> TreeDiffOutput:
         """Score the children of every position's node; with labels, also the bound. Draws no randomness.
@@ -139,13 +142,14 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
             labels: (B, T) clean token ids, -100 where not counted; leaves in `input_ids` count as predicted.
             timesteps: (B,) times that `input_ids` were corrupted to; needed with labels.
             output_hidden_states: also return the backbone's output.
+            segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
             **kwargs: switches of other models, ignored.
 
         Raises:
             ValueError: labels without timesteps, or ids outside the tree.
 
         """
-        hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
+        hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
         tree = self._tree_view()
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         if labels is None or not self.training:

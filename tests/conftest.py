@@ -2,16 +2,29 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from modeling_treediff import LevelSchedule, TreeDiffForDiffusionLM, VocabularyTree
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
+
+
+def pytest_configure(config):
+    """Keep what tests cache away from the user's cache; before `datasets` is imported, which reads this once."""
+    config.cache_folder = tempfile.TemporaryDirectory(prefix="treediff-tests-")
+    os.environ["HF_DATASETS_CACHE"] = config.cache_folder.name
+    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # without a network each count waits for a time-out
+
+
+def pytest_unconfigure(config):
+    config.cache_folder.cleanup()
 
 
 def pytest_collection_modifyitems(items):
@@ -57,6 +70,11 @@ def quadrature(schedule: LevelSchedule, points: int = 80):
 @pytest.fixture
 def tree() -> VocabularyTree:
     return VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(SAMPLE)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def record(name):
-    return json.loads((RESULTS / f"quickstart_{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def test_readme_shows_the_recorded_results():
@@ -17,14 +17,22 @@ def test_readme_shows_the_recorded_results():
 
 
 def test_quickstart_beats_the_unigram_entropy_by_half_a_nat():
-    tree = record("tree")
+    tree = record("quickstart_tree")
     assert tree["nelbo"] <= tree["unigram_entropy"] - 0.5
 
 
 def test_recorded_runs_had_the_same_budget_and_say_what_made_them():
-    tree, flat = record("tree"), record("flat")
+    tree, flat = record("quickstart_tree"), record("quickstart_flat")
     sizes = [sum(run["parameters"].values()) for run in (tree, flat)]
     assert abs(sizes[0] - sizes[1]) <= 0.01 * sizes[1]
     for run in (tree, flat):
         assert run["commit"] and "dirty" not in run["commit"]
         assert "examples/train.py" in run["command"] and run["versions"]["torch"]
+
+
+def test_the_loader_was_twenty_times_as_fast_as_training():
+    quickstart = record("quickstart_tree")
+    consumed = quickstart["tokens_seen"] / quickstart["training_seconds"]
+    loader = record("loader_speed")
+    assert loader["batch_size"] == 16 and {row["window"] for row in loader["rows"]} >= {quickstart["window"]}
+    assert all(row["tokens_per_second"] >= 20 * consumed for row in loader["rows"])

@@ -13,16 +13,12 @@ from conftest import SAMPLE, tiny_model
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.level_schedules import SequentialSchedule
 from modeling_treediff.training import (
     DiffusionCollator,
     MemoryTracker,
-    ShuffledWindows,
+    TokenWindows,
     TrainingConfig,
-    pack_windows,
-    tokenize_documents,
     train,
-    unigram_entropy,
 )
 from modeling_treediff.training.checkpoints import CheckpointStore
 from modeling_treediff.training.memory import PROCESS_RESET, PROCESS_STATUS
@@ -99,7 +95,8 @@ def test_steps_are_adamw_on_the_mean_gradient_of_their_passes(tmp_path, tree, to
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    items, collator = ShuffledWindows(windows, 12 * accumulation, 0), DiffusionCollator(tree, model.schedule, 0)
+    items = TokenWindows(windows).dataset(0, 12 * accumulation, 0)
+    collator = DiffusionCollator(tree, model.schedule, 0)
     for step in range(3):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (0.0 if step == 0 else (1 + np.cos(np.pi * (step - 1) / 2)) / 2)
@@ -242,46 +239,6 @@ def test_bad_combinations_are_refused_before_any_work(tmp_path, tree, tokenizer,
     with pytest.raises(ValueError, match="100 leaves but the tokenizer has 8192"):
         run(tmp_path / "new", VocabularyTree.random(100, 10, 2), tokenizer, windows)
     assert not (tmp_path / "new").exists()
-
-
-def test_order_is_a_permutation_per_epoch_and_can_start_anywhere(windows):
-    whole = ShuffledWindows(windows, 75, seed=3)
-    order = [tuple(whole[index]["input_ids"]) for index in range(75)]
-    every = sorted(map(tuple, windows))
-    assert sorted(order[:30]) == sorted(order[30:60]) == every and order[:30] != order[30:60]
-    later = ShuffledWindows(windows, 75, seed=3, first=37)
-    assert [tuple(later[index]["input_ids"]) for index in range(len(later))] == order[37:]
-
-
-def test_noise_depends_on_seed_and_position_alone(tree, windows):
-    def batch(seed, position):
-        torch.manual_seed(np.random.randint(1000))
-        features = [{"input_ids": windows[row], "position": position + row} for row in range(4)]
-        return DiffusionCollator(tree, SequentialSchedule(2), seed)(features)
-
-    same, again, later, other = batch(0, 8), batch(0, 8), batch(0, 12), batch(1, 8)
-    assert all(torch.equal(same[name], again[name]) for name in same)
-    assert not torch.equal(same["input_ids"], later["input_ids"])
-    assert not torch.equal(same["input_ids"], other["input_ids"])
-    assert (SequentialSchedule(2)._crossed(same["timesteps"]).amax(1) >= 0.1).all()
-
-
-def test_windows_are_documents_with_separators(tokenizer):
-    documents = ["To the Congress.", "We the people."]
-    tokens = tokenize_documents(documents, tokenizer)
-    assert tokenizer.decode(tokens) == "To the Congress.<|endoftext|>We the people.<|endoftext|>"
-    packed = pack_windows(tokens, 3)
-    assert packed.shape == (len(tokens) // 3, 3) and np.array_equal(packed.ravel(), tokens[: packed.size])
-    with pytest.raises(ValueError, match=rf"held-out text has {len(tokens)} tokens, less than one window of 100"):
-        pack_windows(tokens, 100, "held-out text")
-    with pytest.raises(ValueError, match="at least one token, got 0"):
-        pack_windows(tokens, 0)
-
-
-def test_unigram_entropy_of_known_distributions():
-    assert unigram_entropy(np.arange(8)) == pytest.approx(np.log(8))
-    assert unigram_entropy(np.zeros(8, int)) == 0
-    assert unigram_entropy(np.array([0, 0, 0, 1])) == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
 
 
 @pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="this system has no /proc/self/status")

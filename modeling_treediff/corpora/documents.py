@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
+DATASET_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # and what reads them
 OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 BLANK_LINES = re.compile(r"\n\s*\n")
 BLOCK_BYTES = 2**20  # a text file is read in blocks of at least this size
@@ -54,19 +55,50 @@ def iterate_documents(
     """
     if max_characters is not None and max_characters < 1:
         raise ValueError(f"max_characters must be at least 1, got {max_characters}.")
-    path = Path(source)
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if set(suffixes) & set(TEXT_SUFFIXES):
-        pieces = _iterate_text(path, max_characters)
+    for _, document in number_documents(source, split, text_column, configuration, max_characters):
+        yield document
+
+
+def number_documents(
+    source: str | os.PathLike,
+    split: str = "train",
+    text_column: str = "text",
+    configuration: str | None = None,
+    max_characters: int | None = None,
+    first: int = 0,
+) -> Iterator[tuple[int, str]]:
+    """Read documents as `iterate_documents` does, each with its number, from document number `first` on.
+
+    Numbers count empty documents too, so that a reader can come back to any place; the pieces of a document share its
+    number. Rows of a dataset before the first are skipped as `datasets` does it; a text file is read from its start.
+    """
+    if is_text(source):
+        pieces = _iterate_text(Path(source), max_characters, first)
     else:
-        pieces = _iterate_dataset(source, split, text_column, configuration, max_characters)
+        pieces = _iterate_column(source, split, text_column, configuration, max_characters, first)
     empty = True
-    for piece in pieces:
+    for number, piece in pieces:
         if stripped := piece.strip():
             empty = False
-            yield stripped
-    if empty:
+            yield number, stripped
+    if empty and not first:
         raise ValueError(f"{source} holds no text.")
+
+
+def is_text(source: str | os.PathLike) -> bool:
+    """Whether a source is a text file by its name, not a dataset."""
+    return not {suffix.lower() for suffix in Path(source).suffixes[-2:]}.isdisjoint(TEXT_SUFFIXES)
+
+
+def check_exists(source: str | os.PathLike) -> None:
+    """Raise FileNotFoundError if a source is a file by its name and there is none."""
+    path = Path(source)
+    if path.is_file():
+        return
+    if is_text(source):
+        raise FileNotFoundError(f"There is no text file {path}.")
+    if path.suffix.lower() in DATASET_FILES:
+        raise FileNotFoundError(f"There is no file {path}.")
 
 
 def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str], list[str]]:
@@ -87,11 +119,10 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
     return [text for index, text in enumerate(documents) if (index + 1) % held_out_every], held_out
 
 
-def _iterate_text(path: Path, max_characters: int | None) -> Iterator[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no text file {path}.")
+def _iterate_text(path: Path, max_characters: int | None, first: int) -> Iterator[tuple[int, str]]:
+    check_exists(path)
     text_of = _Utf8Decoder(path)
-    rest, block = "", b" "
+    number, rest, block = 0, "", b" "
     try:
         with OPENERS.get(path.suffix.lower(), open)(path, "rb") as stream:
             while block:
@@ -99,12 +130,16 @@ def _iterate_text(path: Path, max_characters: int | None) -> Iterator[str]:
                 block = stream.read(max(BLOCK_BYTES, len(rest)))
                 *documents, rest = BLANK_LINES.split(rest + text_of(block))
                 for document in documents:
-                    yield from _pieces(document, max_characters)
+                    if number >= first:
+                        yield from ((number, piece) for piece in _pieces(document, max_characters))
+                    number += 1
                 *pieces, rest = _pieces(rest, max_characters)
-                yield from pieces
+                if number >= first:
+                    yield from ((number, piece) for piece in pieces)
     except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be decompressed: {error}.") from error
-    yield rest
+    if number >= first:
+        yield number, rest
 
 
 class _Utf8Decoder:
@@ -135,21 +170,34 @@ def _pieces(document: str, max_characters: int | None) -> list[str]:
     return re.findall(rf"{up_to_a_space}|{no_space}|\s\Z", document, re.DOTALL)
 
 
-def _iterate_dataset(
-    source: str | os.PathLike, split: str, text_column: str, configuration: str | None, max_characters: int | None
-) -> Iterator[str]:
-    try:
-        dataset = _open_dataset(source, split, configuration)
-        columns = dataset.column_names or list(next(iter(dataset)))
-    except StopIteration:  # what an empty file raises
-        return
-    if text_column not in columns:
-        raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(columns)}.")
-    for row in dataset:
+def _iterate_column(
+    source: str | os.PathLike,
+    split: str,
+    text_column: str,
+    configuration: str | None,
+    max_characters: int | None,
+    first: int,
+) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a dataset's column with their numbers; the pieces of a text have the same number."""
+    for number, row in enumerate(iterate_rows(source, split, configuration, first), first):
+        if number == first and text_column not in row:
+            raise ValueError(f"{source} has no column {text_column!r}; it has {', '.join(row)}.")
         text = row.get(text_column) or ""
         if not isinstance(text, str):
             raise ValueError(f"The column {text_column!r} of {source} holds {type(text).__name__}, not text.")
-        yield from _pieces(text, max_characters)
+        for piece in _pieces(text, max_characters):
+            yield number, piece
+
+
+def iterate_rows(
+    source: str | os.PathLike, split: str = "train", configuration: str | None = None, first: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Read the rows of a dataset one by one, from row number `first` on; arguments as of `iterate_documents`."""
+    try:
+        dataset = _open_dataset(source, split, configuration)
+    except StopIteration:  # what an empty file raises
+        return
+    yield from dataset.skip(first) if first else dataset
 
 
 def _open_dataset(source: str | os.PathLike, split: str, configuration: str | None) -> Any:  # noqa: ANN401 -- datasets is optional
@@ -158,13 +206,11 @@ def _open_dataset(source: str | os.PathLike, split: str, configuration: str | No
     except ImportError as error:
         raise ImportError(f"Reading the dataset {source} needs pip install 'modeling-treediff[train]'.") from error
     name, path = os.fspath(source), Path(source)
-    loaders = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix.lower() in loaders:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        return load_dataset(loaders[path.suffix.lower()], data_files=name, split="train", streaming=True)
+    if path.suffix.lower() in DATASET_FILES:
+        check_exists(path)
+        return load_dataset(DATASET_FILES[path.suffix.lower()], data_files=name, split="train", streaming=True)
     if path.is_file():
-        known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *loaders])
+        known = ", ".join([*TEXT_SUFFIXES, *OPENERS, *DATASET_FILES])
         raise ValueError(f"{path} has an unknown ending; known: {known}. Rename a plain text to .txt.")
     sliced = bool(set(split) & set("[+"))  # such as train[:10%] or train+test, which datasets does not stream
     return load_dataset(name, configuration, split=split, streaming=not sliced)

@@ -5,29 +5,32 @@ try:
 except ImportError as error:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
 
+from .chat import chat_windows
+from .collator import DiffusionCollator
 from .loop import TrainingConfig, TrainingResult, train
 from .memory import MemoryTracker, PeakMemory, memory_report
 from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
 from .records import write_record
-from .windows import (
-    DiffusionCollator,
-    ShuffledWindows,
-    pack_windows,
-    tokenize_documents,
-    unigram_entropy,
-)
+from .sources import DataOptions, open_training_data
+from .streaming import StreamedWindows
+from .tokenizing import tokenize_documents
+from .windows import TokenWindows, pack_windows, unigram_entropy
 
 __all__ = [
+    "DataOptions",
     "DiffusionCollator",
     "MemoryPlan",
     "MemoryTracker",
     "PeakMemory",
-    "ShuffledWindows",
+    "StreamedWindows",
+    "TokenWindows",
     "TrainingConfig",
     "TrainingResult",
     "TrainingStep",
     "largest_batch",
     "memory_report",
+    "chat_windows",
+    "open_training_data",
     "pack_windows",
     "plan_memory",
     "tokenize_documents",

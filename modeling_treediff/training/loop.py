@@ -22,8 +22,9 @@ from modeling_treediff.likelihood_treediff import NelboEstimate
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .checkpoints import CheckpointStore
+from .collator import TRAINING_SMALLEST_FRACTION, DiffusionCollator
 from .memory import MemoryTracker
-from .windows import TRAINING_SMALLEST_FRACTION, DiffusionCollator, ShuffledWindows
+from .windows import TokenWindows
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -177,8 +178,8 @@ class _Run:
         self.store = CheckpointStore(self.accelerator, config.output_dir, config.keep_checkpoints, tokenizer, identity)
         self.metrics_file = config.output_dir / METRICS_NAME
         self.first_step = self._start(resume)
-        windows = ShuffledWindows(
-            training_windows, config.max_steps * per_step, config.seed, self.first_step * per_step
+        windows = TokenWindows(training_windows).dataset(
+            self.first_step * per_step, config.max_steps * per_step, config.seed
         )
         self.loader = self.accelerator.prepare(DataLoader(windows, config.batch_size, collate_fn=collator))
 

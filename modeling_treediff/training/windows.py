@@ -1,35 +1,116 @@
-"""Documents -> token windows -> corrupted batches, in an order that depends on the seed and the step alone.
+"""Windows of tokens, and the order in which a run takes them: it depends on the seed and the position alone.
 
 Shape legend: W windows, T tokens per window.
 """
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.diffusion_process import corrupt
-from modeling_treediff.schedule_base import LevelSchedule
-from modeling_treediff.vocabulary_tree import VocabularyTree
-
-# Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.
-TRAINING_SMALLEST_FRACTION = 0.1
+OPTIONAL_COLUMNS = ("attention_mask", "fixed_mask", "segment_ids")
+HASHED_WINDOWS = 4096  # at a time
 
 
-def tokenize_documents(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Return all documents as one row of token ids (int32), each followed by the end-of-sequence token.
+@dataclass(frozen=True, eq=False)
+class TokenWindows:
+    """Windows that all are at hand, in memory or memory-mapped.
 
-    Raises:
-        ValueError: the tokenizer has no end-of-sequence token to separate documents with.
+    Attributes:
+        input_ids: (W, T) token ids, any integer type.
+        attention_mask: (W, T), 0 at padding; None where there is none.
+        fixed_mask: (W, T), 1 where a token stays clean and is not counted, such as a prompt; None for no such token.
+        segment_ids: (W, T) equal numbers for tokens that see one another; None where all of a window do.
+        content: a hash of what the windows were cut from, if it is known: saves reading them for the fingerprint.
 
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no eos_token; documents need one between them.")
-    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray | None = None
+    fixed_mask: np.ndarray | None = None
+    segment_ids: np.ndarray | None = None
+    content: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not agree."""
+        if self.input_ids.ndim != 2 or not self.input_ids.size:
+            raise ValueError(f"Windows are a (W, T) array with tokens in it, got the shape {self.input_ids.shape}.")
+        for name, column in self.columns.items():
+            if column.shape != self.input_ids.shape:
+                raise ValueError(f"{name} has shape {column.shape}, the windows {self.input_ids.shape}.")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: slice) -> "TokenWindows":
+        """Return some of the windows."""
+        return TokenWindows(**{name: column[rows] for name, column in self.columns.items()})
+
+    @property
+    def length(self) -> int:
+        """T, tokens per window."""
+        return self.input_ids.shape[1]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The arrays that are there, by name."""
+        columns = {name: getattr(self, name) for name in ("input_ids", *OPTIONAL_COLUMNS)}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    @property
+    def counted_ids(self) -> np.ndarray:
+        """(N,) the tokens that the bound counts: neither padding nor fixed."""
+        counted = np.ones(self.input_ids.shape, bool)
+        if self.attention_mask is not None:
+            counted &= self.attention_mask != 0
+        if self.fixed_mask is not None:
+            counted &= self.fixed_mask == 0
+        return np.asarray(self.input_ids)[counted]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 that tells contents and windows apart, whatever integer type holds the tokens."""
+        if self.content is not None:
+            return hashlib.sha256(f"{self.content} {self.length}".encode()).hexdigest()
+        digest = hashlib.sha256()
+        for name, column in self.columns.items():
+            digest.update(f"{name} {column.shape}".encode())
+            for first in range(0, len(column), HASHED_WINDOWS):
+                digest.update(column[first : first + HASHED_WINDOWS].astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def dataset(self, first: int, count: int, seed: int, place: Sequence[int] | None = None) -> "ShuffledWindows":
+        """Return the items first..count-1 of a run in shuffled order; `place` is for streams and not needed here."""
+        return ShuffledWindows(self, first, count, seed)
+
+
+class ShuffledWindows(Dataset):
+    """Windows in the order of training: epoch after epoch, each shuffled by (seed, epoch).
+
+    Item i is the window number `first + i` of the whole run, so a resumed run starts at any place without a state. An
+    epoch's order takes 8 bytes of memory per window.
+    """
+
+    def __init__(self, windows: TokenWindows, first: int, count: int, seed: int) -> None:
+        """Serve the items first..count-1 of a run over the windows."""
+        self.windows, self.first, self.count, self.seed = windows, first, count, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.count - self.first
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position = self.first + index
+        epoch, place = divmod(position, len(self.windows))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
+            self._epoch = epoch
+        row = self._order[place]
+        return {name: column[row] for name, column in self.windows.columns.items()} | {"position": position}
 
 
 def pack_windows(token_ids: np.ndarray, length: int, name: str = "text") -> np.ndarray:
@@ -55,59 +136,3 @@ def unigram_entropy(token_ids: np.ndarray) -> float:
     counts = np.unique(token_ids, return_counts=True)[1]
     frequency = counts / counts.sum()
     return float(-(frequency * np.log(frequency)).sum())
-
-
-class ShuffledWindows(Dataset):
-    """Windows in the order of training: epoch after epoch, each shuffled by (seed, epoch).
-
-    Item i is the window number `first + i` of the whole run, so a resumed run starts at any place without a state.
-    """
-
-    def __init__(self, windows: np.ndarray, count: int, seed: int, first: int = 0) -> None:
-        """Serve the items first..count-1 of a run over the (W, T) windows."""
-        self.windows, self.count, self.seed, self.first = windows, count, seed, first
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return self.count - self.first
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        position = self.first + index
-        epoch, place = divmod(position, len(self.windows))
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
-            self._epoch = epoch
-        return {"input_ids": self.windows[self._order[place]], "position": position}
-
-
-class DiffusionCollator:
-    """Stacks windows and corrupts them in the data loader: the model's forward stays free of randomness.
-
-    With `position` in the features (see `ShuffledWindows`) the noise depends on (seed, position) alone, otherwise on
-    torch's global generator.
-    """
-
-    def __init__(
-        self,
-        tree: VocabularyTree,
-        schedule: LevelSchedule,
-        seed: int = 0,
-        smallest_fraction: float = TRAINING_SMALLEST_FRACTION,
-    ) -> None:
-        """Corrupt along `tree` by `schedule`, at times as `schedule.sample_times` draws with `smallest_fraction`.
-
-        The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit.
-        """
-        # The loader works on the host, wherever the model's own tree lies.
-        self.tree, self.schedule, self.seed, self.smallest_fraction = tree.to("cpu"), schedule, seed, smallest_fraction
-
-    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return input_ids (B, T), labels (B, T) and timesteps (B,), as `forward` takes them."""
-        token_ids = torch.from_numpy(np.stack([np.asarray(feature["input_ids"], np.int64) for feature in features]))
-        generator = None
-        if "position" in features[0]:
-            state = np.random.SeedSequence([self.seed, features[0]["position"]]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        timesteps = self.schedule.sample_times(len(token_ids), generator, smallest_fraction=self.smallest_fraction)
-        batch = corrupt(token_ids, self.tree, self.schedule, timesteps, generator)
-        return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}

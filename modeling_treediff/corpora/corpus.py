@@ -1,0 +1,71 @@
+"""A corpus by its name: what to read, as documents or rows, from any place, and what tells its content apart."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .documents import check_exists, is_text, iterate_rows, number_documents
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where text comes from; nothing is read before it is asked for, and nothing is held.
+
+    Attributes:
+        source: a UTF-8 text file (.txt, .md, .text; also .xz, .gz, .bz2), in which blank lines separate documents; or
+            anything `datasets.load_dataset` takes: a Hub id, a folder, a .jsonl, .csv or .parquet file.
+        split: the split of a dataset.
+        text_column: the column of a dataset that holds the text.
+        configuration: the configuration (subset) of a Hub dataset that has several.
+
+    """
+
+    source: str | os.PathLike
+    split: str = "train"
+    text_column: str = "text"
+    configuration: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def documents(self, first: int = 0) -> Iterator[tuple[int, str]]:
+        """Read (number, text) from document number `first` on, errors as of `iterate_documents`."""
+        return number_documents(self.source, self.split, self.text_column, self.configuration, first=first)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Read the rows of a dataset, all columns.
+
+        Raises:
+            ValueError: the source is a text file, which has no rows.
+
+        """
+        if is_text(self.source):
+            raise ValueError(f"{self.source} is plain text; conversations come from .jsonl, .parquet or the Hub.")
+        return iterate_rows(self.source, self.split, self.configuration)
+
+    def fingerprint(self) -> str:
+        """Return what changes whenever the text does.
+
+        For a file it is the hash of its bytes, a second or two per GB; else what `datasets` goes by: the commit of a
+        Hub dataset, the times of the files in a local folder.
+
+        Raises:
+            FileNotFoundError: there is no such file or dataset.
+
+        """
+        check_exists(self.source)
+        content = self._file_fingerprint() if Path(self.source).is_file() else self._dataset_fingerprint()
+        return f"{content} {self.split} {self.text_column} {self.configuration}"
+
+    def _file_fingerprint(self) -> str:
+        with Path(self.source).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _dataset_fingerprint(self) -> str:
+        from datasets import load_dataset_builder
+
+        builder = load_dataset_builder(os.fspath(self.source), self.configuration)
+        return f"{builder.dataset_name} {builder.config_id} {builder.hash}"

@@ -1,0 +1,94 @@
+"""Corruption in the data loader: windows -> batches as the model's `forward` takes them.
+
+Shape legend: B windows of a batch, T tokens per window.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_treediff.diffusion_process import corrupt
+from modeling_treediff.schedule_base import LevelSchedule
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+# Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.
+TRAINING_SMALLEST_FRACTION = 0.1
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
+FORWARDED = ("attention_mask", "segment_ids", "place")
+
+
+class DiffusionCollator:
+    """Stacks windows and corrupts them in the data loader: the model's forward stays free of randomness.
+
+    All noise of a window depends on the seed and its `position` alone, its number in the whole run: never on the batch
+    it comes in, nor on the number of processes or loader workers. Without `position` in the features, as in HF's
+    Trainer, a batch gets consecutive positions from a start that torch's global generator draws.
+    """
+
+    def __init__(
+        self,
+        tree: VocabularyTree,
+        schedule: LevelSchedule,
+        seed: int = 0,
+        smallest_fraction: float = TRAINING_SMALLEST_FRACTION,
+    ) -> None:
+        """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `smallest_fraction`.
+
+        The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit.
+        """
+        # The loader works on the host, wherever the model's own tree lies.
+        self.tree, self.schedule, self.seed, self.smallest_fraction = tree.to("cpu"), schedule, seed, smallest_fraction
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return a batch of windows, corrupted.
+
+        Args:
+            features: per window `input_ids` (T,), and where the data have them `position`, `attention_mask` (0 at
+                padding), `fixed_mask` (1 where a token stays clean and is not counted), `segment_ids` (documents that
+                do not see one another), each (T,), and `place` (3,).
+
+        Returns:
+            input_ids (B, T), labels (B, T) and timesteps (B,), and attention_mask, segment_ids (B, T) and place (B, 3)
+            where they were given.
+
+        """
+        columns = {
+            name: torch.from_numpy(np.stack([np.asarray(feature[name], np.int64) for feature in features]))
+            for name in ("input_ids", "fixed_mask", *FORWARDED)
+            if name in features[0]
+        }
+        if "position" in features[0]:
+            positions = [int(feature["position"]) for feature in features]
+        else:
+            start = int(torch.randint(2**62, ()))
+            positions = list(range(start, start + len(features)))
+        times = self.schedule.place_times(torch.from_numpy(time_uniforms(self.seed, positions)), self.smallest_fraction)
+        batch = corrupt(
+            columns["input_ids"],
+            self.tree,
+            self.schedule,
+            times.float(),
+            attention_mask=columns.get("attention_mask"),
+            fixed_mask=columns.get("fixed_mask"),
+            uniforms=torch.from_numpy(depth_uniforms(self.seed, positions, columns["input_ids"].shape[1])),
+        )
+        forwarded = {name: columns[name] for name in FORWARDED if name in columns}
+        return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps} | forwarded
+
+
+def time_uniforms(seed: int, positions: Sequence[int]) -> np.ndarray:
+    """Return (B,) float64 in [0, 1): frac(start of the seed + position x golden ratio), a Kronecker sequence.
+
+    Each is uniform over seeds, and any run of consecutive positions is spread evenly over [0, 1), so the times of an
+    optimizer step are, however the step is split. Integers modulo 2^64 keep that exact at any position.
+    """
+    start = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    return np.array([((start + position * GOLDEN_RATIO) % 2**64 >> 11) * 2.0**-53 for position in positions])
+
+
+def depth_uniforms(seed: int, positions: Sequence[int], length: int) -> np.ndarray:
+    """Return (B, T=length) float64, U[0, 1): the stream of a counter-based generator keyed by (seed, position)."""
+    keys = np.array([[seed, position] for position in positions], np.uint64)
+    return np.stack([np.random.Generator(np.random.Philox(key=key)).random(length) for key in keys])
