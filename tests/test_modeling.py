@@ -282,6 +282,8 @@ def test_bad_calls_say_what_is_wrong():
         model.nelbo(torch.tensor([[1]]), attention_mask=torch.tensor([[0]]))
     with pytest.raises(ValueError, match="needs `timesteps`"):
         model(torch.tensor([[20]]), labels=torch.tensor([[1]]))
+    with pytest.raises(ValueError, match="bfloat16, too coarse"):
+        model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="extend the tree"):
         model.resize_token_embeddings(30)
     for fields, message in (
