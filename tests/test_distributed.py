@@ -1,7 +1,10 @@
 """One process, two in parallel (DDP) and two that share the weights (FSDP2) train the same model; here on the CPU."""
 
 import json
+import socket
+import subprocess
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,9 +55,29 @@ def launch(processes: int, *runs: dict) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+def launch_on_two_machines(run: dict) -> None:
+    """As ddp.yaml says, for two machines with a process each that are both this one."""
+    Path(run["folder"]).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def machine(rank: int) -> subprocess.CompletedProcess:
+        return run_python(
+            *["-m", "accelerate.commands.launch", "--config_file", CONFIGS / "ddp.yaml", "--num_processes", "2"],
+            *["--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"],
+            *["--main_process_port", str(port), REPOSITORY / "tests" / "distributed_worker.py", json.dumps([run])],
+            ACCELERATE_USE_CPU="true",
+        )
+
+    with ThreadPoolExecutor() as pool:
+        for ran in pool.map(machine, (0, 1)):
+            assert ran.returncode == 0, ran.stderr
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """All runs by name; two launches, since starting a process takes longer than all that it does here."""
+    """All runs by name; few launches, since starting a process takes longer than all that it does here."""
     home = tmp_path_factory.mktemp("runs")
     sharding = environment_of("fsdp2.yaml")
 
@@ -74,6 +97,7 @@ def results(tmp_path_factory):
         named("sharded, resumed", environment=sharding, resume=str(home / "sharded")),
     )
     launch(1, named("sharded, resumed by one", environment=sharding, resume=str(home / "sharded")))
+    launch_on_two_machines(named("two machines"))
     return {path.name: torch.load(path / "result.pt") | {"folder": path} for path in home.iterdir()}
 
 
@@ -84,10 +108,10 @@ def same(first, second, steps=slice(None), **tolerance):
     torch.testing.assert_close(first["weights"], second["weights"], **tolerance)
 
 
-@pytest.mark.parametrize("name", ["parallel", "sharded"])
+@pytest.mark.parametrize("name", ["parallel", "two machines", "sharded"])
 def test_two_processes_take_the_steps_of_one_with_the_same_global_batch(results, name):
     """Losses, gradient norms, bounds and texts under averaged weights after each step, and the weights at the end."""
-    assert (results["parallel"]["kind"], results["sharded"]["kind"]) == ("MULTI_CPU", "FSDP")
+    assert results[name]["kind"] == ("FSDP" if name == "sharded" else "MULTI_CPU")
     assert len(results[name]["losses"]) == 4
     same(results[name], results["alone"], rtol=1e-5, atol=1e-5)
 
