@@ -6,7 +6,7 @@ Usage: distributed_worker.py RUNS, a JSON list of runs; see `run`.
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,7 +17,14 @@ from conftest import tiny_model
 from torch.distributed.tensor import DTensor
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
-from modeling_treediff.training.distributed import configure_sharding, gather_for_methods, load_full_state_dict
+from modeling_treediff.training.distributed import (
+    configure_sharding,
+    full_tensor,
+    gather_for_methods,
+    is_finite,
+    load_full_state_dict,
+    without_exchange,
+)
 
 PASSES, STEPS, SAVED_AFTER, DECAY = 4, 4, 2, 0.5  # passes per optimizer step, of all processes together
 TREE = VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
@@ -35,7 +42,9 @@ def run(folder: str, environment: dict | None = None, precision: str = "no", res
     model = accelerator.unwrap_model(prepared)
     gather_for_methods(model)
     if resume:
-        load_full_state_dict(accelerator, prepared, torch.load(Path(resume) / "averaged.pt"))
+        weights = torch.load(Path(resume) / "averaged.pt")
+        parameters = {name: weights[name] for name, _ in model.named_parameters()}
+        load_full_state_dict(accelerator, prepared, parameters, strict=False)  # the tables stay as they are
     averaged = Averaged(model)
     if resume:
         accelerator.load_state(f"{resume}/state")
@@ -55,10 +64,16 @@ def run(folder: str, environment: dict | None = None, precision: str = "no", res
         if step + 1 == SAVED_AFTER:
             accelerator.save_state(str(output / "state"))
     result["measured"].append(measure(model))
+    assert is_finite(accelerator, prepared)
     weights = accelerator.get_state_dict(prepared)
     model.save_pretrained(output / "model", state_dict=dict(weights), is_main_process=accelerator.is_main_process)
     if accelerator.is_main_process:
         torch.save(result | {"weights": weights}, output / "result.pt")
+    with torch.no_grad():  # a number that only the last process has, if there are several
+        own = model.head.levels[0].weight
+        own = own.to_local() if isinstance(own, DTensor) else own
+        own[-1:] = torch.nan if accelerator.is_last_process else own[-1:]
+    assert not is_finite(accelerator, prepared)
     accelerator.wait_for_everyone()
 
 
@@ -76,7 +91,6 @@ def make_accelerator(environment: dict, precision: str) -> Accelerator:
     accelerator = Accelerator(
         cpu=True,
         mixed_precision=precision,
-        gradient_accumulation_steps=PASSES // state.num_processes,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     configure_sharding(accelerator)
@@ -85,21 +99,20 @@ def make_accelerator(environment: dict, precision: str) -> Accelerator:
 
 def take_step(step: int, accelerator: Accelerator, prepared, optimizer) -> tuple[float, float]:
     """One optimizer step; return the mean loss of its passes and the norm of its gradient."""
-    losses, norm = [], 0.0
-    for turn in range(accelerator.gradient_accumulation_steps):
+    losses, passes = [], PASSES // accelerator.num_processes
+    for turn in range(passes):
         number = step * PASSES + turn * accelerator.num_processes + accelerator.process_index
-        with accelerator.accumulate(prepared):
+        with nullcontext() if turn == passes - 1 else without_exchange(accelerator, prepared):
             loss = prepared(**batch(number, accelerator.unwrap_model(prepared))).loss
             assert loss.dtype == torch.float32
-            accelerator.backward(loss)
-            if accelerator.is_fsdp2 and accelerator.num_processes > 1:  # no pass leaves whole gradients behind
-                assert all(isinstance(parameter.grad, DTensor) for parameter in prepared.parameters())
-            if accelerator.sync_gradients:
-                norm = float(accelerator.clip_grad_norm_(prepared.parameters(), 1.0))
-            optimizer.step()
-            optimizer.zero_grad()
+            accelerator.backward(loss / passes)
+        if accelerator.is_fsdp2:  # no pass leaves whole gradients behind
+            assert all(isinstance(parameter.grad, DTensor) for parameter in prepared.parameters())
         losses.append(loss.detach())
-    return float(accelerator.reduce(torch.stack(losses).mean(), "mean")), norm
+    norm = full_tensor(accelerator.clip_grad_norm_(prepared.parameters(), 1.0))
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(accelerator.reduce(torch.stack(losses).mean(), "mean")), float(norm)
 
 
 def batch(number: int, model: TreeDiffForDiffusionLM) -> dict[str, torch.Tensor]:
