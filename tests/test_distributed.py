@@ -174,6 +174,12 @@ def test_sharding_that_does_not_work_is_refused(accelerator, message):
         configure_sharding(accelerator)
 
 
+def test_sharding_by_an_accelerate_that_loses_the_optimizer_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.12.0")
+    with pytest.raises(ValueError, match="needs accelerate >= 1.13"):
+        configure_sharding(fake_accelerator(DistributedType.FSDP))
+
+
 @pytest.mark.parametrize("node_embedding", NODE_EMBEDDINGS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, compare_versions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -51,6 +51,10 @@ def configure_sharding(accelerator: Accelerator) -> None:
         )
     if accelerator.distributed_type is not DistributedType.FSDP:
         return
+    if compare_versions("accelerate", "<", "1.13"):
+        raise ValueError(
+            "FSDP2 needs accelerate >= 1.13: earlier ones lose the optimizer's state when a sharded run resumes."
+        )
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("FSDP1 is not supported: set fsdp_version to 2 in accelerate's config file.")
