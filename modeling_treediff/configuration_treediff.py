@@ -48,6 +48,7 @@ class TreeDiffConfig(PreTrainedConfig):
     """
 
     model_type = "treediff"
+    keys_to_ignore_at_inference = ["nelbo", "level_losses", "hidden_states"]  # so Trainer.predict returns the logits
 
     vocab_size: int = 50257
     tree_depth: int = 1

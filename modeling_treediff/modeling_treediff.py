@@ -146,7 +146,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
             **kwargs: switches of other models, ignored.
 
         Raises:
-            ValueError: labels without timesteps, or ids outside the tree.
+            ValueError: labels without timesteps, timesteps of 16 bits, or ids outside the tree.
 
         """
         hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
@@ -157,6 +157,11 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
         if labels is not None:
             if timesteps is None:
                 raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
+            if timesteps.dtype.itemsize < 4:
+                raise ValueError(
+                    f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: what trains must leave inputs "
+                    "as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))."
+                )
             try:
                 slots_BT = child_slots(input_ids, labels, tree)
             except IndexError as error:

@@ -5,6 +5,8 @@ readable file beside them with its provenance. Loading compares both with the fi
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,13 +130,24 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         patterns = (f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json")
         stale = {file for pattern in patterns for file in target.glob(pattern)}
         with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
-            super().save_pretrained(folder, **kwargs)
+            with self._under_its_own_class():
+                super().save_pretrained(folder, **kwargs)
             self.tree.save_pretrained(folder)
             if tokenizer is not None:
                 write_tokenizer(tokenizer, folder)
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()
+
+    @contextmanager
+    def _under_its_own_class(self) -> Iterator[None]:
+        """Let transformers save our code: FSDP2 gives a model a class `FSDP...` that torch makes, in torch's files."""
+        sharded = type(self)
+        self.__class__ = next(cls for cls in sharded.__mro__ if cls.__name__ == sharded.__name__.removeprefix("FSDP"))
+        try:
+            yield
+        finally:
+            self.__class__ = sharded
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

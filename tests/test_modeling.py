@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.configuration_treediff import HEADS
 
 TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
 IDS = ["flat", "depth 2", "depth 3"]
@@ -22,10 +23,10 @@ FAMILY = [
 ]
 
 
-def corrupted(model, shape=(4, 10), seed=0):
+def corrupted(model, shape=(4, 10), seed=0, attention_mask=None):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator)
-    return corrupt(tokens, model.tree, model.schedule, generator=generator)
+    return corrupt(tokens, model.tree, model.schedule, generator=generator, attention_mask=attention_mask)
 
 
 @pytest.mark.parametrize("tree", TREES, ids=IDS)
@@ -282,6 +283,8 @@ def test_bad_calls_say_what_is_wrong():
         model.nelbo(torch.tensor([[1]]), attention_mask=torch.tensor([[0]]))
     with pytest.raises(ValueError, match="needs `timesteps`"):
         model(torch.tensor([[20]]), labels=torch.tensor([[1]]))
+    with pytest.raises(ValueError, match="bfloat16, too coarse"):
+        model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="extend the tree"):
         model.resize_token_embeddings(30)
     for fields, message in (
@@ -302,11 +305,38 @@ def test_an_invalid_tree_makes_no_model():
         tiny_model(tree)
 
 
-def test_training_step_compiles_without_a_graph_break():
-    model = tiny_model(TREES[1]).train()
-    batch = corrupted(model)
-    explained = torch._dynamo.explain(model)(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps)
-    assert explained.graph_break_count == 0, explained.break_reasons
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"head": head, "flat": flat} for head in HEADS for flat in (False, True)),
+        {"node_embedding": "free"},
+        {"schedule": "binomial", "time_warp": "cosine"},
+        {"schedule": "poisson"},
+        {"loss_chunk_size": 30, "checkpointing": True},
+        {"padding": True},
+    ],
+    ids=lambda fields: " ".join(map(str, fields.values())),
+)
+def test_training_step_compiles_whole_and_once(fields):
+    """No graph break, the same loss and gradients, and no other graph for other batches of the same shape."""
+    fields = dict(fields)
+    padding, checkpointing, flat = (fields.pop(name, False) for name in ("padding", "checkpointing", "flat"))
+    model = tiny_model(TREES[0 if flat else 2], **fields).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            mask = (torch.arange(10) < 7 + seed).long().expand(4, 10) if padding else None
+            batch = vars(corrupted(model, seed=seed, attention_mask=mask)) | {"attention_mask": mask}
+            results = []
+            for forward in (compiled, model):
+                model.zero_grad()
+                loss = forward(**batch).loss
+                loss.backward()
+                results.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+            torch.testing.assert_close(*results)
 
 
 @pytest.mark.gpu
