@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from modeling_treediff import LevelSchedule, TreeDiffForDiffusionLM, VocabularyTree
 
@@ -26,6 +27,13 @@ def on_the_cpu(request, monkeypatch):
     """What is compared bit by bit or against fp32 truth runs on the CPU, also on a machine with a GPU."""
     if "gpu" not in request.keywords:
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:

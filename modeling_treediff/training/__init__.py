@@ -5,12 +5,15 @@ try:
 except ImportError as error:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
 
-from .loop import TrainingConfig, TrainingResult, train
+from .loop import TrainingResult, train
 from .memory import MemoryTracker, PeakMemory
+from .preflight import check_run, check_windows
 from .records import write_record
+from .settings import TrainingConfig
 from .windows import (
     DiffusionCollator,
     ShuffledWindows,
+    TokenWindows,
     pack_windows,
     tokenize_documents,
     unigram_entropy,
@@ -21,8 +24,11 @@ __all__ = [
     "MemoryTracker",
     "PeakMemory",
     "ShuffledWindows",
+    "TokenWindows",
     "TrainingConfig",
     "TrainingResult",
+    "check_run",
+    "check_windows",
     "pack_windows",
     "tokenize_documents",
     "train",

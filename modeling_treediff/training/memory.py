@@ -2,6 +2,8 @@
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,7 @@ class MemoryTracker:
     def __init__(self, device: torch.device | str) -> None:
         """Track the device a model trains on."""
         self.device = torch.device(device)
+        self._phases: dict[str, PeakMemory] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -49,6 +52,17 @@ class MemoryTracker:
             PROCESS_RESET.write_text("5")  # resets VmHWM, see proc(5)
         except OSError:
             pass
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside as this phase."""
+        yield
+        if name not in self._phases or self.peak().resident > self._phases[name].resident:
+            self._phases[name] = self.peak()
+
+    def phases(self) -> dict[str, PeakMemory]:
+        """Return the peak of each phase that has been seen."""
+        return dict(self._phases)
 
     def peak(self) -> PeakMemory:
         """Return the peaks so far."""

@@ -3,7 +3,9 @@
 Shape legend: W windows, T tokens per window.
 """
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 
 # Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.
 TRAINING_SMALLEST_FRACTION = 0.1
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # of 2^64
 
 
 def tokenize_documents(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -57,14 +60,51 @@ def unigram_entropy(token_ids: np.ndarray) -> float:
     return float(-(frequency * np.log(frequency)).sum())
 
 
+@dataclass(frozen=True)
+class TokenWindows:
+    """Windows of text, all (W, T): token ids, and where needed masks (1 = real token, 1 = given)."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray | None = None
+    fixed_mask: np.ndarray | None = None
+    segment_ids: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, part: slice) -> "TokenWindows":
+        return TokenWindows(**{name: array[part] for name, array in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that are there, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
+    @property
+    def length(self) -> int:
+        """T, tokens per window."""
+        return self.input_ids.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of all arrays."""
+        digest = hashlib.sha256()
+        for name, array in self.arrays().items():
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def dataset(self, first: int, count: int, seed: int, place: tuple[int, ...] | None = None) -> Dataset:
+        """Return the items number first..count-1 of a run; the place is for streams."""
+        return ShuffledWindows(self, count, seed, first)
+
+
 class ShuffledWindows(Dataset):
     """Windows in the order of training: epoch after epoch, each shuffled by (seed, epoch).
 
     Item i is the window number `first + i` of the whole run, so a resumed run starts at any place without a state.
     """
 
-    def __init__(self, windows: np.ndarray, count: int, seed: int, first: int = 0) -> None:
-        """Serve the items first..count-1 of a run over the (W, T) windows."""
+    def __init__(self, windows: TokenWindows, count: int, seed: int, first: int = 0) -> None:
+        """Serve the items first..count-1 of a run over the windows."""
         self.windows, self.count, self.seed, self.first = windows, count, seed, first
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -77,7 +117,8 @@ class ShuffledWindows(Dataset):
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
             self._epoch = epoch
-        return {"input_ids": self.windows[self._order[place]], "position": position}
+        row = self._order[place]
+        return {name: array[row] for name, array in self.windows.arrays().items()} | {"position": position}
 
 
 class DiffusionCollator:
@@ -102,12 +143,25 @@ class DiffusionCollator:
         self.tree, self.schedule, self.seed, self.smallest_fraction = tree.to("cpu"), schedule, seed, smallest_fraction
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return input_ids (B, T), labels (B, T) and timesteps (B,), as `forward` takes them."""
-        token_ids = torch.from_numpy(np.stack([np.asarray(feature["input_ids"], np.int64) for feature in features]))
-        generator = None
-        if "position" in features[0]:
-            state = np.random.SeedSequence([self.seed, features[0]["position"]]).generate_state(1, np.uint64)
+        """Return input_ids (B, T), labels (B, T) and timesteps (B,), as `forward` takes them, and masks if given."""
+        parts = [self._corrupt_one(feature) for feature in features]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _corrupt_one(self, feature: dict[str, Any]) -> dict[str, torch.Tensor]:
+        row = {
+            name: torch.from_numpy(np.asarray(feature[name], np.int64))[None]
+            for name in ("input_ids", "attention_mask", "fixed_mask")
+            if feature.get(name) is not None
+        }
+        if "position" not in feature:
+            generator, uniform = None, torch.rand(1)
+        else:
+            state = np.random.SeedSequence([self.seed, feature["position"]]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        timesteps = self.schedule.sample_times(len(token_ids), generator, smallest_fraction=self.smallest_fraction)
-        batch = corrupt(token_ids, self.tree, self.schedule, timesteps, generator)
-        return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}
+            start = int(np.random.SeedSequence(self.seed).generate_state(1, np.uint64)[0])
+            uniform = torch.tensor([((start + feature["position"] * GOLDEN_RATIO) % 2**64) / 2**64])
+        timesteps = self.schedule.place_times(uniform.clamp(max=1 - 2**-24), self.smallest_fraction)
+        tokens = row.pop("input_ids")
+        batch = corrupt(tokens, self.tree, self.schedule, timesteps, generator, **row)
+        row.pop("fixed_mask", None)
+        return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps, **row}
