@@ -72,6 +72,13 @@ def model(tree) -> TreeDiffForDiffusionLM:
     return tiny_model(tree)
 
 
+def environment_on_the_cpu(**more: str) -> dict[str, str]:
+    """For processes that import the package from this checkout, offline."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    fixed = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, **fixed, **more}
+
+
 def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 300, **environment: str):
     """Run a fresh Python, offline, outside the repository; `code` runs without the package's folder on the path."""
     command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]

@@ -241,7 +241,7 @@ def test_files_that_cannot_be_written_whole_leave_the_last_checkpoint(tmp_path, 
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield folder

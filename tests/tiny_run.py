@@ -3,10 +3,12 @@
 python tests/tiny_run.py FOLDER '{"max_steps": 20, "save_every": 2}' [--resume]
 """
 
+import contextlib
 import functools
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,13 +45,17 @@ def tiny_network(tree: VocabularyTree, **fields) -> TreeDiffForDiffusionLM:
     return TreeDiffForDiffusionLM.from_tree(tree, **({"initializer_range": 0.2} | sizes | fields))
 
 
-def tiny_run(folder, resume=False, windows=None, tree=None, tokenizer=None, model=None, model_fields=None, **settings):
+def tiny_run(
+    folder, resume=False, windows=None, tree=None, tokenizer=None, model=None, model_fields=None, draw=False, **settings
+):
     """Train; return the final parameters, the losses of all steps and the result."""
     windows = windows if windows is not None else ragged_windows()
     settings = {"max_steps": 6, "batch_size": 4, "warmup_steps": 2, "save_every": 2} | settings
     model = model or tiny_network(tree or tiny_tree(), **(model_fields or {}))
     config = TrainingConfig(output_dir=Path(folder), **settings)
-    result = train(model, tokenizer or tiny_tokenizer(), windows, windows[:6], config, resume)
+    picture = contextlib.nullcontext() if draw else mock.patch("modeling_treediff.training.loop.draw_curves")
+    with picture:  # half a second of a run of one
+        result = train(model, tokenizer or tiny_tokenizer(), windows, windows[:6], config, resume)
     return TreeDiffForDiffusionLM.from_pretrained(folder).state_dict(), losses(folder), result
 
 

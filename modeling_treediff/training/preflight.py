@@ -59,8 +59,8 @@ def check_room(model: TrainedModel, config: TrainingConfig) -> None:
     free = shutil.disk_usage(config.output_dir).free
     if free < (need := copies * size + size):
         raise OSError(
-            f"{config.output_dir} has {free / GIBIBYTE:.2f} GiB free, the run needs up to {need / GIBIBYTE:.2f}: the "
-            f"model and {copies} more checkpoints of {size / GIBIBYTE:.2f}. Free some, or lower --keep-checkpoints."
+            f"{config.output_dir} has {free / GIBIBYTE:.3g} GiB free, the run needs up to {need / GIBIBYTE:.3g}: the "
+            f"model and {copies} more checkpoints of {size / GIBIBYTE:.3g}. Free some, or lower --keep-checkpoints."
         )
 
 

@@ -1,0 +1,164 @@
+"""Two processes on one machine train the same model as one; what befalls one of them ends both alike."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, environment_on_the_cpu
+from safetensors.torch import load_file
+from tiny_run import logged, losses
+
+RUN = REPOSITORY / "tests" / "tiny_run.py"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_machines", "1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def command(launcher, folder, *options, **settings):
+    return [*launcher, str(RUN), str(folder), json.dumps(settings), *options]
+
+
+def launch(launcher, folder, *options, **settings):
+    return subprocess.run(
+        command(launcher, folder, *options, **settings),
+        capture_output=True, text=True, timeout=300, env=environment_on_the_cpu(), cwd=REPOSITORY,
+    )  # fmt: skip
+
+
+SETTINGS = {"max_steps": 8, "ema_decay": 0.6, "validate_every": 4, "save_every": 4, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The run of two processes: 2 windows each per step, from `accelerate launch`."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    ran = launch(TORCHRUN, folder, batch_size=2, **SETTINGS)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    ran = launch([*LAUNCH, "--num_processes", "1"], folder, batch_size=4, **SETTINGS)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+def assert_same_run(first, second):
+    np.testing.assert_allclose(losses(first), losses(second), rtol=1e-5)
+    bounds = [[line["nelbo"] for line in logged(folder) if "nelbo" in line] for folder in (first, second)]
+    np.testing.assert_allclose(*bounds, rtol=1e-4)
+    ours, theirs = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_two_processes_train_the_model_of_one_with_the_same_global_batch(one, two):
+    """Windows have 1 to 8 labels: only the exact weights of passes and processes give the same losses."""
+    assert_same_run(one, two)
+    assert [line["step"] for line in logged(two)] == list(range(1, 9))
+
+
+def test_another_number_of_processes_goes_on_with_the_run(one, two, tmp_path):
+    """From step 4 on, two processes instead of one, and one with accumulation instead of two."""
+    import shutil
+
+    for name, source, launcher, settings in (
+        ("more", one, TORCHRUN, {"batch_size": 1, "global_batch_size": 4}),
+        ("fewer", two, [*LAUNCH, "--num_processes", "1"], {"batch_size": 2, "gradient_accumulation_steps": 2}),
+    ):
+        shutil.copytree(source, tmp_path / name, symlinks=True)
+        shutil.rmtree(tmp_path / name / "checkpoint-0000008")
+        ran = launch(launcher, tmp_path / name, "--resume", **(SETTINGS | settings))
+        assert ran.returncode == 0, ran.stderr
+        assert_same_run(one, tmp_path / name)
+
+
+def wait_for_step(folder, step, process):
+    file = folder / "metrics.jsonl"
+    for _ in range(3000):
+        if file.exists() and file.read_text().count("\n") >= step:
+            return
+        assert process.poll() is None, "ended early"
+        time.sleep(0.02)
+    raise AssertionError("the run did not get that far")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_the_code_that_launchers_expect(tmp_path, number, code):
+    process = subprocess.Popen(
+        command([sys.executable], tmp_path, max_steps=100000, save_every=0, batch_size=2),
+        env=environment_on_the_cpu(), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_step(tmp_path, 3, process)
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == code
+    done = len(logged(tmp_path))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{done:07d}"]
+    assert f"Stopped by a signal at step {done}, checkpoint saved" in error and "Traceback" not in error
+
+
+def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(tmp_path):
+    process = subprocess.Popen(
+        command(TORCHRUN, tmp_path, max_steps=100000, save_every=0, batch_size=2),
+        env=environment_on_the_cpu(), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_step(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    done = len(logged(tmp_path))
+    facts = json.loads((tmp_path / f"checkpoint-{done:07d}" / "run.json").read_text())
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= facts["files"].keys()
+    ran = launch(TORCHRUN, tmp_path, "--resume", max_steps=done + 2, save_every=0, batch_size=2)
+    assert ran.returncode == 0, ran.stderr
+
+
+ONE_FAILS = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from tiny_run import tiny_run
+from modeling_treediff import TreeDiffForDiffusionLM
+forward, passes = TreeDiffForDiffusionLM.forward, 0
+def broken(self, *args, **kwargs):
+    global passes
+    output = forward(self, *args, **kwargs)
+    passes += 1
+    if os.environ["RANK"] == "1" and passes == 6:
+        output.loss = output.loss * float("nan")
+    return output
+TreeDiffForDiffusionLM.forward = broken
+try:
+    tiny_run(sys.argv[1], batch_size=2, gradient_accumulation_steps=2)
+except FloatingPointError as error:
+    print(os.environ["RANK"], error, flush=True)
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_number_that_is_none_on_one_process_stops_both_before_the_parameters_are_touched(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ONE_FAILS.format(tests=str(RUN.parent)))
+    ran = subprocess.run(
+        [*TORCHRUN, script, tmp_path / "run"],
+        capture_output=True, text=True, timeout=300, env=environment_on_the_cpu(), cwd=REPOSITORY,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    for rank in "01":
+        assert f"{rank} Stopped at step 3: loss nan, gradient norm nan" in ran.stdout, ran.stdout
+    report = json.loads((tmp_path / "run" / "divergence.json").read_text())
+    assert report["first_window"] == 16 and report["last_window"] == 23
+    assert report["last_good_checkpoint"].endswith("checkpoint-0000002") and report["loss"] == "nan"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_global_batch_that_two_processes_cannot_share_is_one_line(tmp_path):
+    ran = launch(TORCHRUN, tmp_path / "run", batch_size=2, global_batch_size=6)
+    assert ran.returncode != 0
+    assert "A global batch of 6 windows is not a multiple of 4 (batch size 2 x 2 processes)" in ran.stderr
+    assert not (tmp_path / "run").exists()
