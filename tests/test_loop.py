@@ -86,7 +86,7 @@ def test_the_average_is_validated_exported_and_saved_beside_the_training_weights
     assert equal(final, TreeDiffForDiffusionLM.from_pretrained(tmp_path / "ema" / "checkpoint-0000006").state_dict())
     windows = ragged_windows()[:6]
     bound = exported.nelbo(
-        torch.from_numpy(windows.input_ids).long(), torch.from_numpy(windows.attention_mask), batch_size=4,
+        torch.from_numpy(windows.input_ids).long(), torch.from_numpy(windows.attention_mask), batch_size=16,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert averaged.validation.value == bound.value == logged(tmp_path / "ema")[-1]["nelbo"] != plain.validation.value
@@ -103,9 +103,7 @@ def test_validation_and_samples_are_logged(tmp_path):
 def test_training_learns_what_is_there_to_learn(tmp_path):
     """One repeated window: the bound falls from log V = 4.2 to the little that is open while all is masked."""
     repeated = TokenWindows(np.tile(np.arange(LENGTH, dtype=np.int32) * 7, (8, 1)))
-    *_, result = tiny_run(
-        tmp_path, windows=repeated, max_steps=300, learning_rate=1e-2, save_every=0, weight_decay=0.0
-    )
+    *_, result = tiny_run(tmp_path, windows=repeated, max_steps=300, learning_rate=1e-2, save_every=0, weight_decay=0.0)
     assert losses(tmp_path)[0] > 3.5 and result.validation.value < 0.6
 
 

@@ -1,6 +1,8 @@
 """Two processes on one machine train the same model as one; what befalls one of them ends both alike."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +35,7 @@ SETTINGS = {"max_steps": 8, "ema_decay": 0.6, "validate_every": 4, "save_every":
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The run of two processes: 2 windows each per step, from `accelerate launch`."""
+    """The run of two processes, 2 windows each per step. On CPUs `accelerate launch` would need MPI for that."""
     folder = tmp_path_factory.mktemp("two") / "run"
     ran = launch(TORCHRUN, folder, batch_size=2, **SETTINGS)
     assert ran.returncode == 0, ran.stderr
@@ -65,8 +67,6 @@ def test_two_processes_train_the_model_of_one_with_the_same_global_batch(one, tw
 
 def test_another_number_of_processes_goes_on_with_the_run(one, two, tmp_path):
     """From step 4 on, two processes instead of one, and one with accumulation instead of two."""
-    import shutil
-
     for name, source, launcher, settings in (
         ("more", one, TORCHRUN, {"batch_size": 1, "global_batch_size": 4}),
         ("fewer", two, [*LAUNCH, "--num_processes", "1"], {"batch_size": 2, "gradient_accumulation_steps": 2}),
@@ -88,34 +88,40 @@ def wait_for_step(folder, step, process):
     raise AssertionError("the run did not get that far")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_with_the_code_that_launchers_expect(tmp_path, number, code):
+def start(folder, launcher, **settings):
+    """Begin an endless run in a process group of its own, and wait for its third step."""
     process = subprocess.Popen(
-        command([sys.executable], tmp_path, max_steps=100000, save_every=0, batch_size=2),
-        env=environment_on_the_cpu(), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+        command(launcher, folder, **({"max_steps": 100000, "save_every": 0, "batch_size": 2} | settings)),
+        env=environment_on_the_cpu(), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_for_step(tmp_path, 3, process)
-    process.send_signal(number)
+    wait_for_step(folder, 3, process)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_and_ends_with_the_code_that_launchers_expect(tmp_path, number, code, workers):
+    """Sent to the whole group, as clusters and terminals do: also to the processes that load the data."""
+    process = start(tmp_path, [sys.executable], workers=workers)
+    os.killpg(process.pid, number)
     error = process.communicate(timeout=120)[1]
-    assert process.returncode == code
+    assert process.returncode == code, error
     done = len(logged(tmp_path))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{done:07d}"]
     assert f"Stopped by a signal at step {done}, checkpoint saved" in error and "Traceback" not in error
 
 
-def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(tmp_path):
-    process = subprocess.Popen(
-        command(TORCHRUN, tmp_path, max_steps=100000, save_every=0, batch_size=2),
-        env=environment_on_the_cpu(), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for_step(tmp_path, 3, process)
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("to_all", [False, True], ids=["launcher", "all"])
+def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(tmp_path, to_all):
+    """torchrun passes the signal on to its workers, which may have had it already: still one request."""
+    process = start(tmp_path, TORCHRUN)
+    os.killpg(process.pid, signal.SIGTERM) if to_all else process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode != 0
     done = len(logged(tmp_path))
     facts = json.loads((tmp_path / f"checkpoint-{done:07d}" / "run.json").read_text())
     assert {"random_states_0.pkl", "random_states_1.pkl"} <= facts["files"].keys()
-    ran = launch(TORCHRUN, tmp_path, "--resume", max_steps=done + 2, save_every=0, batch_size=2)
+    ran = launch([*LAUNCH, "--num_processes", "1"], tmp_path, "--resume", max_steps=done + 2, save_every=0)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -124,37 +130,68 @@ import os, sys, torch
 sys.path.insert(0, {tests!r})
 from tiny_run import tiny_run
 from modeling_treediff import TreeDiffForDiffusionLM
-forward, passes = TreeDiffForDiffusionLM.forward, 0
-def broken(self, *args, **kwargs):
+from modeling_treediff.training import checkpoints
+forward, commit, passes = TreeDiffForDiffusionLM.forward, checkpoints.commit_folder, 0
+def broken_forward(self, *args, **kwargs):
     global passes
     output = forward(self, *args, **kwargs)
     passes += 1
     if os.environ["RANK"] == "1" and passes == 6:
         output.loss = output.loss * float("nan")
     return output
-TreeDiffForDiffusionLM.forward = broken
+def broken_commit(partial, final):
+    if final.name == "checkpoint-0000004":
+        raise OSError(28, "No space left on device")
+    commit(partial, final)
+if sys.argv[2] == "forward":
+    TreeDiffForDiffusionLM.forward = broken_forward
+else:
+    checkpoints.commit_folder = broken_commit
 try:
     tiny_run(sys.argv[1], batch_size=2, gradient_accumulation_steps=2)
-except FloatingPointError as error:
-    print(os.environ["RANK"], error, flush=True)
+except (FloatingPointError, OSError) as error:
+    print(f"rank {{os.environ['RANK']}}: {{error}}", flush=True)
     torch.distributed.destroy_process_group()
 """
 
 
-def test_a_number_that_is_none_on_one_process_stops_both_before_the_parameters_are_touched(tmp_path):
+def launch_broken(tmp_path, what):
     script = tmp_path / "script.py"
     script.write_text(ONE_FAILS.format(tests=str(RUN.parent)))
     ran = subprocess.run(
-        [*TORCHRUN, script, tmp_path / "run"],
+        [*TORCHRUN, script, tmp_path / "run", what],
         capture_output=True, text=True, timeout=300, env=environment_on_the_cpu(), cwd=REPOSITORY,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_a_number_that_is_none_on_one_process_stops_both_before_the_parameters_are_touched(tmp_path):
+    said = launch_broken(tmp_path, "forward")
     for rank in "01":
-        assert f"{rank} Stopped at step 3: loss nan, gradient norm nan" in ran.stdout, ran.stdout
+        assert f"rank {rank}: Stopped at step 3: loss nan, gradient norm nan" in said
     report = json.loads((tmp_path / "run" / "divergence.json").read_text())
     assert report["first_window"] == 16 and report["last_window"] == 23
     assert report["last_good_checkpoint"].endswith("checkpoint-0000002") and report["loss"] == "nan"
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_that_one_process_cannot_write_ends_both(tmp_path):
+    said = launch_broken(tmp_path, "commit")
+    for rank in "01":
+        assert f"rank {rank}: Could not save the checkpoint of step 4 ([Errno 28] No space left" in said
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-0000002"]
+
+
+def test_processes_that_do_not_know_one_another_are_refused(tmp_path):
+    """Without ACCELERATE_USE_CPU accelerate makes one process each of what torchrun starts on a machine of CPUs."""
+    environment = environment_on_the_cpu() | {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(
+        command(TORCHRUN, tmp_path / "run"),
+        capture_output=True, text=True, timeout=300, env=environment, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert ran.returncode != 0 and "2 processes were launched, but accelerate sees 1" in ran.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_global_batch_that_two_processes_cannot_share_is_one_line(tmp_path):

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import run_python
-from tiny_run import equal, logged, losses, ragged_windows, tiny_run, tiny_tree
 from tiny_run import __file__ as TINY_RUN
+from tiny_run import equal, logged, losses, ragged_windows, tiny_run, tiny_tree
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training import TokenWindows

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from .settings import TrainingConfig
+from .signals import leave_to_parent
 from .windows import DiffusionCollator, TokenWindows
 
 
@@ -42,6 +43,7 @@ class StepBatches:
             num_workers=config.workers,
             pin_memory=self.accelerator.device.type == "cuda",
             persistent_workers=config.workers > 0,
+            worker_init_fn=leave_to_parent,
             generator=torch.Generator(),  # seeds workers; the global one stays as a checkpoint has it
         )
         batches = iter(self.accelerator.prepare(loader))

@@ -120,9 +120,7 @@ class _Run:
             self.store = CheckpointStore(self.accelerator, self.model, config.output_dir, keep, identity)
             self.first_step = self._start(resume)
         self.log = RunLog(self.accelerator, config.output_dir, self.first_step, asdict(config))
-        self.validator = Validator(
-            self.accelerator, self.model, validation, self.config.batch_size, config.seed, self.memory
-        )
+        self.validator = Validator(self.accelerator, self.model, validation, config.seed, self.memory)
         self.best = on_main(self.store.best)
         self.shown: dict[str, Any] = {}
 

@@ -3,14 +3,14 @@
 import shutil
 from pathlib import Path
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .checkpoints import checkpoint_steps
-from .processes import on_main
+from .processes import join_processes, on_main
 from .run_log import METRICS_NAME, check_trackers
 from .settings import TrainingConfig
 from .trained_model import TrainedModel
@@ -25,14 +25,14 @@ def check_run(config: TrainingConfig, resume: bool) -> None:
     """Check all that needs neither text nor model; scripts call it before they read either.
 
     Raises:
-        ValueError: a global batch or a precision that these processes and this device do not have.
+        ValueError: processes that do not know one another; a global batch or a precision that they do not have.
         ImportError: the package of a tracker is missing.
         FileExistsError: the output folder holds an earlier run and `resume` is off, or a finished model without
             checkpoints.
         OSError: the output folder cannot be written.
 
     """
-    state = PartialState()
+    state = join_processes()
     config.on_processes(state.num_processes)
     if config.mixed_precision == "fp16" and state.device.type != "cuda":
         raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")

@@ -1,13 +1,31 @@
 """Doing things together on all processes: what fails on one stops all of them, none is left waiting."""
 
+import os
 import pickle
 from collections.abc import Callable
 from typing import TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 Result = TypeVar("Result")
+
+
+def join_processes() -> PartialState:
+    """Connect the processes of this run, before anything else asks which process it is.
+
+    Raises:
+        ValueError: a launcher started several processes, and accelerate sees one: each would train a model of its own.
+
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != state.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but accelerate sees {state.num_processes}. Without accelerators, set "
+            "ACCELERATE_USE_CPU=true in the environment."
+        )
+    return state
 
 
 def together(function: Callable[[], Result]) -> Result:

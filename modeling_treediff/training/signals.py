@@ -45,6 +45,12 @@ class StopRequest:
         self._before = {}
 
 
+def leave_to_parent(worker: int) -> None:
+    """Ignore the signals in a process that loads data: who is sent one with its whole group still needs its batches."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def exit_code(number: int) -> int:
     """Return what shells and clusters take for the end by this signal: 143 for SIGTERM, 130 for SIGINT."""
     return 128 + number

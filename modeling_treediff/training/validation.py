@@ -14,6 +14,8 @@ from .trained_model import TrainedModel
 from .windows import TokenWindows
 
 SAMPLE_TOKENS = 32
+# The noise depends on it, so it is not the training's: that may be split among more processes and passes at any time.
+BATCH_SIZE = 16
 MASKS = {"attention_mask": "attention_mask", "fixed_mask": "prefix_mask", "segment_ids": "segment_ids"}
 
 
@@ -25,7 +27,6 @@ class Validator:
         accelerator: of the run.
         model: its model.
         windows: the held-out windows.
-        batch_size: windows per forward pass.
         seed: of the noise.
         memory: counts evaluation and generation as phases.
 
@@ -34,7 +35,6 @@ class Validator:
     accelerator: Accelerator
     model: TrainedModel
     windows: TokenWindows
-    batch_size: int
     seed: int
     memory: MemoryTracker
 
@@ -50,7 +50,7 @@ class Validator:
         with self.memory.phase("evaluation"), self.accelerator.autocast(), self.model.evaluated() as model:
             samples = -(-model.config.tree_depth // len(token_ids))  # every level is seen at least once
             estimate = model.nelbo(
-                token_ids, num_samples=samples, batch_size=self.batch_size, generator=self._generator(), **masks
+                token_ids, num_samples=samples, batch_size=BATCH_SIZE, generator=self._generator(), **masks
             )
         if self.accelerator.num_processes == 1:
             return estimate
