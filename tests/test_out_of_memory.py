@@ -1,0 +1,58 @@
+"""Out of memory: what is said, and the search for a batch that fits. The memory is a limit on windows at a time."""
+
+import pytest
+import torch
+from tiny_run import equal, tiny_network, tiny_run, tiny_tree
+
+from modeling_treediff import TreeDiffForDiffusionLM
+
+
+@pytest.fixture
+def room_for(monkeypatch):
+    """A device with room for so many windows, and one less from the second step on."""
+    forward, tried = TreeDiffForDiffusionLM.forward, []
+
+    def install(limit):
+        def limited(self, input_ids, *arguments, **options):
+            if self.training:
+                tried.append(len(input_ids))
+                if len(input_ids) > limit - (len(input_ids) in tried[:-1]):
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return forward(self, input_ids, *arguments, **options)
+
+        monkeypatch.setattr(TreeDiffForDiffusionLM, "forward", limited)
+        return tried
+
+    return install
+
+
+def test_running_out_says_what_helps(tmp_path, room_for):
+    room_for(2)
+    advice = "CUDA out of memory.*A step has 4 windows of 8 tokens at a time. Try --batch-size 2 with twice the"
+    with pytest.raises(MemoryError, match=advice + " --accumulation, or --gradient-checkpointing, or --precision bf16"):
+        tiny_run(tmp_path)
+
+
+def test_the_largest_batch_that_fits_trains_the_same_model(tmp_path, monkeypatch, room_for):
+    """12 windows per step: 12, 6 and 4 do not fit twice into room for 4, 3 do; 5 divides nothing."""
+    whole, expected, _ = tiny_run(tmp_path / "whole", batch_size=3, gradient_accumulation_steps=4)
+    tried = room_for(4)
+    found, losses, _ = tiny_run(tmp_path / "found", batch_size=12, find_batch_size=True, max_steps=6)
+    assert tried[:6] == [12, 6, 4, 4, 3, 3] and set(tried[6:]) == {3}
+    assert equal(whole, found) and losses == expected
+
+
+def test_when_nothing_fits_it_is_said(tmp_path, room_for):
+    room_for(0)
+    with pytest.raises(MemoryError, match="Out of memory with one window at a time. A step has 1 windows"):
+        tiny_run(tmp_path, find_batch_size=True)
+
+
+def test_other_errors_pass_through(tmp_path, monkeypatch):
+    def broken(self, *arguments, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(TreeDiffForDiffusionLM, "forward", broken)
+    for find in (False, True):
+        with pytest.raises(RuntimeError, match="something else"):
+            tiny_run(tmp_path / str(find), model=tiny_network(tiny_tree()), find_batch_size=find)
