@@ -1,6 +1,8 @@
 """The batches of every optimizer step, and where in the text a run stands."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,8 +29,8 @@ class StepBatches:
         self.windows_per_step = config.windows_per_step(accelerator.num_processes)
         self._place: tuple[int, ...] | None = None
 
-    def after(self, done: int) -> Iterator[list[dict[str, torch.Tensor]]]:
-        """Yield the passes of each step after the first `done`.
+    def after(self, done: int) -> Generator[list[dict[str, torch.Tensor]]]:
+        """Yield the passes of each step after the first `done`; close it when no more are needed.
 
         Raises:
             ValueError: the text has come to its end.
@@ -42,20 +44,22 @@ class StepBatches:
             collate_fn=self.collator,
             num_workers=config.workers,
             pin_memory=self.accelerator.device.type == "cuda",
-            persistent_workers=config.workers > 0,
             worker_init_fn=leave_to_parent,
             generator=torch.Generator(),  # seeds workers; the global one stays as a checkpoint has it
         )
-        batches = iter(self.accelerator.prepare(loader))
-        for step in range(done + 1, config.max_steps + 1):
-            passes = [next(batches, None) for _ in range(config.gradient_accumulation_steps)]
-            if any(batch is None for batch in passes):
-                raise ValueError(f"The training text ended before step {step} of {config.max_steps}.")
-            whole = [batch for batch in passes if batch is not None]
-            places = [batch.pop("place", None) for batch in whole]
-            if (first := places[0]) is not None:  # a stream tells where each window begins
-                self._place = ((step - 1) * windows, *first[0].tolist())
-            yield whole
+        # Closed at the end whatever happens, so that workers, which ignore signals, end with the run.
+        with closing(iter(self.accelerator.prepare(loader))) as batches:
+            for step in range(done + 1, config.max_steps + 1):
+                yield self._passes(step, batches)
+
+    def _passes(self, step: int, batches: Iterator[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        passes = list(islice(batches, self.config.gradient_accumulation_steps))
+        if len(passes) < self.config.gradient_accumulation_steps:
+            raise ValueError(f"The training text ended before step {step} of {self.config.max_steps}.")
+        places = [batch.pop("place", None) for batch in passes]
+        if (first := places[0]) is not None:  # a stream tells where each window begins
+            self._place = ((step - 1) * self.windows_per_step, *first[0].tolist())
+        return passes
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the first window of the last step begins: (its number, epoch, document, token), or None."""

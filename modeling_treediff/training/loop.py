@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,9 @@ class _Run:
         bar = tqdm(
             total=config.max_steps, initial=self.first_step, desc="train", disable=not accelerator.is_main_process
         )
-        with bar:
+        with bar, closing(self.batches.after(self.first_step)) as batches:
             started = time.perf_counter()
-            for step, passes in enumerate(self.batches.after(self.first_step), start=self.first_step + 1):
+            for step, passes in enumerate(batches, start=self.first_step + 1):
                 update = self.updater.take(passes, request.number)
                 if update.diverged:
                     self._stop_diverged(step, update)
