@@ -36,8 +36,12 @@ class TrainedModel:
 
     @property
     def whole(self) -> TreeDiffForDiffusionLM:
-        """The model itself, without what wraps it for training."""
-        return self.accelerator.unwrap_model(self.prepared)
+        """The model itself, without what wraps or compiles it for training."""
+        return self.accelerator.unwrap_model(self.prepared, keep_torch_compile=False)
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """Return all parameters and buffers by name; where they are sharded, gathered on the main process."""
+        return self.accelerator.get_state_dict(self.whole)
 
     @contextmanager
     def evaluated(self) -> Iterator[TreeDiffForDiffusionLM]:
@@ -65,7 +69,7 @@ class TrainedModel:
             model.save_pretrained(
                 folder,
                 is_main_process=self.accelerator.is_main_process,
-                state_dict=self.accelerator.get_state_dict(self.prepared),
+                state_dict=self.full_state(),
                 tokenizer=self.tokenizer,
             )
 
@@ -73,7 +77,7 @@ class TrainedModel:
         """Write all that `load_state` needs."""
         self.save(folder)
         if self.average:
-            state = self.accelerator.get_state_dict(self.prepared)
+            state = self.full_state()
             if self.accelerator.is_main_process:
                 save_file(
                     {name: state[name] for name, _ in self.whole.named_parameters()}, folder / TRAINING_WEIGHTS_NAME
