@@ -104,7 +104,8 @@ def test_training_learns_what_is_there_to_learn(tmp_path):
     """One repeated window: the bound falls from log V = 4.2 to the little that is open while all is masked."""
     repeated = TokenWindows(np.tile(np.arange(LENGTH, dtype=np.int32) * 7, (8, 1)))
     *_, result = tiny_run(tmp_path, windows=repeated, max_steps=300, learning_rate=1e-2, save_every=0, weight_decay=0.0)
-    assert losses(tmp_path)[0] > 3.5 and result.validation.value < 0.6
+    measured = losses(tmp_path)
+    assert measured[0] > 3.5 and np.mean(measured[-50:]) < 1.2 and result.validation.value < 1.2
 
 
 def test_mixed_precision_trains_fp32_weights(tmp_path):

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from conftest import run_python
 from tiny_run import __file__ as TINY_RUN
 from tiny_run import equal, logged, losses, ragged_windows, tiny_run, tiny_tree
@@ -194,11 +195,19 @@ def test_another_run_cannot_be_resumed(tmp_path, changes, message):
     assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
 
 
+def test_a_precision_that_the_launcher_chose_is_part_of_the_run(tmp_path, monkeypatch, fresh_accelerate):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    tiny_run(tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    with pytest.raises(ValueError, match="mixed_precision was bf16, is no"):
+        tiny_run(tmp_path, resume=True)
+
+
 def test_another_split_of_the_same_global_batch_can_be_resumed(tmp_path):
     whole, *_ = tiny_run(tmp_path / "whole", max_steps=8)
     tiny_run(tmp_path / "split", max_steps=8)
-    for step in (8,):
-        shutil.rmtree(tmp_path / "split" / f"checkpoint-000000{step}")
+    shutil.rmtree(tmp_path / "split" / "checkpoint-0000008")
     split, *_ = tiny_run(tmp_path / "split", resume=True, max_steps=8, batch_size=1, gradient_accumulation_steps=4)
     for name, value in whole.items():
         np.testing.assert_allclose(split[name], value, rtol=1e-4, atol=1e-6)

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from modeling_treediff.atomic_files import write_atomically
 
 CURVES_NAME = "curves.png"
-SMOOTHING = 0.95
+SMOOTH_PARTS = 50  # a point of the smooth curve is the mean over this part of the run
 
 
 def draw_curves(steps: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw the lines of `metrics.jsonl` as a PNG.
+    """Draw the lines of `metrics.jsonl`, one at least, as a PNG.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -45,15 +47,13 @@ def draw_curves(steps: Sequence[dict[str, Any]], file: Path) -> None:
 
 def _draw_losses(axes: Any, steps: Sequence[dict[str, Any]], validated: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
     number, loss = [line["step"] for line in steps], [line["loss"] for line in steps]
-    smooth = loss[:1]
-    for value in loss[1:]:
-        smooth.append(SMOOTHING * smooth[-1] + (1 - SMOOTHING) * value)
+    window = np.ones(1 + len(loss) // SMOOTH_PARTS)
+    smooth = np.convolve(loss, window, "same") / np.convolve(np.ones(len(loss)), window, "same")
     axes.plot(number, loss, color="C0", alpha=0.25, linewidth=0.8)
     axes.plot(number, smooth, color="C0", label="training loss, smoothed")
     if validated:
         error = [2 * line["nelbo_standard_error"] for line in validated]
         bound = [line["nelbo"] for line in validated]
         axes.errorbar([line["step"] for line in validated], bound, error, color="C1", label="validation NELBO ± 2 s.e.")
-    if smooth:
-        axes.set_ylim(0.9 * min(smooth), 1.05 * max(smooth))
+    axes.set_ylim(0.9 * min(smooth), 1.05 * max(smooth))
     axes.set(title="loss", ylabel="nats per token")

@@ -21,15 +21,12 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def run_identity(
-    model: TreeDiffForDiffusionLM, training: TokenWindows, config: TrainingConfig, windows_per_step: int
-) -> dict[str, Any]:
+def run_identity(model: TreeDiffForDiffusionLM, training: TokenWindows, config: TrainingConfig) -> dict[str, Any]:
     """Return network, data, order, noise and updates as JSON facts by name."""
     return {
         "tree": model.tree.sha256,
         "training text": training.fingerprint,
         "tokens per window": training.length,
-        "windows per step": windows_per_step,
         **{name: getattr(model.config, name) for name in TreeDiffConfig.__annotations__ if name not in FREE_FIELDS},
         **{name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS},
     }

@@ -88,11 +88,20 @@ def train(
     """
     check_run(config, resume)
     check_windows(model, tokenizer, training.length)
-    run = _Run(model, tokenizer, training, validation, config, resume)
-    with out_of_memory.advised(run.advice):
-        with StopRequest() as request:
-            run.take_steps(request)
-        return run.finish()
+    run: _Run | None = None
+
+    def advice() -> str:
+        return out_of_memory.advice(model, run.config if run else config, training.length)
+
+    try:
+        with out_of_memory.advised(advice):
+            run = _Run(model, tokenizer, training, validation, config, resume)
+            with StopRequest() as request:
+                run.take_steps(request)
+            return run.finish()
+    finally:
+        if run:
+            run.log.close()
 
 
 class _Run:
@@ -116,7 +125,10 @@ class _Run:
             collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.smallest_fraction)
             self.batches = StepBatches(self.accelerator, training, collator, self.config)
             self.accelerator.register_for_checkpointing(self.updater.learning_rate, self.batches)
-            identity = run_identity(model, training, config, self.batches.windows_per_step)
+            identity = run_identity(model, training, config) | {
+                "windows per step": self.batches.windows_per_step,
+                "mixed_precision": self.accelerator.mixed_precision,  # also where the launcher has chosen it
+            }
             keep = config.keep_checkpoints
             self.store = CheckpointStore(self.accelerator, self.model, config.output_dir, keep, identity)
             self.first_step = self._start(resume)
@@ -133,7 +145,8 @@ class _Run:
         config = config.on_processes(accelerator.num_processes)
         if config.gradient_checkpointing:
             # The name since transformers 5.23; before, its old one.
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         model.to(accelerator.device).train()
         optimizer = make_optimizer(model, config, accelerator.device)
         if config.find_batch_size:
@@ -153,11 +166,6 @@ class _Run:
             raise ValueError(f"{folder} has done {done} steps already, more than the {steps} asked for.")
         on_main(lambda: check_room(self.model, self.config))
         return done
-
-    def advice(self) -> str:
-        """Return what to do when memory runs out."""
-        device, length = self.accelerator.device, self.training.length
-        return out_of_memory.advice(self.model.whole, self.config, length, device)
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
@@ -236,7 +244,6 @@ class _Run:
 
     def _stop(self, step: int, number: int) -> None:
         """End the process as the signal asks, after its checkpoint."""
-        self.log.close()
         if self.accelerator.is_main_process:
             print(f"Stopped by a signal at step {step}, checkpoint saved: go on with --resume.", file=sys.stderr)
         raise SystemExit(exit_code(number))
@@ -245,7 +252,6 @@ class _Run:
         """Write a report and end the run."""
         windows = self.batches.windows_per_step
         message = report_divergence(self.config.output_dir, step, update, windows, self.store.latest())
-        self.log.close()
         raise FloatingPointError(message)
 
     def _phases(self) -> dict[str, dict[str, int | None]]:
@@ -260,7 +266,6 @@ class _Run:
         steps = self.log.read() if self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
             _draw(steps, self.config.output_dir / CURVES_NAME)
-        self.log.close()
         return TrainingResult(
             validation=validation,
             window=self.training.length,

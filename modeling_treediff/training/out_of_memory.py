@@ -26,7 +26,7 @@ def advised(advice: Callable[[], str]) -> Iterator[None]:
         raise MemoryError(f"Out of memory: {str(error).splitlines()[0]} {advice()}") from error
 
 
-def advice(model: TreeDiffForDiffusionLM, config: TrainingConfig, length: int, device: torch.device) -> str:
+def advice(model: TreeDiffForDiffusionLM, config: TrainingConfig, length: int) -> str:
     """Return what lowers the peak of this run."""
     ways = [f"--batch-size {config.batch_size // 2} with twice the --accumulation"] if config.batch_size > 1 else []
     ways += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
@@ -69,9 +69,7 @@ def find_batch_size(
     least = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
     if not least:
         smallest = dataclasses.replace(config, batch_size=1, global_batch_size=None)
-        raise MemoryError(
-            f"Out of memory with one window at a time. {advice(model, smallest, length, accelerator.device)}"
-        )
+        raise MemoryError(f"Out of memory with one window at a time. {advice(model, smallest, length)}")
     return dataclasses.replace(config, batch_size=least, gradient_accumulation_steps=windows // least)
 
 

@@ -30,8 +30,7 @@ class RunLog:
             drop_later_steps(self.file, done)
         if accelerator.log_with:
             simple = {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
-            options = {"tensorboard": {"purge_step": done + 1}} if done else {}
-            accelerator.init_trackers(PROJECT_NAME, simple, options)
+            accelerator.init_trackers(PROJECT_NAME, simple, {"tensorboard": {"purge_step": done + 1}})
 
     def write(self, step: int, facts: dict[str, Any]) -> None:
         """Log what was measured at a step."""
