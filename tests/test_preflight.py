@@ -84,6 +84,13 @@ def test_numbers_that_are_none_end_the_run_with_a_report(tmp_path, rate):
         assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+def test_parameters_that_are_none_are_never_saved(tmp_path):
+    """The loss of the step was a number, what the step made of the parameters is not."""
+    with pytest.raises(FloatingPointError, match="Stopped at step 1: .*parameters no longer finite.*checkpoint: none"):
+        tiny_run(tmp_path, learning_rate=1e40, warmup_steps=0, save_every=1)
+    assert not list(tmp_path.glob("*checkpoint*"))
+
+
 def test_nothing_is_touched_by_a_step_that_is_refused(tmp_path, monkeypatch):
     from modeling_treediff import TreeDiffForDiffusionLM
 

@@ -16,7 +16,7 @@ from tiny_run import equal, logged, losses, ragged_windows, tiny_run, tiny_tree
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training import TokenWindows
-from modeling_treediff.training.checkpoints import CheckpointStore, checkpoint_steps
+from modeling_treediff.training.checkpoints import CheckpointStore, checkpoint_steps, find_damage
 
 
 def names(folder):
@@ -141,6 +141,8 @@ def test_a_kill_around_commit_and_rotation_is_harmless(tmp_path, monkeypatch, pl
 
     def kill(*arguments, **options):
         if checkpoint_steps(tmp_path / "killed")[-1:] >= ([6] if place != "commit" else [4]):
+            if place == "removal":  # in the middle of it
+                next(arguments[0].iterdir()).unlink()
             raise Killed
         return original(*arguments, **options)
 
@@ -155,6 +157,9 @@ def test_a_kill_around_commit_and_rotation_is_harmless(tmp_path, monkeypatch, pl
     with pytest.raises(Killed):
         tiny_run(tmp_path / "killed", **settings)
     monkeypatch.undo()
+    for step in checkpoint_steps(tmp_path / "killed"):
+        checkpoint = tmp_path / "killed" / f"checkpoint-{step:07d}"
+        assert not find_damage(checkpoint, json.loads((checkpoint / "run.json").read_text()))
     resumed, *_ = tiny_run(tmp_path / "killed", resume=True, **settings)
     assert equal(whole, resumed) and losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert names(tmp_path / "killed") == names(tmp_path / "whole")
