@@ -125,6 +125,16 @@ def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(tmp_path,
     assert ran.returncode == 0, ran.stderr
 
 
+def test_a_run_whose_launcher_is_gone_saves_and_ends(tmp_path):
+    """`accelerate launch` of one process passes no signal on: it ends, and its child would train on unseen."""
+    process = start(tmp_path, [*LAUNCH, "--num_processes", "1"])
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=120)[1]  # open until the child has ended, too
+    done = len(logged(tmp_path))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{done:07d}"]
+    assert f"Stopped by a signal at step {done}, checkpoint saved" in error
+
+
 ONE_FAILS = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})

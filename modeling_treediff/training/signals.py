@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the first asks the run to save and stop, a later one ends the process at once."""
 
+import os
 import signal
 import threading
 import time
@@ -9,18 +10,27 @@ from typing import Any, Self
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the signal that a cluster or a terminal has sent to its workers already: that is one request.
 SAME_REQUEST_SECONDS = 3.0
+# Set by `accelerate launch` and by torchrun.
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
 class StopRequest:
-    """While its block runs, holds the number of the signal that asked for a stop, 0 before.
+    """Notes, while its block runs, the signal that asked for a stop.
 
     A second signal more than three seconds later does what it would do without this: it ends the process.
     """
 
     def __init__(self) -> None:
         """Wait for no signal yet; the handlers are installed by `with`."""
-        self.number, self._since = 0, 0.0
+        self._received, self._since, self._parent = 0, 0.0, os.getppid()
+        self._launched = any(name in os.environ for name in LAUNCHED)
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def number(self) -> int:
+        """The signal's number, 0 before there is one; SIGTERM when the launcher is gone, which ends without a word."""
+        orphaned = self._launched and os.getppid() != self._parent
+        return self._received or (signal.SIGTERM if orphaned else 0)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
@@ -33,8 +43,8 @@ class StopRequest:
         self._restore()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self.number:
-            self.number, self._since = number, time.monotonic()
+        if not self._received:
+            self._received, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > SAME_REQUEST_SECONDS:
             self._restore()
             signal.raise_signal(number)
