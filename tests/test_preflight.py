@@ -8,7 +8,7 @@ import torch
 from tiny_run import LENGTH, tiny_network, tiny_run, tiny_tree
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.training import TokenWindows, preflight
+from modeling_treediff.training import TokenWindows, TrainingConfig, check_run, preflight
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
@@ -16,6 +16,15 @@ def test_fp16_without_a_gpu_is_refused(tmp_path):
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         tiny_run(tmp_path / "new", mixed_precision="fp16")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_precision_that_only_the_launcher_named_is_checked_as_early(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        check_run(TrainingConfig(tmp_path / "new", 1), False)
+    monkeypatch.setattr(preflight, "is_bf16_available", lambda: False)
+    with pytest.raises(ValueError, match="bf16 is not supported by this device"):
+        check_run(TrainingConfig(tmp_path / "new", 1, mixed_precision="bf16"), False)
 
 
 def test_windows_and_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):

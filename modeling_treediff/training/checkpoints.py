@@ -93,7 +93,8 @@ class CheckpointStore:
     def _could_not_save(self, step: int, error: Exception) -> str:
         latest = self.latest()
         kept = f"{latest} is whole: go on from there with --resume" if latest else "there is no earlier one"
-        reason = str(error).splitlines()[0]
+        free = shutil.disk_usage(self.folder).free / 2**30
+        reason = f"{str(error).splitlines()[0]}; {free:.3g} GiB free"  # torch and safetensors do not say what failed
         return (
             f"Could not save the checkpoint of step {step} ({reason}); {kept} when {self.folder} can be written again."
         )

@@ -1,10 +1,11 @@
 """What can be checked before any work: folder, disk, packages, processes, precision, windows."""
 
+import os
 import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, is_bf16_available
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
@@ -34,8 +35,11 @@ def check_run(config: TrainingConfig, resume: bool) -> None:
     """
     state = join_processes()
     config.on_processes(state.num_processes)
-    if config.mixed_precision == "fp16" and state.device.type != "cuda":
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and state.device.type != "cuda":
         raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
+    if precision == "bf16" and not is_bf16_available():
+        raise ValueError(f"bf16 is not supported by this device ({state.device}). Use fp16 or fp32.")
     check_trackers(config.trackers)
     on_main(lambda: _check_folder(config.output_dir, resume))  # alone: it begins to write there soon
 
@@ -68,7 +72,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Return the run's accelerator.
 
     Raises:
-        ValueError: a precision that the device does not have, or a way of sharding that is not supported.
+        ValueError: a way of sharding that is not supported.
 
     """
     accelerator = Accelerator(
@@ -79,8 +83,6 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     accelerator.gradient_accumulation_steps = 1  # `Updater` weighs the passes of a step itself
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type != "cuda":
-        raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{accelerator.distributed_type.value} is not supported yet: launch with DDP (--multi_gpu).")
     return accelerator
