@@ -22,6 +22,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 RUNS = {"tree (TDLM)": "quickstart_tree.json", "flat (MDLM)": "quickstart_flat.json"}
 QUICKSTART = "<!-- quickstart table -->\n", "<!-- end of quickstart table -->"
 BUDGET = "<!-- budget table -->\n", "<!-- end of budget table -->"
+MEMORY = "<!-- memory table -->\n", "<!-- end of memory table -->"
+ROBUSTNESS = "<!-- robustness -->\n", "<!-- end of robustness -->"
+MEMORY_BATCHES = (4, 32)
+# Variant of the flat model -> how the table calls it, and the tree's variant beside it.
+MEMORY_VARIANTS = {
+    "plain": ("whatever autograd keeps", "plain"),
+    "lean": ("the default: nothing that is cheap to repeat", "lean"),
+    "recompute": ("the same, MLPs repeated in nine of ten layers", "recompute"),
+    "chunked": ("the default; flat: loss in chunks", "lean"),
+}
 VARIANCE = "<!-- variance table -->\n", "<!-- end of variance table -->"
 
 
@@ -102,13 +112,56 @@ def variance_table() -> str:
     )
 
 
+def memory_table() -> str:
+    """Return planned peaks of a training step, flat against tree."""
+    record = json.loads((RESULTS / "memory.json").read_text(encoding="utf-8"))
+    rows = {(row["batch_size"], row["variant"], row["model"]): row for row in record["rows"]}
+    lines = [
+        "| batch | what backward keeps | flat (MDLM) | tree | tree / flat |\n",
+        "|---|---|---|---|---|\n",
+    ]
+    for batch in MEMORY_BATCHES:
+        for variant, (title, of_tree) in MEMORY_VARIANTS.items():
+            flat, tree = rows[batch, variant, "flat"]["peak_bytes"], rows[batch, of_tree, "tree"]["peak_bytes"]
+            cells = [str(batch), title, f"{flat / 2**30:.2f} GiB", f"{tree / 2**30:.2f} GiB", f"{tree / flat:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |\n")
+    flat, tree = (rows[MEMORY_BATCHES[-1], "lean", name] for name in ("flat", "tree"))
+    return "".join(lines) + (
+        f"\nd = {record['hidden_size']}, windows of {record['length']} tokens, GPT-2's vocabulary, "
+        f"{record['precision']}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']}; commit {record['commit']}.\n"
+    )
+
+
+def robustness() -> str:
+    """Return what the fault injector and the long run found."""
+    faults, soak = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("fault_injection", "soak")
+    )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(faults["kills"].items()))
+    equal = "equal" if faults["final_weights_equal"] and faults["losses_equal"] else "DIFFER FROM"
+    return (
+        f"Measured: a run killed with SIGKILL {sum(faults['kills'].values())} times ({kinds}) resumed "
+        f"{faults['resumed']} times; its final weights and all its losses {equal} those of an undisturbed run, bit for "
+        f"bit (`benchmarks/fault_injection.py`, commit {faults['commit']}). In {soak['minutes']:.0f} minutes and "
+        f"{soak['steps']} steps with validation, samples and checkpoints all the time, the resident memory of "
+        f"{soak['mean_mib']:.0f} MiB moved by {soak['slope_mib_per_hour']:+.1f} MiB per hour (`benchmarks/soak.py`, "
+        f"commit {soak['commit']}).\n"
+    )
+
+
 def main() -> None:
     """Write or check the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only")
     options = parser.parse_args()
     text = rendered = README.read_text(encoding="utf-8")
-    for marks, content in ((QUICKSTART, table()), (BUDGET, budget_table()), (VARIANCE, variance_table())):
+    for marks, content in (
+        (QUICKSTART, table()),
+        (BUDGET, budget_table()),
+        (VARIANCE, variance_table()),
+        (MEMORY, memory_table()),
+        (ROBUSTNESS, robustness()),
+    ):
         rendered = fill(rendered, marks, content)
     if options.check:
         sys.exit(None if rendered == text else "README.md does not show the recorded results: run render_readme.py.")

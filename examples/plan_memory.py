@@ -11,13 +11,10 @@ import re
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from modeling_treediff import TreeDiffConfig, VocabularyTree
-from modeling_treediff.configuration_treediff import HEADS
 from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
 from modeling_treediff.training.memory_plan import PRECISIONS, USABLE, gibibytes
+from modeling_treediff.training.model_options import add_family_options, add_size_options, model_fields
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 UNITS = {"M": 2**20, "G": 2**30}  # what makers of GPUs call 24GB is 24 GiB
@@ -27,19 +24,10 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line; what train.py also has means the same there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_argument_group("model")
-    size.add_argument("--tree", default=str(SAMPLE), help="tree folder or Hub repository, or `flat` (MDLM)")
+    add_size_options(size, tree=SAMPLE)
     size.add_argument("--vocab-size", type=int, default=8192, help="of the flat tree (default %(default)s)")
-    size.add_argument(
-        "--parameters", type=float, default=3.43e6, help="budget that sets the depth (default %(default)g)"
-    )
-    size.add_argument("--layers", type=int, help="number of layers, instead of a budget")
-    size.add_argument("--hidden-size", type=int, default=168, help="(default %(default)s)")
-    size.add_argument("--heads", type=int, default=6, help="attention heads (default %(default)s)")
     size.add_argument("--window", type=int, default=64, help="tokens per sequence (default %(default)s)")
-    size.add_argument("--head", choices=HEADS, default=HEADS[0], help="(default %(default)s)")
-    size.add_argument("--head-rank", type=int, default=64, help="of the node head (default %(default)s)")
-    size.add_argument("--loss-chunk-size", type=int, help="positions whose logits are kept at a time")
-    size.add_argument("--recompute-mlp-layers", type=int, default=0, help="layers whose MLPs backward computes again")
+    add_family_options(parser.add_argument_group("process and head"))
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
     run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
@@ -71,27 +59,7 @@ def make_config(options: argparse.Namespace) -> TreeDiffConfig:
         tree = VocabularyTree.flat(options.vocab_size)
     else:
         tree = VocabularyTree.from_pretrained(options.tree)
-    fields = {
-        "hidden_size": options.hidden_size,
-        "num_attention_heads": options.heads,
-        "max_position_embeddings": options.window,
-        **{name: getattr(options, name) for name in ("head", "head_rank", "loss_chunk_size", "recompute_mlp_layers")},
-    }
-    if options.layers is not None:
-        return TreeDiffConfig.from_tree(tree, num_hidden_layers=options.layers, **fields)
-    return TreeDiffConfig.for_budget(tree, int(options.parameters), **fields)
-
-
-def show(plan: MemoryPlan, console: Console) -> None:
-    """Print what makes up the peak."""
-    config = plan.step.model_config
-    title = f"{sum(config.count_parameters().values()) / 1e6:.1f}M parameters, {config.num_hidden_layers} layers"
-    table = Table("at the peak", "memory", "share", title=f"{title}, peak in {plan.peak_phase}")
-    for name, size in plan.parts.items():
-        table.add_row(name, gibibytes(size), f"{size / plan.peak:.0%}")
-    table.add_section()
-    table.add_row("all, per process", gibibytes(plan.peak), "100%")
-    console.print(table)
+    return TreeDiffConfig.from_tree(tree, **model_fields(tree, options, options.window))
 
 
 def draw(plan: MemoryPlan, file: Path) -> None:
@@ -117,16 +85,16 @@ def draw(plan: MemoryPlan, file: Path) -> None:
 
 def main() -> None:
     """Plan, print, and write what was asked for."""
-    options, console = parse_arguments(), Console()
+    options = parse_arguments()
     step = ("precision", "accumulation", "gradient_checkpointing", "ema", "processes")
     settings = {name: getattr(options, name) for name in step} | {"sharded": options.fsdp}
     plan = plan_memory(make_config(options), options.batch_size, options.window, **settings)
-    show(plan, console)
+    print(plan)
     facts = plan.summary()
     if options.gpu is not None:
         facts["largest_batch"] = largest_batch(plan.step, options.gpu)
-        console.print(f"largest batch for {USABLE:.0%} of {gibibytes(options.gpu)}: {facts['largest_batch']}")
-        console.print(plan.advice(options.gpu), soft_wrap=True)
+        print(f"largest batch for {USABLE:.0%} of {gibibytes(options.gpu)}: {facts['largest_batch']}")
+        print(plan.advice(options.gpu))
     if options.json is not None:
         options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if options.picture is not None:

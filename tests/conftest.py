@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoTokenizer
 
 from modeling_treediff import LevelSchedule, TreeDiffForDiffusionLM, VocabularyTree
@@ -39,6 +40,13 @@ def on_the_cpu(request, monkeypatch):
     """What is compared bit by bit or against fp32 truth runs on the CPU, also on a machine with a GPU."""
     if "gpu" not in request.keywords:
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
@@ -80,6 +88,13 @@ def tokenizer():
 @pytest.fixture
 def model(tree) -> TreeDiffForDiffusionLM:
     return tiny_model(tree)
+
+
+def environment_on_the_cpu(**more: str) -> dict[str, str]:
+    """For processes that import the package from this checkout, offline."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    fixed = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, **fixed, **more}
 
 
 def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 300, **environment: str):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM
 
-from .windows import TokenWindows, WindowProtocol, cut_windows, tokenize_texts
+from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
 
 NORMAL_QUANTILE = 1.96  # of a two-sided 95 % interval
 WINDOWS_PER_CALL = 128  # of `nelbo`: enough to stratify corruptions over, few enough to show progress
@@ -169,7 +169,7 @@ def evaluate_texts(
 
 
 def _estimates(
-    model: TreeDiffForDiffusionLM, windows: TokenWindows, settings: dict[str, Any], seed: int, progress: bool
+    model: TreeDiffForDiffusionLM, windows: EvaluationWindows, settings: dict[str, Any], seed: int, progress: bool
 ) -> list[NelboEstimate]:
     """Measure the windows in parts of nearly equal size: a part of a single window would have no error."""
     generator = torch.Generator(model.device).manual_seed(seed)

@@ -62,7 +62,7 @@ class WindowProtocol:
 
 
 @dataclass(frozen=True)
-class TokenWindows:
+class EvaluationWindows:
     """Windows as `nelbo` takes them.
 
     Attributes:
@@ -100,7 +100,7 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos
     return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
 
 
-def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> TokenWindows:
+def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> EvaluationWindows:
     """Cut a row (N,) of tokens into windows of which each token is counted, not given and not padding, in one.
 
     Raises:
@@ -113,7 +113,7 @@ def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> TokenWindows
     start_W = torch.arange(0, max(len(token_ids) - (window - stride), 1), stride)
     place_T = torch.arange(window)
     place_WT = start_W[:, None] + place_T
-    return TokenWindows(
+    return EvaluationWindows(
         token_ids=torch.from_numpy(token_ids)[place_WT.clamp(max=len(token_ids) - 1)],
         attention_mask=(place_WT < len(token_ids)).long(),
         prefix_mask=((start_W[:, None] > 0) & (place_T < window - stride)).long(),

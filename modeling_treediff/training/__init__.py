@@ -7,10 +7,12 @@ except ImportError as error:
 
 from .chat import chat_windows
 from .collator import DiffusionCollator
-from .loop import TrainingConfig, TrainingResult, train
+from .loop import TrainingResult, train
 from .memory import MemoryTracker, PeakMemory, memory_report
 from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
+from .preflight import check_run, check_windows
 from .records import write_record
+from .settings import TrainingConfig
 from .sources import DataOptions, open_training_data
 from .streaming import StreamedWindows
 from .tokenizing import tokenize_documents
@@ -27,9 +29,11 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "TrainingStep",
+    "chat_windows",
+    "check_run",
+    "check_windows",
     "largest_batch",
     "memory_report",
-    "chat_windows",
     "open_training_data",
     "pack_windows",
     "plan_memory",

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
+from .trained_model import checkpoint_activations
+
 BLOCK = 512  # the CUDA allocator rounds up to it
 CATEGORIES = ("parameters", "EMA", "optimizer state", "gradients", "activations", "head and logits", "temporaries")
 
@@ -129,7 +131,7 @@ def record_step(
     with torch.device("meta"):
         model = TreeDiffForDiffusionLM(config).train()
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     shapes, ledger = model.state_dict(), Ledger()
     with FakeTensorMode(), ledger:
         average = _make_state(model, shapes, ledger, ema)

@@ -1,95 +1,39 @@
-"""The training loop: Accelerate, AdamW with warm-up and cosine, validation, samples, checkpoints, resume."""
+"""The training loop: optimizer steps, validation, samples, checkpoints, and an end that loses nothing."""
 
-import hashlib
-import json
-import math
+import sys
 import time
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
-from torch.utils.data import DataLoader
+from accelerate import PartialState
+from accelerate.utils import gather_object, set_seed
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.likelihood_treediff import NelboEstimate
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
+from . import out_of_memory
+from .batches import StepBatches
 from .checkpoints import CheckpointStore
-from .collator import TRAINING_SMALLEST_FRACTION, DiffusionCollator
-from .memory import MemoryTracker
+from .collator import DiffusionCollator
+from .curves import CURVES_NAME, draw_curves
+from .divergence import report_divergence
+from .identity import run_identity
+from .memory import MemoryTracker, PeakMemory
+from .optimization import make_learning_rate, make_optimizer
+from .preflight import check_room, check_run, check_windows, make_accelerator
+from .processes import on_main
+from .run_log import RunLog
+from .settings import TrainingConfig
+from .signals import StopRequest, exit_code
+from .sources import Windows
+from .trained_model import TrainedModel, checkpoint_activations
+from .update import Update, Updater
+from .validation import Validator
 from .windows import TokenWindows
-
-METRICS_NAME = "metrics.jsonl"
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of a run.
-
-    Attributes:
-        output_dir: receives checkpoints, `metrics.jsonl` and at the end the model.
-        max_steps: optimizer steps of the whole run; the cosine ends there.
-        batch_size: windows per process and forward pass.
-        gradient_accumulation_steps: forward passes per optimizer step.
-        learning_rate: peak of the schedule: linear warm-up, then cosine to zero.
-        warmup_steps: optimizer steps of warm-up.
-        weight_decay: AdamW's, on matrices only.
-        smallest_fraction: of a level's window that a training time has crossed at least, see `sample_times`; smaller
-            values make the training loss exactly the bound, and its gradient noisier.
-        max_grad_norm: gradients are scaled down to this norm.
-        mixed_precision: "no" (fp32), "bf16" or "fp16"; None takes what `accelerate launch` was told.
-        gradient_checkpointing: recompute activations in the backward pass.
-        validate_every: steps between estimates of the validation NELBO, each with a sample of text; 0 for the end only.
-        validation_windows: windows of an estimate during the run; the last one takes all.
-        save_every: steps between checkpoints; 0 for none.
-        keep_checkpoints: how many stay.
-        seed: of the data order and the noise; the model is initialised by the caller.
-
-    """
-
-    output_dir: Path
-    max_steps: int
-    batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    smallest_fraction: float = TRAINING_SMALLEST_FRACTION
-    max_grad_norm: float = 1.0
-    mixed_precision: str | None = None
-    gradient_checkpointing: bool = False
-    validate_every: int = 0
-    validation_windows: int = 128
-    save_every: int = 0
-    keep_checkpoints: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers before anything is read or written."""
-        for name in (
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "keep_checkpoints",
-            "validation_windows",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "validate_every", "save_every", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 < self.smallest_fraction < 1:
-            raise ValueError(f"smallest_fraction must lie between 0 and 1, got {self.smallest_fraction}.")
 
 
 @dataclass(frozen=True)
@@ -98,24 +42,30 @@ class TrainingResult:
 
     Attributes:
         validation: bound on the whole validation text, nats per token.
+        window: tokens of a window.
         tokens_seen: tokens of all steps and processes.
         seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints;
             known to the main process alone.
-        peak_memory: of this process, in bytes, as `PeakMemory`.
+        peak_memory: of this process.
+        peak_memory_of_phases: the same for each phase of the training, of all processes by rank.
+        best: step and validation NELBO (during the run) of the best checkpoint, if there is one.
 
     """
 
     validation: NelboEstimate
+    window: int
     tokens_seen: int
     seconds: float
-    peak_memory: dict[str, int | None]
+    peak_memory: PeakMemory
+    peak_memory_of_phases: list[dict[str, PeakMemory]]
+    best: tuple[int, float] | None
 
 
 def train(
     model: TreeDiffForDiffusionLM,
     tokenizer: PreTrainedTokenizerBase,
-    training_windows: np.ndarray,
-    validation_windows: np.ndarray,
+    training: Windows,
+    validation: TokenWindows,
     config: TrainingConfig,
     resume: bool = False,
 ) -> TrainingResult:
@@ -124,25 +74,38 @@ def train(
     Args:
         model: from `TreeDiffForDiffusionLM.from_tree`, or a loaded one to train on.
         tokenizer: saved with each checkpoint; its size is checked against the tree.
-        training_windows: (W, T) token ids.
-        validation_windows: (W', T) token ids of held-out documents.
+        training: windows to train on.
+        validation: windows of held-out documents.
         config: the settings.
-        resume: go on from the newest checkpoint in the output folder; bit-identical to not having stopped.
+        resume: go on from the newest whole checkpoint in the output folder; bit-identical to not having stopped. The
+            number of processes may be another as long as the global batch is the same.
 
     Raises:
-        ValueError: tokenizer and tree disagree, windows longer than the model's positions, a checkpoint of another
-            run, or a precision that the device does not have.
-        FileExistsError: the output folder holds an earlier run and `resume` is off, or a finished model without
-            checkpoints.
-        FloatingPointError: the loss is not finite.
+        ValueError, FileExistsError, ImportError: see `check_run`; tokenizer and tree disagree, windows longer than the
+            model's positions, or a checkpoint of another run.
+        OSError: the output folder cannot be written, or the disk is full.
+        MemoryError: out of memory, with advice.
+        FloatingPointError: loss, gradient or parameters are no longer numbers.
+        SystemExit: SIGTERM or SIGINT was received and a checkpoint saved; the code is 143 or 130.
 
     """
-    run = _Run(model, tokenizer, training_windows, validation_windows, config, resume)
-    for step, facts in run.steps():
-        if run.accelerator.is_main_process:
-            with run.metrics_file.open("a", encoding="utf-8") as metrics:
-                print(json.dumps({"step": step} | facts), file=metrics)
-    return run.finish()
+    check_run(config, resume)
+    check_windows(model, tokenizer, training.length)
+    run: _Run | None = None
+
+    def advice() -> str:
+        memory = out_of_memory.device_memory(PartialState().device)
+        return out_of_memory.advice(model.config, run.config if run else config, training.length, memory)
+
+    try:
+        with out_of_memory.advised(advice):
+            run = _Run(model, tokenizer, training, validation, config, resume)
+            with StopRequest() as request:
+                run.take_steps(request)
+            return run.finish()
+    finally:
+        if run:
+            run.log.close()
 
 
 class _Run:
@@ -152,107 +115,106 @@ class _Run:
         self,
         model: TreeDiffForDiffusionLM,
         tokenizer: PreTrainedTokenizerBase,
-        training_windows: np.ndarray,
-        validation_windows: np.ndarray,
+        training: Windows,
+        validation: TokenWindows,
         config: TrainingConfig,
         resume: bool,
     ) -> None:
-        limit, length = model.config.max_position_embeddings, training_windows.shape[1]
-        if length > limit:
-            raise ValueError(f"Windows of {length} tokens are longer than the model's {limit} positions.")
-        model.tree.check_tokenizer(tokenizer)
         set_seed(config.seed)
-        self.config, self.tokenizer, self.validation_windows = config, tokenizer, validation_windows
-        self.accelerator = _make_accelerator(config)
+        self.accelerator = make_accelerator(config)
         self.memory = MemoryTracker(self.accelerator.device)
+        self.training = training
+        with self.memory.phase("load"):
+            self.config = self._prepare(model, tokenizer, config)
+            collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.smallest_fraction)
+            self.batches = StepBatches(self.accelerator, training, collator, self.config)
+            self.accelerator.register_for_checkpointing(self.updater.learning_rate, self.batches)
+            identity = run_identity(model, training, config) | {
+                "windows per step": self.batches.windows_per_step,
+                "mixed_precision": self.accelerator.mixed_precision,  # also where the launcher has chosen it
+                "sharded": self.accelerator.is_fsdp2,  # optimizer states of the two kinds differ
+            }
+            keep = config.keep_checkpoints
+            self.store = CheckpointStore(self.accelerator, self.model, config.output_dir, keep, identity)
+            self.first_step = self._start(resume)
+        self.log = RunLog(self.accelerator, config.output_dir, self.first_step, asdict(config))
+        self.validator = Validator(self.accelerator, self.model, validation, config.seed, self.memory)
+        self.best = on_main(self.store.best)
+        self.shown: dict[str, Any] = {}
+
+    def _prepare(
+        self, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig
+    ) -> TrainingConfig:
+        """Put model and optimizer on the processes; return the config with the batch size they use."""
+        accelerator = self.accelerator
+        config = config.on_processes(accelerator.num_processes)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), config.learning_rate, (0.9, 0.98))
-        self.schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.max_steps)
-        collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.smallest_fraction)
-        per_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        self.tokens_per_step = per_step * length
-        identity = _identity(model, training_windows, config) | {"windows per step": per_step}
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.accelerator.register_for_checkpointing(self.schedule)
-        self.store = CheckpointStore(self.accelerator, config.output_dir, config.keep_checkpoints, tokenizer, identity)
-        self.metrics_file = config.output_dir / METRICS_NAME
-        self.first_step = self._start(resume)
-        windows = TokenWindows(training_windows).dataset(
-            self.first_step * per_step, config.max_steps * per_step, config.seed
-        )
-        self.loader = self.accelerator.prepare(DataLoader(windows, config.batch_size, collate_fn=collator))
+            checkpoint_activations(model)
+        model.to(accelerator.device).train()
+        optimizer = make_optimizer(model, config, accelerator.device)
+        if config.find_batch_size:
+            config = out_of_memory.find_batch_size(model, optimizer, config, self.training.length, accelerator)
+        learning_rate = make_learning_rate(optimizer, config)
+        prepared, optimizer = accelerator.prepare(model, optimizer)
+        self.model = TrainedModel(accelerator, prepared, tokenizer, config.ema_decay)
+        self.updater = Updater(accelerator, prepared, optimizer, learning_rate, config.max_grad_norm, self.memory)
+        return config
 
     def _start(self, resume: bool) -> int:
         """Load the newest checkpoint, or begin; return the number of steps done."""
-        folder = self.config.output_dir
-        earlier = [name for name in (METRICS_NAME, "model.safetensors") if (folder / name).exists()]
-        if not resume and (earlier or self.store.steps()):
-            raise FileExistsError(f"{folder} holds an earlier run: go on with --resume, or take another --output.")
-        if "model.safetensors" in earlier and not self.store.steps():
-            raise FileExistsError(
-                f"{folder} holds a finished model but no checkpoint to resume: take another --output."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        done = self.store.load_latest()
-        if done > self.config.max_steps:
-            raise ValueError(
-                f"{folder} has done {done} steps already, more than the {self.config.max_steps} asked for."
-            )
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            _drop_later_steps(self.metrics_file, done)
+        folder, steps = self.config.output_dir, self.config.max_steps
+        on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        done = self.store.load_latest() if resume else 0
+        if done > steps:
+            raise ValueError(f"{folder} has done {done} steps already, more than the {steps} asked for.")
+        on_main(lambda: check_room(self.model, self.config))
         return done
 
-    def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Take every optimizer step that is left; yield its number and what was measured."""
-        config, step = self.config, self.first_step
-        bar = tqdm(
-            total=config.max_steps, initial=step, desc="train", disable=not self.accelerator.is_main_process, leave=True
-        )
-        shown: dict[str, Any] = {}
-        self.model.train()
-        losses, started = [], time.perf_counter()
-        for batch in self.loader:
-            losses.append(self._backward(batch))
-            if not self.accelerator.sync_gradients:
-                continue
-            step += 1
-            loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            losses = []
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"The loss is {loss} at step {step}. Lower the learning rate, or use bf16.")
-            elapsed = time.perf_counter() - started
-            facts = {"loss": loss, "seconds": elapsed}
-            shown["loss"] = loss if "loss" not in shown else 0.95 * shown["loss"] + 0.05 * loss
-            if config.validate_every and step % config.validate_every == 0:
-                facts |= self._validate(bar, step)
-                shown["nelbo"] = facts["nelbo"]
-            bar.update()
-            bar.set_postfix({**shown, "tok/s": round(self.tokens_per_step / elapsed), "peak": str(self.memory.peak())})
-            yield step, facts
-            if config.save_every and step % config.save_every == 0:  # after the step is logged: a kill loses neither
-                self.store.save(step)
-            started = time.perf_counter()
-        bar.close()
+    # ---- steps ------------------------------------------------------------------------------------------------
 
-    def _backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One forward and backward pass, and an optimizer step when enough have gathered; return the loss."""
-        with self.accelerator.accumulate(self.model):
-            loss = self.model(**batch).loss
-            self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-            self.optimizer.step()
-            if self.accelerator.sync_gradients:
-                self.schedule.step()
-            self.optimizer.zero_grad()
-        return loss.detach().float()
+    def take_steps(self, request: StopRequest) -> None:
+        """Take every optimizer step that is left, or those before a request to stop."""
+        config, accelerator = self.config, self.accelerator
+        bar = tqdm(
+            total=config.max_steps, initial=self.first_step, desc="train", disable=not accelerator.is_main_process
+        )
+        with bar, closing(self.batches.after(self.first_step)) as batches:
+            started = time.perf_counter()
+            for step, passes in enumerate(batches, start=self.first_step + 1):
+                update = self.updater.take(passes, request.number)
+                if update.diverged:
+                    self._stop_diverged(step, update)
+                self.model.finish_step(step)
+                elapsed = time.perf_counter() - started
+                due = config.validate_every and step % config.validate_every == 0 and not update.stop
+                validated = self._validate(bar, step) if due else {}
+                self._log(bar, step, update, elapsed, validated)
+                self._save(step, update, validated.get("nelbo"))
+                if update.stop and step < config.max_steps:
+                    self._stop(step, update.stop)
+                started = time.perf_counter()
+
+    def _log(self, bar: tqdm, step: int, update: Update, elapsed: float, validated: dict[str, Any]) -> None:
+        tokens_per_second = round(self.batches.windows_per_step * self.training.length / elapsed)
+        facts = {
+            "loss": update.loss,
+            "seconds": elapsed,
+            "learning_rate": update.learning_rate,
+            "gradient_norm": update.gradient_norm,
+            "tokens_per_second": tokens_per_second,
+            "peak_memory": asdict(self.memory.peak()),
+        }
+        if validated:
+            validated["peak_memory_of_phases"] = {name: asdict(peak) for name, peak in self.memory.phases().items()}
+        self.log.write(step, facts | validated)
+        self.shown["loss"] = 0.95 * self.shown.get("loss", update.loss) + 0.05 * update.loss
+        self.shown |= {"nelbo": validated["nelbo"]} if validated else {}
+        bar.update()
+        bar.set_postfix({**self.shown, "tok/s": tokens_per_second, "peak": str(self.memory.peak())})
 
     def _validate(self, bar: tqdm, step: int) -> dict[str, Any]:
         """Estimate the validation NELBO on some windows and write a sample of text."""
-        estimate = self.estimate(self.validation_windows[: self.config.validation_windows])
-        sample = self._sample()
+        estimate, sample = self.validator.estimate(self.config.validation_windows), self.validator.sample()
         if self.accelerator.is_main_process:
             bar.write(
                 f"step {step}: validation NELBO {estimate.value:.3f} +- {estimate.standard_error:.3f} nats/token, "
@@ -265,77 +227,58 @@ class _Run:
             "sample": sample,
         }
 
-    def estimate(self, windows: np.ndarray) -> NelboEstimate:
-        """Bound on the windows, with the same noise each time; every process computes the same."""
-        model = self.accelerator.unwrap_model(self.model)
-        generator = torch.Generator(self.accelerator.device).manual_seed(self.config.seed)
-        token_ids = torch.from_numpy(windows.astype(np.int64)).to(self.accelerator.device)
-        with self.accelerator.autocast():
-            samples = -(-model.config.tree_depth // len(token_ids))  # every level is seen at least once
-            return model.nelbo(token_ids, num_samples=samples, batch_size=self.config.batch_size, generator=generator)
+    def _save(self, step: int, update: Update, nelbo: float | None) -> None:
+        """Save a checkpoint if it is time, if it is the best so far, or if the run is to stop.
 
-    def _sample(self) -> str:
-        model = self.accelerator.unwrap_model(self.model)
-        generator = torch.Generator(self.accelerator.device).manual_seed(self.config.seed)
-        length = min(32, model.config.max_position_embeddings)
-        steps = max(length, model.config.tree_depth)
-        token_ids = model.generate(max_new_tokens=length, num_steps=steps, generator=generator)
-        return str(self.tokenizer.decode(token_ids[0]))
+        After the step is logged: a kill loses neither.
+        """
+        every = self.config.save_every
+        is_best = every and nelbo is not None and (self.best is None or nelbo < self.best[1])
+        if (every and step % every == 0) or is_best or update.stop:
+            with self.memory.phase("checkpoint"):
+                try:
+                    self.store.save(step, nelbo)
+                except FloatingPointError:
+                    self._stop_diverged(step, update)
+            if is_best and nelbo is not None:
+                self.best = (step, nelbo)
+
+    # ---- ends -------------------------------------------------------------------------------------------------
+
+    def _stop(self, step: int, number: int) -> None:
+        """End the process as the signal asks, after its checkpoint."""
+        if self.accelerator.is_main_process:
+            print(f"Stopped by a signal at step {step}, checkpoint saved: go on with --resume.", file=sys.stderr)
+        raise SystemExit(exit_code(number))
+
+    def _stop_diverged(self, step: int, update: Update) -> None:
+        """Write a report and end the run."""
+        windows = self.batches.windows_per_step
+        message = report_divergence(self.config.output_dir, step, update, windows, self.store.latest())
+        raise FloatingPointError(message)
 
     def finish(self) -> TrainingResult:
-        """Measure the whole validation text and save the model into the output folder."""
-        validation = self.estimate(self.validation_windows)
-        model = self.accelerator.unwrap_model(self.model)
-        is_main = self.accelerator.is_main_process
-        model.save_pretrained(self.config.output_dir, tokenizer=self.tokenizer, is_main_process=is_main)
+        """Measure the whole validation text and save the model and the picture into the output folder."""
+        validation = self.validator.estimate()
+        with self.memory.phase("checkpoint"):
+            self.model.save(self.config.output_dir)
         self.accelerator.wait_for_everyone()
-        tokens = self.config.max_steps * self.tokens_per_step
-        steps = self.metrics_file.read_text(encoding="utf-8").splitlines() if is_main else []
-        seconds = sum(json.loads(line)["seconds"] for line in steps)
-        return TrainingResult(validation, tokens, seconds, asdict(self.memory.peak()))
+        steps = self.log.read() if self.accelerator.is_main_process else []
+        if self.accelerator.is_main_process:
+            _draw(steps, self.config.output_dir / CURVES_NAME)
+        return TrainingResult(
+            validation=validation,
+            window=self.training.length,
+            tokens_seen=self.config.max_steps * self.batches.windows_per_step * self.training.length,
+            seconds=sum(line["seconds"] for line in steps),
+            peak_memory=self.memory.peak(),
+            peak_memory_of_phases=gather_object([self.memory.phases()]),
+            best=self.best,
+        )
 
 
-def _make_accelerator(config: TrainingConfig) -> Accelerator:
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        # The only buffers are the tree, which never changes.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type != "cuda":
-        raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(f"{accelerator.distributed_type.value} is not supported yet: launch with DDP (--multi_gpu).")
-    return accelerator
-
-
-def _identity(model: TreeDiffForDiffusionLM, windows: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
-    """Return what makes a run the same run: network, data, order, noise and updates."""
-    network = (
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rope_theta", "rms_norm_eps",
-        "schedule", "head",
-    )  # fmt: skip
-    free = ("output_dir", "max_steps", "validate_every", "validation_windows", "save_every", "keep_checkpoints")
-    return {
-        "tree": model.tree.sha256,
-        "training text": hashlib.sha256(np.ascontiguousarray(windows).tobytes()).hexdigest(),
-        "tokens per window": windows.shape[1],
-        **{name: getattr(model.config, name) for name in network},
-        **{name: value for name, value in asdict(config).items() if name not in free},
-    }
-
-
-def _drop_later_steps(metrics: Path, step: int) -> None:
-    """Keep the lines up to `step`: what came later is run again. A kill may have cut the last line."""
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_atomically(metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
-
-
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices; leave norms and biases alone."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _draw(steps: list[dict[str, Any]], file: Path) -> None:
+    try:
+        draw_curves(steps, file)
+    except ImportError as error:
+        print(error, file=sys.stderr)

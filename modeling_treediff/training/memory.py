@@ -128,6 +128,11 @@ def memory_report(processes: Sequence[Mapping[str, PeakMemory]]) -> str:
         peaks = {rank: phases[name] for rank, phases in enumerate(processes) if name in phases}
         largest = max(peaks, key=lambda rank: peaks[rank].on_device)
         rows.append((name, str(peaks[largest]), str(largest)))
+    return text_table(rows)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows with their columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

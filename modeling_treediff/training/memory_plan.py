@@ -21,7 +21,7 @@ import numpy as np
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 
 from .fake_step import BLOCK, CATEGORIES, Ledger, record_step
-from .memory import GIBIBYTE
+from .memory import GIBIBYTE, text_table
 
 USABLE = 0.92
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -92,9 +92,23 @@ class MemoryPlan:
         event = int(self.total.argmax())
         return {name: int(course[event]) for name, course in self.timeline.items()}
 
+    def __str__(self) -> str:
+        rows = [("at the peak", "memory", "share")]
+        rows += [(name, gibibytes(size), f"{size / self.peak:.0%}") for name, size in self.parts.items()]
+        step, config = self.step, self.step.model_config
+        return (
+            f"{sum(config.count_parameters().values()) / 1e6:.1f}M parameters in {config.num_hidden_layers} layers, "
+            f"{step.batch_size} windows of {step.length} tokens, {step.precision}; per process, the peak is in "
+            f"{self.peak_phase}:\n{text_table([*rows, ('all', gibibytes(self.peak), '100%')])}"
+        )
+
     def summary(self) -> dict[str, Any]:
         """Return the figures as JSON has them: bytes."""
         return {"peak_bytes": self.peak, "peak_phase": self.peak_phase, "parts_bytes": self.parts}
+
+    def fits(self, memory: int) -> bool:
+        """Tell whether a device of so many bytes is enough."""
+        return self.peak <= USABLE * memory
 
     def advice(self, memory: int) -> str:
         """Say what to change so that the step fits a device of so many bytes, with the peak of each way."""
@@ -102,7 +116,7 @@ class MemoryPlan:
         needs = (
             f"This step needs {gibibytes(self.peak)} of the {gibibytes(usable)} that such a device leaves to tensors"
         )
-        if self.peak <= usable:
+        if self.fits(memory):
             return f"{needs}: it fits."
         ways = [way for way in (_way(saving, options, usable) for options, saving in _savings(self.step)) if way]
         if not ways:
@@ -178,7 +192,7 @@ def largest_batch(step: TrainingStep, memory: int) -> int:
 
 def gibibytes(size: float) -> str:
     """Return a number of bytes as text."""
-    return f"{size / GIBIBYTE:.2f} GiB"
+    return f"{size / GIBIBYTE:.3g} GiB"
 
 
 def _courses(ledger: Ledger) -> dict[str, np.ndarray]:

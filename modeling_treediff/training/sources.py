@@ -21,6 +21,8 @@ from .windows import TokenWindows, pack_windows
 TRAINING, HELD_OUT = "training", "held_out"
 STREAMED_HELD_OUT_WINDOWS = 512
 
+Windows = TokenWindows | StreamedWindows  # what a run trains on
+
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ class DataOptions:
 
 def open_training_data(
     corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: DataOptions, validation: TextSource | None = None
-) -> tuple[TokenWindows | StreamedWindows, TokenWindows]:
+) -> tuple[Windows, TokenWindows]:
     """Return what to train on and what to validate on.
 
     Texts are tokenised once, into memory-mapped files that later runs and other processes find again for as long as

@@ -1,0 +1,82 @@
+"""What a run measured at each step: `metrics.jsonl`, and the trackers that were asked for."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
+
+from modeling_treediff.atomic_files import write_atomically
+
+PROJECT_NAME = "treediff"
+METRICS_NAME = "metrics.jsonl"
+AVAILABLE = {
+    "tensorboard": is_tensorboard_available,
+    "wandb": is_wandb_available,
+    "trackio": is_trackio_available,
+}
+
+
+class RunLog:
+    """One line of JSON per optimizer step, the same numbers to the trackers; the main process alone writes."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, done: int, settings: dict[str, Any]) -> None:
+        """Go on after step `done`: what an interrupted run logged later is dropped, since it is run again."""
+        self.accelerator, self.file = accelerator, folder / METRICS_NAME
+        if accelerator.is_main_process:
+            drop_later_steps(self.file, done)
+        if accelerator.log_with:
+            simple = {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+            accelerator.init_trackers(PROJECT_NAME, simple, {"tensorboard": {"purge_step": done + 1}})
+
+    def write(self, step: int, facts: dict[str, Any]) -> None:
+        """Log what was measured at a step."""
+        if not self.accelerator.is_main_process:
+            return
+        facts = {name: None if _is_no_number(value) else value for name, value in facts.items()}
+        with self.file.open("a", encoding="utf-8") as stream:
+            print(json.dumps({"step": step} | facts), file=stream)
+        self.accelerator.log(_flat(facts), step=step)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the facts of all steps."""
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
+    def close(self) -> None:
+        """Let the trackers write what they still hold."""
+        for tracker in self.accelerator.trackers:  # not `end_training`: it ends the processes' connection, too
+            tracker.finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ImportError naming the package that a tracker lacks; accelerate would leave the tracker out silently."""
+    for name in names:
+        if not AVAILABLE[name]():
+            raise ImportError(f"Logging to {name} needs its package: pip install {name}")
+
+
+def drop_later_steps(metrics: Path, step: int) -> None:
+    """Keep the lines up to `step`. A kill may have cut the last line."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_atomically(metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+
+
+def _is_no_number(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name the parts of what has parts, and leave out what is missing."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, list | tuple):
+            value = {str(index): number for index, number in enumerate(value, start=1)}
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat

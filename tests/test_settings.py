@@ -1,0 +1,42 @@
+"""What a config refuses by itself."""
+
+from pathlib import Path
+
+import pytest
+
+from modeling_treediff.training import TrainingConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
+        ({"global_batch_size": 0}, "global_batch_size must be at least 1"),
+        ({"save_every": -1}, "save_every must not be negative"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"smallest_fraction": 1.0}, "smallest_fraction must lie between"),
+        ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1"),
+        ({"learning_rate_schedule": "linear"}, "Unknown learning_rate_schedule 'linear'; known: cosine, constant, wsd"),
+        ({"decay_steps": 5}, "decay_steps belong to learning_rate_schedule 'wsd'"),
+        (
+            {"learning_rate_schedule": "wsd", "max_steps": 100, "warmup_steps": 60, "decay_steps": 41},
+            "60 steps of warm-up and 41 of decay are more than the 100",
+        ),
+        ({"trackers": ("mlflow",)}, "Unknown tracker 'mlflow'; known: tensorboard, wandb, trackio"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**({"output_dir": Path("x"), "max_steps": 1, "warmup_steps": 0} | setting))
+
+
+def test_a_global_batch_is_split_among_processes_and_passes():
+    config = TrainingConfig(Path("x"), 1, batch_size=4, global_batch_size=48)
+    for processes, accumulation in ((1, 12), (2, 6), (3, 4), (12, 1)):
+        split = config.on_processes(processes)
+        assert split.gradient_accumulation_steps == accumulation and split.windows_per_step(processes) == 48
+    with pytest.raises(ValueError, match="48 windows is not a multiple of 20 .batch size 4 x 5 processes"):
+        config.on_processes(5)
+    with pytest.raises(ValueError, match="not a multiple of 96"):
+        config.on_processes(24)
