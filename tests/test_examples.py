@@ -160,7 +160,7 @@ def test_generation_errors_are_one_line(trained, tmp_path):
         (b"", [], "holds no text"),
         ("façade".encode("latin-1"), [], "is not UTF-8: byte 2 is 0xe7"),
         (b"Too short.\n\nVery.", ["--hold-out-every", "2"], "less than one window of 16"),
-        (b"Only one document here.", [], "1 documents are too few to hold out one in 5"),
+        (b"Only one document here.", [], "has too few documents to hold out one in 5"),
     ],
     ids=["no steps", "indivisible batch", "precision", "empty", "undecodable", "shorter than a window", "one document"],
 )

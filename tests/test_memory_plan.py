@@ -10,7 +10,7 @@ import torch
 from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
-from modeling_treediff.training.fake_step import BLOCK
+from modeling_treediff.training.fake_step import BLOCK, norms_as_on_cuda
 from modeling_treediff.training.memory import GIBIBYTE
 from modeling_treediff.training.memory_plan import USABLE, TrainingStep, largest_batch, plan_memory, plan_step
 
@@ -52,7 +52,7 @@ def test_the_tree_halves_the_peak_with_free_savings_alone():
 def test_the_recorded_figures_are_what_is_planned():
     rows = json.loads((REPOSITORY / "benchmarks" / "results" / "memory.json").read_text())["rows"]
     recorded = {(row["model"], row["variant"]): row["peak_bytes"] for row in rows if row["batch_size"] == 32}
-    fields = {"lean": {}, "recompute": {"recompute_mlp_layers": 15}}
+    fields = {"lean": {}, "recompute": {"recompute_mlp_layers": 14}}
     for variant, options in fields.items():
         assert reference_peak(True, **options) == pytest.approx(recorded["tree", variant], rel=0.02)
     assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["flat", "chunked"], rel=0.02)
@@ -60,8 +60,8 @@ def test_the_recorded_figures_are_what_is_planned():
 
 
 def test_recomputed_mlps_take_it_to_two_fifths():
-    """Recomputed in all layers but one in ten, on both sides."""
-    assert reference_peak(True, recompute_mlp_layers=15) <= 0.40 * reference_peak(False, recompute_mlp_layers=11)
+    """Recomputed in five of six layers, on both sides."""
+    assert reference_peak(True, recompute_mlp_layers=14) <= 0.40 * reference_peak(False, recompute_mlp_layers=10)
 
 
 def test_against_a_chunked_cross_entropy_the_tree_saves_no_memory():
@@ -119,7 +119,7 @@ def test_torchs_own_tracker_sees_the_same_peak():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    with FakeTensorMode():
+    with FakeTensorMode(), norms_as_on_cuda():
         model = TreeDiffForDiffusionLM(SMALL).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()

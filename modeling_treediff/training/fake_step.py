@@ -2,17 +2,20 @@
 
 The step is the real one: the model's own forward with labels and times under autocast, backward, clipping, fused AdamW.
 Fake tensors have shapes and types only. They stand on the CPU, so no GPU is needed; scaled dot-product attention takes
-its flash kernel there as on CUDA, which keeps no (T, T) scores, but norms are several operations where CUDA has one
-kernel, so that a little more is temporary here.
+its flash kernel there as on CUDA, which keeps no (T, T) scores. Norms, several operations on a CPU, are taken for the
+one kernel that they are on CUDA.
 """
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -133,7 +136,7 @@ def record_step(
     if gradient_checkpointing:
         checkpoint_activations(model)
     shapes, ledger = model.state_dict(), Ledger()
-    with FakeTensorMode(), ledger:
+    with FakeTensorMode(), norms_as_on_cuda(), ledger:
         average = _make_state(model, shapes, ledger, ema)
         optimizer = _make_optimizer(model, ledger)
         _watch_head(model, ledger)
@@ -147,6 +150,25 @@ def record_step(
         ledger.close()
         del average  # until here it lives
     return ledger
+
+
+class _NormKernel(torch.autograd.Function):
+    """The sizes of CUDA's RMSNorm: it keeps its input and one number per position."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        ctx.save_for_backward(features, features.new_empty(features.shape[:-1], dtype=torch.float32), weight)
+        return torch.empty_like(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401
+        features, _, weight = ctx.saved_tensors
+        return torch.empty_like(features), torch.empty_like(weight)
+
+
+def norms_as_on_cuda() -> AbstractContextManager:
+    """Give every RMSNorm the memory, not the values, of CUDA's kernel."""
+    return patch.object(F, "rms_norm", lambda features, shape, weight, eps: _NormKernel.apply(features, weight))
 
 
 def _make_state(
