@@ -89,7 +89,7 @@ def open_training_data(
         stream = StreamedWindows(corpus, tokenizer, options.length, options.separate_documents, every)
         return stream, _whole(validation, tokenizer, options) if validation else _held_out_of_stream(stream)
     entry = _cached(corpus, tokenizer, options, every)
-    if validation is None and HELD_OUT not in entry.parts:
+    if validation is None and TRAINING in entry.parts and HELD_OUT not in entry.parts:
         raise _too_few(corpus, every)
     training = _windows(entry, TRAINING, options, f"training text {corpus}")
     if validation is not None:
