@@ -30,6 +30,7 @@ RESULT = ROOT / "benchmarks" / "results" / "fault_injection.json"
 MOMENTS = ("training", "checkpoint", "start")
 # A model small enough for hundreds of steps between two starts, with everything that a checkpoint has to keep.
 TINY = "--layers 1 --hidden-size 32 --heads 2 --window 16 --batch-size 4 --validate-every 50 --ema-decay 0.9".split()
+FAILED = "ended by itself"
 PATIENCE = 300  # seconds without what an attempt waits for
 
 
@@ -50,11 +51,11 @@ def main() -> None:
     undisturbed, disturbed = Run(command, args.output / "undisturbed"), Run(command, args.output / "disturbed")
     undisturbed.finish()
     moments = random.Random(args.seed)
-    killed = [disturbed.kill(MOMENTS[index % len(MOMENTS)], moments) for index in tqdm(range(args.kills), desc="kill")]
+    lives = [disturbed.kill(MOMENTS[index % len(MOMENTS)], moments) for index in tqdm(range(args.kills), desc="kill")]
     disturbed.finish()
     facts = {
-        "kills": Counter(killed),
-        "resumed": len(killed),
+        "kills": Counter(life for life in lives if life != FAILED),
+        "resumed": sum(life != FAILED for life in lives),
         "steps": args.steps,
         "save_every": args.save_every,
         "final_weights_equal": undisturbed.weights() == disturbed.weights(),
@@ -62,8 +63,8 @@ def main() -> None:
     }
     write_record(args.record, facts, args.seed)
     print(json.dumps(facts))
-    if not (facts["final_weights_equal"] and facts["losses_equal"]):
-        sys.exit("The disturbed run is not the undisturbed one.")
+    if not (facts["resumed"] == args.kills and facts["final_weights_equal"] and facts["losses_equal"]):
+        sys.exit("A life ended by itself, or the disturbed run is not the undisturbed one.")
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Run:
 
     command: list[str]
     folder: Path
+    seconds_to_start: float = 5.0  # the longest so far from a start to the first step
 
     def start(self) -> subprocess.Popen:
         """Start an attempt, in a process group of its own, so that loader workers die with it."""
@@ -86,17 +88,19 @@ class Run:
 
     def kill(self, moment: str, moments: random.Random) -> str:
         """Start an attempt and kill it with SIGKILL; return what it was doing as far as the disk tells."""
-        process, lines = self.start(), self.lines_logged()
+        process, lines, started = self.start(), self.lines_logged(), time.monotonic()
         if moment == "start":
-            time.sleep(moments.uniform(0, 6))
+            time.sleep(moments.uniform(0, self.seconds_to_start))
         else:
             self.wait_until(lambda: self.lines_logged() > lines, process)
+            self.seconds_to_start = max(self.seconds_to_start, time.monotonic() - started)
             time.sleep(moments.uniform(0, 0.5))
             if moment == "checkpoint":
                 self.wait_until(self.is_writing, process)
                 time.sleep(moments.uniform(0, 0.1))
         if process.poll() is not None:
-            sys.exit(f"{self.folder} ended by itself with exit code {process.returncode}: give it more --steps.")
+            print(f"{self.folder} ended by itself with exit code {process.returncode}; see its log", file=sys.stderr)
+            return FAILED
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if self.lines_logged() <= lines:

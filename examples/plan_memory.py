@@ -13,8 +13,9 @@ from pathlib import Path
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
-from modeling_treediff.training.memory_plan import PRECISIONS, USABLE, gibibytes
+from modeling_treediff.training.memory_plan import PRECISIONS, USABLE, readable
 from modeling_treediff.training.model_options import add_family_options, add_size_options, model_fields
+from modeling_treediff.training.option_files import OptionParser
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 UNITS = {"M": 2**20, "G": 2**30}  # what makers of GPUs call 24GB is 24 GiB
@@ -22,7 +23,7 @@ UNITS = {"M": 2**20, "G": 2**30}  # what makers of GPUs call 24GB is 24 GiB
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line; what train.py also has means the same there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_argument_group("model")
     add_size_options(size, tree=SAMPLE)
     size.add_argument("--vocab-size", type=int, default=8192, help="of the flat tree (default %(default)s)")
@@ -47,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def parse_bytes(text: str) -> int:
     """Return a size such as 24GB or 16GiB in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([MG])i?B", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([MG])I?B", text.upper())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 24GB")
     return int(float(match[1]) * UNITS[match[2]])
@@ -77,7 +78,10 @@ def draw(plan: MemoryPlan, file: Path) -> None:
         axes.axvline(start, color="black", linewidth=0.8)
         axes.annotate(name, (start, 1), xycoords=("data", "axes fraction"), xytext=(3, -12), textcoords="offset points")
     axes.set(
-        xlabel="allocations and releases", ylabel="GiB", title=f"peak {gibibytes(plan.peak)}", xlim=(0, len(plan.total))
+        xlabel="allocations and releases",
+        ylabel="GiB",
+        title=f"peak {readable(plan.peak)}",
+        xlim=(0, len(plan.total)),
     )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=120)
@@ -93,7 +97,7 @@ def main() -> None:
     facts = plan.summary()
     if options.gpu is not None:
         facts["largest_batch"] = largest_batch(plan.step, options.gpu)
-        print(f"largest batch for {USABLE:.0%} of {gibibytes(options.gpu)}: {facts['largest_batch']}")
+        print(f"largest batch for {USABLE:.0%} of {readable(options.gpu)}: {facts['largest_batch']}")
         print(plan.advice(options.gpu))
     if options.json is not None:
         options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

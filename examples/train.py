@@ -10,6 +10,7 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -22,14 +23,23 @@ from modeling_treediff.training import (
     TrainingConfig,
     TrainingResult,
     check_run,
+    check_settings,
     check_windows,
+    largest_batch,
     memory_report,
     open_training_data,
     train,
     unigram_entropy,
     write_record,
 )
-from modeling_treediff.training.model_options import FAMILY, SIZES, add_family_options, add_size_options, model_fields
+from modeling_treediff.training.model_options import (
+    FAMILY,
+    MEMORY_FIELDS,
+    SIZES,
+    add_family_options,
+    add_size_options,
+    model_fields,
+)
 from modeling_treediff.training.option_files import OptionParser
 from modeling_treediff.training.out_of_memory import device_memory, plan_run
 from modeling_treediff.training.settings import LEARNING_RATE_SCHEDULES, TRACKERS
@@ -145,29 +155,39 @@ def main() -> None:
     parser = make_parser()
     options = parser.parse_args()
     config = training_config(options)
-    if not options.dry_run:
-        check_run(config, options.resume)
     if options.source and (clash := parser.given(options, ("tree", "tokenizer", *SIZES, *FAMILY))):
         raise ValueError(f"--from brings its own model along: leave out --{clash[0].replace('_', '-')}.")
-    model, tokenizer = load_model(options.source) if options.source else make_model(options)
+    memory = {name: getattr(options, name) for name in parser.given(options, MEMORY_FIELDS)}
+    if options.dry_run:
+        return plan(options, config, memory)
+    check_run(config, options.resume)
+    model, tokenizer = load_model(options.source, memory) if options.source else make_model(options)
     length = options.window or model.config.max_position_embeddings
     check_windows(model, tokenizer, length)
-    if options.dry_run:
-        return plan(model.config, config, length)
+    data = data_options(options, length)
     corpus, held_out = corpora(options)
-    training, validation = open_training_data(corpus, tokenizer, data_options(options, length), held_out)
+    training, validation = open_training_data(corpus, tokenizer, data, held_out)
     result = train(model, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
         report(model, result, unigram_entropy(validation.counted_ids), config)
     PartialState().destroy_process_group()
 
 
-def plan(model_config: TreeDiffConfig, config: TrainingConfig, length: int) -> None:
-    """Print what a step will take of this machine's memory."""
-    planned = plan_run(model_config, config, length)
+def plan(options: argparse.Namespace, config: TrainingConfig, memory: dict[str, Any]) -> None:
+    """Print what a step will take of this machine's memory, without making the model."""
+    check_settings(config)
+    if options.source:
+        model_config = TreeDiffConfig.from_pretrained(options.source, **memory)
+    else:
+        tree, _, fields = load_tree(options)
+        model_config = TreeDiffConfig.from_tree(tree, **fields)
+    length = options.window or model_config.max_position_embeddings
+    data_options(options, length)  # refuses what cannot be
+    planned, available = plan_run(model_config, config, length), device_memory(PartialState().device)
     if PartialState().is_main_process:
         print(planned)
-        print(planned.advice(device_memory(PartialState().device)))
+        print(planned.advice(available))
+        print(f"The largest batch that fits: {largest_batch(planned.step, available)} windows per process and pass.")
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:
@@ -198,14 +218,14 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
     )
 
 
-def load_model(source: str) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a trained model in fp32, and its tokenizer."""
-    model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=torch.float32)
+def load_model(source: str, memory: dict[str, Any]) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
+    """Return a trained model in fp32, with these fields of its config, and its tokenizer."""
+    model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=torch.float32, **memory)
     return model, AutoTokenizer.from_pretrained(source)
 
 
-def make_model(options: argparse.Namespace) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a new model over the tree, and the tokenizer whose tokens are the tree's leaves."""
+def load_tree(options: argparse.Namespace) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Return the tree, the tokenizer whose tokens are its leaves, and the other fields of a new model's config."""
     source = str(options.tokenizer or (SAMPLE if options.tree == "flat" else options.tree))
     tokenizer = AutoTokenizer.from_pretrained(source)
     if options.tree == "flat":
@@ -214,7 +234,12 @@ def make_model(options: argparse.Namespace) -> tuple[TreeDiffForDiffusionLM, Pre
     else:
         tree = VocabularyTree.from_pretrained(options.tree)
         tree.check_tokenizer(tokenizer)
-    fields = model_fields(tree, options, options.window or WINDOW, tokenizer.eos_token_id)
+    return tree, tokenizer, model_fields(tree, options, options.window or WINDOW, tokenizer.eos_token_id)
+
+
+def make_model(options: argparse.Namespace) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
+    """Return a new model over the tree, and its tokenizer."""
+    tree, tokenizer, fields = load_tree(options)
     torch.manual_seed(options.seed)
     return TreeDiffForDiffusionLM.from_tree(tree, **fields), tokenizer
 
@@ -234,6 +259,8 @@ def corpora(options: argparse.Namespace) -> tuple[Corpus, Corpus | None]:
 
 def data_options(options: argparse.Namespace, length: int) -> DataOptions:
     """Return how documents become windows."""
+    if options.pad_answers and not options.chat:
+        raise ValueError("--pad-answers is for conversations: give --chat, too.")
     return DataOptions(
         length=length,
         separate_documents=options.separate_documents,
@@ -254,7 +281,7 @@ def report(model: TreeDiffForDiffusionLM, result: TrainingResult, entropy: float
         "num_hidden_layers": model.config.num_hidden_layers,
         "hidden_size": model.config.hidden_size,
         "intermediate_size": model.config.intermediate_size,
-        **{name: getattr(model.config, name) for name in FAMILY},
+        **{name: getattr(model.config, name) for name in (*FAMILY, *MEMORY_FIELDS)},
         "window": result.window,
         "steps": config.max_steps,
         "tokens_seen": result.tokens_seen,

@@ -10,6 +10,7 @@ import torch
 from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.training import memory_plan
 from modeling_treediff.training.fake_step import BLOCK, norms_as_on_cuda
 from modeling_treediff.training.memory import GIBIBYTE
 from modeling_treediff.training.memory_plan import USABLE, TrainingStep, largest_batch, plan_memory, plan_step
@@ -180,6 +181,17 @@ def test_the_largest_batch_fits_and_the_next_does_not(batch):
     assert plan_step(replace(step, batch_size=found)).peak <= USABLE * memory
     assert plan_step(replace(step, batch_size=found + 1)).peak > USABLE * memory
     assert largest_batch(step, 2**20) == 0
+
+
+def test_the_largest_batch_is_found_in_a_few_plans(monkeypatch):
+    """Also where the optimizer makes the peak of small batches, so that these say nothing about large ones."""
+    count, plan = [], memory_plan.plan_step
+    monkeypatch.setattr(memory_plan, "plan_step", lambda step: count.append(step) or plan(step))
+    step = TrainingStep(SMALL, 1, 2)
+    assert plan_memory(SMALL, 1, 2).peak_phase == "optimizer"
+    memory = int(plan_memory(SMALL, 777, 2).peak / USABLE) + 1
+    count.clear()
+    assert 777 <= largest_batch(step, memory) <= 780 and len(count) <= 20
 
 
 def test_advice_names_options_that_do_fit():

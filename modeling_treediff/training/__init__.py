@@ -10,7 +10,7 @@ from .collator import DiffusionCollator
 from .loop import TrainingResult, train
 from .memory import MemoryTracker, PeakMemory, memory_report
 from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
-from .preflight import check_run, check_windows
+from .preflight import check_run, check_settings, check_windows
 from .records import write_record
 from .settings import TrainingConfig
 from .sources import DataOptions, open_training_data
@@ -31,6 +31,7 @@ __all__ = [
     "TrainingStep",
     "chat_windows",
     "check_run",
+    "check_settings",
     "check_windows",
     "largest_batch",
     "memory_report",

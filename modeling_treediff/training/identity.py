@@ -6,6 +6,7 @@ from typing import Any
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
+from .model_options import MEMORY_FIELDS
 from .settings import TrainingConfig
 from .sources import Windows
 
@@ -16,7 +17,7 @@ FREE_SETTINGS = (
     "keep_checkpoints", "trackers", "workers",
 )  # fmt: skip
 FREE_FIELDS = (
-    "tree_sha256", "max_position_embeddings", "initializer_range", "loss_chunk_size", "bos_token_id", "eos_token_id",
+    "tree_sha256", "max_position_embeddings", "initializer_range", *MEMORY_FIELDS, "bos_token_id", "eos_token_id",
     "pad_token_id",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ Several processes:
   the one at work and the next, with the gradients of one block.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from modeling_treediff.configuration_treediff import TreeDiffConfig
 
 from .fake_step import BLOCK, CATEGORIES, Ledger, record_step
 from .memory import GIBIBYTE, text_table
+
+MEBIBYTE = 2**20
 
 USABLE = 0.92
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -94,12 +97,12 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         rows = [("at the peak", "memory", "share")]
-        rows += [(name, gibibytes(size), f"{size / self.peak:.0%}") for name, size in self.parts.items()]
+        rows += [(name, readable(size), f"{size / self.peak:.0%}") for name, size in self.parts.items()]
         step, config = self.step, self.step.model_config
         return (
             f"{sum(config.count_parameters().values()) / 1e6:.1f}M parameters in {config.num_hidden_layers} layers, "
             f"{step.batch_size} windows of {step.length} tokens, {step.precision}; per process, the peak is in "
-            f"{self.peak_phase}:\n{text_table([*rows, ('all', gibibytes(self.peak), '100%')])}"
+            f"{self.peak_phase}:\n{text_table([*rows, ('all', readable(self.peak), '100%')])}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -113,9 +116,7 @@ class MemoryPlan:
     def advice(self, memory: int) -> str:
         """Say what to change so that the step fits a device of so many bytes, with the peak of each way."""
         usable = int(USABLE * memory)
-        needs = (
-            f"This step needs {gibibytes(self.peak)} of the {gibibytes(usable)} that such a device leaves to tensors"
-        )
+        needs = f"This step needs {readable(self.peak)} of the {readable(usable)} that such a device leaves to tensors"
         if self.fits(memory):
             return f"{needs}: it fits."
         ways = [way for way in (_way(saving, options, usable) for options, saving in _savings(self.step)) if way]
@@ -163,8 +164,8 @@ def plan_step(step: TrainingStep) -> MemoryPlan:
 def largest_batch(step: TrainingStep, memory: int) -> int:
     """Return the most windows per pass with which the step fits a device of so many bytes; 0 if not even one does.
 
-    The peak is nearly affine in the batch, so a few fake steps along straight lines find it; the last two are the
-    largest batch that fits and the next larger one.
+    The peak is convex in the batch: flat where the optimizer makes it, then a line. So the chord between a batch that
+    fits and one that does not leads to the answer from below in a few fake steps; every third one halves the rest.
 
     Args:
         step: everything but the batch size, which is ignored.
@@ -179,20 +180,19 @@ def largest_batch(step: TrainingStep, memory: int) -> int:
 
     if not fits(1):
         return 0
-    low, guess = 1, 8
-    high: int | None = None  # the smallest known not to fit
-    while high is None or high - low > 1:
-        guess = max(guess, low + 1) if high is None else min(max(guess, low + 1), high - 1)
+    low, high = 1, 8
+    while fits(high):
+        low, high = high, 8 * high
+    while high - low > 1:
+        share = (USABLE * memory - peaks[low]) / (peaks[high] - peaks[low]) if len(peaks) % 3 else 0.5
+        guess = min(max(low + int(share * (high - low)), low + 1), high - 1)
         low, high = (guess, high) if fits(guess) else (low, guess)
-        first, second = sorted(peaks, key=lambda batch: abs(peaks[batch] - USABLE * memory))[:2]
-        slope = max((peaks[second] - peaks[first]) / (second - first), 1)  # 0 where the optimizer makes the peak
-        guess = first + int((USABLE * memory - peaks[first]) // slope)
     return low
 
 
-def gibibytes(size: float) -> str:
+def readable(size: float) -> str:
     """Return a number of bytes as text."""
-    return f"{size / GIBIBYTE:.3g} GiB"
+    return f"{size / GIBIBYTE:.3g} GiB" if size >= GIBIBYTE / 10 else f"{size / MEBIBYTE:.3g} MiB"
 
 
 def _courses(ledger: Ledger) -> dict[str, np.ndarray]:
@@ -241,8 +241,9 @@ def _way(step: TrainingStep, options: str, usable: int) -> str | None:
     def plan(batch: int) -> MemoryPlan:
         return plan_step(replace(step, batch_size=batch, accumulation=windows // batch))
 
-    if plan(1).peak > usable:
+    divisors = [batch for batch in range(1, step.batch_size + 1) if windows % batch == 0]
+    fitting = bisect_left(divisors, True, key=lambda batch: plan(batch).peak > usable)
+    if not fitting:
         return None
-    batches = (batch for batch in range(step.batch_size, 0, -1) if windows % batch == 0)
-    batch, peak = next((batch, peak) for batch in batches if (peak := plan(batch).peak) <= usable)
-    return f"{options}--batch-size {batch} --accumulation {windows // batch} ({gibibytes(peak)})"
+    batch = divisors[fitting - 1]
+    return f"{options}--batch-size {batch} --accumulation {windows // batch} ({readable(plan(batch).peak)})"

@@ -16,9 +16,9 @@ FAMILY = (
     "head",
     "head_rank",
     "node_embedding",
-    "loss_chunk_size",
-    "recompute_mlp_layers",
 )
+# Those that change memory and time alone, no result.
+MEMORY_FIELDS = ("loss_chunk_size", "recompute_mlp_layers")
 SIZES = ("parameters", "layers", "hidden_size", "heads", "rope_theta")
 
 
@@ -59,7 +59,7 @@ def model_fields(
         "num_attention_heads": options.heads,
         "max_position_embeddings": window,
         "rope_theta": options.rope_theta,
-        **{name: getattr(options, name) for name in FAMILY},
+        **{name: getattr(options, name) for name in (*FAMILY, *MEMORY_FIELDS)},
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,

@@ -14,7 +14,7 @@ from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.diffusion_process import corrupt
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
-from .memory_plan import MemoryPlan, gibibytes, plan_memory
+from .memory_plan import MemoryPlan, plan_memory, readable
 from .preflight import make_accelerator
 from .settings import TrainingConfig
 
@@ -60,7 +60,7 @@ def advice(model_config: TreeDiffConfig, config: TrainingConfig, length: int, me
     if not plan.fits(memory):
         return plan.advice(memory)
     return (
-        f"By plan a step takes {gibibytes(plan.peak)} of this device's {gibibytes(memory)}, so something else holds "
+        f"By plan a step takes {readable(plan.peak)} of this device's {readable(memory)}, so something else holds "
         "memory there: end it, or take a smaller --batch-size with more --accumulation."
     )
 

@@ -27,11 +27,22 @@ def check_run(config: TrainingConfig, resume: bool) -> None:
     """Check all that needs neither text nor model; scripts call it before they read either.
 
     Raises:
-        ValueError: processes that do not know one another; a global batch or a precision that they do not have.
-        ImportError: the package of a tracker is missing.
+        ValueError, ImportError: as `check_settings`.
         FileExistsError: the output folder holds an earlier run and `resume` is off, or a finished model without
             checkpoints.
         OSError: the output folder cannot be written.
+
+    """
+    check_settings(config)
+    on_main(lambda: _check_folder(config.output_dir, resume))  # alone: it begins to write there soon
+
+
+def check_settings(config: TrainingConfig) -> None:
+    """Check the settings against processes, device and packages; nothing is written.
+
+    Raises:
+        ValueError: processes that do not know one another; a global batch or a precision that they do not have.
+        ImportError: the package of a tracker is missing.
 
     """
     state = join_processes()
@@ -42,7 +53,6 @@ def check_run(config: TrainingConfig, resume: bool) -> None:
     if precision == "bf16" and not is_bf16_available():
         raise ValueError(f"bf16 is not supported by this device ({state.device}). Use fp16 or fp32.")
     check_trackers(config.trackers)
-    on_main(lambda: _check_folder(config.output_dir, resume))  # alone: it begins to write there soon
 
 
 def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
