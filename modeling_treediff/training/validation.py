@@ -48,7 +48,7 @@ class Validator:
         }
         token_ids = torch.from_numpy(np.asarray(windows.input_ids, np.int64))
         with self.memory.phase("evaluation"), self.accelerator.autocast(), self.model.evaluated() as model:
-            samples = -(-model.config.tree_depth // len(token_ids))  # every level is seen at least once
+            samples = -(-2 * model.config.tree_depth // len(token_ids))  # twice every level: the least for an error
             estimate = model.nelbo(
                 token_ids, num_samples=samples, batch_size=BATCH_SIZE, generator=self._generator(), **masks
             )
