@@ -78,9 +78,9 @@ def test_the_newest_and_the_best_stay_and_each_is_a_model(tmp_path, monkeypatch)
 
     estimate = Validator.estimate
 
-    def planned(validator, count=None):
-        measured = estimate(validator, count)
-        return measured if count is None else type(measured)(next(bounds), 0.1, (1.0, 2.0), measured.token_losses, 1)
+    def planned(validator, *count):
+        measured = estimate(validator, *count)
+        return type(measured)(next(bounds), 0.1, (1.0, 2.0), measured.token_losses, 1) if count else measured
 
     monkeypatch.setattr(Validator, "estimate", planned)
     final, _, result = tiny_run(tmp_path, validate_every=1, save_every=3)

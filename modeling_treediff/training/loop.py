@@ -41,7 +41,8 @@ class TrainingResult:
     """What a finished run measured.
 
     Attributes:
-        validation: bound on the whole validation text, nats per token.
+        validation: bound on the held-out text, nats per token, from up to 4,096 windows evenly spread over it; it says
+            how many tokens they have.
         window: tokens of a window.
         tokens_seen: tokens of all steps and processes.
         seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints;
@@ -273,7 +274,7 @@ class _Run:
         raise FloatingPointError(message)
 
     def finish(self, request: StopRequest) -> TrainingResult:
-        """Save the model into the output folder; then measure the whole validation text and draw the picture."""
+        """Save the model into the output folder; then measure the validation text and draw the picture."""
         with self.memory.phase("checkpoint"):
             self.model.save(self.config.output_dir)
         self.accelerator.wait_for_everyone()
