@@ -99,6 +99,20 @@ def start(folder, launcher, **settings):
     return process
 
 
+SIGNALLED_LATE = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from tiny_run import tiny_run
+from modeling_treediff import TreeDiffForDiffusionLM
+nelbo = TreeDiffForDiffusionLM.nelbo
+def late(*arguments, **options):
+    os.kill(os.getpid(), {number})
+    return nelbo(*arguments, **options)
+TreeDiffForDiffusionLM.nelbo = late
+tiny_run(sys.argv[1], max_steps=7, save_every={save_every})
+"""
+
+
 @pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0)])
 def test_a_signal_saves_and_ends_with_the_code_that_launchers_expect(tmp_path, number, code, workers):
     """Sent to the whole group, as clusters and terminals do: also to the processes that load the data."""
@@ -109,6 +123,22 @@ def test_a_signal_saves_and_ends_with_the_code_that_launchers_expect(tmp_path, n
     done = len(logged(tmp_path))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{done:07d}"]
     assert f"Stopped by a signal at step {done}, checkpoint saved" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("number", "code", "save_every"), [(signal.SIGTERM, 143, 5), (signal.SIGINT, 130, 0)])
+def test_a_signal_during_the_last_estimate_ends_it_and_loses_no_step(tmp_path, number, code, save_every):
+    script = tmp_path / "script.py"
+    script.write_text(SIGNALLED_LATE.format(tests=str(RUN.parent), number=int(number), save_every=save_every))
+    ran = subprocess.run(
+        [sys.executable, script, tmp_path / "run"],
+        capture_output=True, text=True, timeout=120, env=environment_on_the_cpu(), cwd=REPOSITORY,
+    )  # fmt: skip
+    assert ran.returncode == code, ran.stderr
+    assert len(logged(tmp_path / "run")) == 7 and (tmp_path / "run" / "model.safetensors").exists()
+    said = f"Stopped by a signal during the last estimate, finished model saved in {tmp_path / 'run'}"
+    assert said + ("; --resume repeats it." if save_every else ".") in ran.stderr and "Traceback" not in ran.stderr
+    saved = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert saved == (["checkpoint-0000005", "checkpoint-0000007"] if save_every else [])
 
 
 @pytest.mark.parametrize("to_all", [False, True], ids=["launcher", "all"])

@@ -78,9 +78,9 @@ def test_the_newest_and_the_best_stay_and_each_is_a_model(tmp_path, monkeypatch)
 
     estimate = Validator.estimate
 
-    def planned(validator, count=None):
-        measured = estimate(validator, count)
-        return measured if count is None else type(measured)(next(bounds), 0.1, (1.0, 2.0), measured.token_losses, 1)
+    def planned(validator, *count):
+        measured = estimate(validator, *count)
+        return type(measured)(next(bounds), 0.1, (1.0, 2.0), measured.token_losses, 1) if count else measured
 
     monkeypatch.setattr(Validator, "estimate", planned)
     final, _, result = tiny_run(tmp_path, validate_every=1, save_every=3)
@@ -207,6 +207,28 @@ def test_a_precision_that_the_launcher_chose_is_part_of_the_run(tmp_path, monkey
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     with pytest.raises(ValueError, match="mixed_precision was bf16, is no"):
         tiny_run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("save_every", "checkpoints"), [(4, ["0000004", "0000006"]), (0, [])])
+def test_a_kill_during_the_last_estimate_loses_no_step(tmp_path, monkeypatch, save_every, checkpoints):
+    whole, whole_losses, expected = tiny_run(tmp_path / "whole", save_every=save_every)
+
+    def kill(*arguments):
+        raise Killed
+
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        patch.setattr("modeling_treediff.training.validation.Validator.estimate", kill)
+        tiny_run(tmp_path / "run", save_every=save_every)
+    assert equal(whole, TreeDiffForDiffusionLM.from_pretrained(tmp_path / "run").state_dict())
+    assert names(tmp_path / "run") == [f"checkpoint-{step}" for step in checkpoints]
+    if save_every:  # what is left is the estimate, without a step
+        monkeypatch.setattr("modeling_treediff.training.update.Updater.take", kill)
+        resumed, resumed_losses, result = tiny_run(tmp_path / "run", resume=True, save_every=save_every)
+        assert equal(whole, resumed) and whole_losses == resumed_losses and result.validation == expected.validation
+        assert names(tmp_path / "run") == [f"checkpoint-{step}" for step in checkpoints]
+    else:
+        with pytest.raises(FileExistsError, match="no checkpoint to resume"):
+            tiny_run(tmp_path / "run", resume=True, save_every=0)
 
 
 def test_another_split_of_the_same_global_batch_can_be_resumed(tmp_path):

@@ -1,12 +1,15 @@
 """What is logged arrives: in the lines of JSON, in TensorBoard, in the picture."""
 
 import json
+import math
 
 import pytest
-from tiny_run import logged, tiny_run
+from accelerate import Accelerator
+from tiny_run import logged, ragged_windows, tiny_run
 
+from modeling_treediff.training import TokenWindows, write_record
 from modeling_treediff.training.curves import draw_curves
-from modeling_treediff.training.run_log import drop_later_steps
+from modeling_treediff.training.run_log import RunLog, drop_later_steps
 
 
 def events(folder):
@@ -50,6 +53,25 @@ def test_later_steps_and_half_a_line_are_dropped(tmp_path):
     assert (tmp_path / "new.jsonl").read_text() == ""
 
 
+def test_what_is_no_number_is_null_at_any_depth(tmp_path):
+    measured = {"loss": math.nan, "level_losses": (1.0, math.inf), "peak": {"here": [-math.inf, 2]}, "sample": "inf"}
+    expected = {"loss": None, "level_losses": [1.0, None], "peak": {"here": [None, 2]}, "sample": "inf"}
+    log = RunLog(Accelerator(cpu=True), tmp_path, 0, {})
+    log.write(1, measured)
+    write_record(tmp_path / "result.json", measured, seed=0)
+    assert logged(tmp_path) == [{"step": 1} | expected]
+    assert expected.items() <= json.loads((tmp_path / "result.json").read_text()).items()
+
+
+def test_few_windows_still_give_a_standard_error(tmp_path):
+    """A tree of two levels: three corruptions would draw one of the levels once, and its spread would be unknown."""
+    windows = TokenWindows(ragged_windows().input_ids)
+    for count in (1, 2, 3):
+        *_, result = tiny_run(tmp_path / str(count), windows=windows, held_out=count, max_steps=1, validate_every=1)
+        assert math.isfinite(result.validation.standard_error)
+        assert logged(tmp_path / str(count))[-1]["nelbo_standard_error"] == result.validation.standard_error
+
+
 def test_the_picture_is_a_png_of_the_curves(tmp_path):
     pytest.importorskip("matplotlib")
     tiny_run(tmp_path / "run", validate_every=2, draw=True)
@@ -60,6 +82,8 @@ def test_the_picture_is_a_png_of_the_curves(tmp_path):
         line["loss"] *= 1.5
     draw_curves(steps, tmp_path / "other.png")
     assert (tmp_path / "other.png").read_bytes() != picture
+    steps[-1]["nelbo_standard_error"] = None
+    draw_curves(steps, tmp_path / "unknown_error.png")
     draw_curves(steps[:1], tmp_path / "one.png")  # neither validation nor a second point
 
 

@@ -46,7 +46,16 @@ def tiny_network(tree: VocabularyTree, **fields) -> TreeDiffForDiffusionLM:
 
 
 def tiny_run(
-    folder, resume=False, windows=None, tree=None, tokenizer=None, model=None, model_fields=None, draw=False, **settings
+    folder,
+    resume=False,
+    windows=None,
+    tree=None,
+    tokenizer=None,
+    model=None,
+    model_fields=None,
+    draw=False,
+    held_out=6,
+    **settings,
 ):
     """Train; return the final parameters, the losses of all steps and the result."""
     windows = windows if windows is not None else ragged_windows()
@@ -55,7 +64,7 @@ def tiny_run(
     config = TrainingConfig(output_dir=Path(folder), **settings)
     picture = contextlib.nullcontext() if draw else mock.patch("modeling_treediff.training.loop.draw_curves")
     with picture:  # half a second of a run of one
-        result = train(model, tokenizer or tiny_tokenizer(), windows, windows[:6], config, resume)
+        result = train(model, tokenizer or tiny_tokenizer(), windows, windows[:held_out], config, resume)
     return TreeDiffForDiffusionLM.from_pretrained(folder).state_dict(), losses(folder), result
 
 

@@ -52,7 +52,7 @@ def _draw_losses(axes: Any, steps: Sequence[dict[str, Any]], validated: Sequence
     axes.plot(number, loss, color="C0", alpha=0.25, linewidth=0.8)
     axes.plot(number, smooth, color="C0", label="training loss, smoothed")
     if validated:
-        error = [2 * line["nelbo_standard_error"] for line in validated]
+        error = [2 * (line["nelbo_standard_error"] or 0.0) for line in validated]
         bound = [line["nelbo"] for line in validated]
         axes.errorbar([line["step"] for line in validated], bound, error, color="C1", label="validation NELBO ± 2 s.e.")
     axes.set_ylim(0.9 * min(smooth), 1.05 * max(smooth))

@@ -41,7 +41,8 @@ class TrainingResult:
     """What a finished run measured.
 
     Attributes:
-        validation: bound on the whole validation text, nats per token.
+        validation: bound on the held-out text, nats per token, from up to 4,096 windows evenly spread over it; it says
+            how many tokens they have.
         window: tokens of a window.
         tokens_seen: tokens of all steps and processes.
         seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints;
@@ -86,7 +87,8 @@ def train(
         OSError: the output folder cannot be written, or the disk is full.
         MemoryError: out of memory, with advice.
         FloatingPointError: loss, gradient or parameters are no longer numbers.
-        SystemExit: SIGTERM or SIGINT was received and a checkpoint saved; the code is 143 or 130.
+        SystemExit: SIGTERM or SIGINT was received and a checkpoint saved, or, after the last step, the finished model;
+            the code is 143 or 130.
 
     """
     check_run(config, resume)
@@ -102,7 +104,7 @@ def train(
             run = _Run(model, tokenizer, training, validation, config, resume)
             with StopRequest() as request:
                 run.take_steps(request)
-            return run.finish()
+                return run.finish(request)
     finally:
         if run:
             run.log.close()
@@ -191,7 +193,7 @@ class _Run:
                 self._log(bar, step, update, elapsed, validated)
                 self._save(step, update, validated.get("nelbo"))
                 if update.stop and step < config.max_steps:
-                    self._stop(step, update.stop)
+                    self._stop(update.stop, f"at step {step}, checkpoint saved: go on with --resume")
                 started = time.perf_counter()
 
     def _log(self, bar: tqdm, step: int, update: Update, elapsed: float, validated: dict[str, Any]) -> None:
@@ -228,13 +230,14 @@ class _Run:
         }
 
     def _save(self, step: int, update: Update, nelbo: float | None) -> None:
-        """Save a checkpoint if it is time, if it is the best so far, or if the run is to stop.
+        """Save a checkpoint if it is time or the last step, if it is the best so far, or if the run is to stop.
 
         After the step is logged: a kill loses neither.
         """
         every = self.config.save_every
         is_best = every and nelbo is not None and (self.best is None or nelbo < self.best[1])
-        if (every and step % every == 0) or is_best or update.stop:
+        is_time = every and (step % every == 0 or step == self.config.max_steps)
+        if is_time or is_best or update.stop:
             with self.memory.phase("checkpoint"):
                 try:
                     self.store.save(step, nelbo)
@@ -245,11 +248,24 @@ class _Run:
 
     # ---- ends -------------------------------------------------------------------------------------------------
 
-    def _stop(self, step: int, number: int) -> None:
-        """End the process as the signal asks, after its checkpoint."""
+    def _stop(self, number: int, where: str) -> None:
+        """End the process as the signal asks, after all was saved, with a line that says so."""
         if self.accelerator.is_main_process:
-            print(f"Stopped by a signal at step {step}, checkpoint saved: go on with --resume.", file=sys.stderr)
+            print(f"Stopped by a signal {where}.", file=sys.stderr)
         raise SystemExit(exit_code(number))
+
+    def _measure_finished(self, request: StopRequest) -> NelboEstimate:
+        """Return the last estimate. A request to stop ends it before its next forward pass: nothing is left to save."""
+        config = self.config
+        again = "; --resume repeats it" if self.store.path(config.max_steps).exists() else ""
+        where = f"during the last estimate, finished model saved in {config.output_dir}{again}"
+
+        def stop_if_asked(*_: Any) -> None:  # noqa: ANN401
+            if request.number:
+                self._stop(request.number, where)
+
+        with self.model.whole.model.register_forward_pre_hook(stop_if_asked):
+            return self.validator.estimate()
 
     def _stop_diverged(self, step: int, update: Update) -> None:
         """Write a report and end the run."""
@@ -257,12 +273,12 @@ class _Run:
         message = report_divergence(self.config.output_dir, step, update, windows, self.store.latest())
         raise FloatingPointError(message)
 
-    def finish(self) -> TrainingResult:
-        """Measure the whole validation text and save the model and the picture into the output folder."""
-        validation = self.validator.estimate()
+    def finish(self, request: StopRequest) -> TrainingResult:
+        """Save the model into the output folder; then measure the validation text and draw the picture."""
         with self.memory.phase("checkpoint"):
             self.model.save(self.config.output_dir)
         self.accelerator.wait_for_everyone()
+        validation = self._measure_finished(request)
         steps = self.log.read() if self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
             _draw(steps, self.config.output_dir / CURVES_NAME)

@@ -1,6 +1,7 @@
 """Result files: what was measured, beside the command, seed, commit and versions that made it."""
 
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -28,7 +29,17 @@ def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
         **facts,
     }
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record, indent=2) + "\n", "utf-8"))
+    text = json.dumps(without_non_numbers(record), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def without_non_numbers(value: Any) -> Any:  # noqa: ANN401
+    """Return the value with None, at any depth, for infinities and what is no number: JSON has neither."""
+    if isinstance(value, dict):
+        return {name: without_non_numbers(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_non_numbers(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _device() -> str:

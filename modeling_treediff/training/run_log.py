@@ -1,7 +1,6 @@
 """What a run measured at each step: `metrics.jsonl`, and the trackers that were asked for."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 
 from modeling_treediff.atomic_files import write_atomically
+
+from .records import without_non_numbers
 
 PROJECT_NAME = "treediff"
 METRICS_NAME = "metrics.jsonl"
@@ -36,9 +37,9 @@ class RunLog:
         """Log what was measured at a step."""
         if not self.accelerator.is_main_process:
             return
-        facts = {name: None if _is_no_number(value) else value for name, value in facts.items()}
+        facts = without_non_numbers(facts)
         with self.file.open("a", encoding="utf-8") as stream:
-            print(json.dumps({"step": step} | facts), file=stream)
+            print(json.dumps({"step": step} | facts, allow_nan=False), file=stream)
         self.accelerator.log(_flat(facts), step=step)
 
     def read(self) -> list[dict[str, Any]]:
@@ -63,10 +64,6 @@ def drop_later_steps(metrics: Path, step: int) -> None:
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     write_atomically(metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
-
-
-def _is_no_number(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

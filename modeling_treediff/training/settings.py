@@ -32,7 +32,7 @@ class TrainingConfig:
         mixed_precision: "no" (fp32), "bf16" or "fp16"; None takes what `accelerate launch` was told.
         gradient_checkpointing: recompute activations in the backward pass.
         validate_every: steps between estimates of the validation NELBO, each with a sample of text; 0 for the end only.
-        validation_windows: windows of an estimate during the run; the last one takes all.
+        validation_windows: windows of an estimate during the run; the last one takes 4,096, or all if there are fewer.
         save_every: steps between checkpoints; 0 for none.
         keep_checkpoints: how many of the newest stay, beside the one with the best validation NELBO.
         trackers: of "tensorboard", "wandb" and "trackio".

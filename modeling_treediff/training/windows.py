@@ -46,8 +46,8 @@ class TokenWindows:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def __getitem__(self, rows: slice) -> "TokenWindows":
-        """Return some of the windows."""
+    def __getitem__(self, rows: slice | np.ndarray) -> "TokenWindows":
+        """Return some of the windows, by a slice or by their numbers."""
         return TokenWindows(**{name: column[rows] for name, column in self.columns.items()})
 
     @property
