@@ -216,3 +216,12 @@ def test_a_column_of_something_else_is_named(tmp_path, row, kind):
     file.write_text(row + "\n")
     with pytest.raises(ValueError, match=f"'text' of .*rows.jsonl holds {kind}, not text"):
         read_documents(file)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "a.jsonl", "a.csv", "a.parquet"])
+def test_a_split_of_a_file_is_refused(tmp_path, name):
+    """It would be ignored, and a model validated on what it is trained on."""
+    with pytest.raises(ValueError, match="has no split 'validation': .*--validation-text"):
+        Corpus(tmp_path / name, "validation")
+    with pytest.raises(ValueError, match="has no split"):
+        read_documents(tmp_path / name, "validation")

@@ -8,7 +8,8 @@ import torch
 from tiny_run import LENGTH, tiny_network, tiny_run, tiny_tree
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.training import TokenWindows, TrainingConfig, check_run, preflight
+from modeling_treediff.training import StreamedWindows, TokenWindows, TrainingConfig, check_run, preflight
+from modeling_treediff.training.preflight import check_workers, make_accelerator
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
@@ -36,6 +37,17 @@ def test_windows_and_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a multiple of 4"):
         tiny_run(tmp_path / "new", global_batch_size=6)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_stream_with_several_workers_is_refused():
+    stream = StreamedWindows(None, None, LENGTH)
+    check_workers(stream, 1)
+    with pytest.raises(ValueError, match="at most one data loader worker, not 2: take --workers 1"):
+        check_workers(stream, 2)
+
+
+def test_every_process_reads_a_stream_for_itself(tmp_path):
+    assert make_accelerator(TrainingConfig(tmp_path, 1)).dispatch_batches is False
 
 
 def test_a_folder_that_cannot_be_written_is_reported_first(tmp_path, monkeypatch):

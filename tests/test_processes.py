@@ -222,6 +222,39 @@ def test_processes_that_do_not_know_one_another_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+WORKER_FAILS = """
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from tiny_run import tiny_run
+from modeling_treediff.training.windows import ShuffledWindows
+get = ShuffledWindows.__getitem__
+def broken(self, index):
+    if index == {first}:
+        raise ValueError("This window is broken.")
+    return get(self, index)
+ShuffledWindows.__getitem__ = broken
+if __name__ == "__main__":
+    try:
+        tiny_run(sys.argv[1], workers=2)
+    except ValueError as error:
+        sys.exit(f"tiny: {{error}}")
+"""
+
+
+@pytest.mark.parametrize("first", [0, 13])
+def test_an_error_in_a_worker_ends_the_run_in_one_line(tmp_path, first):
+    """Workers ignore signals: whoever waits for them at exit would wait for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(WORKER_FAILS.format(tests=str(RUN.parent), first=first))
+    ran = subprocess.run(
+        [sys.executable, script, tmp_path / "run"],
+        capture_output=True, text=True, timeout=60, env=environment_on_the_cpu(), cwd=REPOSITORY,
+    )  # fmt: skip
+    assert ran.returncode == 1 and ran.stderr.endswith("tiny: This window is broken.\n"), ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 # ---- sharded (FSDP2) ------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import check_exists, is_text, iterate_rows, number_documents
+from .documents import check_exists, check_split, is_text, iterate_rows, number_documents
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Corpus:
     Attributes:
         source: a UTF-8 text file (.txt, .md, .text; also .xz, .gz, .bz2), in which blank lines separate documents; or
             anything `datasets.load_dataset` takes: a Hub id, a folder, a .jsonl, .csv or .parquet file.
-        split: the split of a dataset.
+        split: the split of a dataset; a file has no other than `train`.
         text_column: the column of a dataset that holds the text.
         configuration: the configuration (subset) of a Hub dataset that has several.
 
@@ -27,6 +27,10 @@ class Corpus:
     split: str = "train"
     text_column: str = "text"
     configuration: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a split that a file cannot have."""
+        check_split(self.source, self.split)
 
     def __str__(self) -> str:
         return str(self.source)

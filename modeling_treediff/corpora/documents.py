@@ -37,7 +37,7 @@ def iterate_documents(
     Args:
         source: a UTF-8 text file (.txt, .md, .text; also .xz, .gz, .bz2), in which blank lines separate documents;
             or anything `datasets.load_dataset` takes: a Hub id, a folder, a .jsonl, .csv or .parquet file.
-        split: the split of a dataset; a text file has only one. `train[:10%]` and `train+test` work too, but then
+        split: the split of a dataset; a file has only `train`. `train[:10%]` and `train+test` work too, but then
             `datasets` does download and keep the whole on disk.
         text_column: the column of a dataset that holds the text.
         configuration: the configuration (subset) of a Hub dataset that has several.
@@ -49,8 +49,8 @@ def iterate_documents(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no text in it, bytes that are not UTF-8, a damaged archive, no such column, or a max_characters
-            below 1.
+        ValueError: a split of a file, no text in it, bytes that are not UTF-8, a damaged archive, no such column, or
+            a max_characters below 1.
 
     """
     if max_characters is not None and max_characters < 1:
@@ -72,6 +72,7 @@ def number_documents(
     Numbers count empty documents too, so that a reader can come back to any place; the pieces of a document share its
     number. Rows of a dataset before the first are skipped as `datasets` does it; a text file is read from its start.
     """
+    check_split(source, split)
     if is_text(source):
         pieces = _iterate_text(Path(source), max_characters, first)
     else:
@@ -99,6 +100,16 @@ def check_exists(source: str | os.PathLike) -> None:
         raise FileNotFoundError(f"There is no text file {path}.")
     if path.suffix.lower() in DATASET_FILES:
         raise FileNotFoundError(f"There is no file {path}.")
+
+
+def check_split(source: str | os.PathLike, split: str) -> None:
+    """Raise ValueError for a split of a single file: it would be ignored, and the whole file read."""
+    is_file = is_text(source) or Path(source).suffix.lower() in DATASET_FILES
+    if is_file and split != "train":
+        raise ValueError(
+            f"The file {source} has no split {split!r}: leave the split out, or give another file (as held-out text "
+            "with --validation-text)."
+        )
 
 
 def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import islice
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from .collator import DiffusionCollator
+from .preflight import check_workers
 from .settings import TrainingConfig
 from .signals import leave_to_parent
 from .sources import Windows
+
+WORKER_TRACE = "Original Traceback (most recent call last)"  # in the message of an error that a worker has met
 
 
 class StepBatches:
@@ -29,7 +33,13 @@ class StepBatches:
         collator: DiffusionCollator,
         config: TrainingConfig,
     ) -> None:
-        """Take windows from `training`; the config has the batch size and accumulation that the processes use."""
+        """Take windows from `training`; the config has the batch size and accumulation that the processes use.
+
+        Raises:
+            ValueError: more workers than the windows can have.
+
+        """
+        check_workers(training, config.workers)
         self.accelerator, self.training, self.collator, self.config = accelerator, training, collator, config
         self.windows_per_step = config.windows_per_step(accelerator.num_processes)
         self._place: tuple[int, ...] | None = None
@@ -39,6 +49,7 @@ class StepBatches:
 
         Raises:
             ValueError: the text has come to its end.
+            Exception: what a worker has met, in its own words; where it did is in the notes.
 
         """
         config, windows = self.config, self.windows_per_step
@@ -55,7 +66,13 @@ class StepBatches:
         # Closed at the end whatever happens, so that workers, which ignore signals, end with the run.
         with closing(iter(self.accelerator.prepare(loader))) as batches:
             for step in range(done + 1, config.max_steps + 1):
-                yield self._passes(step, batches)
+                try:
+                    passes = self._passes(step, batches)
+                except Exception as error:
+                    # Whoever keeps the error would keep torch's iterator, and so the workers would never end.
+                    clear_frames(error.__traceback__)
+                    raise _in_its_own_words(error)  # noqa: B904 -- it is the same error
+                yield passes
 
     def _passes(self, step: int, batches: Iterator[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         passes = list(islice(batches, self.config.gradient_accumulation_steps))
@@ -73,3 +90,12 @@ class StepBatches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._place = state["place"]
+
+
+def _in_its_own_words(error: Exception) -> Exception:
+    """Return a worker's error with the last line of what torch makes of it; the rest becomes a note."""
+    message = str(error)
+    if WORKER_TRACE in message:
+        error.args = (message.rstrip().splitlines()[-1].partition(": ")[2],)
+        error.add_note(message)
+    return error

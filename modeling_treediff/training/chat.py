@@ -17,6 +17,7 @@ from .tokenizing import end_of_sequence
 Message = dict[str, Any]
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TRUNCATED, DROPPED, EXAMPLES = "answers cut off", "dropped, no room for an answer", "examples"
+NOT_FOUND = "dropped, beginning of the answer not found"
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,7 +58,7 @@ def chat_windows(
         input_ids, fixed_mask and, without `fill`, attention_mask, each (T,).
 
     Raises:
-        ValueError: no chat template, a row of another form, or a template that does not let answers be found.
+        ValueError: no chat template, or a row of another form.
 
     """
     check_chat_template(tokenizer)
@@ -66,7 +67,10 @@ def chat_windows(
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        ids, start = _encode(messages[: turn + 1], tokenizer, number)
+        ids, start = _encode(messages[: turn + 1], tokenizer)
+        if start is None:
+            counts[NOT_FOUND] += 1
+            continue
         ids = _end_once(ids, start, end)
         if start >= length:
             counts[DROPPED] += 1
@@ -96,8 +100,12 @@ def _messages(row: dict[str, Any], number: int) -> list[Message]:
     return [{name: value for name, value in message.items() if value is not None} for message in messages]
 
 
-def _encode(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int) -> tuple[list[int], int]:
-    """Return the tokens of a conversation that ends with an answer, and where that begins."""
+def _encode(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int | None]:
+    """Return the tokens of a conversation that ends with an answer, and where that begins; None if it cannot be told.
+
+    A template may change what stands before an answer once that is there, or a token may hold the end of the prompt and
+    the beginning of the answer.
+    """
     apply: Callable[..., Any] = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True)
     if GENERATION_BLOCK.search(tokenizer.get_chat_template()):
         encoded = apply(messages, return_assistant_tokens_mask=True)
@@ -107,12 +115,7 @@ def _encode(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number:
             return ids, starts[-1]
     ids = apply(messages)["input_ids"]
     prompt = apply(messages[:-1], add_generation_prompt=True)["input_ids"]
-    if ids[: len(prompt)] != prompt:
-        raise ValueError(
-            f"In row {number} the chat template changes what stands before an answer once the answer is there, so its "
-            "beginning cannot be found: put {% generation %} blocks around answers in the template."
-        )
-    return ids, len(prompt)
+    return ids, len(prompt) if ids[: len(prompt)] == prompt else None
 
 
 def _end_once(ids: list[int], start: int, end: int) -> list[int]:

@@ -5,7 +5,12 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, is_bf16_available
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    is_bf16_available,
+)
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
@@ -15,6 +20,8 @@ from .distributed import configure_sharding
 from .processes import join_processes, on_main
 from .run_log import METRICS_NAME, check_trackers
 from .settings import TrainingConfig
+from .sources import Windows
+from .streaming import StreamedWindows
 from .trained_model import TrainedModel
 
 LOGS_NAME = "logs"
@@ -63,6 +70,12 @@ def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerB
     model.tree.check_tokenizer(tokenizer)
 
 
+def check_workers(training: Windows, workers: int) -> None:
+    """Raise ValueError for a stream with several workers: each would read all of it."""
+    if workers > 1 and isinstance(training, StreamedWindows):
+        raise ValueError(f"A stream is read by at most one data loader worker, not {workers}: take --workers 1.")
+
+
 def check_room(model: TrainedModel, config: TrainingConfig) -> None:
     """Raise OSError if the disk cannot hold the run's checkpoints and its final model."""
     copies, size, saved = 0, model.checkpoint_bytes(), list(config.output_dir.glob("checkpoint-*[0-9]"))
@@ -90,6 +103,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / LOGS_NAME)),
+        # Every process reads a stream for itself: no exchange for data, and what fails in it fails on all alike.
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         # The only buffers are the tree, which never changes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from .chat import DROPPED, EXAMPLES, TRUNCATED, chat_windows, check_chat_template
+from .chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED, chat_windows, check_chat_template
 from .streaming import StreamedWindows
 from .token_cache import CachedRows, CacheEntry, Chunk, cached
 from .tokenizing import TextSource, end_of_sequence, is_held_out, token_type, tokenize_pieces, tokenizer_fingerprint
@@ -148,10 +148,12 @@ def _cached(
         facts["separate_documents"] = options.separate_documents
         make = partial(_document_chunks, corpus, tokenizer, options.separate_documents, hold_out_every)
     entry = cached(facts, make, options.cache_folder, str(corpus))
-    lost = entry.counts.get(TRUNCATED, 0) + entry.counts.get(DROPPED, 0)
-    if lost and PartialState().is_main_process:
-        counts = ", ".join(f"{entry.counts.get(name, 0)} {name}" for name in (EXAMPLES, TRUNCATED, DROPPED))
-        logger.warning("Of the answers in %s not all fit in windows of %d tokens: %s.", corpus, options.length, counts)
+    names = (EXAMPLES, TRUNCATED, DROPPED, NOT_FOUND)
+    if any(entry.counts.get(name, 0) for name in names[1:]) and PartialState().is_main_process:
+        counts = ", ".join(f"{entry.counts.get(name, 0)} {name}" for name in names)
+        logger.warning(
+            "Not all answers in %s are used whole in windows of %d tokens: %s.", corpus, options.length, counts
+        )
     return entry
 
 
@@ -183,6 +185,11 @@ def _chat_chunks(
         part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
         for window in chat_windows(row, number, tokenizer, options.length, options.fill_answers, counts):
             yield part, window | {"input_ids": window["input_ids"].astype(dtype)}
+    if counts[NOT_FOUND] and not counts[EXAMPLES]:
+        raise ValueError(
+            f"In {corpus} the beginning of no answer is found, since the chat template changes what stands before it: "
+            "put {% generation %} blocks around answers in the template."
+        )
 
 
 def _windows(entry: CacheEntry, part: str, options: DataOptions, name: str) -> TokenWindows:
