@@ -73,7 +73,7 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--text", help="text file, dataset file or Hub dataset; default: the embedded sample")
     held_out = group.add_mutually_exclusive_group()
     held_out.add_argument("--validation-text", help="held-out text; default: every n-th document of --text")
-    held_out.add_argument("--validation-split", help="held-out split of the same dataset")
+    held_out.add_argument("--validation-split", help="held-out split of the same Hub dataset or folder")
     held_out.add_argument("--hold-out-every", type=int, default=20, help="n of the above (default %(default)s)")
     group.add_argument("--split", default="train", help="split of a dataset (default %(default)s)")
     group.add_argument("--configuration", help="configuration (subset) of a Hub dataset that has several")
@@ -253,7 +253,7 @@ def corpora(options: argparse.Namespace) -> tuple[Corpus, Corpus | None]:
     if options.validation_split:
         return corpus, Corpus(options.text, options.validation_split, **dataset)
     if options.validation_text:
-        return corpus, Corpus(options.validation_text, options.split, **dataset)
+        return corpus, Corpus(options.validation_text, **dataset)
     return corpus, None
 
 
@@ -301,7 +301,7 @@ def report(model: TreeDiffForDiffusionLM, result: TrainingResult, entropy: float
     print(
         f"\n{memory_report(result.peak_memory_of_phases)}"
         f"\nvalidation NELBO {bound.value:.3f} +- {bound.standard_error:.3f} nats/token, perplexity <= "
-        f"{bound.perplexity:.1f}; unigram entropy of the same text {entropy:.3f}\n"
+        f"{bound.perplexity:.1f}, on {bound.num_tokens} tokens; unigram entropy of the held-out text {entropy:.3f}\n"
         f"{result.seconds:.0f} s for {config.max_steps} steps; model in {config.output_dir}"
     )
 
