@@ -131,3 +131,10 @@ def test_nothing_is_touched_by_a_step_that_is_refused(tmp_path, monkeypatch):
     assert all(torch.equal(value, passes[-1][name]) for name, value in model.named_parameters())
     monkeypatch.undo()
     tiny_run(tmp_path, resume=True, max_steps=8)  # goes on from step 4
+
+
+def test_batch_sizes_are_not_tried_on_a_sharded_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "configure_sharding", lambda accelerator: None)
+    monkeypatch.setattr(preflight.Accelerator, "is_fsdp2", True)
+    with pytest.raises(ValueError, match="with FSDP2, find it with plan_memory.py"):
+        make_accelerator(TrainingConfig(tmp_path, max_steps=1, find_batch_size=True))

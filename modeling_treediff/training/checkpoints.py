@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from modeling_treediff.atomic_files import commit_folder, write_atomically
 
 from .processes import on_main, together
+from .records import without_non_numbers
 from .trained_model import TrainedModel
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -87,7 +88,7 @@ class CheckpointStore:
 
     def _commit(self, partial: Path, final: Path, facts: dict[str, Any]) -> None:
         facts |= {"identity": self.identity, "files": _fingerprints(partial)}
-        (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (partial / FACTS_NAME).write_text(json.dumps(without_non_numbers(facts), indent=2) + "\n", encoding="utf-8")
         commit_folder(partial, final)
 
     def _could_not_save(self, step: int, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The training loop: optimizer steps, validation, samples, checkpoints, and an end that loses nothing."""
 
+import math
 import sys
 import time
 from contextlib import closing
@@ -235,7 +236,7 @@ class _Run:
         After the step is logged: a kill loses neither.
         """
         every = self.config.save_every
-        is_best = every and nelbo is not None and (self.best is None or nelbo < self.best[1])
+        is_best = every and nelbo is not None and nelbo < (self.best[1] if self.best else math.inf)
         is_time = every and (step % every == 0 or step == self.config.max_steps)
         if is_time or is_best or update.stop:
             with self.memory.phase("checkpoint"):

@@ -110,6 +110,10 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     )
     accelerator.gradient_accumulation_steps = 1  # `Updater` weighs the passes of a step itself
     configure_sharding(accelerator)
+    if config.find_batch_size and accelerator.is_fsdp2:
+        raise ValueError(
+            "find_batch_size tries the whole model on each device: with FSDP2, find it with plan_memory.py --fsdp."
+        )
     return accelerator
 
 
