@@ -57,7 +57,7 @@ def test_the_recorded_figures_are_what_is_planned():
     for variant, options in fields.items():
         assert reference_peak(True, **options) == pytest.approx(recorded["tree", variant], rel=0.02)
     assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["flat", "chunked"], rel=0.02)
-    assert recorded["tree", "plain"] > 1.8 * recorded["tree", "lean"]
+    assert recorded["tree", "plain"] > 1.6 * recorded["tree", "lean"]
 
 
 def test_recomputed_mlps_take_it_to_two_fifths():
