@@ -18,6 +18,7 @@ from modeling_treediff.training import (
     sources,
     tokenize_documents,
 )
+from modeling_treediff.training.chat import NOT_FOUND
 from modeling_treediff.training.tokenizing import cut_text, tokenize_pieces, tokenizer_fingerprint
 
 TEXTS = [f"Article {number}. The Congress shall have power {'and duty ' * (number % 5)}." for number in range(40)]
@@ -112,6 +113,23 @@ def test_the_held_out_part_of_a_stream_is_bounded(corpus, tokenizer, options, mo
     assert np.array_equal(validation.input_ids, rows(held_out_split()[1], tokenizer)[:3])
 
 
+def test_answers_that_merge_with_their_prompt_are_dropped(tmp_path, tokenizer, options, monkeypatch, caplog):
+    """The generation prompt ends in a space, which is one token with the word after it, if a letter follows."""
+    by_space = BY_PREFIX.replace("[assistant]{% endif %}", "[assistant] {% endif %}")
+    monkeypatch.setattr(tokenizer, "chat_template", by_space)
+    file = tmp_path / "mixed.jsonl"
+    merged, kept = ({"prompt": "Who?", "completion": text} for text in ("The President.", "\n\n"))
+    tokens = [tokenizer.encode(f"[assistant] {row['completion']}") for row in (merged, kept)]
+    prompt = tokenizer.encode("[assistant] ")
+    assert [row[: len(prompt)] == prompt for row in tokens] == [False, True]
+    file.write_text("\n".join(json.dumps(row) for row in [merged, kept] * 4))
+    training, _ = open_training_data(Corpus(file), tokenizer, options(64, chat=True), Corpus(file))
+    assert len(training) == 4 and "4 examples" in caplog.text and f"4 {NOT_FOUND}" in caplog.text
+    file.write_text("\n".join([json.dumps(merged)] * 8))
+    with pytest.raises(ValueError, match="the beginning of no answer is found.*put {% generation %} blocks"):
+        open_training_data(Corpus(file), tokenizer, options(64, chat=True), Corpus(file))
+
+
 @pytest.fixture
 def conversations(tmp_path):
     file = tmp_path / "chat.jsonl"
@@ -128,7 +146,7 @@ def test_conversations_become_windows(conversations, tokenizer, options, monkeyp
     assert not caplog.text
     for _ in range(2):  # made, and found again
         open_training_data(conversations, tokenizer, options(28, chat=True))
-        assert "not all fit in windows of 28 tokens: 10 examples, 10 answers cut off, 10 dropped" in caplog.text
+        assert "used whole in windows of 28 tokens: 10 examples, 10 answers cut off, 10 dropped" in caplog.text
         caplog.clear()
     with pytest.raises(ValueError, match=r"training text .*chat.jsonl has no answer that fits in a window"):
         open_training_data(conversations, tokenizer, options(4, chat=True))
