@@ -25,7 +25,7 @@ from .divergence import report_divergence
 from .identity import run_identity
 from .memory import MemoryTracker, PeakMemory
 from .optimization import make_learning_rate, make_optimizer
-from .preflight import check_room, check_run, check_windows, make_accelerator
+from .preflight import check_room, check_run, check_windows, check_workers, make_accelerator
 from .processes import on_main
 from .run_log import RunLog
 from .settings import TrainingConfig
@@ -94,6 +94,7 @@ def train(
     """
     check_run(config, resume)
     check_windows(model, tokenizer, training.length)
+    check_workers(training, config.workers)
     run: _Run | None = None
 
     def advice() -> str:
