@@ -170,6 +170,7 @@ def main() -> None:
     result = train(model, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
         report(model, result, unigram_entropy(validation.counted_ids), config)
+    PartialState().wait_for_everyone()  # a process that left while another still worked could die of its connections
     PartialState().destroy_process_group()
 
 
