@@ -12,9 +12,17 @@ import sys
 from pathlib import Path
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
+from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
-from modeling_treediff.training.memory_plan import PRECISIONS, USABLE, readable
-from modeling_treediff.training.model_options import add_family_options, add_size_options, model_fields
+from modeling_treediff.training.memory import GIBIBYTE, readable
+from modeling_treediff.training.memory_plan import PRECISIONS, USABLE
+from modeling_treediff.training.model_options import (
+    BATCH_SIZE,
+    WINDOW,
+    add_family_options,
+    add_size_options,
+    model_fields,
+)
 from modeling_treediff.training.option_files import OptionParser
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
@@ -27,10 +35,12 @@ def parse_arguments() -> argparse.Namespace:
     size = parser.add_argument_group("model")
     add_size_options(size, tree=SAMPLE)
     size.add_argument("--vocab-size", type=int, default=8192, help="of the flat tree (default %(default)s)")
-    size.add_argument("--window", type=int, default=64, help="tokens per sequence (default %(default)s)")
+    size.add_argument("--window", type=int, default=WINDOW, help="tokens per sequence (default %(default)s)")
     add_family_options(parser.add_argument_group("process and head"))
     run = parser.add_argument_group("run")
-    run.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
+    run.add_argument(
+        "--batch-size", type=int, default=BATCH_SIZE, help="windows per process and pass (default %(default)s)"
+    )
     run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
     run.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default %(default)s)")
     run.add_argument("--gradient-checkpointing", action="store_true", help="recompute whole blocks")
@@ -65,14 +75,12 @@ def make_config(options: argparse.Namespace) -> TreeDiffConfig:
 
 def draw(plan: MemoryPlan, file: Path) -> None:
     """Write a picture of the memory over the step, stacked by purpose."""
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
     axes.stackplot(
-        range(len(plan.total)), [course / 2**30 for course in plan.timeline.values()], labels=list(plan.timeline)
+        range(len(plan.total)), [course / GIBIBYTE for course in plan.timeline.values()], labels=list(plan.timeline)
     )
     for name, start in plan.phases:
         axes.axvline(start, color="black", linewidth=0.8)
@@ -84,7 +92,7 @@ def draw(plan: MemoryPlan, file: Path) -> None:
         xlim=(0, len(plan.total)),
     )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(file, dpi=120)
+    write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=120))
 
 
 def main() -> None:
@@ -100,7 +108,8 @@ def main() -> None:
         print(f"largest batch for {USABLE:.0%} of {readable(options.gpu)}: {facts['largest_batch']}")
         print(plan.advice(options.gpu))
     if options.json is not None:
-        options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(facts, indent=2) + "\n"
+        write_atomically(options.json, lambda path: path.write_text(text, encoding="utf-8"))
     if options.picture is not None:
         draw(plan, options.picture)
 

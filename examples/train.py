@@ -33,9 +33,11 @@ from modeling_treediff.training import (
     write_record,
 )
 from modeling_treediff.training.model_options import (
+    BATCH_SIZE,
     FAMILY,
     MEMORY_FIELDS,
     SIZES,
+    WINDOW,
     add_family_options,
     add_size_options,
     model_fields,
@@ -46,7 +48,6 @@ from modeling_treediff.training.settings import LEARNING_RATE_SCHEDULES, TRACKER
 from modeling_treediff.tree_tables import tokenizer_size
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
-WINDOW = 64
 
 
 def make_parser() -> OptionParser:
@@ -102,7 +103,9 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     group.add_argument("--steps", type=int, default=1500, help="optimizer steps (default %(default)s)")
-    group.add_argument("--batch-size", type=int, default=16, help="windows per process and pass (default %(default)s)")
+    group.add_argument(
+        "--batch-size", type=int, default=BATCH_SIZE, help="windows per process and pass (default %(default)s)"
+    )
     passes = group.add_mutually_exclusive_group()
     passes.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
     passes.add_argument("--global-batch", type=int, help="windows per optimizer step, instead of --accumulation")

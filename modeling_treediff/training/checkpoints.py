@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from modeling_treediff.atomic_files import commit_folder, write_atomically
 
+from .memory import GIBIBYTE
 from .processes import on_main, together
 from .records import without_non_numbers
 from .trained_model import TrainedModel
@@ -94,7 +95,7 @@ class CheckpointStore:
     def _could_not_save(self, step: int, error: Exception) -> str:
         latest = self.latest()
         kept = f"{latest} is whole: go on from there with --resume" if latest else "there is no earlier one"
-        free = shutil.disk_usage(self.folder).free / 2**30
+        free = shutil.disk_usage(self.folder).free / GIBIBYTE
         reason = f"{str(error).splitlines()[0]}; {free:.3g} GiB free"  # torch and safetensors do not say what failed
         return (
             f"Could not save the checkpoint of step {step} ({reason}); {kept} when {self.folder} can be written again."

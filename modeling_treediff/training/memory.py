@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-GIBIBYTE = 2**30
+MEBIBYTE, GIBIBYTE = 2**20, 2**30
 PROCESS_STATUS = Path("/proc/self/status")
 PROCESS_RESET = Path("/proc/self/clear_refs")
 
@@ -129,6 +129,11 @@ def memory_report(processes: Sequence[Mapping[str, PeakMemory]]) -> str:
         largest = max(peaks, key=lambda rank: peaks[rank].on_device)
         rows.append((name, str(peaks[largest]), str(largest)))
     return text_table(rows)
+
+
+def readable(size: float) -> str:
+    """Return a number of bytes as text."""
+    return f"{size / GIBIBYTE:.3g} GiB" if size >= GIBIBYTE / 10 else f"{size / MEBIBYTE:.3g} MiB"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

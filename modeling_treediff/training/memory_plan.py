@@ -22,9 +22,7 @@ import numpy as np
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 
 from .fake_step import BLOCK, CATEGORIES, Ledger, record_step
-from .memory import GIBIBYTE, text_table
-
-MEBIBYTE = 2**20
+from .memory import readable, text_table
 
 USABLE = 0.92
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -188,11 +186,6 @@ def largest_batch(step: TrainingStep, memory: int) -> int:
         guess = min(max(low + int(share * (high - low)), low + 1), high - 1)
         low, high = (guess, high) if fits(guess) else (low, guess)
     return low
-
-
-def readable(size: float) -> str:
-    """Return a number of bytes as text."""
-    return f"{size / GIBIBYTE:.3g} GiB" if size >= GIBIBYTE / 10 else f"{size / MEBIBYTE:.3g} MiB"
 
 
 def _courses(ledger: Ledger) -> dict[str, np.ndarray]:

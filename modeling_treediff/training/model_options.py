@@ -7,6 +7,7 @@ from typing import Any
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS, TreeDiffConfig
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
+WINDOW, BATCH_SIZE = 64, 16
 # Fields of the model's config that are options of the same name.
 FAMILY = (
     "schedule",

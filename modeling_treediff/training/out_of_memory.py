@@ -14,7 +14,8 @@ from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.diffusion_process import corrupt
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
-from .memory_plan import MemoryPlan, plan_memory, readable
+from .memory import readable
+from .memory_plan import MemoryPlan, plan_memory
 from .preflight import make_accelerator
 from .settings import TrainingConfig
 

@@ -17,6 +17,7 @@ from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .checkpoints import checkpoint_steps
 from .distributed import configure_sharding
+from .memory import readable
 from .processes import join_processes, on_main
 from .run_log import METRICS_NAME, check_trackers
 from .settings import TrainingConfig
@@ -27,7 +28,6 @@ from .trained_model import TrainedModel
 LOGS_NAME = "logs"
 PROBE_NAME = ".can-be-written"
 PROBE_BYTES = 2**16
-GIBIBYTE = 2**30
 
 
 def check_run(config: TrainingConfig, resume: bool) -> None:
@@ -87,8 +87,8 @@ def check_room(model: TrainedModel, config: TrainingConfig) -> None:
     free = shutil.disk_usage(config.output_dir).free
     if free < (need := copies * size + size):
         raise OSError(
-            f"{config.output_dir} has {free / GIBIBYTE:.3g} GiB free, the run needs up to {need / GIBIBYTE:.3g}: the "
-            f"model and {copies} more checkpoints of {size / GIBIBYTE:.3g}. Free some, or lower --keep-checkpoints."
+            f"{config.output_dir} has {readable(free)} free, the run needs up to {readable(need)}: the model and "
+            f"{copies} more checkpoints of {readable(size)}. Free some, or lower --keep-checkpoints."
         )
 
 
