@@ -17,7 +17,7 @@ from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .checkpoints import checkpoint_steps
 from .distributed import configure_sharding
-from .memory import readable
+from .memory import GIBIBYTE
 from .processes import join_processes, on_main
 from .run_log import METRICS_NAME, check_trackers
 from .settings import TrainingConfig
@@ -87,8 +87,9 @@ def check_room(model: TrainedModel, config: TrainingConfig) -> None:
     free = shutil.disk_usage(config.output_dir).free
     if free < (need := copies * size + size):
         raise OSError(
-            f"{config.output_dir} has {readable(free)} free, the run needs up to {readable(need)}: the model and "
-            f"{copies} more checkpoints of {readable(size)}. Free some, or lower --keep-checkpoints."
+            f"{config.output_dir} has {free / GIBIBYTE:.3g} GiB free, the run needs up to {need / GIBIBYTE:.3g} GiB: "
+            f"the model and {copies} more checkpoints of {size / GIBIBYTE:.3g} GiB. Free some, or lower "
+            "--keep-checkpoints."
         )
 
 
