@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 # Every shipped file is imported here directly: older releases of transformers copy no others.
 from .atomic_files import update_folder  # noqa: F401
 from .backbone_treediff import TreeDiffBackbone
+from .bad_words_treediff import BadWords  # noqa: F401
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import child_slots, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
