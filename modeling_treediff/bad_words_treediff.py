@@ -67,7 +67,7 @@ class BadWords:
 
     def check(self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor) -> None:
         """Raise ValueError if a text cannot be finished without a bad word; once, before the first pass."""
-        states_BTQ = self._states_after(node_ids_BT, real_BT, self._given(node_ids_BT, real_BT))
+        states_BTQ = self._states_after(node_ids_BT, real_BT, self._given(node_ids_BT))
         impossible = (~states_BTQ[:, 1:-1].any(dim=-1)).nonzero()
         if len(impossible):
             text, position = impossible[0].tolist()
@@ -88,7 +88,7 @@ class BadWords:
             candidates_BT: (B, T) bool, the n positions, at internal nodes, asked about.
 
         """
-        given_BT = self._given(node_ids_BT, real_BT)
+        given_BT = self._given(node_ids_BT)
         before_nQ = self._states_after(node_ids_BT, real_BT, given_BT)[:, :-2][candidates_BT]
         behind_nQ = self._states_possible(node_ids_BT, real_BT, given_BT)[:, 2:][candidates_BT]
         node_n, given_n = node_ids_BT[candidates_BT], given_BT[candidates_BT]
@@ -117,7 +117,7 @@ class BadWords:
             real_BT: (B, T) bool, False at padding.
 
         """
-        given_BT = self._given(before_BT, real_BT)
+        given_BT = self._given(before_BT)
         place_T = torch.arange(before_BT.shape[1], device=before_BT.device)
         moving_BT = moved_BT.clone()
         while True:
@@ -130,9 +130,9 @@ class BadWords:
                 return moved_BT & ~moving_BT
             moving_BT[text, last_BT[text, place]] = False
 
-    def _given(self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
+    def _given(self, node_ids_BT: torch.Tensor) -> torch.Tensor:
         """Return how many decided positions (B, T) end here; words no longer than that are there already."""
-        return _run_lengths(self.decided_N[node_ids_BT] & real_BT)
+        return _run_lengths(self.decided_N[node_ids_BT])
 
     def _symbols(self, node_r: torch.Tensor) -> torch.Tensor:
         """Return which symbols (r, A) the nodes may become: allowed ones below them, or the one that they are."""
