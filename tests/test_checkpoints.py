@@ -21,6 +21,7 @@ from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 SHIPPED = {
     "atomic_files.py",
     "backbone_treediff.py",
+    "bad_words_treediff.py",
     "configuration_treediff.py",
     "diffusion_process.py",
     "generation_treediff.py",
