@@ -69,7 +69,7 @@ def test_the_surest_descend_first(model, unmasking):
         waiting = level == level.min()
         moved = step[0] == 1
         assert not (moved & ~waiting).any()
-        assert score[moved].min() >= score[waiting & ~moved].max() - 1e-9 if (waiting & ~moved).any() else True
+        assert score[moved].min() >= score[waiting & ~moved].max() - 1e-4 if (waiting & ~moved).any() else True
 
 
 def test_a_threshold_lets_the_sure_go_at_once(model):
@@ -176,7 +176,7 @@ def test_the_least_probable_climb(model):
         climbed = depth[1] < depth[0]
         if climbed.any():
             last = torch.tensor([log_p[place] for place in range(10)])
-            assert climbed.sum() == 3 and last[climbed].max() <= last[~climbed].min()
+            assert climbed.sum() == 3 and last[climbed].max() <= last[~climbed].min() + 1e-4
             continue
         scores = model(before.node_ids).logits[0].double().log_softmax(dim=-1)
         for place in after.moved[0].nonzero()[:, 0].tolist():
