@@ -59,6 +59,9 @@ class SequentialSchedule(LevelSchedule):
                 step[depth, reached] = math.prod(back[depth:reached]) * (1 - back[reached])
         return step
 
+    def deepest_beside(self, depth: int) -> int:  # noqa: D102 -- no two levels are half lost at once
+        return min(depth + 1, self.depth)
+
     def _windows(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return start and length (D,) of each level's window; level 1 has the last one."""
         edge = torch.tensor(self.boundaries, dtype=like.dtype, device=like.device).flip(0)

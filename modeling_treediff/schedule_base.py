@@ -54,6 +54,10 @@ class LevelSchedule(ABC):
     def reverse_step(self, start: float, end: float) -> torch.Tensor:
         """Times end < start -> (D+1, D+1) float64: P(depth j at `end` | depth d at `start`), row d, column j."""
 
+    def deepest_beside(self, depth: int) -> int:
+        """Return the greatest depth at which positions stand beside one of this depth, under this process."""
+        return self.depth
+
     def sample_times(
         self,
         batch_size: int,

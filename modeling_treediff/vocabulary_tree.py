@@ -262,6 +262,11 @@ class VocabularyTree:
             digest.update(table.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def coarsened(self, node_ids: torch.Tensor, depth: int) -> torch.Tensor:
+        """Return the nodes with those below a depth replaced by their ancestors of that depth, in any shape."""
+        above = self.ancestors[self.representative[node_ids], depth]
+        return torch.where(self.depth[node_ids] > depth, above, node_ids)
+
     # ---- checks -----------------------------------------------------------------------------------------------
 
     def validate(self) -> "VocabularyTree":
