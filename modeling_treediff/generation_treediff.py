@@ -23,8 +23,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
     """How `generate` samples; saved with the model. Unknown names are refused.
 
     Attributes:
-        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text (then by
-            default the model's max_position_embeddings). By default none are appended to given `input_ids`.
+        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text. By default as
+            many as the model's max_position_embeddings leave room for; none where `input_ids` holds open positions.
         num_steps: steps from time 1 to 0; with the sequential schedule at most so many forward passes, split evenly
             over the levels of the tree, so at least its depth.
         do_sample: draw children from their distribution; False takes the most likely child.
@@ -225,6 +225,8 @@ class TreeDiffGenerationMixin:
                 f"input_ids must lie in 0..{nodes - 1} (nodes of the tree), got {int(input_ids.min())}.."
                 f"{int(input_ids.max())}."
             )
+        if new_tokens is None and bool((self.tree.depth[input_ids] == self.config.tree_depth).all()):
+            new_tokens = max(limit - input_ids.shape[1], 0)  # nothing to fill in: a prompt to continue
         shape = (len(input_ids), new_tokens or 0)
         roots = torch.full(shape, self.config.mask_token_id, dtype=torch.long, device=input_ids.device)
         node_ids = torch.cat([input_ids, roots], dim=1)
