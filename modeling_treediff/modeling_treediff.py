@@ -116,6 +116,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
 
+    output_modalities = ("text",)  # a pipeline says so of what generates
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
 
     def __init__(self, config: TreeDiffConfig) -> None:
