@@ -73,7 +73,7 @@ class TreeDiffMaskedLMMixin:
         )
         reached = _Reached.given(input_ids, tree, 0, log_BTV.dtype)
         for depth in range(tree.tree_depth):
-            context_BT = tree.coarsened(input_ids, self.schedule.deepest_beside(depth))
+            context_BT = tree.coarsen(input_ids, self.schedule.deepest_beside(depth))
             log_nK = self._log_children(context_BT, (attention_mask, segment_ids), reached)
             given = _Reached.given(input_ids, tree, depth + 1, log_BTV.dtype)
             reached = reached.children(log_nK, tree).joined(given)
