@@ -1,4 +1,4 @@
-"""Who descends when: orders, budgets, thresholds, steps of levels, corrections; and noise that a batch does not change."""
+"""Who descends when: orders, budgets, thresholds, steps of levels, corrections; and noise of positions."""
 
 import itertools
 
@@ -73,7 +73,9 @@ def test_the_surest_descend_first(model, unmasking):
 
 
 def test_a_threshold_lets_the_sure_go_at_once(model):
-    settings = {"unmasking": "confidence", "num_steps": 24, "do_sample": False}
+    start = torch.randint(0, 100, (1, 16), generator=torch.Generator().manual_seed(0))
+    start[0, ::2] = model.config.mask_token_id
+    settings = {"input_ids": start, "unmasking": "confidence", "num_steps": 24, "do_sample": False}
     assert run(model, threshold=0.0, **settings).num_forward_passes == 3  # all are sure: a pass for each level
     plain, never = run(model, **settings), run(model, threshold=1.1, **settings)
     assert all(torch.equal(*pair) for pair in zip(plain.history, never.history, strict=True))
@@ -83,8 +85,9 @@ def test_a_threshold_lets_the_sure_go_at_once(model):
         sure = model(before).logits.softmax(dim=-1).amax(dim=-1) >= 0.35
         level = model.tree.depth[before]
         waiting, moved = level == level.min(), step == 1
+        assert moved.any()
         assert torch.equal(moved & sure, waiting & sure)
-        assert (moved & ~sure).sum() <= 2  # 16 positions in 8 passes go in any case
+        assert (moved & ~sure).sum() <= 1  # 8 positions in 8 passes go in any case
     unsure = {"unmasking": "entropy", "num_steps": 24}
     assert run(model, threshold=10.0, **unsure).num_forward_passes == 3  # at most 10 nats: all
 
