@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBas
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.corpora import read_documents, split_documents
+from modeling_treediff.mask_token import refuse_mask
 from modeling_treediff.training import DiffusionCollator
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
@@ -73,7 +74,7 @@ def main() -> None:
         data_collator=DiffusionCollator(model.tree, model.schedule, arguments.seed),
         train_dataset=training,
         eval_dataset=held_out,
-        processing_class=tokenizer,
+        processing_class=model.with_mask_token(tokenizer),
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()
@@ -120,6 +121,7 @@ def token_windows(documents: list[str], tokenizer: PreTrainedTokenizerBase, leng
     def pack(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
         tokens = [token for ids in encoded for token in (*ids, tokenizer.eos_token_id)]
+        refuse_mask(tokens, tokenizer, "The text")
         return {"input_ids": [tokens[end - length : end] for end in range(length, len(tokens) + 1, length)]}
 
     windows = Dataset.from_dict({"text": documents}).map(pack, batched=True, remove_columns="text")

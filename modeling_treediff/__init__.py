@@ -10,7 +10,7 @@ from .diffusion_process import CorruptedBatch, corrupt
 from .generation_config_treediff import TreeDiffGenerationConfig
 from .generation_treediff import GenerationStep, TreeDiffGenerationOutput
 from .likelihood_treediff import NelboEstimate
-from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, TreeDiffOutput
+from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, TreeDiffModel, TreeDiffOutput
 from .schedule_base import LevelSchedule
 from .version import __version__
 from .vocabulary_tree import VocabularyTree
@@ -22,6 +22,7 @@ __all__ = [
     "NelboEstimate",
     "TreeDiffConfig",
     "TreeDiffForDiffusionLM",
+    "TreeDiffForMaskedLM",
     "TreeDiffGenerationConfig",
     "TreeDiffGenerationOutput",
     "TreeDiffModel",
@@ -33,8 +34,10 @@ __all__ = [
 
 
 AutoConfig.register(TreeDiffConfig.model_type, TreeDiffConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+for auto_class in (AutoModel, AutoModelForCausalLM):
     auto_class.register(TreeDiffConfig, TreeDiffForDiffusionLM, exist_ok=True)
+AutoModelForMaskedLM.register(TreeDiffConfig, TreeDiffForMaskedLM, exist_ok=True)
 # So that save_pretrained writes the code beside the weights.
 TreeDiffConfig.register_for_auto_class()
 TreeDiffForDiffusionLM.register_for_auto_class("AutoModel")
+TreeDiffForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")

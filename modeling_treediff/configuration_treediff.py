@@ -90,7 +90,7 @@ class TreeDiffConfig(PreTrainedConfig):
         self.auto_map = {
             "AutoConfig": "configuration_treediff.TreeDiffConfig",
             "AutoModel": model_class,
-            "AutoModelForMaskedLM": model_class,
+            "AutoModelForMaskedLM": "modeling_treediff.TreeDiffForMaskedLM",
             "AutoModelForCausalLM": model_class,
         }
 

@@ -17,8 +17,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
     A level is one step down the tree: D of them lead from the root to a token. K is the largest fan-out.
 
     Attributes:
-        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text (then by
-            default the model's max_position_embeddings). By default none are appended to given `input_ids`.
+        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text. By default as
+            many as the model's max_position_embeddings leave room for; none where `input_ids` holds open positions.
         block_length: append the new tokens in blocks of so many, each finished before the next begins
             (semi-autoregressive, arXiv 2502.09992 and 2503.09573): a text may then be longer than the model's
             max_position_embeddings, of which each block sees the last ones. By default all are written at once.

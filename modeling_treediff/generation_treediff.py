@@ -213,10 +213,8 @@ class TreeDiffGenerationMixin:
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
     ) -> Canvas:
         """Check the given nodes and lay them out, with max_new_tokens roots, once for each text asked for."""
-        new_tokens = settings.max_new_tokens or 0
         if input_ids is None:
             input_ids = torch.empty(1, 0, dtype=torch.long, device=self.device)
-            new_tokens = new_tokens or self.config.max_position_embeddings
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape (batch, length), got {tuple(input_ids.shape)}.")
         nodes = self.config.num_tree_nodes
@@ -231,6 +229,11 @@ class TreeDiffGenerationMixin:
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        new_tokens = settings.max_new_tokens
+        if new_tokens is None:  # fill what is open; where nothing is, continue the text
+            is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)
+            room = self.config.max_position_embeddings - int((attention_mask != 0).sum(dim=1).max())
+            new_tokens = 0 if is_open.any() else max(room, 0)
         given, mask = (
             one.to(self.device).repeat_interleave(settings.num_return_sequences, dim=0)
             for one in (input_ids, attention_mask)

@@ -59,6 +59,9 @@ class SequentialSchedule(LevelSchedule):
                 step[depth, reached] = math.prod(back[depth:reached]) * (1 - back[reached])
         return step
 
+    def deepest_beside(self, depth: int) -> int:  # noqa: D102 -- no two levels are half lost at once
+        return min(depth + 1, self.depth)
+
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
         start_D, length_D = self._windows(uniform)
         return (start_D + length_D * uniform).masked_fill(_reached(depth, uniform), torch.inf)

@@ -132,7 +132,7 @@ class TreeDiffLikelihoodMixin:
 
         The product of the child probabilities on the way down from each position's node, all from the same hidden
         state. The diffusion refines level by level with a pass for each, so for D > 1 this is not what it samples
-        from, but it sums to 1 and ranks all tokens at once.
+        from, but it sums to 1 and ranks all tokens at once. `TreeDiffForMaskedLM` is better and dearer.
 
         Args:
             input_ids: (B, T) node ids.

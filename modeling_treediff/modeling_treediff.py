@@ -3,6 +3,7 @@
 Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from .lean_operations_treediff import lean_linears  # noqa: F401
 from .level_schedules import make_schedule
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .lost_levels import each_level_back  # noqa: F401
+from .mask_token import MASK_TOKEN  # noqa: F401
+from .masked_lm_treediff import TreeDiffMaskedLMMixin
 from .pretrained_treediff import TreeDiffPreTrainedModel
 from .refinement_treediff import Refinement  # noqa: F401
 from .schedule_base import LevelSchedule  # noqa: F401
@@ -120,6 +123,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
 
+    output_modalities = ("text",)  # a pipeline says so of what generates
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
 
     def __init__(self, config: TreeDiffConfig) -> None:
@@ -180,3 +184,33 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
         return output
+
+
+class TreeDiffForMaskedLM(TreeDiffMaskedLMMixin, TreeDiffForDiffusionLM):
+    """The same model, whose `forward` gives distributions over tokens: for `pipeline("fill-mask")`."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
+    ) -> TreeDiffOutput:
+        """Return `token_log_probs` as logits (B, T, V); with labels, what `TreeDiffForDiffusionLM.forward` does.
+
+        Raises:
+            ValueError: as in `token_log_probs` or, with labels, as there.
+
+        """
+        if labels is not None:
+            return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids, **kwargs)
+        return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- as the diffusion model has it
+        """Generate as `TreeDiffForDiffusionLM` does, whose forward scores children; arguments and result are its."""
+        diffusion_model = copy.copy(self)  # shares all weights
+        diffusion_model.__class__ = TreeDiffForDiffusionLM  # type: ignore[assignment]
+        return diffusion_model.generate(*args, **kwargs)

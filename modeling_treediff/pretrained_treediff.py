@@ -14,12 +14,15 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
+from .mask_token import with_mask_token
 from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, write_tokenizer
 from .vocabulary_tree import VocabularyTree
+
+logger = logging.get_logger(__name__)
 
 
 class TreeDiffPreTrainedModel(PreTrainedModel):
@@ -106,7 +109,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers' own options
     ) -> None:
-        """Write weights, config, generation config, tree, code and, if given, the tokenizer.
+        """Write weights, config, generation config, tree, code and, if given, the tokenizer, with a mask token.
 
         Everything slow happens in a temporary folder; then each file replaces its older version in one rename, the
         weights last. So a kill while writing leaves an older checkpoint of the same shape, in one weights file, as it
@@ -124,7 +127,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             raise ValueError("Save first, then call push_to_hub.")
         self._verify_tree()
         if tokenizer is not None:
-            self.tree.check_tokenizer(tokenizer)
+            tokenizer = self.with_mask_token(tokenizer)
         target, stem = Path(save_directory), f"model.{kwargs['variant']}" if kwargs.get("variant") else "model"
         # Weights of an earlier save in other shards would be loaded instead of ours, or beside them.
         patterns = (f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json")
@@ -138,6 +141,20 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()
+
+    def with_mask_token(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Return the tree's tokenizer with the root as its mask token; where it cannot have one, as it is.
+
+        Raises:
+            ValueError: the tokenizer's size is not the tree's.
+
+        """
+        self.tree.check_tokenizer(tokenizer)
+        try:
+            return with_mask_token(tokenizer, self.config.mask_token_id)
+        except ValueError as error:
+            logger.warning_once(f"The tokenizer is saved without a mask token, which `fill-mask` needs. {error}")
+            return tokenizer
 
     @contextmanager
     def _under_its_own_class(self) -> Iterator[None]:

@@ -62,6 +62,10 @@ class LevelSchedule(ABC):
         Falling along a row; inf for levels that are reached already. Drawn exactly, without time steps.
         """
 
+    def deepest_beside(self, depth: int) -> int:
+        """Return the greatest depth at which positions stand beside one of this depth, under this process."""
+        return self.depth
+
     def sample_times(
         self,
         batch_size: int,

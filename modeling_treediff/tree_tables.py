@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .mask_token import MASK_TOKEN
+
 
 def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
     """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
@@ -36,12 +38,15 @@ def smallest_branching(vocab_size: int, depth: int) -> int:
 def tokenizer_size(tokenizer: Any) -> int:  # noqa: ANN401 -- any object with a length
     """Return the largest token id of a tokenizer plus one: V of a tree for it, whose leaves are token ids.
 
-    Added tokens count. Where no token has some of the ids below, as in several vocabularies of GPT-4's kind, it is more
-    than `len(tokenizer)`; the leaves of the missing ids are never used.
+    Added tokens count, but not the mask behind all others that a saved model's tokenizer has. Where no token has some
+    of the ids below, as in several vocabularies of GPT-4's kind, it is more than `len(tokenizer)`; the leaves of the
+    missing ids are never used.
     """
     if not hasattr(tokenizer, "get_vocab"):
         return len(tokenizer)
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    has_root = getattr(tokenizer, "mask_token", None) == MASK_TOKEN and tokenizer.mask_token_id == size - 1
+    return size - has_root
 
 
 def smallest_depth(vocab_size: int, branching: int) -> int:

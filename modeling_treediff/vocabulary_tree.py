@@ -263,6 +263,8 @@ class VocabularyTree:
             digest.update(table.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
+    # ---- checks -----------------------------------------------------------------------------------------------
+
     def validate(self) -> "VocabularyTree":
         """Check that the tables describe one tree and agree with each other; return self.
 

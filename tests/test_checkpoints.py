@@ -33,6 +33,8 @@ SHIPPED = {
     "level_schedules.py",
     "likelihood_treediff.py",
     "lost_levels.py",
+    "mask_token.py",
+    "masked_lm_treediff.py",
     "modeling_treediff.py",
     "pretrained_treediff.py",
     "refinement_treediff.py",
@@ -57,7 +59,7 @@ assert AutoConfig.from_pretrained(folder, trust_remote_code=True).tree_sha256 ==
 assert model.generation_config.num_steps == 7
 text = model.generate(max_new_tokens=4)
 assert text.max() < 100
-assert len(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)) == 100
+assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True).mask_token_id == 100
 with torch.no_grad():
     torch.save(model(nodes).logits, out)
 """

@@ -190,7 +190,7 @@ from peft import PeftModel
 folder, adapter = sys.argv[1:]
 nodes = torch.full((1, 8), 8192)
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
-print(len(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)))
+print(AutoTokenizer.from_pretrained(folder, trust_remote_code=True).mask_token_id)
 with torch.no_grad():
     plain = base(nodes).logits
     model = PeftModel.from_pretrained(base, adapter)

@@ -10,6 +10,8 @@ import numpy as np
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.mask_token import refuse_mask
+
 PIECE_CHARACTERS = 2**18  # `max_characters` for `iterate_documents`: it bounds memory and gives each core a piece
 BATCH_CHARACTERS = 2**20  # text given to the tokenizer at once
 BLOCK_TOKENS = 2**20  # short documents are gathered to about so many tokens: sorting each alone would be slow
@@ -50,6 +52,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str
     for batch in _batches(documents, BATCH_CHARACTERS):
         encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for token_ids in encoded["input_ids"]:
+            refuse_mask(token_ids, tokenizer, "A text")
             yield np.asarray(token_ids, dtype=np.int32)
 
 

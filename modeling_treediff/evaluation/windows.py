@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.mask_token import refuse_mask
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos
     """Return all texts as one row (N,) of token ids (int64), each text followed by the EOS token if asked for.
 
     Raises:
-        ValueError: no text, an empty one, one string in place of several, or EOS without such a token.
+        ValueError: no text, an empty one, one string in place of several, one that holds the tokenizer's mask, or EOS
+            without such a token.
 
     """
     if isinstance(texts, str):
@@ -97,6 +99,8 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos
         raise ValueError("The tokenizer has no eos_token to put after each text: use a protocol with eos=False.")
     end = [tokenizer.eos_token_id] if eos else []
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    for index, ids in enumerate(encoded):
+        refuse_mask(ids, tokenizer, f"Text {index} (counted from 0)")
     return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
 
 

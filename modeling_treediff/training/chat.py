@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.mask_token import refuse_mask
+
 from .tokenizing import end_of_sequence
 
 Message = dict[str, Any]
@@ -58,7 +60,7 @@ def chat_windows(
         input_ids, fixed_mask and, without `fill`, attention_mask, each (T,).
 
     Raises:
-        ValueError: no chat template, or a row of another form.
+        ValueError: no chat template, a row of another form, or one that holds the tokenizer's mask.
 
     """
     check_chat_template(tokenizer)
@@ -68,6 +70,7 @@ def chat_windows(
         if message["role"] != "assistant":
             continue
         ids, start = _encode(messages[: turn + 1], tokenizer)
+        refuse_mask(ids, tokenizer, f"Row {number}")
         if start is None:
             counts[NOT_FOUND] += 1
             continue

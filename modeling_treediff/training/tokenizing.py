@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.mask_token import refuse_mask
+
 PIECE_CHARACTERS = 2**18  # longer documents are tokenised in pieces
 BATCH_CHARACTERS = 2**20  # of pieces that are tokenised together, on all cores
 
@@ -47,7 +49,7 @@ def tokenize_pieces(documents: Iterable[tuple[int, str]], tokenizer: PreTrainedT
     Documents above `PIECE_CHARACTERS` are cut before white space, where tokens of most tokenizers begin anyway.
 
     Raises:
-        ValueError: the tokenizer has no end-of-sequence token to separate documents with.
+        ValueError: the tokenizer has no end-of-sequence token to separate documents with, or a text holds its mask.
 
     """
     end = end_of_sequence(tokenizer)
@@ -57,6 +59,7 @@ def tokenize_pieces(documents: Iterable[tuple[int, str]], tokenizer: PreTrainedT
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         for (document, _, is_last), ids in zip(batch, encoded, strict=True):
             token_ids = np.array([*ids, end] if is_last else ids, np.int32)
+            refuse_mask(token_ids, tokenizer, f"Document {document}")
             yield TokenPiece(document, offset, token_ids)
             offset = 0 if is_last else offset + len(token_ids)
 

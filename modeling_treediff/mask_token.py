@@ -1,0 +1,46 @@
+"""The mask in a tokenizer: a token for the tree's root, so that a text can hold open positions."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken
+
+MASK_TOKEN = "<|mask|>"
+
+
+def with_mask_token(tokenizer: Any, vocab_size: int) -> Any:  # noqa: ANN401 -- any tokenizer of transformers
+    """Return a copy of a tokenizer whose mask token has the id of the tree's root, V; itself if it has that one.
+
+    The new token, `<|mask|>`, also replaces a mask token of the vocabulary, such as BERT's, which is a leaf like any
+    other. As in RoBERTa it takes the white space before it along: in vocabularies whose words begin with their space
+    that is a part of what the mask stands for.
+
+    Args:
+        tokenizer: the tokenizer of a tree.
+        vocab_size: V of that tree.
+
+    Raises:
+        ValueError: the new token cannot have the id V: other tokens than 0..V-1, or one of that name among them.
+
+    """
+    if tokenizer.mask_token_id == vocab_size:
+        return tokenizer
+    masked = copy.deepcopy(tokenizer)
+    masked.add_special_tokens({"mask_token": AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)})
+    if masked.mask_token_id != vocab_size:
+        raise ValueError(
+            f"The tokenizer gives {MASK_TOKEN} the id {masked.mask_token_id}, but the tree's root has {vocab_size}: "
+            f"its tokens are not exactly 0..{vocab_size - 1}, or one of them is called {MASK_TOKEN}."
+        )
+    return masked
+
+
+def refuse_mask(token_ids: Sequence[int] | np.ndarray, tokenizer: Any, place: str) -> None:  # noqa: ANN401
+    """Raise ValueError, naming the place, if a text to learn or to measure holds the mask: it is no token of a text."""
+    if tokenizer.mask_token == MASK_TOKEN and tokenizer.mask_token_id in token_ids:
+        raise ValueError(
+            f"{place} contains {MASK_TOKEN}, which this tokenizer takes for an open position: take it out of the text, "
+            "or use the tokenizer of the tree, which has no such token."
+        )
