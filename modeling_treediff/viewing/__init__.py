@@ -1,14 +1,14 @@
 """What a generation looks like while it runs: pieces of text, in a terminal, as GIF and as HTML."""
 
 try:
-    import PIL
-    import rich  # noqa: F401 -- both checked here, so that their absence is explained once
+    import PIL  # noqa: F401 -- both checked here, so that their absence is explained once
+    import rich  # noqa: F401
 except ImportError as error:
     raise ImportError("Watching a generation needs rich and pillow: pip install 'modeling-treediff[demo]'.") from error
 
 from .animation import check_suffix, write_animation
 from .background import iterate_newest
-from .drafts import Draft, DraftRecorder, Piece, draft_pieces
+from .drafts import Draft, DraftRecorder, Piece, depth_name, draft_pieces
 from .page import draft_html, draft_style, legend_html, render_animation
 from .picture import write_gif
 from .terminal import TerminalView
@@ -19,6 +19,7 @@ __all__ = [
     "Piece",
     "TerminalView",
     "check_suffix",
+    "depth_name",
     "draft_html",
     "draft_pieces",
     "draft_style",

@@ -12,6 +12,7 @@ def generate_with_callback(model, callback, **settings):  # noqa
     before = None
     for index, ids in enumerate(result.history):
         import time
+
         time.sleep(0.01)
         moved = ids != (ids if before is None else before)
         if before is None or moved.any():

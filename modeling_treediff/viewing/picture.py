@@ -73,7 +73,9 @@ def _draw_piece(canvas: ImageDraw.ImageDraw, draft: Draft, piece: Piece, x: floa
     blank = _font(False).getlength(" ") if text.startswith(" ") else 0
     if piece.moved:
         canvas.rounded_rectangle((x + blank - 2, y, end + 2, y + LINE_HEIGHT - 8), radius=6, fill=MOVED)
-    canvas.text((x, y + 3), text, font=_font(piece.kind == "given"), fill=depth_colour(piece.depth, draft.tree_depth).dark)
+    canvas.text(
+        (x, y + 3), text, font=_font(piece.kind == "given"), fill=depth_colour(piece.depth, draft.tree_depth).dark
+    )
     return end
 
 
