@@ -16,6 +16,7 @@ from generate import starting_nodes
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.generation_config_treediff import UNMASKING
 from modeling_treediff.viewing import (
     Draft,
     DraftRecorder,
@@ -31,8 +32,7 @@ try:
 except ImportError as error:
     raise SystemExit("app.py needs gradio: pip install 'modeling-treediff[demo]'.") from error
 
-UNMASKING = ("random", "first_hitting", "confidence", "margin", "entropy")
-SECONDS_PER_DRAFT = 0.05  # at least: more would flicker
+SECONDS_PER_TEXT = 3.0  # at least: small models are faster than the eye
 PLACEHOLDER = "<div class='draft'><p class='draft-caption'>The text appears here.</p></div>"
 STYLE = """
 .page { max-width: 1180px; margin: 0 auto; }
@@ -99,13 +99,11 @@ class Page:
         stop = self.stops[visitor] = threading.Event()
 
         def run(callback: Callable[[Draft], None]) -> None:
-            from modeling_treediff.viewing.emulation import generate_with_callback
-
             recorder.show = callback
-            generate_with_callback(self.model, recorder, **settings)
+            self.model.generate(**settings, callback=recorder)
 
         try:
-            yield from iterate_newest(run, stop, SECONDS_PER_DRAFT)
+            yield from iterate_newest(run, stop, SECONDS_PER_TEXT / settings["num_steps"])
         finally:
             self.stops.pop(visitor, None)
 

@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -25,7 +24,7 @@ def iterate_newest(
     Args:
         run: calls back with items; an error it raises is raised here, after the items before it.
         stop: set it, from any thread, to end the run early.
-        seconds: least time between two items.
+        seconds: how long `run` waits after each item, where it would be too fast for people.
 
     """
     stop = stop or threading.Event()
@@ -33,9 +32,9 @@ def iterate_newest(
     errors: list[Exception] = []
 
     def callback(item: Item) -> None:
-        if stop.is_set():
-            raise Stopped
         items.put((item,))
+        if stop.wait(seconds):
+            raise Stopped
 
     def work() -> None:
         try:
@@ -55,7 +54,6 @@ def iterate_newest(
             newest, more = _newest(items)
             if newest is not None:
                 yield newest[0]
-                time.sleep(seconds if more else 0)
         if errors:
             raise errors[0]
     finally:

@@ -5,20 +5,14 @@ Shape legend: T positions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..generation_treediff import GenerationStep
+
 Kind = Literal["open", "node", "token", "given"]
-
-
-class Step(Protocol):
-    """What `generate` passes to its callback: node ids and moved positions (B, T) after so many forward passes."""
-
-    num_forward_passes: int
-    node_ids: torch.Tensor
-    moved: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class DraftRecorder:
         self.tree, self.tokenizer, self.show, self.row = tree, tokenizer, show, row
         self.steps: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: GenerationStep) -> None:
         """Keep a step of `generate`; the first comes before any pass and tells which tokens are given."""
         self.steps.append((step.num_forward_passes, step.node_ids[self.row].clone(), step.moved[self.row].clone()))
         if self.show is not None:
@@ -141,10 +135,9 @@ def draft_pieces(
     """
     nowhere = torch.zeros_like(node_ids, dtype=torch.bool)
     given, moved = nowhere if given is None else given, nowhere if moved is None else moved
-    depth, representative = tree.depth[node_ids], tree.representative[node_ids]
     if level is not None:
-        depth = torch.where(given, depth, depth.clamp(max=level))
-        representative = tree.representative[tree.ancestors[representative, depth]]
+        node_ids = torch.where(given, node_ids, tree.coarsen(node_ids, level))
+    depth, representative = tree.depth[node_ids], tree.representative[node_ids]
     is_token = (depth == tree.tree_depth).tolist()
     texts = _token_texts(tokenizer, representative.tolist(), is_token)
     pieces = []
