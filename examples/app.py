@@ -11,6 +11,10 @@ from functools import partial
 from html import escape
 from typing import Any
 
+try:
+    import gradio
+except ImportError as error:
+    raise SystemExit("app.py needs gradio: pip install 'modeling-treediff[demo]'.") from error
 import torch
 from generate import starting_nodes
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -27,18 +31,15 @@ from modeling_treediff.viewing import (
     legend_html,
 )
 
-try:
-    import gradio
-except ImportError as error:
-    raise SystemExit("app.py needs gradio: pip install 'modeling-treediff[demo]'.") from error
-
 SECONDS_PER_TEXT = 3.0  # at least: small models are faster than the eye
 PLACEHOLDER = "<div class='draft'><p class='draft-caption'>The text appears here.</p></div>"
 STYLE = """
 .page { max-width: 1180px; margin: 0 auto; }
-.draft, .draft-legend { color-scheme: light; }
-.dark .draft, .dark .draft-legend { color-scheme: dark; }
+:is(.draft, .draft-legend) { color-scheme: light; }
+.dark :is(.draft, .draft-legend) { color-scheme: dark; }
 .draft { padding: 16px 18px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.draft-text { min-height: 9em; }
+.page .html-container { padding: 0; }
 .draft-error { padding: 12px 16px; border: 1px solid #c4122f; border-radius: 8px; }
 """
 
@@ -79,7 +80,7 @@ class Page:
         top_p: float,
         unmasking: str,
         remasking_steps: float,
-        seed: float,
+        seed: float | None,
         *temperature: float,
     ) -> dict[str, Any]:
         """Return arguments of `generate` from what the fields hold."""
@@ -91,7 +92,7 @@ class Page:
             "top_p": float(top_p),
             "unmasking": unmasking,
             "remasking_steps": int(remasking_steps),
-            "generator": torch.Generator(self.model.device).manual_seed(int(seed)),
+            "generator": torch.Generator(self.model.device).manual_seed(int(seed or 0)),
         }
 
     def drafts(self, visitor: str | None, recorder: DraftRecorder, settings: dict[str, Any]) -> Iterator[Draft]:
@@ -147,49 +148,57 @@ def show_level(recorder: DraftRecorder | None, level: float) -> str:
 def build_page(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> gradio.Blocks:
     """Return the page, not yet served."""
     page, depth = Page(model, tokenizer), model.config.tree_depth
-    with gradio.Blocks(title="Coarse to fine", analytics_enabled=False) as blocks, gradio.Column(elem_classes="page"):
-        gradio.Markdown("# Coarse to fine\nEvery position starts open, becomes a cluster of tokens, then a token.")
-        with gradio.Row():
-            with gradio.Column(scale=2, min_width=300):
-                with gradio.Tab("Continue"):
-                    prompt = gradio.Textbox(label="Prompt", placeholder="Empty: a text from nothing", lines=3)
-                    continue_ = gradio.Button("Generate", variant="primary")
-                with gradio.Tab("Fill in"):
-                    infill = gradio.Textbox(label="Text with gaps: every _ becomes one token", lines=3)
-                    fill = gradio.Button("Fill in", variant="primary")
-                stop = gradio.Button("Stop")
-                fields = setting_fields(model)
-            with gradio.Column(scale=3, min_width=300):
-                gradio.HTML(legend_html(depth))
-                text = gradio.HTML(PLACEHOLDER)
-                level = gradio.Slider(0, depth, depth, step=1, label="Show no finer than level", visible=False)
+    with gradio.Blocks(title="Coarse to fine", analytics_enabled=False, fill_width=True) as blocks:
+        with gradio.Column(elem_classes="page"):
+            gradio.Markdown("# Coarse to fine\nEvery position starts open, becomes a cluster of tokens, then a token.")
+            with gradio.Row():
+                with gradio.Column(scale=2, min_width=320):
+                    with gradio.Tab("Continue"):
+                        prompt = request_box("Prompt", "Empty: a text from nothing", "Generate")
+                    with gradio.Tab("Fill in"):
+                        infill = request_box(
+                            "Text with gaps", "Every _ becomes one token: We must ____ our ____.", "Fill"
+                        )
+                with gradio.Column(scale=3, min_width=320):
+                    text = gradio.HTML(PLACEHOLDER)
+                    gradio.HTML(legend_html(depth))
+                    level = gradio.Slider(0, depth, depth, step=1, label="Show no finer than level", visible=False)
+            fields = setting_fields(model)
         recorder = gradio.State(None)
-        for button, box, respond in ((continue_, prompt, page.continue_text), (fill, infill, page.fill_in)):
-            starts = [button.click, box.submit]
+        for (box, start, stop), respond in ((prompt, page.continue_text), (infill, page.fill_in)):
+            starts = [start.click, box.submit]
             gradio.on(starts, respond, [box, *fields], [text, level, recorder], show_progress="hidden")
-        stop.click(page.stop, queue=False)
+            stop.click(page.stop, queue=False)
         level.input(show_level, [recorder, level], text, show_progress="hidden")
         blocks.unload(page.stop)
     return blocks
 
 
+def request_box(label: str, placeholder: str, action: str) -> tuple[gradio.Textbox, gradio.Button, gradio.Button]:
+    """Return a box for a text, and the buttons that start and stop what is done with it."""
+    box = gradio.Textbox(label=label, placeholder=placeholder, lines=4)
+    with gradio.Row():
+        return box, gradio.Button(action, variant="primary", scale=2), gradio.Button("Stop", min_width=80)
+
+
 def setting_fields(model: TreeDiffForDiffusionLM) -> list[gradio.components.Component]:
-    """Return the fields below the boxes: the number of new tokens, and the others in the order of Page.settings."""
+    """Return the fields of the settings: the number of new tokens, and the others in the order of Page.settings."""
     longest, depth = model.config.max_position_embeddings, model.config.tree_depth
-    with gradio.Row():
-        length = gradio.Slider(1, longest, min(48, longest), step=1, label="New tokens")
-        passes = gradio.Slider(depth, 512, max(64, depth), step=1, label="Forward passes")
-    with gradio.Row():
-        temperatures = [
-            gradio.Slider(0.05, 2, 1, step=0.05, label=f"Temperature, {depth_name(number, depth)}")
-            for number in range(1, depth + 1)
-        ]
-    with gradio.Row():
-        top_p = gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p")
-        remasking_steps = gradio.Slider(0, 64, 0, step=1, label="Passes that revise")
-    with gradio.Row():
-        unmasking = gradio.Dropdown(list(UNMASKING), value="random", label="Order of positions")
-        seed = gradio.Number(0, precision=0, label="Seed")
+    slider = partial(gradio.Slider, min_width=230)
+    with gradio.Accordion("Settings"):
+        with gradio.Row():
+            length = slider(1, longest, min(48, longest), step=1, label="New tokens")
+            passes = slider(depth, 512, max(64, depth), step=1, label="Forward passes")
+            remasking_steps = slider(0, 64, 0, step=1, label="of them corrections")
+        with gradio.Row():
+            temperatures = [
+                slider(0.05, 2, 1, step=0.05, label=f"Temperature, {depth_name(number, depth)}")
+                for number in range(1, depth + 1)
+            ]
+            top_p = slider(0.05, 1, 1, step=0.05, label="Top-p")
+        with gradio.Row():
+            unmasking = gradio.Dropdown(list(UNMASKING), value="random", label="Order of positions", min_width=230)
+            seed = gradio.Number(0, precision=0, label="Seed", min_width=230)
     return [length, passes, top_p, unmasking, remasking_steps, seed, *temperatures]
 
 

@@ -13,7 +13,7 @@ class Colour:
 
 
 OPEN = Colour("bright_black", "#6b7480", "#8b96a3")
-TOKEN = Colour("default", "#16191d", "#eceff2")
+TOKEN = Colour("", "#16191d", "#eceff2")
 LEVELS = (
     Colour("magenta", "#a11d86", "#f09adf"),
     Colour("blue", "#2458c5", "#8fb8ff"),

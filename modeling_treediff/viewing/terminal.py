@@ -47,21 +47,19 @@ def as_renderable(draft: Draft) -> Group:
     """Return a draft for rich: the text, and a line of counts in the colours of the levels."""
     text = Text()
     for piece in draft.pieces:
-        text.append(piece.text, style=_style(piece, draft.tree_depth))
+        word = piece.text.removeprefix(" ")
+        text.append(" " * (len(piece.text) - len(word))).append(word, style=_style(piece, draft.tree_depth))
     return Group(Padding(text, (1, 2)), Padding(_caption(draft), (0, 2)))
 
 
 def _caption(draft: Draft) -> Text:
     first, *counts = draft.caption.split(" · ")
-    caption = Text(first, style="bold")
+    caption = Text().append(first, style="bold")
     for depth, count in enumerate(counts):
         caption.append(" · ", style="dim").append(count, style=depth_colour(depth, draft.tree_depth).terminal)
     return caption
 
 
 def _style(piece: Piece, tree_depth: int) -> str:
-    moved = " reverse" if piece.moved else ""
-    if piece.kind == "open":
-        return "dim" + moved
-    weight = "bold " if piece.kind == "given" else ""
-    return weight + depth_colour(piece.depth, tree_depth).terminal + moved
+    styles = {"open": "dim", "given": "bold"}.get(piece.kind, depth_colour(piece.depth, tree_depth).terminal)
+    return f"{styles} reverse" if piece.moved else styles
