@@ -1,17 +1,13 @@
 """The page: what its fields mean, that texts come step by step and can be stopped. The page itself needs gradio."""
 
-import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, load_example, run_python, tiny_model
 
 from modeling_treediff import VocabularyTree
-
-sys.path.insert(0, str(REPOSITORY / "examples"))  # where app.py finds generate.py when it is run
-from generate import starting_nodes  # noqa: E402
 
 VISITOR = SimpleNamespace(session_hash="a visitor")
 FIELDS = [6, 1.0, "random", 0, 0, 1.0, 1.0]  # passes, top-p, order, corrections, seed, temperatures
@@ -25,8 +21,8 @@ def model():
 @pytest.fixture
 def app(monkeypatch):
     pytest.importorskip("gradio")
-    import app
-
+    load_example("generate")
+    app = load_example("app")
     monkeypatch.setattr(app, "SECONDS_PER_TEXT", 0)
     return app
 
@@ -44,7 +40,7 @@ def last_of(answers):
 
 
 def test_a_prompt_is_tokens_and_a_gap_an_open_position(tokenizer):
-    root = 9999
+    root, starting_nodes = 9999, load_example("generate").starting_nodes
     assert starting_nodes(tokenizer, root, None, None) is None
     prompt = starting_nodes(tokenizer, root, "The state", None)
     assert tokenizer.decode(prompt[0]) == "The state"

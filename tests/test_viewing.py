@@ -1,7 +1,6 @@
 """Drafts as pieces, in a terminal, as GIF and as HTML: what is shown is what `generate` did."""
 
 import html
-import importlib.util
 import io
 import json
 import re
@@ -11,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, load_example, run_python, tiny_model
 from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -337,13 +336,10 @@ SIZES = ["--max-new-tokens", "6", "--num-steps", "6"]
 @pytest.fixture
 def script(monkeypatch):
     """The script as a module: `main` with these arguments."""
-    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "examples" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def main(*arguments):
         monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, arguments), *SIZES])
-        module.main()
+        load_example("generate").main()
 
     return main
 
