@@ -2,6 +2,7 @@
 
 import html
 import io
+import itertools
 import json
 import re
 import sys
@@ -28,7 +29,7 @@ from modeling_treediff.viewing import (
     render_animation,
     write_animation,
 )
-from modeling_treediff.viewing.animation import MOST_FRAMES
+from modeling_treediff.viewing.animation import MOST_FRAMES, choose_evenly
 from modeling_treediff.viewing.colours import depth_colour
 from modeling_treediff.viewing.page import animation_data
 from modeling_treediff.viewing.picture import (
@@ -118,8 +119,8 @@ def test_kinds_and_depths(tokenizer, sample_tree):
         Piece(f" <{name.strip()}>", "node", 1, moved=True),
         Piece(" government", "token", 2),
     ]
-    kinds = [piece.kind for piece in draft_pieces(node_ids, sample_tree, tokenizer, given, moved, level=0)]
-    assert kinds == ["given", "open", "open", "open"]
+    coarse = [(piece.text, piece.kind) for piece in draft_pieces(node_ids, sample_tree, tokenizer, given, level=0)]
+    assert coarse == [(" government", "given"), *[(" _", "open")] * 3]
 
 
 def test_a_cluster_of_white_space_has_a_name(tokenizer):
@@ -183,10 +184,10 @@ def test_a_gif_has_the_drafts_and_their_durations(recorded):
 
 def test_every_draft_fits_on_the_canvas(recorded):
     """Nothing is drawn into the margins, and every position has exactly one line."""
-    drafts = recorded[0].drafts
-    lines = break_lines(drafts)
-    assert [place for line in lines for place in line] == list(range(len(drafts[0].pieces)))
-    for draft in drafts:
+    narrow = Draft(0, (Piece(" i", "token", 2),) * 400, 2)
+    for draft, drafts in [(draft, recorded[0].drafts) for draft in recorded[0].drafts] + [(narrow, [narrow])]:
+        lines = break_lines(drafts)
+        assert [place for line in lines for place in line] == list(range(len(draft.pieces)))
         frame = draw_draft(draft, lines)
         ground = frame.getpixel((0, 0))
         margin = frame.crop((WIDTH - MARGIN + 3, 0, WIDTH, frame.height))
@@ -212,6 +213,9 @@ def test_a_long_generation_is_thinned_out_evenly(recorded, tmp_path):
     write_animation(tmp_path / "long.gif", drafts, "")
     with Image.open(tmp_path / "long.gif") as picture:
         assert picture.n_frames == MOST_FRAMES
+    chosen = [draft.num_forward_passes for draft in choose_evenly(drafts, MOST_FRAMES)]
+    assert chosen[0] == 0 and chosen[-1] == 99
+    assert {after - before for before, after in itertools.pairwise(chosen)} == {2, 3}
 
 
 def test_a_page_holds_every_draft(recorded):

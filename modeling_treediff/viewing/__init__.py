@@ -10,7 +10,6 @@ from .animation import check_suffix, write_animation
 from .background import iterate_newest
 from .drafts import Draft, DraftRecorder, Piece, depth_name, draft_pieces
 from .page import draft_html, draft_style, legend_html, render_animation
-from .picture import write_gif
 from .terminal import TerminalView
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "legend_html",
     "render_animation",
     "write_animation",
-    "write_gif",
 ]

@@ -64,8 +64,7 @@ def render_animation(drafts: Sequence[Draft], title: str) -> str:
         "legend": legend_html(tree_depth),
         "draft": draft_html(drafts[-1]),
         "last": str(len(drafts) - 1),
-        # Without `<` no token can close the script element or open a comment.
-        "data": json.dumps(animation_data(drafts), separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(animation_data(drafts), separators=(",", ":")),
         "script": _asset("animation.js"),
     }
     # In one pass: what is filled in is not searched for further placeholders.
