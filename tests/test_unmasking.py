@@ -1,4 +1,4 @@
-"""Who descends when: orders, budgets, thresholds, steps of levels, corrections; and noise that a batch does not change."""
+"""Who descends when: orders, budgets, thresholds, steps of levels, corrections; and noise of positions."""
 
 import itertools
 
@@ -69,11 +69,13 @@ def test_the_surest_descend_first(model, unmasking):
         waiting = level == level.min()
         moved = step[0] == 1
         assert not (moved & ~waiting).any()
-        assert score[moved].min() >= score[waiting & ~moved].max() - 1e-9 if (waiting & ~moved).any() else True
+        assert score[moved].min() >= score[waiting & ~moved].max() - 1e-4 if (waiting & ~moved).any() else True
 
 
 def test_a_threshold_lets_the_sure_go_at_once(model):
-    settings = {"unmasking": "confidence", "num_steps": 24, "do_sample": False}
+    start = torch.randint(0, 100, (1, 16), generator=torch.Generator().manual_seed(0))
+    start[0, ::2] = model.config.mask_token_id
+    settings = {"input_ids": start, "unmasking": "confidence", "num_steps": 24, "do_sample": False}
     assert run(model, threshold=0.0, **settings).num_forward_passes == 3  # all are sure: a pass for each level
     plain, never = run(model, **settings), run(model, threshold=1.1, **settings)
     assert all(torch.equal(*pair) for pair in zip(plain.history, never.history, strict=True))
@@ -83,8 +85,9 @@ def test_a_threshold_lets_the_sure_go_at_once(model):
         sure = model(before).logits.softmax(dim=-1).amax(dim=-1) >= 0.35
         level = model.tree.depth[before]
         waiting, moved = level == level.min(), step == 1
+        assert moved.any()
         assert torch.equal(moved & sure, waiting & sure)
-        assert (moved & ~sure).sum() <= 2  # 16 positions in 8 passes go in any case
+        assert (moved & ~sure).sum() <= 1  # 8 positions in 8 passes go in any case
     unsure = {"unmasking": "entropy", "num_steps": 24}
     assert run(model, threshold=10.0, **unsure).num_forward_passes == 3  # at most 10 nats: all
 
@@ -173,7 +176,7 @@ def test_the_least_probable_climb(model):
         climbed = depth[1] < depth[0]
         if climbed.any():
             last = torch.tensor([log_p[place] for place in range(10)])
-            assert climbed.sum() == 3 and last[climbed].max() <= last[~climbed].min()
+            assert climbed.sum() == 3 and last[climbed].max() <= last[~climbed].min() + 1e-4
             continue
         scores = model(before.node_ids).logits[0].double().log_softmax(dim=-1)
         for place in after.moved[0].nonzero()[:, 0].tolist():
