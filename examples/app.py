@@ -182,22 +182,26 @@ def request_box(label: str, placeholder: str, action: str) -> tuple[gradio.Textb
 
 
 def setting_fields(model: TreeDiffForDiffusionLM) -> list[gradio.components.Component]:
-    """Return the fields of the settings: the number of new tokens, and the others in the order of Page.settings."""
-    longest, depth = model.config.max_position_embeddings, model.config.tree_depth
+    """Return the fields of the settings: the number of new tokens, and the others in the order of Page.settings.
+
+    They start as the model's own generation config has them.
+    """
+    longest, depth, own = model.config.max_position_embeddings, model.config.tree_depth, model.generation_config
+    warmth = own.temperature if isinstance(own.temperature, list) else [own.temperature] * depth
     slider = partial(gradio.Slider, min_width=230)
     with gradio.Accordion("Settings"):
         with gradio.Row():
             length = slider(1, longest, min(48, longest), step=1, label="New tokens")
-            passes = slider(depth, 512, max(64, depth), step=1, label="Forward passes")
-            remasking_steps = slider(0, 64, 0, step=1, label="of them corrections")
+            passes = slider(depth, 512, max(own.num_steps, depth), step=1, label="Forward passes")
+            remasking_steps = slider(0, 64, own.remasking_steps, step=1, label="of them corrections")
         with gradio.Row():
             temperatures = [
-                slider(0.05, 2, 1, step=0.05, label=f"Temperature, {depth_name(number, depth)}")
-                for number in range(1, depth + 1)
+                slider(0.05, 2, value, step=0.05, label=f"Temperature, {depth_name(number, depth)}")
+                for number, value in enumerate(warmth, start=1)
             ]
-            top_p = slider(0.05, 1, 1, step=0.05, label="Top-p")
+            top_p = slider(0.05, 1, own.top_p or 1, step=0.05, label="Top-p")
         with gradio.Row():
-            unmasking = gradio.Dropdown(list(UNMASKING), value="random", label="Order of positions", min_width=230)
+            unmasking = gradio.Dropdown(list(UNMASKING), value=own.unmasking, label="Order of positions", min_width=230)
             seed = gradio.Number(0, precision=0, label="Seed", min_width=230)
     return [length, passes, top_p, unmasking, remasking_steps, seed, *temperatures]
 

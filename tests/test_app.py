@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SAMPLE, load_example, run_python, tiny_model
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 
 VISITOR = SimpleNamespace(session_hash="a visitor")
 FIELDS = [6, 1.0, "random", 0, 0, 1.0, 1.0]  # passes, top-p, order, corrections, seed, temperatures
@@ -125,8 +125,11 @@ def test_a_finished_text_is_shown_at_every_level(app, page):
     assert app.show_level(None, 1) == app.PLACEHOLDER
 
 
-def test_the_page_has_a_temperature_for_every_level(app, model, tokenizer):
-    components = app.build_page(model, tokenizer).config["components"]
-    labels = [component["props"].get("label") for component in components]
-    assert {"Temperature, level 1", "Temperature, tokens"} <= set(labels)
+def test_the_fields_start_as_the_models_own_settings(app, model, tokenizer, monkeypatch):
+    own = TreeDiffGenerationConfig(num_steps=99, temperature=[1.2, 0.7], top_p=0.9, unmasking="margin")
+    monkeypatch.setattr(model, "generation_config", own)
+    components = [component["props"] for component in app.build_page(model, tokenizer).config["components"]]
+    values = {component["label"]: component.get("value") for component in components if component.get("label")}
+    assert values["Temperature, level 1"] == 1.2 and values["Temperature, tokens"] == 0.7
+    assert (values["Forward passes"], values["Top-p"], values["Order of positions"]) == (99, 0.9, "margin")
     assert ".depth-2" in app.looks(model)["css"]
