@@ -1,4 +1,5 @@
 import functools
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -137,3 +138,12 @@ def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 3
         text=True,
         timeout=timeout,
     )
+
+
+def load_example(name: str):
+    """Return a script of examples/ as a module, under its name: scripts there may import one another."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "examples" / f"{name}.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
