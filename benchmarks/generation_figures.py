@@ -6,6 +6,7 @@ from typing import Any
 from marked_tables import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from record_schema import Schema, check_schema
 
 from modeling_treediff.atomic_files import write_atomically
@@ -62,6 +63,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         by_passes.axhline(real["judge"]["nats_per_token"], color="black", linewidth=1, label=REAL)
         by_entropy.plot(real["statistics"]["entropy"], real["judge"]["nats_per_token"], "k*", markersize=14, label=REAL)
         by_passes.set_xscale("log", base=2)
+        by_passes.xaxis.set_major_formatter(ScalarFormatter())
         by_passes.set(title=f"{model}: by forward passes", xlabel="forward passes per text")
         by_entropy.set(title=f"{model}: by entropy, a line from few passes to many", xlabel="entropy, nats per text")
         for axes in (by_passes, by_entropy):

