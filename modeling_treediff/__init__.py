@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import CorruptedBatch, corrupt
-from .generation_treediff import TreeDiffGenerationConfig, TreeDiffGenerationOutput
+from .generation_config_treediff import TreeDiffGenerationConfig
+from .generation_treediff import GenerationStep, TreeDiffGenerationOutput
 from .likelihood_treediff import NelboEstimate
 from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, TreeDiffOutput
 from .schedule_base import LevelSchedule
@@ -16,6 +17,7 @@ from .vocabulary_tree import VocabularyTree
 
 __all__ = [
     "CorruptedBatch",
+    "GenerationStep",
     "LevelSchedule",
     "NelboEstimate",
     "TreeDiffConfig",

@@ -1,106 +1,65 @@
 """Coarse-to-fine generation: every open position descends the tree, level by level, until it is a token.
 
-Shape legend: B sequences, T positions, K largest fan-out, D depth of the leaves.
+Shape legend: B sequences, T positions, D depth of the leaves.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
-from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation import LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from .diffusion_process import uniform
+from .canvas_treediff import Canvas
+from .generation_config_treediff import TreeDiffGenerationConfig
+from .refinement_treediff import Refinement
 from .schedule_base import LevelSchedule
+from .token_constraints_treediff import TokenConstraints
 from .tree_files import HUB_OPTIONS
-
-Choose = Callable[[torch.Tensor], torch.Tensor]
-
-
-class TreeDiffGenerationConfig(GenerationConfig):
-    """How `generate` samples; saved with the model. Unknown names are refused.
-
-    Attributes:
-        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text (then by
-            default the model's max_position_embeddings). By default none are appended to given `input_ids`.
-        num_steps: steps from time 1 to 0; with the sequential schedule at most so many forward passes, split evenly
-            over the levels of the tree, so at least its depth.
-        do_sample: draw children from their distribution; False takes the most likely child.
-        temperature: divides the logits; below 1 the likely children are preferred. Must be > 0.
-        top_k: draw only among the k likeliest children at each level; None for all.
-        top_p: draw only among the likeliest children that together have this probability; None for all.
-        num_return_sequences: texts per prompt.
-        output_history: also return the node ids after each step.
-        return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
-        bos_token_id, eos_token_id, pad_token_id: special tokens, taken over from the model's config.
-
-    Raises:
-        ValueError: an unknown name or an impossible value.
-
-    """
-
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 -- what a JSON file holds
-        """Take the known names from kwargs, their defaults for the rest, and validate."""
-        # Not the parent's __init__: most of its options mean nothing here and would be silently ignored.
-        self.max_new_tokens: int | None = kwargs.pop("max_new_tokens", None)
-        self.num_steps: int = kwargs.pop("num_steps", 64)
-        self.do_sample: bool = kwargs.pop("do_sample", True)
-        self.temperature: float = kwargs.pop("temperature", 1.0)
-        self.top_k: int | None = kwargs.pop("top_k", None)
-        self.top_p: float | None = kwargs.pop("top_p", None)
-        self.num_return_sequences: int = kwargs.pop("num_return_sequences", 1)
-        self.output_history: bool = kwargs.pop("output_history", False)
-        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
-        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
-        self.eos_token_id: int | None = kwargs.pop("eos_token_id", None)
-        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
-        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
-        for internal in ("_from_model_config", "_commit_hash", "_original_object_hash"):
-            kwargs.pop(internal, None)
-        self._from_model_config = False
-        if kwargs:
-            known = sorted(name for name in self.__dict__ if not name.startswith("_"))
-            raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")
-        self.validate()
-
-    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
-        """Raise ValueError for values that no model could use."""
-        for name in ("max_new_tokens", "num_steps", "num_return_sequences", "top_k"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-        if self.temperature is None or self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}; do_sample=False is greedy.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}.")
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return everything: the base class would drop values that equal *its* defaults, which are not ours."""
-        return self.to_dict()
-
-    @classmethod
-    def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":  # noqa: ANN401
-        """Take the special tokens over from a TreeDiffConfig."""
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return cls(**{name: getattr(model_config, name, None) for name in names})
+from .unmasking_treediff import Noise, plan_stages
 
 
 @dataclass
 class TreeDiffGenerationOutput(ModelOutput):
-    """What `generate` returns with return_dict_in_generate.
+    """What `generate` returns with return_dict_in_generate. B counts all texts returned.
 
     Attributes:
         sequences: (B, T) token ids.
-        num_forward_passes: network evaluations spent (NFE).
+        num_forward_passes: network evaluations spent (NFE). With constraints on tokens, of trees deeper than 1, one of
+            them (each 1024 internal nodes) is a look at every internal node on its own.
+        log_probs: (B, T, D) log-probability, among its siblings, of each level's child when it was drawn, given the
+            constraints, before temperature and truncation; 0 at levels that were given. The probability of what was
+            drawn when it was drawn, not of the text.
         history: with output_history, one (B, T) tensor of node ids before the first step and after each.
+        depths: with output_history, the depths (B, T) of these nodes.
 
     """
 
     sequences: torch.Tensor | None = None
     num_forward_passes: int | None = None
+    log_probs: torch.Tensor | None = None
     history: tuple[torch.Tensor, ...] | None = None
+    depths: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GenerationStep:
+    """What `generate` tells its callback, before the first forward pass and after each.
+
+    Attributes:
+        num_forward_passes: passes so far.
+        node_ids: (B, T) the drafts, in the layout of the result.
+        moved: (B, T) bool: what has changed since the last call.
+
+    """
+
+    num_forward_passes: int
+    node_ids: torch.Tensor
+    moved: torch.Tensor
 
 
 class TreeDiffGenerationMixin:
@@ -122,60 +81,102 @@ class TreeDiffGenerationMixin:
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         generation_config: TreeDiffGenerationConfig | None = None,
-        generator: torch.Generator | None = None,
+        streamer: BaseStreamer | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        callback: Callable[[GenerationStep], None] | None = None,
         **kwargs: Any,  # noqa: ANN401 -- fields of the generation config
     ) -> torch.Tensor | TreeDiffGenerationOutput:
         """Fill every position that is not a token yet; tokens that are given never change.
 
-        Every step of the reverse process (arXiv 2604.03537) draws for each position the depth it is to reach, exactly
-        as the schedule has it, and the positions descend there, one level per forward pass. A step in which none moves
-        costs no pass; with the binomial and poisson schedules some move several levels in one step.
+        In every step some positions descend one level of the tree, to a child of their node that is drawn from the
+        network's distribution (the reverse process, arXiv 2604.03537). TreeDiffGenerationConfig says which and how.
 
         Args:
             input_ids: (B, T) node ids: tokens stay; the root (`config.mask_token_id`) becomes any token, an internal
                 node one of the tokens below it. Default: one text of open positions.
-            attention_mask: (B, T), 0 at padding, which is left as it is.
+            attention_mask: (B, T), 0 at padding, on either side; it is left as it is, and texts come out as without it.
             generation_config: the settings; by default the model's own.
-            generator: source of the randomness; the same state gives the same text.
+            streamer: one of transformers'. It gets what stands before the first open position by `put`, drafts of what
+                is behind it by `put_draft` if it has that (as `TextDiffusionStreamer`), with the most frequent token
+                below each internal node, and finished blocks by `put`.
+            generator: source of the randomness; the same state gives the same text on a CPU. A list of one for each
+                returned text gives each the same text alone and in a batch.
+            logits_processor: may add to the scores of tokens, or exclude them by -inf. Called in each pass with the
+                nodes of the drafts and scores (B, V) of 0, it says by how much the tokens' log-probabilities change, at
+                all open positions of a text alike; the levels follow exactly.
+            callback: called with a GenerationStep before the first forward pass and after each.
             kwargs: single settings that override the config's.
 
         Returns:
             (B * num_return_sequences, T) token ids, or a TreeDiffGenerationOutput.
 
         Raises:
-            ValueError: unknown or impossible settings, num_steps below the tree's depth, ids outside the tree, or a
-                sequence over the model's max_position_embeddings.
+            ValueError: unknown or impossible settings, num_steps below the tree's depth, ids outside the tree, a
+                sequence over the model's max_position_embeddings, or constraints that leave a position no token.
 
         """
         settings = self._settings(generation_config, kwargs)
-        node_ids, attention_mask = self._open_positions(input_ids, attention_mask, settings)
-        padding = torch.zeros_like(node_ids, dtype=torch.bool) if attention_mask is None else attention_mask == 0
-        times = self.schedule.reverse_times(settings.num_steps).tolist()
-        choose = _child_chooser(settings, generator)
-        history, passes = [node_ids], 0
-        for start, end in zip(times[:-1], times[1:], strict=True):
-            target = self._target_depths(node_ids, self.schedule.reverse_step(start, end), generator)
-            while bool((moves := (self.tree.depth[node_ids] < target) & ~padding).any()):
-                logits = self(input_ids=node_ids, attention_mask=attention_mask).logits
-                node_ids = self._descend(node_ids, logits, moves, choose)
-                passes += 1
-            if settings.output_history:
-                history.append(node_ids)
+        stages = plan_stages(settings, self.schedule, self.tree)
+        canvas = self._canvas(input_ids, attention_mask, settings)
+        open_BT = canvas.real & (canvas.node_ids >= self.config.vocab_size)
+        blocks = canvas.blocks(settings.block_length, self.config.max_position_embeddings, open_BT)
+        constraints = TokenConstraints(self, settings, logits_processor)
+        noise = Noise(generator, len(canvas.node_ids))
+        record = _Record(canvas, self.tree, streamer, callback, settings.output_history)
+        for columns in blocks:
+            report = partial(record.report, columns)
+            draft, real = canvas.node_ids[:, columns].clone(), canvas.real[:, columns]
+            refinement = Refinement(self, draft, real, settings, constraints, noise, report)
+            refinement.run(stages)
+            if settings.eos_early_stop:
+                canvas.node_ids = self._after_end(canvas.node_ids, canvas.num_new, settings)
+            record.end_block(columns, refinement)
+            if not (canvas.node_ids[canvas.real] >= self.config.vocab_size).any():
+                break
+        sequences = canvas.restore(canvas.node_ids, canvas.result)
+        if streamer is not None:
+            streamer.end()
         if not settings.return_dict_in_generate:
-            return node_ids
+            return sequences
+        history = record.history
         return TreeDiffGenerationOutput(
-            sequences=node_ids,
-            num_forward_passes=passes,
-            history=tuple(history) if settings.output_history else None,
+            sequences=sequences,
+            num_forward_passes=record.num_forward_passes + constraints.num_forward_passes,
+            log_probs=record.log_probs,
+            history=None if history is None else tuple(history),
+            depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
         )
 
-    def _target_depths(
-        self, node_ids: torch.Tensor, step: torch.Tensor, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """Draw the depth (B, T) that each position is to reach, from the (D+1, D+1) probabilities of the step."""
-        reached_before = step.cumsum(dim=1)[:, :-1].to(node_ids.device, _sampling_dtype(node_ids.device))
-        draw_BT1 = uniform(node_ids.shape, generator, node_ids.device)[..., None]
-        return (draw_BT1 >= reached_before[self.tree.depth[node_ids]]).sum(dim=-1)
+    def decode_draft(
+        self, node_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, level: int | None = None
+    ) -> str | list[str]:
+        """Write nodes (T,) or (B, T) as text: ` _` for the root, an internal node as its most frequent <token>.
+
+        With `level`, nodes deeper than that are shown by their ancestors there: what a text says at that level.
+
+        Raises:
+            ValueError: a level that the tree does not have.
+
+        """
+        if node_ids.ndim == 2:
+            return [str(self.decode_draft(row, tokenizer, level)) for row in node_ids]
+        if level is not None:
+            if not 0 <= level <= self.tree.tree_depth:
+                raise ValueError(f"The tree has levels 0 (root) to {self.tree.tree_depth} (tokens), not {level}.")
+            node_ids = self.tree.coarsen(node_ids.to(self.device), level)
+        shown, tokens = [], []
+        # Neighbouring tokens are decoded together: a character may need several.
+        for node, representative in zip(node_ids.tolist(), self.tree.representative[node_ids].tolist(), strict=True):
+            if node < self.config.vocab_size:
+                tokens.append(node)
+                continue
+            shown.append(str(tokenizer.decode(tokens)))
+            tokens = []
+            text = str(tokenizer.decode([representative]))
+            coarse = f"{' ' if text.startswith(' ') else ''}<{text.strip()}>"
+            shown.append(" _" if node == self.config.mask_token_id else coarse)
+        return "".join([*shown, str(tokenizer.decode(tokens))]).strip()
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return forward's arguments; there is no cache. PEFT looks this method up."""
@@ -208,15 +209,14 @@ class TreeDiffGenerationMixin:
         base = generation_config if generation_config is not None else self.generation_config
         return self.generation_config_class(**{**base.to_dict(), **overrides})
 
-    def _open_positions(
+    def _canvas(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return start (B, T) and its attention mask: the given nodes and max_new_tokens roots, per text asked for."""
-        limit = self.config.max_position_embeddings
-        new_tokens = settings.max_new_tokens
+    ) -> Canvas:
+        """Check the given nodes and lay them out, with max_new_tokens roots, once for each text asked for."""
+        new_tokens = settings.max_new_tokens or 0
         if input_ids is None:
             input_ids = torch.empty(1, 0, dtype=torch.long, device=self.device)
-            new_tokens = new_tokens or limit
+            new_tokens = new_tokens or self.config.max_position_embeddings
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must have shape (batch, length), got {tuple(input_ids.shape)}.")
         nodes = self.config.num_tree_nodes
@@ -225,57 +225,83 @@ class TreeDiffGenerationMixin:
                 f"input_ids must lie in 0..{nodes - 1} (nodes of the tree), got {int(input_ids.min())}.."
                 f"{int(input_ids.max())}."
             )
-        shape = (len(input_ids), new_tokens or 0)
-        roots = torch.full(shape, self.config.mask_token_id, dtype=torch.long, device=input_ids.device)
-        node_ids = torch.cat([input_ids, roots], dim=1)
-        if node_ids.shape[1] > limit:
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"{node_ids.shape[1]} positions are more than the model's {limit} (max_position_embeddings)."
+                f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ."
             )
-        if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(
-                    f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ."
-                )
-            attention_mask = torch.cat([attention_mask, torch.ones_like(roots)], dim=1)
-            attention_mask = attention_mask.repeat_interleave(settings.num_return_sequences, dim=0).to(self.device)
-        return node_ids.repeat_interleave(settings.num_return_sequences, dim=0).to(self.device), attention_mask
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        given, mask = (
+            one.to(self.device).repeat_interleave(settings.num_return_sequences, dim=0)
+            for one in (input_ids, attention_mask)
+        )
+        return Canvas.lay_out(given, mask, new_tokens, self.config.mask_token_id)
 
-    def _descend(
-        self, node_ids: torch.Tensor, logits: torch.Tensor, moves: torch.Tensor, choose: Choose
-    ) -> torch.Tensor:
-        """Move the positions in the (B, T) mask `moves` to the child that `choose` picks from their logits (n, K)."""
-        node_ids = node_ids.clone()
-        if moves.any():
-            rows = self.tree.children[node_ids[moves] - self.config.vocab_size]
-            node_ids[moves] = rows.gather(1, choose(logits[moves])[:, None])[:, 0]
-        return node_ids
-
-
-def _child_chooser(settings: TreeDiffGenerationConfig, generator: torch.Generator | None) -> Choose:
-    """Return the function from child logits (n, K) to chosen slots (n,)."""
-    if not settings.do_sample:
-        return lambda logits: logits.argmax(dim=-1)
-    warpers = LogitsProcessorList()
-    if settings.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if settings.top_k is not None:
-        warpers.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p is not None:
-        warpers.append(TopPLogitsWarper(float(settings.top_p)))
-
-    def sample(logits: torch.Tensor) -> torch.Tensor:
-        # Low-precision sampling silently lowers the entropy of the text: never below fp32.
-        scores = warpers(None, logits.float())  # type: ignore[arg-type]  # these do not look at the text
-        cumulative = scores.softmax(dim=-1).to(_sampling_dtype(logits.device)).cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        threshold = uniform(cumulative.shape[:1], generator, logits.device)[:, None] * total
-        threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))  # whatever the rounding
-        # The first slot whose cumulative probability exceeds the threshold; one of probability 0 never does.
-        return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-
-    return sample
+    def _after_end(self, node_ids: torch.Tensor, num_new: int, settings: TreeDiffGenerationConfig) -> torch.Tensor:
+        """Put padding, or ends of text if there is none, behind the first end of text in the last num_new columns."""
+        eos = settings.eos_token_id
+        if eos is None or not num_new:
+            return node_ids
+        given, new = node_ids[:, :-num_new], node_ids[:, -num_new:]
+        end_ids = torch.tensor(eos, device=node_ids.device).view(-1)
+        ends = torch.isin(new, end_ids).long()
+        padding = settings.pad_token_id if settings.pad_token_id is not None else int(end_ids[0])
+        return torch.cat([given, new.masked_fill(ends.cumsum(dim=1) - ends > 0, padding)], dim=1)
 
 
-def _sampling_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # which that device lacks
+class _Record:
+    """Follows the refinement of all blocks: what is returned, streamed and told to the callback."""
+
+    def __init__(
+        self,
+        canvas: Canvas,
+        tree: Any,  # noqa: ANN401 -- a VocabularyTree
+        streamer: BaseStreamer | None,
+        callback: Callable[[GenerationStep], None] | None,
+        keep_history: bool,
+    ) -> None:
+        self.canvas, self.tree, self.streamer, self.callback = canvas, tree, streamer, callback
+        self.num_forward_passes = 0
+        self.last = canvas.result
+        self.history = [canvas.result] if keep_history else None
+        self.log_probs: torch.Tensor | None = None
+        inner = (canvas.result >= tree.vocab_size).any(dim=0).nonzero()
+        self.streamed = int(inner[0]) if len(inner) else canvas.result.shape[1]
+        if streamer is not None:
+            streamer.put(canvas.result[:, : self.streamed].cpu())
+        self._tell()
+
+    def report(self, columns: slice, refinement: Refinement, step_done: bool) -> None:
+        """Take over the drafts in these columns of the canvas."""
+        self.canvas.node_ids[:, columns] = refinement.node_ids
+        if not step_done:
+            self._tell(refinement.num_forward_passes)
+        elif self.history is not None:
+            self.history.append(self.canvas.restore(self.canvas.node_ids, self.canvas.result))
+
+    def end_block(self, columns: slice, refinement: Refinement) -> None:
+        """Take over what stays of a finished block, whose end of text may have cut off some."""
+        self.num_forward_passes += refinement.num_forward_passes
+        canvas = self.canvas
+        if self.log_probs is None:
+            self.log_probs = refinement.log_probs.new_zeros(*canvas.result.shape, self.tree.tree_depth)
+        of_canvas = self.log_probs.new_zeros(*canvas.real.shape, self.tree.tree_depth)
+        of_canvas[:, columns] = refinement.log_probs
+        self.log_probs += canvas.restore(of_canvas, torch.zeros_like(self.log_probs))
+        result = canvas.restore(canvas.node_ids, canvas.result)
+        if self.history is not None:
+            self.history[-1] = result
+        if self.streamer is not None:
+            end = columns.stop - canvas.node_ids.shape[1] + result.shape[1]
+            self.streamer.put(result[:, self.streamed : end].cpu())
+            self.streamed = end
+
+    def _tell(self, passes_of_block: int = 0) -> None:
+        result = self.canvas.restore(self.canvas.node_ids, self.canvas.result)
+        if self.callback is not None:
+            self.callback(GenerationStep(self.num_forward_passes + passes_of_block, result, result != self.last))
+        self.last = result
+        if self.streamer is not None and hasattr(self.streamer, "put_draft"):
+            nodes = result[:, self.streamed :]
+            drafts = torch.where(nodes == self.tree.root_id, nodes, self.tree.representative[nodes])
+            self.streamer.put_draft(drafts.cpu())

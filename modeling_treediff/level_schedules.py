@@ -59,6 +59,10 @@ class SequentialSchedule(LevelSchedule):
                 step[depth, reached] = math.prod(back[depth:reached]) * (1 - back[reached])
         return step
 
+    def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        start_D, length_D = self._windows(uniform)
+        return (start_D + length_D * uniform).masked_fill(_reached(depth, uniform), torch.inf)
+
     def _windows(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return start and length (D,) of each level's window; level 1 has the last one."""
         edge = torch.tensor(self.boundaries, dtype=like.dtype, device=like.device).flip(0)
@@ -90,6 +94,10 @@ class BinomialSchedule(LevelSchedule):
 
     def reverse_step(self, start: float, end: float) -> torch.Tensor:  # noqa: D102
         return each_level_back(self.depth, end / start)
+
+    def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        reached = _reached(depth, uniform)
+        return _first_of_lost(uniform).masked_fill(reached, 1.0).cumprod(dim=1).masked_fill(reached, torch.inf)
 
     @staticmethod
     def _binomial(trials: int, timesteps: torch.Tensor) -> torch.Tensor:
@@ -147,6 +155,18 @@ class PoissonSchedule(LevelSchedule):
         step[0, 0] = 1 - step[0, 1:].sum()
         return step.clamp(min=0)
 
+    def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        # The root is left at t with P(still there) = pi_0(t). Below it m losses lie before t, each at an L uniform up
+        # to L(t). At t = 1 that is infinite: nodes given as constraints go on from there as if t were L.
+        given = depth > 0
+        leaving = self.loss_times(torch.ones_like(depth), uniform[:, 0])
+        losses_n1 = torch.where(given, 1.0, self._losses(leaving))[:, None]
+        reached = _reached(depth, uniform)
+        factor = _first_of_lost(uniform).masked_fill(reached, 1.0)
+        factor[:, 0] = 1.0
+        losses_nD = losses_n1 * factor.cumprod(dim=1)
+        return torch.where(given[:, None], losses_nD, -torch.expm1(-losses_nD)).masked_fill(reached, torch.inf)
+
     @staticmethod
     def _losses(timesteps: torch.Tensor) -> torch.Tensor:
         """(B,) -> (B,): L, finite also at t = 1."""
@@ -183,10 +203,15 @@ class CosineWarp(LevelSchedule):
         warped = self._warped(torch.tensor([start, end], dtype=torch.float64)).tolist()
         return self.schedule.reverse_step(*warped)
 
+    def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        times = self.schedule.hitting_times(depth, uniform)
+        return torch.where(times.isinf(), times, (1 - times.clamp(max=1)).acos() * (2 / math.pi))
+
     @staticmethod
     def _warped(timesteps: torch.Tensor) -> torch.Tensor:
         # 2 sin^2(x / 2) = 1 - cos(x), without its cancellation near 0.
-        return (2 * torch.sin(timesteps * (math.pi / 4)) ** 2).clamp(0, 1)
+        warped = (2 * torch.sin(timesteps * (math.pi / 4)) ** 2).clamp(0, 1)
+        return torch.where(timesteps < 1, warped, torch.ones_like(warped))  # exactly: some schedules are singular there
 
     @staticmethod
     def _speed(timesteps: torch.Tensor) -> torch.Tensor:
@@ -240,6 +265,9 @@ class DiscreteSchedule(LevelSchedule):
     def reverse_step(self, start: float, end: float) -> torch.Tensor:  # noqa: D102
         return self.schedule.reverse_step(start, end)
 
+    def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.schedule.hitting_times(depth, uniform)
+
     def loss_times(self, level: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self._on_grid(self.schedule.loss_times(level, quantile))
 
@@ -251,6 +279,17 @@ class DiscreteSchedule(LevelSchedule):
     def _on_grid(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Round up to a time of the grid."""
         return (precise(timesteps) * self.num_timesteps - 1e-9).ceil().clamp(min=1) / self.num_timesteps
+
+
+def _reached(depth: torch.Tensor, like_nD: torch.Tensor) -> torch.Tensor:
+    """(n,) depths -> (n, D) bool: whether level k is not below such a position."""
+    return torch.arange(1, like_nD.shape[1] + 1, device=like_nD.device) <= depth[:, None]
+
+
+def _first_of_lost(uniform_nD: torch.Tensor) -> torch.Tensor:
+    """U[0, 1) -> (n, D): of the levels k..D lost at times uniform in [0, 1], when the first to come back does."""
+    lost_D = torch.arange(uniform_nD.shape[1], 0, -1, dtype=uniform_nD.dtype, device=uniform_nD.device)
+    return uniform_nD ** (1 / lost_D)
 
 
 SCHEDULES: dict[str, type[LevelSchedule]] = {

@@ -14,8 +14,12 @@ from transformers.utils import ModelOutput, can_return_tuple
 # Every shipped file is imported here directly: older releases of transformers copy no others.
 from .atomic_files import update_folder  # noqa: F401
 from .backbone_treediff import TreeDiffBackbone
+from .bad_words_treediff import BadWords  # noqa: F401
+from .canvas_treediff import Canvas  # noqa: F401
+from .child_choice_treediff import ChildChooser  # noqa: F401
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import child_slots, nelbo_terms
+from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
 from .heads_treediff import child_nats, make_head
 from .lean_operations_treediff import lean_linears  # noqa: F401
@@ -23,9 +27,12 @@ from .level_schedules import make_schedule
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .lost_levels import each_level_back  # noqa: F401
 from .pretrained_treediff import TreeDiffPreTrainedModel
+from .refinement_treediff import Refinement  # noqa: F401
 from .schedule_base import LevelSchedule  # noqa: F401
+from .token_constraints_treediff import TokenConstraints  # noqa: F401
 from .tree_files import find_tree_file  # noqa: F401
 from .tree_tables import check_feasible  # noqa: F401
+from .unmasking_treediff import Noise  # noqa: F401
 from .vocabulary_tree import VocabularyTree
 
 

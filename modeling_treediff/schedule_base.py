@@ -8,6 +8,7 @@ k-1 per unit time. The reverse jump rate from depth k-1 to k is f_k / pi_{k-1}, 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,13 @@ class LevelSchedule(ABC):
     def reverse_step(self, start: float, end: float) -> torch.Tensor:
         """Times end < start -> (D+1, D+1) float64: P(depth j at `end` | depth d at `start`), row d, column j."""
 
+    @abstractmethod
+    def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """(n,) depths at time 1 and (n, D) float64 from U[0, 1) -> (n, D): when the reverse process reaches each level.
+
+        Falling along a row; inf for levels that are reached already. Drawn exactly, without time steps.
+        """
+
     def sample_times(
         self,
         batch_size: int,
@@ -96,21 +104,29 @@ class LevelSchedule(ABC):
             low, high = torch.where(lost < quantile, middle, low), torch.where(lost < quantile, high, middle)
         return high
 
-    def reverse_times(self, num_steps: int) -> torch.Tensor:
-        """Return (num_steps + 1,) float64 times from 1 down to 0 for generation, the same steps in every interval."""
+    def reverse_times(self, num_steps: int | Sequence[int]) -> torch.Tensor:
+        """Return the float64 times from 1 down to 0 that generation stops at.
+
+        num_steps are all steps, divided evenly over the intervals, or the steps of each interval, the last one, that of
+        the coarsest level, first.
+        """
+        edge = torch.tensor(self.boundaries, dtype=torch.float64).flip(0)
+        counts = self.split_steps(num_steps) if isinstance(num_steps, int) else num_steps
+        times = [edge[:1]]
+        for index, count in enumerate(counts):
+            left = torch.arange(count - 1, -1, -1, dtype=torch.float64) / count
+            times.append(edge[index + 1] + (edge[index] - edge[index + 1]) * left)
+        return torch.cat(times)
+
+    def split_steps(self, num_steps: int) -> list[int]:
+        """Return the steps of each interval, the last one in time first; ValueError if there is not one for each."""
         intervals = len(self.boundaries) - 1
         if num_steps < intervals:
             raise ValueError(
                 f"num_steps={num_steps} is too small: each of the tree's {intervals} levels needs one step."
             )
         steps, extra = divmod(num_steps, intervals)
-        edge = torch.tensor(self.boundaries, dtype=torch.float64).flip(0)
-        times = [edge[:1]]
-        for index in range(intervals):  # the last interval, that of the coarsest level, comes first
-            count = steps + (index < extra)
-            left = torch.arange(count - 1, -1, -1, dtype=torch.float64) / count
-            times.append(edge[index + 1] + (edge[index] - edge[index + 1]) * left)
-        return torch.cat(times)
+        return [steps + (index < extra) for index in range(intervals)]
 
 
 def precise(timesteps: torch.Tensor) -> torch.Tensor:

@@ -71,8 +71,6 @@ class VocabularyTree:
             "representative": (num_nodes,),
         }
 
-    # ---- construction -----------------------------------------------------------------------------------------
-
     @classmethod
     def from_paths(
         cls,
@@ -212,7 +210,10 @@ class VocabularyTree:
         extended.representative[node_N] = self.representative.cpu()
         return extended.to(self.ancestors.device)
 
-    # ---- properties -------------------------------------------------------------------------------------------
+    def coarsen(self, node_ids: torch.Tensor, level: int) -> torch.Tensor:
+        """Replace nodes, of any shape, that are deeper than level 0..D by their ancestors there: a text at a level."""
+        above = self.ancestors[self.representative[node_ids], level]
+        return torch.where(self.depth[node_ids] > level, above, node_ids)
 
     def to(self, device: torch.device | str) -> "VocabularyTree":
         """Return the same tree with its tables on another device."""
@@ -262,8 +263,6 @@ class VocabularyTree:
             digest.update(table.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    # ---- checks -----------------------------------------------------------------------------------------------
-
     def validate(self) -> "VocabularyTree":
         """Check that the tables describe one tree and agree with each other; return self.
 
@@ -305,8 +304,6 @@ class VocabularyTree:
             "num_tree_nodes": self.num_nodes,
             "sha256": self.sha256,
         }
-
-    # ---- persistence ------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).

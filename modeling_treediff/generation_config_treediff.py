@@ -1,0 +1,165 @@
+"""Settings of `generate`: what can be asked for, and what cannot."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import GenerationConfig
+
+ORDERED = ("confidence", "margin", "entropy")
+UNMASKING = ("random", "first_hitting", *ORDERED)
+SAMPLING_DTYPES = ("float32", "float64")
+
+
+class TreeDiffGenerationConfig(GenerationConfig):
+    """How `generate` samples; saved with the model. Unknown names are refused.
+
+    A level is one step down the tree: D of them lead from the root to a token. K is the largest fan-out.
+
+    Attributes:
+        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text (then by
+            default the model's max_position_embeddings). By default none are appended to given `input_ids`.
+        block_length: append the new tokens in blocks of so many, each finished before the next begins
+            (semi-autoregressive, arXiv 2502.09992 and 2503.09573): a text may then be longer than the model's
+            max_position_embeddings, of which each block sees the last ones. By default all are written at once.
+        num_steps: steps of the text, or of each block, at least D. A step is a forward pass; only with
+            unmasking="random" it takes none where nothing moves, and with the binomial and poisson schedules one
+            for each level that some position descends.
+        steps_per_level: of the sequential schedule: D numbers of steps, coarsest level first, in place of num_steps;
+            "auto" divides num_steps in proportion to the bits a level decides, log2 of its mean fan-out. By default
+            they are divided evenly.
+        unmasking: which positions descend in a step. "random": as the reverse process of the model's schedule has it,
+            exactly. "first_hitting": one position and level per pass, in the order in which that process reaches them
+            (arXiv 2409.02908): no error from time steps, as many passes as there are levels to descend, whatever
+            num_steps. The others give num_steps passes equal shares and take the surest positions first: by the
+            probability of the child drawn ("confidence", arXiv 2202.04200), by the difference between the two likeliest
+            ("margin"), or by the lowest "entropy".
+        threshold: with an order, also let all descend that are at least so sure (probability or margin; entropy: at
+            most so many nats); num_steps becomes the largest number of steps.
+        remasking_steps: spend so many of num_steps on corrections: when a level is filled, the positions whose
+            descent was least probable climb again and are drawn anew with all others in view (after remasking, arXiv
+            2503.00307). Nothing climbs above what was given. With steps_per_level and first_hitting, in addition to
+            their passes.
+        remasking_fraction: share of the positions that climb in the first correction of a level; then less and less,
+            linearly.
+        remasking_levels: levels that they climb; each needs a pass to come down.
+        do_sample: draw children from their distribution; False takes the most likely child.
+        temperature: divides the logits; below 1 the likely children are preferred. Must be > 0. D numbers set it for
+            each level, coarsest first.
+        top_k: draw only among the k likeliest children at each level; None for all.
+        top_p: draw only among the likeliest children that together have this probability; None for all.
+        allowed_tokens: token ids; no others are generated.
+        suppress_tokens: token ids that are not generated.
+        bad_words_ids: sequences of token ids, none of which the result contains unless it was given.
+        sampling_dtype: "float64" or "float32", the numbers that children are drawn with.
+        eos_early_stop: what follows the first generated end of text becomes padding, and blocks after it are not
+            written. Of no effect without an eos_token_id.
+        num_return_sequences: texts per prompt.
+        output_history: also return the node ids after each step.
+        return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
+        bos_token_id, eos_token_id, pad_token_id: special tokens, taken over from the model's config.
+
+    Raises:
+        ValueError: an unknown name or an impossible value.
+
+    """
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 -- what a JSON file holds
+        """Take the known names from kwargs, their defaults for the rest, and validate."""
+        # Not the parent's __init__: most of its options mean nothing here and would be silently ignored.
+        self.max_new_tokens: int | None = kwargs.pop("max_new_tokens", None)
+        self.block_length: int | None = kwargs.pop("block_length", None)
+        self.num_steps: int = kwargs.pop("num_steps", 64)
+        self.steps_per_level: str | list[int] | None = kwargs.pop("steps_per_level", None)
+        self.unmasking: str = kwargs.pop("unmasking", "random")
+        self.threshold: float | None = kwargs.pop("threshold", None)
+        self.remasking_steps: int = kwargs.pop("remasking_steps", 0)
+        self.remasking_fraction: float = kwargs.pop("remasking_fraction", 0.1)
+        self.remasking_levels: int = kwargs.pop("remasking_levels", 1)
+        self.do_sample: bool = kwargs.pop("do_sample", True)
+        self.temperature: float | list[float] = kwargs.pop("temperature", 1.0)
+        self.top_k: int | None = kwargs.pop("top_k", None)
+        self.top_p: float | None = kwargs.pop("top_p", None)
+        self.allowed_tokens: list[int] | None = kwargs.pop("allowed_tokens", None)
+        self.suppress_tokens: list[int] | None = kwargs.pop("suppress_tokens", None)
+        self.bad_words_ids: list[list[int]] | None = kwargs.pop("bad_words_ids", None)
+        self.sampling_dtype: str = kwargs.pop("sampling_dtype", "float64")
+        self.eos_early_stop: bool = kwargs.pop("eos_early_stop", True)
+        self.num_return_sequences: int = kwargs.pop("num_return_sequences", 1)
+        self.output_history: bool = kwargs.pop("output_history", False)
+        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
+        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
+        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
+        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
+        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
+        for internal in ("_from_model_config", "_commit_hash", "_original_object_hash"):
+            kwargs.pop(internal, None)
+        self._from_model_config = False
+        if kwargs:
+            known = sorted(name for name in self.__dict__ if not name.startswith("_"))
+            raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")
+        self.validate()
+
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        """Raise ValueError for values that no model could use."""
+        sizes = ("max_new_tokens", "num_steps", "num_return_sequences", "top_k", "block_length", "remasking_levels")
+        for name in sizes:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+        temperatures: Any = self.temperature if _is_list(self.temperature) else [self.temperature]
+        for temperature in temperatures:
+            if not _is_number(temperature) or not 0 < temperature < math.inf:
+                raise ValueError(f"temperature must be positive, got {temperature!r}; do_sample=False is greedy.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}.")
+        for name, known in (("unmasking", UNMASKING), ("sampling_dtype", SAMPLING_DTYPES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
+        self._validate_steps()
+        for name in ("allowed_tokens", "suppress_tokens"):
+            if (tokens := getattr(self, name)) is not None and not _are_tokens(tokens):
+                raise ValueError(f"{name} must be a list of token ids, got {tokens!r}.")
+        words = self.bad_words_ids
+        if words is not None and not (_is_list(words) and all(_are_tokens(word) and word for word in words)):
+            raise ValueError(f"bad_words_ids must be a list of lists of token ids, none empty, got {words!r}.")
+
+    def _validate_steps(self) -> None:
+        steps = self.steps_per_level
+        if steps not in (None, "auto") and not (_is_list(steps) and all(_is_count(count) for count in steps)):
+            raise ValueError(f'steps_per_level must be "auto" or positive whole numbers, one per level, got {steps!r}.')
+        if self.threshold is not None:
+            if self.unmasking not in ORDERED:
+                raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
+            if not _is_number(self.threshold) or not self.threshold >= 0:
+                raise ValueError(f"threshold must not be negative, got {self.threshold!r}.")
+        if not isinstance(self.remasking_steps, int) or self.remasking_steps < 0:
+            raise ValueError(f"remasking_steps must be a whole number, 0 or more, got {self.remasking_steps!r}.")
+        if not _is_number(self.remasking_fraction) or not 0 < self.remasking_fraction <= 1:
+            raise ValueError(f"remasking_fraction must lie in (0, 1], got {self.remasking_fraction!r}.")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return everything: the base class would drop values that equal *its* defaults, which are not ours."""
+        return self.to_dict()
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":  # noqa: ANN401
+        """Take the special tokens over from a TreeDiffConfig."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return cls(**{name: getattr(model_config, name, None) for name in names})
+
+
+def _is_list(value: Any) -> bool:  # noqa: ANN401 -- these tell what a JSON file or a user gave
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, int) and value >= 1
+
+
+def _are_tokens(value: Any) -> bool:  # noqa: ANN401
+    return _is_list(value) and all(isinstance(token, int) and token >= 0 for token in value)
