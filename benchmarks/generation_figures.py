@@ -24,6 +24,7 @@ MEASURED: dict[str, Schema] = {
 POINT: dict[str, Schema] = {
     **{name: str for name in ("model", "sampler", "sampling_dtype", "commit")},
     **{name: float for name in ("num_steps", "forward_passes", "seconds")},
+    "chooses_passes": bool,
     "settings": dict,
 }
 SCHEMA: Schema = {
@@ -111,10 +112,11 @@ def quality_table(record: dict[str, Any]) -> str:
     rows = [["", reference["name"], *[""] * len(SHOWN_PASSES), _cell(reference)] for reference in record["references"]]
     for model in record["models"]:
         for sampler, points in by_sampler([point for point in record["points"] if point["model"] == model]).items():
-            shown = {point["num_steps"]: _cell(point) for point in points}
-            cells = [shown.get(passes, "") for passes in SHOWN_PASSES]
-            own = "" if any(cells) else f"{_cell(points[0])}, {points[0]['forward_passes']:.0f} passes"
-            rows.append([model, sampler, *cells, own])
+            shown = {point["num_steps"]: _cell(point) for point in points if not point["chooses_passes"]}
+            own = [
+                f"{_cell(point)}, {point['forward_passes']:.0f} passes" for point in points if point["chooses_passes"]
+            ]
+            rows.append([model, sampler, *(shown.get(passes, "") for passes in SHOWN_PASSES), "; ".join(own)])
     header = ("model", "sampler", *(f"{passes} passes" for passes in SHOWN_PASSES), "otherwise")
     protocol = record["protocol"]
     largest = max(row["judge"]["standard_error"] for row in record["references"] + record["points"])

@@ -84,6 +84,7 @@ def main() -> None:
         wanted = combinations(generator.model.config.tree_depth, options)
         for title, sampler, num_steps in tqdm([some for some in wanted if (some[0], some[2]) not in done], desc=name):
             point = {"model": name, "sampler": title, "num_steps": num_steps}
+            point |= {"chooses_passes": sampler.chooses_passes}
             record["points"].append(point | measure(generator, sampler.arguments(num_steps), judge, options))
             write_record(options.record, record, options.seed)
     record = json.loads(options.record.read_text(encoding="utf-8"))
@@ -182,9 +183,7 @@ def measure(
     seconds = time.perf_counter() - start
     facts = {
         "settings": arguments,
-        "sampling_dtype": arguments.get(
-            "sampling_dtype", getattr(generator.model.generation_config, "sampling_dtype", "float64")
-        ),
+        "sampling_dtype": arguments.get("sampling_dtype", generator.model.generation_config.sampling_dtype),
         "forward_passes": passes,
         "seconds": seconds,
         "commit": current_commit(),

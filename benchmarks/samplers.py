@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-ORDERED = ("confidence", "margin", "entropy")
-KINDS = ("random", "first_hitting", *ORDERED)
+from modeling_treediff.generation_config_treediff import ORDERED, UNMASKING
+
 VARIANTS: dict[str, dict[str, Any]] = {"": {}, ", temperature 0.8": {"temperature": 0.8}, ", top-p 0.9": {"top_p": 0.9}}
 # Probability, margin, and nats (at most) from which on a position does not wait for its turn.
-THRESHOLDS = {"confidence": (0.5, 0.9), "margin": (0.4, 0.8), "entropy": (1.0, 0.2)}
+THRESHOLDS = {"confidence": (0.1, 0.3, 0.9), "margin": (0.05, 0.2, 0.8), "entropy": (3.0, 2.0, 0.5)}
 REMASKING_SHARE = 0.25
 
 
@@ -45,7 +45,7 @@ def all_samplers() -> dict[str, Sampler]:
     """Return every sampler by its name."""
     samplers = {
         kind.replace("_", " ") + name: Sampler(_order(kind) | settings, chooses_passes=kind == "first_hitting")
-        for kind in KINDS
+        for kind in UNMASKING
         for name, settings in VARIANTS.items()
     }
     for kind, thresholds in THRESHOLDS.items():
@@ -54,6 +54,7 @@ def all_samplers() -> dict[str, Sampler]:
             samplers[f"{kind}, threshold {threshold}"] = Sampler(settings, chooses_passes=True)
     for kind in ("random", "confidence"):
         samplers[f"{kind}, remasking"] = Sampler(_order(kind), remasking_share=REMASKING_SHARE)
+    samplers["random, passes by bits"] = Sampler({"steps_per_level": "auto"})
     samplers["random, float32"] = Sampler({"sampling_dtype": "float32"})
     return samplers
 
