@@ -58,16 +58,16 @@ class BadWords:
         other_V = allowed_V.index_fill(0, self.token_A, False)
         for count_N, counted_V in ((allowed_count_N, allowed_V), (other_count_N, other_V)):
             count_N.index_add_(0, tree.ancestors.flatten(), counted_V.long().repeat_interleave(tree.tree_depth + 1))
-        self.open_N = other_count_N > 0  # whatever the neighbours are
+        self.roomy_IK = (tree.children >= 0) & (other_count_N > 0)[tree.children]  # slots open next to any neighbours
         # A leaf is in its place, allowed or not.
         self.decided_N = (allowed_count_N == 1).index_fill(0, torch.arange(tree.vocab_size, device=device), True)
-        self.free_N = self.open_N.clone()
+        self.free_N = other_count_N > 0
         self.free_N[: tree.vocab_size] = True
         self.free_N[self.token_A] = False
 
     def check(self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor) -> None:
         """Raise ValueError if a text cannot be finished without a bad word; once, before the first pass."""
-        states_BTQ = self._states_after(node_ids_BT, real_BT, self._given(node_ids_BT, real_BT))
+        states_BTQ = self._states_after(node_ids_BT, real_BT, self._given(node_ids_BT))
         impossible = (~states_BTQ[:, 1:-1].any(dim=-1)).nonzero()
         if len(impossible):
             text, position = impossible[0].tolist()
@@ -79,8 +79,8 @@ class BadWords:
     def closed(self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor, candidates_BT: torch.Tensor) -> torch.Tensor:
         """Return the child slots (n, K) that must not be taken: no text without bad words lies beyond them.
 
-        A child with no allowed token below is closed, so is a slot without a child. If the text is possible (`check`),
-        every candidate keeps at least one slot.
+        A child with no allowed token below is closed, so is a slot without a child. Every candidate of a possible text
+        keeps at least one slot; the answer for others (`check`) means nothing.
 
         Args:
             node_ids_BT: (B, T) the text now.
@@ -88,7 +88,7 @@ class BadWords:
             candidates_BT: (B, T) bool, the n positions, at internal nodes, asked about.
 
         """
-        given_BT = self._given(node_ids_BT, real_BT)
+        given_BT = self._given(node_ids_BT)
         before_nQ = self._states_after(node_ids_BT, real_BT, given_BT)[:, :-2][candidates_BT]
         behind_nQ = self._states_possible(node_ids_BT, real_BT, given_BT)[:, 2:][candidates_BT]
         node_n, given_n = node_ids_BT[candidates_BT], given_BT[candidates_BT]
@@ -98,9 +98,7 @@ class BadWords:
         entry, symbol = (allowed & self._symbols(node_n)[row]).nonzero(as_tuple=True)
         row = row[entry]
         child = self.tree.ancestors[self.token_A[symbol], self.tree.depth[node_n[row]] + 1]
-        child_nK = self.tree.children[node_n - self.tree.vocab_size]
-        separable_n = before_nQ.any(dim=1) & behind_nQ[:, 0]
-        open_nK = self.open_N[child_nK] & (child_nK >= 0) & separable_n[:, None]
+        open_nK = self.roomy_IK[node_n - self.tree.vocab_size]
         open_nK[row, self.tree.child_slot[child]] = True
         return ~open_nK
 
@@ -119,7 +117,7 @@ class BadWords:
             real_BT: (B, T) bool, False at padding.
 
         """
-        given_BT = self._given(before_BT, real_BT)
+        given_BT = self._given(before_BT)
         place_T = torch.arange(before_BT.shape[1], device=before_BT.device)
         moving_BT = moved_BT.clone()
         while True:
@@ -132,9 +130,9 @@ class BadWords:
                 return moved_BT & ~moving_BT
             moving_BT[text, last_BT[text, place]] = False
 
-    def _given(self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
+    def _given(self, node_ids_BT: torch.Tensor) -> torch.Tensor:
         """Return how many decided positions (B, T) end here; words no longer than that are there already."""
-        return _run_lengths(self.decided_N[node_ids_BT] & real_BT)
+        return _run_lengths(self.decided_N[node_ids_BT])
 
     def _symbols(self, node_r: torch.Tensor) -> torch.Tensor:
         """Return which symbols (r, A) the nodes may become: allowed ones below them, or the one that they are."""

@@ -21,8 +21,12 @@ from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 SHIPPED = {
     "atomic_files.py",
     "backbone_treediff.py",
+    "bad_words_treediff.py",
+    "canvas_treediff.py",
+    "child_choice_treediff.py",
     "configuration_treediff.py",
     "diffusion_process.py",
+    "generation_config_treediff.py",
     "generation_treediff.py",
     "heads_treediff.py",
     "lean_operations_treediff.py",
@@ -31,9 +35,12 @@ SHIPPED = {
     "lost_levels.py",
     "modeling_treediff.py",
     "pretrained_treediff.py",
+    "refinement_treediff.py",
     "schedule_base.py",
+    "token_constraints_treediff.py",
     "tree_files.py",
     "tree_tables.py",
+    "unmasking_treediff.py",
     "vocabulary_tree.py",
 }
 
