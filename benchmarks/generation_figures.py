@@ -14,7 +14,19 @@ from modeling_treediff.atomic_files import write_atomically
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "generation_quality.json"
 FIGURE = ROOT / "docs" / "images" / "generation_quality.png"
-SHOWN_PASSES = (8, 32, 128)  # in the table
+SHOWN_PASSES = (8, 32, 128)  # in the table; the figure and the record have all
+SHOWN_SAMPLERS = (
+    "random",
+    "random, temperature 0.8",
+    "random, top-p 0.9",
+    "random, remasking",
+    "first hitting",
+    "confidence",
+    "confidence, threshold 0.1",
+    "confidence, remasking",
+    "margin",
+    "entropy",
+)
 REAL = "real text"
 
 MEASURED: dict[str, Schema] = {
@@ -111,12 +123,8 @@ def quality_table(record: dict[str, Any]) -> str:
     check_record(record)
     rows = [["", reference["name"], *[""] * len(SHOWN_PASSES), _cell(reference)] for reference in record["references"]]
     for model in record["models"]:
-        for sampler, points in by_sampler([point for point in record["points"] if point["model"] == model]).items():
-            shown = {point["num_steps"]: _cell(point) for point in points if not point["chooses_passes"]}
-            own = [
-                f"{_cell(point)}, {point['forward_passes']:.0f} passes" for point in points if point["chooses_passes"]
-            ]
-            rows.append([model, sampler, *(shown.get(passes, "") for passes in SHOWN_PASSES), "; ".join(own)])
+        curves = by_sampler([point for point in record["points"] if point["model"] == model])
+        rows += [_row(model, sampler, curves[sampler]) for sampler in SHOWN_SAMPLERS if sampler in curves]
     header = ("model", "sampler", *(f"{passes} passes" for passes in SHOWN_PASSES), "otherwise")
     protocol = record["protocol"]
     largest = max(row["judge"]["standard_error"] for row in record["references"] + record["points"])
@@ -126,6 +134,12 @@ def quality_table(record: dict[str, Any]) -> str:
         f"{protocol['texts']} texts of {protocol['length']} tokens each; standard errors of the judge's nats up to "
         f"{largest:.2f}; commit {commits}.\n"
     )
+
+
+def _row(model: str, sampler: str, points: list[Point]) -> list[str]:
+    shown = {point["num_steps"]: _cell(point) for point in points if not point["chooses_passes"]}
+    own = [f"{_cell(point)}, {point['forward_passes']:.0f} passes" for point in points if point["chooses_passes"]]
+    return [model, sampler, *(shown.get(passes, "") for passes in SHOWN_PASSES), "; ".join(own)]
 
 
 def _cell(row: Point) -> str:
