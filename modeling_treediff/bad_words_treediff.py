@@ -23,8 +23,8 @@ from .vocabulary_tree import VocabularyTree
 class BadWords:
     """The words, compiled for one tree and one choice of allowed tokens.
 
-    Tokens that are decided already, because they are given or have only one allowed token below their node, are left
-    as they are, also where they hold a word of their own. Padding is part of no word.
+    Tokens that are there already are left as they are, also where they hold a word of their own. Padding is part of no
+    word.
     """
 
     def __init__(self, words: Sequence[Sequence[int]], tree: VocabularyTree, allowed_V: torch.Tensor) -> None:
@@ -53,14 +53,10 @@ class BadWords:
         self.next_QA = torch.tensor(table, dtype=torch.long, device=device).view(len(table), len(tokens))
         self.ends_Q = torch.tensor(ends, dtype=torch.long, device=device)  # length of the longest word ending there
         self.allowed_A = allowed_V[self.token_A]
-        allowed_count_N = torch.zeros(tree.num_nodes, dtype=torch.long, device=device)
-        other_count_N = allowed_count_N.clone()
+        other_count_N = torch.zeros(tree.num_nodes, dtype=torch.long, device=device)
         other_V = allowed_V.index_fill(0, self.token_A, False)
-        for count_N, counted_V in ((allowed_count_N, allowed_V), (other_count_N, other_V)):
-            count_N.index_add_(0, tree.ancestors.flatten(), counted_V.long().repeat_interleave(tree.tree_depth + 1))
+        other_count_N.index_add_(0, tree.ancestors.flatten(), other_V.long().repeat_interleave(tree.tree_depth + 1))
         self.roomy_IK = (tree.children >= 0) & (other_count_N > 0)[tree.children]  # slots open next to any neighbours
-        # A leaf is in its place, allowed or not.
-        self.decided_N = (allowed_count_N == 1).index_fill(0, torch.arange(tree.vocab_size, device=device), True)
         self.free_N = other_count_N > 0
         self.free_N[: tree.vocab_size] = True
         self.free_N[self.token_A] = False
@@ -131,8 +127,8 @@ class BadWords:
             moving_BT[text, last_BT[text, place]] = False
 
     def _given(self, node_ids_BT: torch.Tensor) -> torch.Tensor:
-        """Return how many decided positions (B, T) end here; words no longer than that are there already."""
-        return _run_lengths(self.decided_N[node_ids_BT])
+        """Return how many tokens in a row (B, T) end here; words no longer than that are there already."""
+        return _run_lengths(node_ids_BT < self.tree.vocab_size)
 
     def _symbols(self, node_r: torch.Tensor) -> torch.Tensor:
         """Return which symbols (r, A) the nodes may become: allowed ones below them, or the one that they are."""

@@ -187,7 +187,11 @@ def surest(
 
 
 def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
-    """(B, T) bool: the `count_B` highest scores of each row among some; of equal ones the first."""
-    ranked_BT = score_BT.masked_fill(~among_BT, -torch.inf)
+    """(B, T) bool: the `count_B` highest scores of each row among some; of equal ones the first.
+
+    To four decimals: what looks alike, as open positions do at first, is not to be told apart by the rounding errors
+    that a text has in a batch and not alone.
+    """
+    ranked_BT = score_BT.round(decimals=4).masked_fill(~among_BT, -torch.inf)
     rank_BT = ranked_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return among_BT & (rank_BT < count_B[:, None])

@@ -56,7 +56,7 @@ def tokens_below(case: Case, node: int) -> list[int]:
 
 
 def settled_positions(case: Case, nodes: list[int], real: list[bool]) -> list[bool]:
-    return [is_real and len(tokens_below(case, node)) == 1 for node, is_real in zip(nodes, real, strict=True)]
+    return [is_real and node < case.tree.vocab_size for node, is_real in zip(nodes, real, strict=True)]
 
 
 def clean_texts(case: Case, nodes: list[int], real: list[bool], settled: list[bool] | None = None) -> list[tuple]:
@@ -130,6 +130,11 @@ def test_with_room_everywhere_only_decided_neighbours_close():
     for _ in range(200):
         nodes = draw.choices([0, 1, 2, 3, sole, pair, root], [3, 3, 3, 1, 2, 2, 3], k=length)
         decided = [0 if node == sole else node if node < 6 else None for node in nodes]
+        spans = [
+            slice(at, at + len(word)) for word in words for at in range(length) if decided[at:][: len(word)] == word
+        ]
+        if any(sole in nodes[span] for span in spans):
+            continue  # a word that cannot but be written
         node_ids, real = torch.tensor([nodes]), torch.ones(1, length, dtype=torch.bool)
         candidates = (node_ids == pair) | (node_ids == root)
         closed = bad_words.closed(node_ids, real, candidates)
@@ -186,7 +191,7 @@ def test_any_loop_ends_in_a_clean_text_and_holds_back_only_what_it_must(greedy, 
             texts = clean_texts(case, start, real)
             assert tuple(token if is_real else None for token, is_real in zip(text, real, strict=True)) in texts
             restricted += len(texts) < np.prod([len(tokens_below(case, node)) for node in start])
-    assert held > 20 and restricted > 150
+    assert held > 10 and restricted > 150
 
 
 def test_two_positions_do_not_write_a_word_together():

@@ -1,0 +1,224 @@
+"""Who descends when: orders, budgets, thresholds, steps of levels, corrections; and noise of positions."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from modeling_treediff import VocabularyTree
+from modeling_treediff.generation_config_treediff import ORDERED
+from modeling_treediff.unmasking_treediff import Noise, plan_stages, surest
+
+INTERLEAVED = {"schedule": "binomial"}
+
+
+def run(model, seed: int = 0, **settings):
+    return model.generate(
+        generator=torch.Generator().manual_seed(seed), output_history=True, return_dict_in_generate=True, **settings
+    )
+
+
+def moves(result) -> list[torch.Tensor]:
+    """How many levels each position descended in each step, (B, T)."""
+    return [after - before for before, after in itertools.pairwise(result.depths)]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, INTERLEAVED, {"schedule": "poisson"}], ids=["sequential", "binomial", "poisson"]
+)
+def test_first_hitting_moves_one_position_per_pass_in_the_order_of_the_process(tree, fields):
+    model = tiny_model(tree, **fields)
+    start = torch.full((3, 6), model.config.mask_token_id)
+    start[1, :4], start[2, 0] = 7, tree.ancestors[5, 1]
+    result = run(model, input_ids=start, unmasking="first_hitting")
+    assert result.num_forward_passes == 18 and len(result.history) == 19
+    for step in moves(result):
+        assert (step.sum(dim=1) <= 1).all() and step.min() >= 0
+    assert [int(sum(step[text].sum() for step in moves(result))) for text in range(3)] == [18, 6, 17]
+    if not fields:
+        assert all((depth[0].max() - depth[0].min()) <= 1 for depth in result.depths)
+
+
+@pytest.mark.parametrize("fields", [{}, INTERLEAVED], ids=["sequential", "binomial"])
+@pytest.mark.parametrize("unmasking", ORDERED)
+@pytest.mark.parametrize("steps", [3, 5, 17, 48])
+def test_ordered_unmasking_spends_the_budget_in_equal_shares(tree, fields, unmasking, steps):
+    result = run(tiny_model(tree, **fields), unmasking=unmasking, num_steps=steps, num_return_sequences=2)
+    assert result.num_forward_passes == steps and len(result.history) == steps + 1
+    assert (result.depths[-1] == 3).all()
+    counts = torch.stack([step.sum(dim=1) for step in moves(result)])
+    assert all(step.max() == 1 for step in moves(result))
+    # 16 positions, 3 levels; the last passes may have to take more than their share for levels one by one.
+    assert counts.min() >= 48 // steps - (2 if fields else 1) and (counts.sum(dim=0) == 48).all()
+
+
+@pytest.mark.parametrize("unmasking", ORDERED)
+def test_the_surest_descend_first(model, unmasking):
+    """Greedy, so that the child is known: the scores of those that moved, from the logits, are the highest."""
+    result = run(model, unmasking=unmasking, num_steps=12, do_sample=False)
+    for before, step in zip(result.history, moves(result), strict=False):
+        p = model(before).logits[0].double().softmax(dim=-1)
+        best = p.topk(2, dim=-1).values
+        score = {
+            "confidence": best[:, 0],
+            "margin": best[:, 0] - best[:, 1],
+            "entropy": (p * p.clamp(min=1e-300).log()).sum(dim=-1),
+        }[unmasking]
+        level = model.tree.depth[before[0]]
+        waiting = level == level.min()
+        moved = step[0] == 1
+        assert not (moved & ~waiting).any()
+        assert score[moved].min() >= score[waiting & ~moved].max() - 1e-4 if (waiting & ~moved).any() else True
+
+
+def test_a_threshold_lets_the_sure_go_at_once(model):
+    start = torch.randint(0, 100, (1, 16), generator=torch.Generator().manual_seed(0))
+    start[0, ::2] = model.config.mask_token_id
+    settings = {"input_ids": start, "unmasking": "confidence", "num_steps": 24, "do_sample": False}
+    assert run(model, threshold=0.0, **settings).num_forward_passes == 3  # all are sure: a pass for each level
+    plain, never = run(model, **settings), run(model, threshold=1.1, **settings)
+    assert all(torch.equal(*pair) for pair in zip(plain.history, never.history, strict=True))
+    some = run(model, threshold=0.35, **settings)
+    assert 3 < some.num_forward_passes < 24
+    for before, step in zip(some.history, moves(some), strict=False):
+        sure = model(before).logits.softmax(dim=-1).amax(dim=-1) >= 0.35
+        level = model.tree.depth[before]
+        waiting, moved = level == level.min(), step == 1
+        assert moved.any()
+        assert torch.equal(moved & sure, waiting & sure)
+        assert (moved & ~sure).sum() <= 1  # 8 positions in 8 passes go in any case
+    unsure = {"unmasking": "entropy", "num_steps": 24}
+    assert run(model, threshold=10.0, **unsure).num_forward_passes == 3  # at most 10 nats: all
+
+
+def test_who_must_goes_first_and_shares_are_rounded_up():
+    levels_left = torch.tensor([[2, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    score = torch.tensor([[0.0, 0.3, 0.9, 0.5, 1.0], [0.2, 0.1, 0.0, 0.0, 0.0]])
+    assert surest(score, levels_left, 2, None).tolist() == [[True, False, True, True, False], [True] + [False] * 4]
+    assert surest(score, levels_left, 5, None).tolist() == [[False, False, True, False, False], [True] + [False] * 4]
+    assert surest(score, levels_left, 5, 0.3)[0].tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("unmasking", ["random", "confidence"])
+def test_steps_of_each_level(model, unmasking):
+    result = run(model, unmasking=unmasking, steps_per_level=[2, 5, 3], num_return_sequences=20)
+    assert result.num_forward_passes == 10
+    assert all(step.any() for step in moves(result))
+    assert (result.depths[2] == 1).all() and (result.depths[7] == 2).all()
+    even, same = (
+        run(model, unmasking=unmasking, steps_per_level=[4, 4, 4]),
+        run(model, unmasking=unmasking, num_steps=12),
+    )
+    assert all(torch.equal(*pair) for pair in zip(even.history, same.history, strict=True))
+
+
+def test_automatic_steps_follow_the_bits_of_each_level():
+    tree = VocabularyTree.from_paths([[a, b] for a in range(2) for b in range(32)], 32)
+    stages = plan_stages(
+        tiny_model(tree).generation_config_class(num_steps=60, steps_per_level="auto"), tiny_model(tree).schedule, tree
+    )
+    # 1 bit and 5 bits: 58 steps beyond the one that each level has, in these shares.
+    assert [stage.steps for stage in stages] == [1 + 10, 1 + 48]
+
+
+@pytest.mark.parametrize("fields", [{}, INTERLEAVED], ids=["sequential", "binomial"])
+@pytest.mark.parametrize("unmasking", ["random", "confidence"])
+@pytest.mark.parametrize("climb", [1, 2])
+def test_corrections_climb_and_come_down_within_the_budget(tree, fields, unmasking, climb):
+    model = tiny_model(tree, **fields)
+    start = torch.full((2, 12), model.config.mask_token_id)
+    start[0, 3], start[0, 4], start[1, :2] = 9, tree.ancestors[5, 1], tree.ancestors[7, 2]
+    seen: list = []
+    result = model.generate(
+        start,
+        num_steps=21,
+        unmasking=unmasking,
+        remasking_steps=9,
+        remasking_levels=climb,
+        remasking_fraction=0.5,
+        callback=seen.append,
+        return_dict_in_generate=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert (tree.depth[result.sequences] == 3).all()
+    if unmasking == "confidence" or not fields:
+        assert 21 - 3 <= result.num_forward_passes <= 21
+    assert seen[-1].num_forward_passes == result.num_forward_passes
+    given = tree.depth[start]
+    climbs = []
+    for before, after in itertools.pairwise(seen):
+        rise = tree.depth[before.node_ids] - tree.depth[after.node_ids]
+        assert (tree.depth[after.node_ids] >= given).all() and rise.max() <= climb
+        assert torch.equal(tree.ancestors[tree.representative[after.node_ids], given], start)
+        if rise.max() > 0:
+            assert after.num_forward_passes == before.num_forward_passes
+            climbs.append((rise > 0).sum(dim=1))
+    stages = plan_stages(
+        model.generation_config_class(num_steps=21, remasking_steps=9, remasking_levels=climb), model.schedule, tree
+    )
+    assert len(climbs) == sum(stage.corrections for stage in stages) > 0
+    # The share of those that may climb falls linearly: in the first round of the last stage half of them.
+    may = (given < 3).sum(dim=1)
+    first = climbs[-stages[-1].corrections]
+    assert torch.equal(first, (may * 0.5).ceil().long()) and (climbs[-1] <= first).all()
+
+
+def test_the_least_probable_climb(model):
+    seen: list = []
+    model.generate(
+        num_steps=12, remasking_steps=3, remasking_fraction=0.3, unmasking="first_hitting", callback=seen.append,
+        max_new_tokens=10, return_dict_in_generate=True, generator=torch.Generator().manual_seed(4),
+    )  # fmt: skip
+    log_p = {}
+    for before, after in itertools.pairwise(seen):
+        depth = model.tree.depth[before.node_ids[0]], model.tree.depth[after.node_ids[0]]
+        climbed = depth[1] < depth[0]
+        if climbed.any():
+            last = torch.tensor([log_p[place] for place in range(10)])
+            assert climbed.sum() == 3 and last[climbed].max() <= last[~climbed].min() + 1e-4
+            continue
+        scores = model(before.node_ids).logits[0].double().log_softmax(dim=-1)
+        for place in after.moved[0].nonzero()[:, 0].tolist():
+            log_p[place] = float(scores[place, model.tree.child_slot[after.node_ids[0, place]]].detach())
+
+
+def test_corrections_leave_the_draws_before_them_alone(model):
+    plain = run(model, num_steps=12)
+    corrected = run(model, num_steps=15, remasking_steps=3)
+    assert all(torch.equal(*pair) for pair in zip(plain.history[:5], corrected.history[:5], strict=True))
+    assert not torch.equal(plain.sequences, corrected.sequences)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 10, "remasking_steps": 8}, "of which remasking spends 8 is too small"),
+        ({"remasking_steps": 2, "remasking_levels": 3, "schedule": "binomial"}, "too few for one correction"),
+        ({"steps_per_level": [1, 2]}, "2 numbers, the tree 3 levels"),
+        ({"steps_per_level": "auto", "schedule": "binomial"}, "one by one"),
+        ({"num_steps": 2, "unmasking": "margin", "schedule": "poisson"}, "num_steps=2 is too small"),
+        ({"threshold": 0.5}, "threshold needs unmasking by"),
+        ({"threshold": -1.0, "unmasking": "entropy"}, "must not be negative"),
+        ({"unmasking": "best"}, "Unknown unmasking 'best'"),
+        ({"steps_per_level": [0, 1, 1]}, "positive whole numbers"),
+        ({"remasking_steps": -1}, "0 or more"),
+        ({"remasking_fraction": 0.0}, r"remasking_fraction must lie in \(0, 1\]"),
+        ({"remasking_levels": 0}, "remasking_levels must be a positive whole number"),
+    ],
+)
+def test_impossible_plans_say_what_is_wrong(tree, settings, message):
+    fields = {"schedule": settings.pop("schedule", "sequential")}
+    with pytest.raises(ValueError, match=message):
+        tiny_model(tree, **fields).generate(**settings)
+
+
+def test_noise_belongs_to_positions():
+    where = torch.tensor([[False, True, True], [True, False, True]])
+    together = Noise([torch.Generator().manual_seed(seed) for seed in (3, 4)], 2).uniform(where, 2)
+    for text, seed in enumerate((3, 4)):
+        alone = Noise(torch.Generator().manual_seed(seed), 1).uniform(torch.ones(1, 2, dtype=torch.bool), 2)
+        assert torch.equal(together[text][where[text]], alone[0])
+    assert (together[~where] == 0).all() and together.dtype == torch.float64
+    with pytest.raises(ValueError, match="2 generators for 3 texts"):
+        Noise([torch.Generator()] * 2, 3)
