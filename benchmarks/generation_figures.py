@@ -64,7 +64,7 @@ def check_record(record: dict[str, Any]) -> None:
 def draw(record: dict[str, Any], file: Path) -> None:
     """Draw what the judge says against forward passes, and against entropy, a row for each model."""
     models = list(record["models"])
-    figure = Figure(figsize=(15, 5.2 * len(models)), layout="constrained")
+    figure = Figure(figsize=(15, 1.5 + 5.2 * len(models)), layout="constrained")
     styles = line_styles([point["sampler"] for point in record["points"]])
     real = next(reference for reference in record["references"] if reference["name"] == REAL)
     for model, (by_passes, by_entropy) in zip(models, figure.subplots(len(models), 2, squeeze=False), strict=True):
@@ -85,7 +85,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize="small")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=100))
 
