@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from generation_figures import RECORD as QUALITY_RECORD
+from generation_figures import quality_table
 from marked_tables import fill
+from marked_tables import table as markdown_table
+from record_schema import Schema, check_schema
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
@@ -32,6 +36,12 @@ MEMORY_VARIANTS = {
     "recompute": ("the same, MLPs repeated in five of six layers", "recompute"),
     "chunked": ("the default; flat: loss in chunks", "lean"),
 }
+QUALITY = "<!-- generation quality table -->\n", "<!-- end of generation quality table -->"
+SPEED = "<!-- generation speed table -->\n", "<!-- end of generation speed table -->"
+SPEED_PARTS = ("backbone_milliseconds", "head_milliseconds", "rest_milliseconds")
+SPEED_FIGURES = ("milliseconds", "ratio", "ratio_lower_quartile", "ratio_upper_quartile", *SPEED_PARTS)
+SPEED_COUNTS = ("batch", "length", "vocabulary", "branching", "turns", "hidden_size", "layers", "threads")
+SPEED_SCHEMA: Schema = {**dict.fromkeys(SPEED_COUNTS, int), "measured_on": str, "models": dict}
 VARIANCE = "<!-- variance table -->\n", "<!-- end of variance table -->"
 
 
@@ -153,6 +163,26 @@ def robustness() -> str:
     )
 
 
+def speed_table() -> str:
+    """Return the time of a forward pass of generation, flat against tree."""
+    record = json.loads((RESULTS / "generation_speed.json").read_text(encoding="utf-8"))
+    check_schema(record, SPEED_SCHEMA, "generation_speed")
+    rows = []
+    for name, figures in record["models"].items():
+        check_schema(figures, dict.fromkeys(SPEED_FIGURES, float), f"generation_speed.models.{name}")
+        low, high = figures["ratio_lower_quartile"], figures["ratio_upper_quartile"]
+        parts = (f"{figures[part]:.1f} ms" for part in SPEED_PARTS)
+        rows.append(
+            [name, f"{figures['milliseconds']:.1f} ms", f"{figures['ratio']:.2f} ({low:.2f} to {high:.2f})", *parts]
+        )
+    return markdown_table(("model", "a pass", "to flat", "backbone", "head", "choosing and drawing"), rows) + (
+        f"\n{record['batch']} texts of {record['length']} tokens, V = {record['vocabulary']:,}, K = "
+        f"{record['branching']}, d = {record['hidden_size']}, {record['layers']} layers; medians (and quartiles) of "
+        f"{record['turns']} whole calls in turns; {record['measured_on']}, {record['threads']} threads; commit "
+        f"{record['commit']}.\n"
+    )
+
+
 def main() -> None:
     """Write or check the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,6 +195,8 @@ def main() -> None:
         (VARIANCE, variance_table()),
         (MEMORY, memory_table()),
         (ROBUSTNESS, robustness()),
+        (QUALITY, quality_table(json.loads(QUALITY_RECORD.read_text(encoding="utf-8")))),
+        (SPEED, speed_table()),
     ):
         rendered = fill(rendered, marks, content)
     if options.check:

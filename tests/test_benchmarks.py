@@ -36,3 +36,23 @@ def test_the_loader_was_twenty_times_as_fast_as_training():
     loader = record("loader_speed")
     assert loader["batch_size"] == 16 and {row["window"] for row in loader["rows"]} >= {quickstart["window"]}
     assert all(row["tokens_per_second"] >= 20 * consumed for row in loader["rows"])
+
+
+def test_a_pass_of_generation_took_at_most_half_of_the_flat_models():
+    speed = record("generation_speed")
+    assert (speed["vocabulary"], speed["hidden_size"], speed["layers"]) == (50_257, 256, 6)
+    trees = [figures for name, figures in speed["models"].items() if name.startswith("tree")]
+    assert len(trees) == 2 and all(figures["ratio_upper_quartile"] <= 0.5 for figures in trees)
+
+
+def test_the_judge_told_real_text_from_its_words_and_tokens_in_random_order():
+    quality = record("generation_quality")
+    real, words, tokens = quality["references"]
+    gaps = [(words, real), (tokens, words)]
+    for worse, better in gaps:
+        error = worse["judge"]["standard_error"] + better["judge"]["standard_error"]
+        assert worse["judge"]["nats_per_token"] > better["judge"]["nats_per_token"] + 4 * error
+    assert not any("dirty" in point["commit"] for point in quality["points"])
+    for point in quality["points"]:
+        if not point["chooses_passes"]:
+            assert point["forward_passes"] <= point["num_steps"]

@@ -15,12 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM
 
+from .intervals import Interval, exponential, finite, normal_interval
 from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
 
-NORMAL_QUANTILE = 1.96  # of a two-sided 95 % interval
 WINDOWS_PER_CALL = 128  # of `nelbo`: enough to stratify corruptions over, few enough to show progress
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,12 @@ class LikelihoodResult:
     @property
     def confidence_interval(self) -> Interval:
         """95 % interval of the nelbo, nats per token."""
-        return _interval(self.nelbo, self.standard_error)
+        return normal_interval(self.nelbo, self.standard_error)
 
     @property
     def perplexity(self) -> float:
         """exp(nelbo): an upper bound on the perplexity per token."""
-        return _exp(self.nelbo)
+        return exponential(self.nelbo)
 
     @property
     def perplexity_standard_error(self) -> float:
@@ -79,7 +77,7 @@ class LikelihoodResult:
     def perplexity_interval(self) -> Interval:
         """The ends of the nelbo's 95 % interval as perplexities."""
         low, high = self.confidence_interval
-        return _exp(low), _exp(high)
+        return exponential(low), exponential(high)
 
     @property
     def bits_per_byte(self) -> float:
@@ -94,7 +92,7 @@ class LikelihoodResult:
     @property
     def bits_per_byte_interval(self) -> Interval:
         """95 % interval of the bits per byte."""
-        return _interval(self.bits_per_byte, self.bits_per_byte_standard_error)
+        return normal_interval(self.bits_per_byte, self.bits_per_byte_standard_error)
 
     @property
     def _bits_per_byte_of_a_nat(self) -> float:
@@ -108,8 +106,8 @@ class LikelihoodResult:
         for name in ("perplexity", "perplexity_standard_error", "bits_per_byte", "bits_per_byte_standard_error"):
             facts[name] = getattr(self, name)
         for name in ("confidence_interval", "perplexity_interval", "bits_per_byte_interval"):
-            facts[name] = [_finite(end) for end in getattr(self, name)]
-        return {name: _finite(value) for name, value in facts.items()}
+            facts[name] = [finite(end) for end in getattr(self, name)]
+        return {name: finite(value) for name, value in facts.items()}
 
 
 def evaluate_texts(
@@ -197,18 +195,3 @@ def _count_unknown(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) ->
     """Count unknown tokens; byte-level vocabularies often name their EOS as such, though nothing is unknown to them."""
     unknown = tokenizer.unk_token_id
     return 0 if unknown in (None, tokenizer.eos_token_id) else int((token_ids == unknown).sum())
-
-
-def _interval(value: float, error: float) -> Interval:
-    """Normal 95 % interval; a bound on a code length is never below 0."""
-    return max(value - NORMAL_QUANTILE * error, 0.0), value + NORMAL_QUANTILE * error
-
-
-def _exp(value: float) -> float:
-    """Return exp(value); infinity in place of an OverflowError."""
-    return float(np.exp(np.float64(value)))
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 -- any value of a result
-    """Replace infinity by None: JSON has none."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,7 @@ def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
         "command": shlex.join(["python", *sys.argv]),
         "processes": PartialState().num_processes,
         "seed": seed,
-        "commit": _commit(),
+        "commit": current_commit(),
         "device": _device(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
         **facts,
@@ -47,7 +47,7 @@ def _device() -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
     """Return the commit of the checkout that runs, marked where it has uncommitted changes; None outside of git."""
     try:
         described = subprocess.run(

@@ -1,0 +1,36 @@
+"""Whether a record holds what a table or figure is about to show."""
+
+import math
+from typing import Any
+
+Schema = type | dict[str, "Schema"] | list["Schema"]
+
+
+def check_schema(value: Any, schema: Schema, where: str) -> None:  # noqa: ANN401 -- anything that JSON holds
+    """Raise ValueError unless a value has the schema: a type, names with a schema each, or a list of one schema.
+
+    Lists must not be empty, numbers must be finite, whole numbers count as numbers, and names beyond the schema's are
+    allowed.
+    """
+    if isinstance(schema, dict):
+        if missing := [name for name in schema if name not in require(value, dict, where)]:
+            raise ValueError(f"{where} lacks {', '.join(missing)}.")
+        for name, part in schema.items():
+            check_schema(value[name], part, f"{where}.{name}")
+    elif isinstance(schema, list):
+        if not require(value, list, where):
+            raise ValueError(f"{where} is empty.")
+        for index, part in enumerate(value):
+            check_schema(part, schema[0], f"{where}[{index}]")
+    elif schema is float:
+        if isinstance(value, bool) or not math.isfinite(require(value, int | float, where)):
+            raise ValueError(f"{where} is no finite number: {value}.")
+    else:
+        require(value, schema, where)
+
+
+def require(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401
+    """Return the value; ValueError if it is of another kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{where} should be {getattr(kind, '__name__', kind)}, is {value!r}.")
+    return value

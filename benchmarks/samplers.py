@@ -1,0 +1,63 @@
+"""The ways of sampling that `generation_quality.py` compares, as data: settings of `generate`, and what passes mean."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_treediff.generation_config_treediff import ORDERED, UNMASKING
+
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, ", temperature 0.8": {"temperature": 0.8}, ", top-p 0.9": {"top_p": 0.9}}
+# Probability, margin, and nats (at most) from which on a position does not wait for its turn.
+THRESHOLDS = {"confidence": (0.1, 0.3, 0.9), "margin": (0.05, 0.2, 0.8), "entropy": (3.0, 2.0, 0.5)}
+REMASKING_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One way of sampling.
+
+    Attributes:
+        settings: what `generate` is given beside the number of passes.
+        remasking_share: of the passes, spent on drawing the least probable positions again.
+        chooses_passes: how many passes there are follows from the settings and the text: one point, not a curve.
+
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    remasking_share: float = 0.0
+    chooses_passes: bool = False
+
+    def arguments(self, num_steps: int) -> dict[str, Any]:
+        """Return the arguments of `generate` for so many passes, the corrections among them."""
+        remasking = round(self.remasking_share * num_steps)
+        return {**self.settings, "num_steps": num_steps} | ({"remasking_steps": remasking} if remasking else {})
+
+    def budgets(self, passes: list[int], depth: int, length: int) -> list[int]:
+        """Return the numbers of passes worth measuring: with an order none is left once every position has moved."""
+        most = depth * length
+        if self.chooses_passes:
+            return [most]
+        if self.settings.get("unmasking") not in ORDERED:
+            return [budget for budget in passes if budget >= depth]
+        return [budget for budget in passes if depth <= budget * (1 - self.remasking_share) <= most]
+
+
+def all_samplers() -> dict[str, Sampler]:
+    """Return every sampler by its name."""
+    samplers = {
+        kind.replace("_", " ") + name: Sampler(_order(kind) | settings, chooses_passes=kind == "first_hitting")
+        for kind in UNMASKING
+        for name, settings in VARIANTS.items()
+    }
+    for kind, thresholds in THRESHOLDS.items():
+        for threshold in thresholds:
+            settings = _order(kind) | {"threshold": threshold}
+            samplers[f"{kind}, threshold {threshold}"] = Sampler(settings, chooses_passes=True)
+    for kind in ("random", "confidence"):
+        samplers[f"{kind}, remasking"] = Sampler(_order(kind), remasking_share=REMASKING_SHARE)
+    samplers["random, passes by bits"] = Sampler({"steps_per_level": "auto"})
+    samplers["random, float32"] = Sampler({"sampling_dtype": "float32"})
+    return samplers
+
+
+def _order(kind: str) -> dict[str, Any]:
+    return {} if kind == "random" else {"unmasking": kind}

@@ -1,0 +1,25 @@
+"""From a value and its standard error to intervals, and to what JSON can hold."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+NORMAL_QUANTILE = 1.96  # of a two-sided 95 % interval
+
+Interval = tuple[float, float]
+
+
+def normal_interval(value: float, error: float) -> Interval:
+    """Normal 95 % interval; a code length, or a bound on one, is never below 0."""
+    return max(value - NORMAL_QUANTILE * error, 0.0), value + NORMAL_QUANTILE * error
+
+
+def exponential(value: float) -> float:
+    """Return exp(value); infinity in place of an OverflowError."""
+    return float(np.exp(np.float64(value)))
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 -- any value of a result
+    """Replace infinity by None: JSON has none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
