@@ -3,6 +3,7 @@
     python examples/generate.py MODEL                                            # unconditional
     python examples/generate.py MODEL --prompt "The state of the Union is"       # continue a text
     python examples/generate.py MODEL --infill "We must ____ our ________."      # fill each run of _ (one token each)
+    python examples/generate.py MODEL --bad-words war "the enemy"                # without these words
     python examples/generate.py MODEL --watch --animation text.gif               # live, and as a file that plays it
 
 An open position is shown as `_`, an internal node of the tree by its most frequent token in angle brackets.
@@ -16,6 +17,9 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+# Options that are settings of `generate` by the same name.
+SETTINGS = "num_steps steps_per_level temperature top_k top_p unmasking threshold remasking_steps block_length".split()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,8 +35,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, help="draw among the k likeliest children of a node")
     parser.add_argument("--top-p", type=float, help="draw among the likeliest children with this total probability")
     parser.add_argument("--unmasking", help="random, first_hitting, confidence, margin or entropy: which descend first")
+    parser.add_argument("--threshold", type=float, help="with an order: all that are so sure descend at once")
+    parser.add_argument("--steps-per-level", type=steps, help="auto: by the bits of a level; or 48,16: coarsest first")
     parser.add_argument("--remasking-steps", type=int, help="passes spent on redrawing what is least probable")
     parser.add_argument("--block-length", type=int, help="write blocks of so many tokens, from left to right")
+    parser.add_argument("--bad-words", nargs="+", metavar="WORD", help="words that the new text must not contain")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--snapshots", type=int, default=5, help="intermediate texts to show (default %(default)s)")
     parser.add_argument("--watch", action="store_true", help="show every pass, live (extra `demo`)")
@@ -45,6 +52,11 @@ def one_or_several(text: str) -> float | list[float]:
     return [float(part) for part in text.split(",")] if "," in text else float(text)
 
 
+def steps(text: str) -> str | list[int]:
+    """Read "auto", or numbers between commas."""
+    return text if text == "auto" else [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     """Load, generate, print snapshots and the final text."""
     options = parse_arguments()
@@ -55,8 +67,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     # What is not given is as the model's own generation config has it.
-    names = ("num_steps", "temperature", "top_k", "top_p", "unmasking", "remasking_steps", "block_length")
-    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    if options.bad_words:
+        settings["bad_words_ids"] = word_tokens(tokenizer, options.bad_words)
     settings["input_ids"] = starting_nodes(tokenizer, model.config.mask_token_id, options.prompt, options.infill)
     settings["max_new_tokens"] = None if options.infill is not None else options.max_new_tokens
     settings["generator"] = torch.Generator(device).manual_seed(options.seed)
@@ -103,6 +116,12 @@ def view(
     if options.animation is not None:
         viewing.write_animation(options.animation, recorder.drafts, f"A text by {Path(options.model).name}")
         print(f"{options.animation}: {options.animation.stat().st_size / 1e3:.0f} kB, {len(recorder)} drafts")
+
+
+def word_tokens(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> list[list[int]]:
+    """Return the tokens of each word, with and without a space before it."""
+    spellings = [space + word for word in words for space in ("", " ")]
+    return [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]
 
 
 def starting_nodes(

@@ -384,6 +384,15 @@ def test_the_script_needs_the_package_only_for_watching(checkpoint, script, monk
         script(checkpoint, "--watch")
 
 
+def test_the_script_writes_without_bad_words(script, checkpoint, capsys):
+    script(checkpoint, "--steps-per-level", "2,3")
+    drafts, text = capsys.readouterr().out.split("\n\n")
+    assert "pass   0/5: " in drafts
+    word = text.split()[0]
+    script(checkpoint, "--steps-per-level", "2,3", "--bad-words", word)
+    assert word not in capsys.readouterr().out.split("\n\n")[1]
+
+
 def test_the_script_refuses_other_files_before_it_loads_a_model(script):
     with pytest.raises(ValueError, match=r"a \.gif or an \.html file, not text\.mp4"):
         script("no/such/model", "--animation", "text.mp4")
