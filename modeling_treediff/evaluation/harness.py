@@ -242,8 +242,8 @@ class HarnessModel(TemplateLM):
         for index, (context, options) in enumerate(request.args for request in requests):
             token_ids = self.tok_encode(context)[-self.max_length :]
             settings = json.dumps(self._settings(options, len(token_ids)), sort_keys=True)
-            seed = request_seed(self.seed, context, repeats[context])
-            repeats[context] += 1
+            repeats[asked := json.dumps([context, options], sort_keys=True)] += 1
+            seed = request_seed(self.seed, context, repeats[asked])
             jobs.append((settings, len(token_ids), index, token_ids, seed))
         answers = [""] * len(requests)
         with tqdm(total=len(jobs), desc="generate_until", disable=disable_tqdm) as bar:
@@ -288,7 +288,7 @@ class HarnessModel(TemplateLM):
         return postprocess_generated_text(text, handle_stop_sequences(until, None), None)
 
 
-def request_seed(seed: int, context: str, repeat: int = 0) -> int:
+def request_seed(seed: int, context: str, repeat: int = 1) -> int:
     """Return the seed of a request: of the harness's seed, the request's context or text, and its how manieth."""
     key = json.dumps([seed, context, repeat]).encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
