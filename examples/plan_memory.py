@@ -21,12 +21,10 @@ from modeling_treediff.training.memory import GIBIBYTE, readable
 from modeling_treediff.training.memory_plan import PRECISIONS, USABLE
 from modeling_treediff.training.model_options import (
     BATCH_SIZE,
-    FAMILY,
-    MEMORY_FIELDS,
-    SIZES,
     WINDOW,
     add_family_options,
     add_size_options,
+    beside_checkpoint,
     model_fields,
 )
 from modeling_treediff.training.option_files import OptionParser
@@ -76,23 +74,17 @@ def parse_bytes(text: str) -> int:
 def make_config(parser: OptionParser, options: argparse.Namespace) -> TreeDiffConfig:
     """Return the config of the model that train.py would make, or of the saved one."""
     if options.source:
-        return load_config(parser, options)
+        config = AutoConfig.from_pretrained(options.source, **beside_checkpoint(parser, options))
+        if config.model_type != TreeDiffConfig.model_type:
+            raise ValueError(
+                f"{options.source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}."
+            )
+        return config
     if options.tree == "flat":
         tree = VocabularyTree.flat(options.vocab_size)
     else:
         tree = VocabularyTree.from_pretrained(options.tree)
     return TreeDiffConfig.from_tree(tree, **model_fields(tree, options, options.window or WINDOW))
-
-
-def load_config(parser: OptionParser, options: argparse.Namespace) -> TreeDiffConfig:
-    """Return the config of a saved model; what changes memory alone may be given beside it."""
-    if clash := parser.given(options, ("tree", "vocab_size", *SIZES, *FAMILY)):
-        raise ValueError(f"--from brings its own model along: leave out --{clash[0].replace('_', '-')}.")
-    memory = {name: getattr(options, name) for name in parser.given(options, MEMORY_FIELDS)}
-    config = AutoConfig.from_pretrained(options.source, **memory)
-    if config.model_type != TreeDiffConfig.model_type:
-        raise ValueError(f"{options.source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
-    return config
 
 
 def draw(plan: MemoryPlan, file: Path) -> None:

@@ -165,6 +165,18 @@ def test_a_model_that_knows_the_answers_gets_them_right(harness, knowing, tmp_pa
     assert "lower bounds" in found["config"]["likelihoods"] and found["config"]["num_samples"] == 12
 
 
+def test_chat_templates_go_around_the_questions(harness, small, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    turns = "{% for m in messages %}a {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}b{% endif %}"
+    small.tokenizer.chat_template = turns
+    tasks, manager = write_tasks(tmp_path), TaskManager(include_path=str(tmp_path), include_defaults=False)
+    settings = {"task_manager": manager, "limit": 1, "bootstrap_iters": 0, "apply_chat_template": True}
+    (sample,) = simple_evaluate(small, tasks=tasks[2:], **settings)["samples"]["own_generate_until"]
+    assert sample["arguments"][0][0] == f"a {QUESTIONS[0][0]} b"
+
+
 # ---- new texts ------------------------------------------------------------------------------------------------------
 
 
