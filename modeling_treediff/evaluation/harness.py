@@ -8,8 +8,9 @@ This is the harness's own command line: it knows only models that are imported, 
 
 What the harness calls a log-likelihood is here a lower bound on it, -NELBO, estimated by Monte Carlo: perplexities are
 upper bounds, and choices are ranked by their bounds. Each request draws noise that depends on the seed and on its own
-context alone, so its answer is the same in any batch and in any selection of tasks, and the choices of one question are
-measured under the same noise. `get_model_info`, part of the harness's results, says how noisy they were.
+context alone: on the same device and with the same batch size its answer is the same whatever is asked beside it, and
+the choices of one question are measured under the same noise. `get_model_info`, part of the harness's results, says how
+noisy they were.
 
 Shape legend: B sequences, T positions.
 """
