@@ -36,10 +36,10 @@ from modeling_treediff.training.model_options import (
     BATCH_SIZE,
     FAMILY,
     MEMORY_FIELDS,
-    SIZES,
     WINDOW,
     add_family_options,
     add_size_options,
+    beside_checkpoint,
     model_fields,
 )
 from modeling_treediff.training.option_files import OptionParser
@@ -161,9 +161,7 @@ def main() -> None:
     parser = make_parser()
     options = parser.parse_args()
     config = training_config(options)
-    if options.source and (clash := parser.given(options, ("tree", "tokenizer", *SIZES, *FAMILY))):
-        raise ValueError(f"--from brings its own model along: leave out --{clash[0].replace('_', '-')}.")
-    memory = {name: getattr(options, name) for name in parser.given(options, MEMORY_FIELDS)}
+    memory = beside_checkpoint(parser, options) if options.source else {}
     if options.dry_run:
         return plan(options, config, memory)
     check_run(config, options.resume)
