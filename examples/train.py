@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.corpora import Corpus
+from modeling_treediff.model_card_treediff import write_model_card
+from modeling_treediff.model_records_treediff import weights_sha256
 from modeling_treediff.training import (
     DataOptions,
     TrainingConfig,
@@ -104,6 +106,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="print the memory that a step will take, and what fits, then end"
     )
+    group.add_argument("--licence", help="licence of the weights, such as apache-2.0, for the model card")
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     group.add_argument("--steps", type=int, default=1500, help="optimizer steps (default %(default)s)")
     group.add_argument(
@@ -157,7 +160,7 @@ def add_log_options(group: argparse._ArgumentGroup) -> None:
 
 
 def main() -> None:
-    """Read text and tree, train, and write the model and `result.json` to the output folder."""
+    """Read text and tree, train, and write the model, `result.json` and the model card to the output folder."""
     parser = make_parser()
     options = parser.parse_args()
     config = training_config(options)
@@ -173,7 +176,8 @@ def main() -> None:
     training, validation = open_training_data(corpus, tokenizer, data, held_out)
     result = train(model, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
-        report(model, result, unigram_entropy(validation.counted_ids), config)
+        report(model, result, unigram_entropy(validation.counted_ids), config, provenance(options, corpus, held_out))
+        write_model_card(model, config.output_dir)
     PartialState().wait_for_everyone()  # a process that left while another still worked could die of its connections
     PartialState().destroy_process_group()
 
@@ -278,10 +282,31 @@ def data_options(options: argparse.Namespace, length: int) -> DataOptions:
     )
 
 
-def report(model: TreeDiffForDiffusionLM, result: TrainingResult, entropy: float, config: TrainingConfig) -> None:
+def provenance(options: argparse.Namespace, corpus: Corpus, held_out: Corpus | None) -> dict[str, Any]:
+    """Return what the weights come from, and under which licence they are."""
+    source = Path(options.source).resolve() if options.source else None
+    on_hub = source is not None and not source.exists()
+    return {
+        "licence": options.licence,
+        "base_model": {"name": options.source if on_hub else source.name, "on_hub": on_hub} if source else None,
+        "text": corpus.facts(),
+        "validation_text": held_out.facts() if held_out else None,
+        "hold_out_every": None if held_out else options.hold_out_every,
+    }
+
+
+def report(
+    model: TreeDiffForDiffusionLM,
+    result: TrainingResult,
+    entropy: float,
+    config: TrainingConfig,
+    provenance: dict[str, Any],
+) -> None:
     """Write `result.json` and print what it says."""
     bound = result.validation
     facts = {
+        "weights_sha256": weights_sha256(config.output_dir),
+        **provenance,
         "tree": model.tree.metadata.get("method"),
         "tree_sha256": model.config.tree_sha256,
         "parameters": model.config.count_parameters(),
