@@ -1,0 +1,17 @@
+"""From a BERT-, GPT-2- or LLaMA-style checkpoint to a tree model that starts with its weights."""
+
+from .convert import convert
+from .families import FAMILIES
+from .report import REPORT_NAME, ConversionReport
+from .sources import Source, check_same_tokens, load_source, load_tokenizer
+
+__all__ = [
+    "FAMILIES",
+    "REPORT_NAME",
+    "ConversionReport",
+    "Source",
+    "check_same_tokens",
+    "convert",
+    "load_source",
+    "load_tokenizer",
+]
