@@ -275,8 +275,8 @@ def test_other_files_than_those_of_a_checkpoint(checkpoints, tmp_path):
     no_tokenizer = shutil.copytree(complete, tmp_path / "no_tokenizer")
     for file in no_tokenizer.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises((OSError, ValueError), match="tokenizer"):
-        load_source(str(no_tokenizer))
+    with pytest.raises((OSError, ValueError), match="tokenizer"):  # transformers makes one of nothing
+        load_source(str(no_tokenizer)).token_vectors()
     (no_tokenizer / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ValueError, match=r"is a model of type 't5'; those that can be converted: bert,"):
         load_source(str(no_tokenizer))
@@ -316,7 +316,7 @@ def test_the_script_says_in_one_line_what_is_wrong(checkpoints, tmp_path):
     for arguments, message in (
         ([tmp_path / "nothing"], "nothing"),
         ([SAMPLE], "config.json"),
-        ([folder, "--tree", bert_tree], "The tree has 30522 leaves"),
+        ([folder, "--tree", bert_tree], "another vocabulary: it calls token 0"),
         ([folder, "--layers", "9"], "has 2 layers; 9"),
     ):
         ran = run_python("examples/convert.py", *arguments, "--output", tmp_path / "out")

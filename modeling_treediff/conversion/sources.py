@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from modeling_treediff.tree_tables import tokenizer_size
 
 from .families import FAMILIES
+
+PADDING = 1024  # rows more than tokens that a checkpoint may have, or 5 %
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,19 @@ class Source:
     tokenizer: PreTrainedTokenizerBase
 
     def token_vectors(self) -> torch.Tensor:
-        """Return the embeddings of the tokenizer's tokens: many checkpoints have more rows, up to a round number.
+        """Return the embeddings of the tokenizer's V tokens, (V, E); many checkpoints have some rows more.
 
         Raises:
-            ValueError: they have fewer.
+            ValueError: they have fewer, or far more.
 
         """
         if self.embeddings not in self.tensors:
             raise ValueError(f"{self.name} lacks the tensor {self.embeddings}: its weights are not complete.")
         vector_VE, size = self.tensors[self.embeddings], tokenizer_size(self.tokenizer)
-        if len(vector_VE) < size:
+        if not size <= len(vector_VE) <= size + max(PADDING, size // 20):
             raise ValueError(
-                f"{self.name} has embeddings for {len(vector_VE)} tokens, but its tokenizer has {size}: those added to "
-                "it later need rows, too (resize_token_embeddings)."
+                f"{self.name} has embeddings for {len(vector_VE)} tokens, but its tokenizer has {size}: files of the "
+                "tokenizer are missing or another's, or tokens were added without embeddings for them."
             )
         return vector_VE[:size]
 
@@ -92,6 +95,8 @@ def load_tokenizer(name: str, **hub_kwargs: Any) -> PreTrainedTokenizerBase:  # 
 
 def _load_model(name: str, hub_kwargs: dict[str, Any]) -> tuple[Any, set[str]]:
     """Return the model without its head, in fp32, and the names of the tensors that the checkpoint lacks."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a report on heads and poolers, which are not needed
     try:
         model, info = AutoModel.from_pretrained(
             name,
@@ -105,6 +110,8 @@ def _load_model(name: str, hub_kwargs: dict[str, Any]) -> tuple[Any, set[str]]:
         raise OSError(f"No weights in safetensors could be read from {name}, and pickles are not: {error}") from error
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"The weights in {name} are damaged or not those of its config.json: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     return model, set(info["missing_keys"])
 
 
