@@ -1,11 +1,13 @@
 """Models made from tiny random checkpoints of other architectures: what is equal, what is said of the rest."""
 
+import hashlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, run_python
+from conftest import REPOSITORY, SAMPLE, load_example, run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -223,6 +225,27 @@ def test_a_tokenizer_that_only_separates_texts_ends_documents_with_that():
         with_end_of_document(bert)
 
 
+def test_a_hub_id_in_shards_is_read_from_the_cache(tmp_path, monkeypatch, tokenizer, sample_tree):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c" * 40)
+    snapshot = repository / "snapshots" / ("c" * 40)
+    original = save_checkpoint(snapshot, tokenizer, "llama")
+    original.save_pretrained(snapshot, max_shard_size="100KB")
+    (snapshot / "model.safetensors").unlink()
+    source = load_source("someone/model", cache_dir=tmp_path)
+    shards = sorted(snapshot.glob("model-*.safetensors"))
+    assert (source.name, source.commit, sorted(source.weights_sha256)) == (
+        *("someone/model", "c" * 40),
+        [shard.name for shard in shards],
+    )
+    assert source.weights_sha256[shards[0].name] == hashlib.sha256(shards[0].read_bytes()).hexdigest()
+    model, report = convert(source, sample_tree)
+    assert len(shards) > 1 and (report.source, report.commit) == ("someone/model", "c" * 40)
+    assert torch.equal(model.model.backbone.norm.weight, original.norm.weight)
+
+
 # ---- what is refused --------------------------------------------------------------------------------------------
 
 
@@ -285,44 +308,61 @@ def test_other_files_than_those_of_a_checkpoint(checkpoints, tmp_path):
 # ---- the script -------------------------------------------------------------------------------------------------
 
 
-def test_the_script_makes_a_model_that_loads_and_writes(checkpoints, tmp_path):
+@pytest.fixture
+def run_script(monkeypatch):
+    """Run examples/convert.py in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+        load_example("convert").main()
+
+    return run
+
+
+def test_the_script_makes_a_model_that_loads_and_writes(checkpoints, run_script, tmp_path, capsys):
     folder, original = checkpoints("llama")
-    ran = run_python("examples/convert.py", folder, "--output", tmp_path / "made", "--layers", "1", "--head", "node")
-    assert ran.returncode == 0, ran.stderr
-    assert "copied    node embeddings" in ran.stdout and "further layers" in ran.stdout
+    options = ("--layers", "1", "--head", "node", "--output")
+    run_script(folder, *options, tmp_path / "made")
+    shown = capsys.readouterr().out
+    assert "copied    node embeddings" in shown and "further layers" in shown
     report = json.loads((tmp_path / "made" / REPORT_NAME).read_text())
     assert (report["model_type"], report["layers"], report["source_layers"]) == ("llama", 1, 2)
     model = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "made")
     assert model.config.head == "node" and model.tree.metadata["method"] == "balanced-kmeans"
     assert report["tree_sha256"] == model.tree.sha256
-    layer = model.model.backbone.layers[0]
-    assert torch.equal(layer.mlp.down_proj.weight, original.layers[0].mlp.down_proj.weight)
+    assert torch.equal(model.model.backbone.layers[0].mlp.down_proj.weight, original.layers[0].mlp.down_proj.weight)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made")
     assert tokenizer.mask_token_id == model.config.mask_token_id
     written = model.generate(max_new_tokens=8, num_steps=8)
     assert written.shape == (1, 8) and written.max() < model.config.vocab_size
-    again = run_python(
-        *["examples/convert.py", folder, "--output", tmp_path / "again", "--layers", "1", "--head", "node"],
-        *["--tree", tmp_path / "made"],
-    )
-    assert again.returncode == 0, again.stderr
+    run_script(folder, *options, tmp_path / "again", "--tree", tmp_path / "made")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("made", "again"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_the_script_says_in_one_line_what_is_wrong(checkpoints, tmp_path):
+def test_the_flat_tree_is_there_for_mdlm(checkpoints, run_script, tmp_path):
+    run_script(checkpoints("bert")[0], "--tree", "flat", "--output", tmp_path)
+    assert TreeDiffForDiffusionLM.from_pretrained(tmp_path).config.tree_depth == 1
+
+
+def test_the_script_refuses_before_it_writes(checkpoints, run_script, tmp_path):
     folder, _ = checkpoints("gpt2")
     bert_tree = REPOSITORY / "tree_artifacts" / "bert-base-uncased"
     for arguments, message in (
-        ([tmp_path / "nothing"], "nothing"),
-        ([SAMPLE], "config.json"),
+        ([SAMPLE], "has no config.json"),
         ([folder, "--tree", bert_tree], "another vocabulary: it calls token 0"),
         ([folder, "--layers", "9"], "has 2 layers; 9"),
     ):
-        ran = run_python("examples/convert.py", *arguments, "--output", tmp_path / "out")
-        last = ran.stderr.strip().splitlines()[-1]
-        assert ran.returncode == 1 and last.startswith("convert.py: error: ") and message in last
-        assert "Traceback" not in ran.stderr
+        with pytest.raises((OSError, ValueError), match=message):
+            run_script(*arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_says_in_one_line_what_is_wrong(tmp_path):
+    ran = run_python("examples/convert.py", tmp_path / "nothing", "--output", tmp_path / "out")
+    (line,) = ran.stderr.strip().splitlines()[-1:]
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert line.startswith("convert.py: error: ") and "is neither a folder nor a Hub repository" in line
 
 
 def test_every_family_is_tested():

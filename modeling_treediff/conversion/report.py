@@ -18,6 +18,11 @@ class Part:
     parameters: int
     note: str
 
+    @property
+    def count(self) -> str:
+        """The parameters as text; empty for what has none, such as a setting."""
+        return f"{self.parameters:,}" if self.parameters else ""
+
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -26,6 +31,7 @@ class ConversionReport:
     Attributes:
         source: Hub id, or the folder's name.
         commit: of the Hub repository; None for a folder.
+        weights_sha256: of each file of the source's weights.
         model_type: architecture of the source, as transformers calls it.
         source_layers: layers of the source.
         layers: how many of them, the first ones, the model has.
@@ -38,6 +44,7 @@ class ConversionReport:
 
     source: str
     commit: str | None
+    weights_sha256: dict[str, str]
     model_type: str
     source_layers: int
     layers: int
@@ -53,9 +60,10 @@ class ConversionReport:
 
     def __str__(self) -> str:
         """Return a table for the screen."""
-        groups = (("copied", self.copied), ("new", self.new), ("left out", self.left_out))
-        rows = [(title, *asdict(part).values()) for title, parts in groups for part in parts]
-        return "\n".join(f"{title:9s} {part:16s} {count:>13,}  {note}".rstrip() for title, part, count, note in rows)
+        groups = {"copied": self.copied, "new": self.new, "left out": self.left_out}
+        parts = [(title, part) for title, some in groups.items() for part in some]
+        rows = (f"{title:9s} {part.part:16s} {part.count:>13s}  {part.note}" for title, part in parts)
+        return "\n".join(row.rstrip() for row in rows)
 
 
 def grouped(parts: Iterable[Part]) -> list[Part]:

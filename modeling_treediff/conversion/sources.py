@@ -1,12 +1,14 @@
 """Checkpoints to start from: config, tensors and tokenizer. Only safetensors are read, and no code is run."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
 from modeling_treediff.tree_tables import tokenizer_size
 
@@ -22,6 +24,7 @@ class Source:
     Attributes:
         name: Hub id, or the folder's name.
         commit: of the Hub repository; None for a folder.
+        weights_sha256: of each file of its weights.
         config: its config.
         tensors: its parameters by name, in fp32, without heads.
         embeddings: name of its input embeddings.
@@ -31,6 +34,7 @@ class Source:
 
     name: str
     commit: str | None
+    weights_sha256: dict[str, str]
     config: PreTrainedConfig
     tensors: dict[str, torch.Tensor]
     embeddings: str
@@ -66,18 +70,23 @@ def load_source(name: str, **hub_kwargs: Any) -> Source:  # noqa: ANN401 -- they
         ValueError: another architecture, or damaged files.
 
     """
-    facts, _ = PreTrainedConfig.get_config_dict(name, **hub_kwargs)
+    try:
+        facts, _ = PreTrainedConfig.get_config_dict(name, **hub_kwargs)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{name} is neither a folder nor a Hub repository that can be read: {error}") from error
     if not facts:
-        raise OSError(f"{name} has no config.json: it is no folder or Hub id of a checkpoint.")
+        raise OSError(f"{name} has no config.json: it is no checkpoint.")
     kind = facts.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"{name} is a model of type {kind!r}; those that can be converted: {', '.join(FAMILIES)}.")
     tokenizer = load_tokenizer(name, **hub_kwargs)
     model, missing = _load_model(name, hub_kwargs)
+    files = _weight_files(name, hub_kwargs)
     embedding = model.get_input_embeddings().weight
     return Source(
         name=Path(name).resolve().name if Path(name).is_dir() else name,
-        commit=getattr(model.config, "_commit_hash", None),
+        commit=extract_commit_hash(str(files[0]), None),
+        weights_sha256={file.name: sha256_of(file) for file in files},
         config=model.config,
         tensors={key: tensor.detach() for key, tensor in model.named_parameters() if key not in missing},
         embeddings=next(key for key, tensor in model.named_parameters() if tensor is embedding),
@@ -113,6 +122,22 @@ def _load_model(name: str, hub_kwargs: dict[str, Any]) -> tuple[Any, set[str]]:
     finally:
         logging.set_verbosity(verbosity)
     return model, set(info["missing_keys"])
+
+
+def _weight_files(name: str, hub_kwargs: dict[str, Any]) -> list[Path]:
+    """Return the local paths of the weights, whole or in shards."""
+    whole = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if whole is not None:
+        return [Path(whole)]
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub_kwargs)
+    shards, _ = get_checkpoint_shard_files(name, index, **hub_kwargs)
+    return [Path(shard) for shard in shards]
+
+
+def sha256_of(file: Path) -> str:
+    """Return a file's fingerprint, which the Hub shows, too."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def with_end_of_document(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -133,6 +133,7 @@ def _report(
     return ConversionReport(
         source=source.name,
         commit=source.commit,
+        weights_sha256=source.weights_sha256,
         model_type=source.config.model_type,
         source_layers=source.config.num_hidden_layers,
         layers=model.config.num_hidden_layers,
