@@ -1,9 +1,12 @@
 """Models made from tiny random checkpoints of other architectures: what is equal, what is said of the rest."""
 
 import hashlib
+import importlib
 import json
+import lzma
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from modeling_treediff.conversion import (
 )
 from modeling_treediff.conversion.node_vectors import node_vectors, path_increments
 from modeling_treediff.conversion.sources import with_end_of_document
+from modeling_treediff.corpora import read_documents
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 WIDTH = {"intermediate_size": 24, "max_position_embeddings": 40}
@@ -363,6 +367,44 @@ def test_the_script_says_in_one_line_what_is_wrong(tmp_path):
     (line,) = ran.stderr.strip().splitlines()[-1:]
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     assert line.startswith("convert.py: error: ") and "is neither a folder nor a Hub repository" in line
+
+
+# ---- the benchmark ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module("conversion")
+
+
+def test_the_arms_differ_in_what_is_copied_alone(benchmark, checkpoints, sample_tree):
+    source, args = load_source(str(checkpoints("llama")[0])), SimpleNamespace(seed=3, layers=None)
+    random, embeddings, converted = (
+        dict(benchmark.make(arm, source, sample_tree, args).named_parameters()) for arm in benchmark.ARMS
+    )
+    for name, tensor in converted.items():
+        assert torch.equal(tensor, embeddings[name]) == (name.startswith(("head", "model.embed_nodes")))
+        assert torch.equal(random[name], embeddings[name]) == (name != "model.embed_nodes.weight")
+
+
+def test_the_benchmark_records_what_its_table_shows(benchmark, checkpoints, tmp_path, monkeypatch, capsys):
+    text = next(iter(read_documents(SAMPLE / "validation.txt.xz")))
+    for part, piece in (("train", text[:8000]), ("validation", text[8000:12000])):
+        (tmp_path / f"{part}.txt.xz").write_bytes(lzma.compress(piece.encode()))
+    monkeypatch.setattr(benchmark, "SAMPLE", tmp_path)
+    monkeypatch.setattr(benchmark, "POINTS", 2)
+    record = tmp_path / "record.json"
+    options = ["--name", "tiny", "--tree", SAMPLE, "--steps", 4, "--window", 16, "--record", record]
+    monkeypatch.setattr(sys, "argv", ["conversion.py", *map(str, [checkpoints("gpt2")[0], *options])])
+    benchmark.main()
+    facts = json.loads(record.read_text())
+    assert [point["step"] for point in facts["arms"]["random"]["curve"]] == [2, 4]
+    shown = capsys.readouterr().out
+    assert all(f"{facts['arms'][arm]['nelbo']:.3f} ± " in shown for arm in benchmark.ARMS)
+    del facts["arms"]["converted"]["nelbo"]
+    with pytest.raises(ValueError, match="conversion.arms.converted lacks nelbo"):
+        benchmark.conversion_table(facts)
 
 
 def test_every_family_is_tested():
