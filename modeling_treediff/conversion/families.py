@@ -100,6 +100,8 @@ def differing_settings(config: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN40
     """Yield what a source's layers do otherwise than copies of their weights do here: (what, how it is here)."""
     if config.model_type not in ("bert", "roberta"):
         yield "causal mask", "positions see both sides here"
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        yield "attention scores", "scaled alike in all layers here"
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
         yield "sliding window", "positions see all others here"
     kind = (getattr(config, "rope_parameters", None) or {"rope_type": "default"})["rope_type"]
