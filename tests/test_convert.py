@@ -407,5 +407,13 @@ def test_the_benchmark_records_what_its_table_shows(benchmark, checkpoints, tmp_
         benchmark.conversion_table(facts)
 
 
+@pytest.mark.parametrize("name", ["conversion", "conversion_smollm2"])
+def test_the_recorded_runs_are_of_one_clean_commit_each(benchmark, name):
+    record = json.loads((REPOSITORY / "benchmarks" / "results" / f"{name}.json").read_text())
+    table = benchmark.conversion_table(record)
+    gain = record["arms"]["random"]["nelbo"] - record["arms"]["converted"]["nelbo"]
+    assert f"| {gain:+.3f} |" in table and not record["commit"].endswith("dirty")
+
+
 def test_every_family_is_tested():
     assert FAMILIES.keys() == FIELDS.keys()
