@@ -1,0 +1,18 @@
+"""From a BERT-, GPT-2- or LLaMA-style checkpoint to a tree model that starts with its weights."""
+
+from .converted_model import convert, size_fields
+from .families import FAMILIES
+from .report import REPORT_NAME, ConversionReport
+from .sources import Source, check_same_tokens, load_source, load_tokenizer
+
+__all__ = [
+    "FAMILIES",
+    "REPORT_NAME",
+    "ConversionReport",
+    "Source",
+    "check_same_tokens",
+    "convert",
+    "load_source",
+    "load_tokenizer",
+    "size_fields",
+]
