@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from conversion_table import RECORD as CONVERSION_RECORD
+from conversion_table import conversion_table
 from generation_figures import RECORD as QUALITY_RECORD
 from generation_figures import quality_table
 from marked_tables import fill
@@ -42,6 +44,7 @@ SPEED_PARTS = ("backbone_milliseconds", "head_milliseconds", "rest_milliseconds"
 SPEED_FIGURES = ("milliseconds", "ratio", "ratio_lower_quartile", "ratio_upper_quartile", *SPEED_PARTS)
 SPEED_COUNTS = ("batch", "length", "vocabulary", "branching", "turns", "hidden_size", "layers", "threads")
 SPEED_SCHEMA: Schema = {**dict.fromkeys(SPEED_COUNTS, int), "measured_on": str, "models": dict}
+CONVERSION = "<!-- conversion table -->\n", "<!-- end of conversion table -->"
 VARIANCE = "<!-- variance table -->\n", "<!-- end of variance table -->"
 
 
@@ -197,6 +200,7 @@ def main() -> None:
         (ROBUSTNESS, robustness()),
         (QUALITY, quality_table(json.loads(QUALITY_RECORD.read_text(encoding="utf-8")))),
         (SPEED, speed_table()),
+        (CONVERSION, conversion_table(json.loads(CONVERSION_RECORD.read_text(encoding="utf-8")))),
     ):
         rendered = fill(rendered, marks, content)
     if options.check:
