@@ -29,6 +29,7 @@ SHIPPED = {
     "generation_config_treediff.py",
     "generation_treediff.py",
     "heads_treediff.py",
+    "hub_upload.py",
     "lean_operations_treediff.py",
     "level_schedules.py",
     "likelihood_treediff.py",
@@ -142,7 +143,7 @@ def test_a_variant_is_saved_beside_the_other_weights(model, checkpoint):
     model.save_pretrained(checkpoint, variant="low")
     assert {path.name for path in checkpoint.glob("model*")} >= {"model.safetensors", "model.low.safetensors"}
     assert TreeDiffForDiffusionLM.from_pretrained(checkpoint, variant="low").tree.sha256 == model.tree.sha256
-    with pytest.raises(ValueError, match="Save first"):
+    with pytest.raises(ValueError, match="call model.push_to_hub"):
         model.save_pretrained(checkpoint, push_to_hub=True)
 
 
