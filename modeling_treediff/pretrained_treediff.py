@@ -258,9 +258,9 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
             f"The weights in {source} have other sizes than its config.json names. Restore the original files."
         ) from error
     except OSError as error:
-        if (name := re.search(r"named (\S+\.safetensors)", str(error))) is None:
+        if (name := re.search(r"model[-.\w]*\.safetensors", str(error))) is None:
             raise
         raise OSError(
-            f"{source} holds no {name[1]}, and nothing else is loaded, since a pickle (pytorch_model.bin) can run code: "
+            f"{source} holds no {name[0]}, and nothing else is loaded, since a pickle (pytorch_model.bin) can run code: "
             "complete the repository, or ask its author for safetensors."
         ) from error

@@ -110,7 +110,7 @@ class TreeFilesMixin:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             options = {"commit_message": "Upload vocabulary tree"} | options
-            return upload_files(Path(folder), (TREE_WEIGHTS_NAME, TREE_CONFIG_NAME), repo_id, **options)
+            return upload_files(Path(folder), repo_id, **options)
 
     @classmethod
     def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: Any) -> Self:  # noqa: ANN401

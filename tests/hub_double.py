@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
+import transformers
 
 TOKEN = "hf_TokenOfTheTests"  # not one of the real Hub
 USER = "someone"
@@ -157,6 +158,7 @@ class HubDouble:
         }.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", self.url)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made at first use, and kept
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 
@@ -168,8 +170,13 @@ class HubDouble:
 
     def break_off(self, request: int, how: str) -> None:
         """Let the request of this number, counted from now, fail: "before" or "after" its effect, or "never" answer."""
-        self.requests.clear()
+        self.mend()
         self._broken = (request, how)
+
+    def mend(self) -> None:
+        """Answer everything again, and forget the requests so far."""
+        self.requests.clear()
+        self._broken = None
 
     # ---- answers ----------------------------------------------------------------------------------------------
 
