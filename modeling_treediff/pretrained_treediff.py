@@ -39,6 +39,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # For every class that is not registered for another: code is saved with the model, and transformers, taking it for
+    # remote code, never asks its converter, a service elsewhere, for the safetensors that a repository lacks.
+    _auto_class = "AutoModel"
 
     def __init__(self, config: TreeDiffConfig) -> None:
         """Start without a tree; `from_tree` or `from_pretrained` fill it in."""
@@ -213,11 +216,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             raise ValueError("Only safetensors are loaded, since a pickle can run code: leave out use_safetensors.")
         wants_info = kwargs.pop("output_loading_info", False)
         with _what_is_wrong_with(pretrained_model_name_or_path):
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                **{**kwargs, "use_safetensors": True, "output_loading_info": True},
-            )
+            options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        model, info = loaded
         if absent := sorted(name for name in info["missing_keys"] if "table_" in name):
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} hold no vocabulary tree ({', '.join(absent)} are "
@@ -261,6 +262,6 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
         if (name := re.search(r"model[-.\w]*\.safetensors", str(error))) is None:
             raise
         raise OSError(
-            f"{source} holds no {name[0]}, and nothing else is loaded, since a pickle (pytorch_model.bin) can run code: "
-            "complete the repository, or ask its author for safetensors."
+            f"{source} holds no {name[0]}, and a pickle such as pytorch_model.bin is never loaded, since it can run "
+            "code: complete the files, or ask their author for safetensors."
         ) from error

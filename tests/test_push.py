@@ -1,8 +1,6 @@
 """Pushing to the Hub: everything in one commit, and what is pulled is what was pushed."""
 
 import itertools
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import environment_on_the_cpu, tiny_model
-from hub_double import TOKEN, HubDouble, hub_in_this_process
+from hub_double import TOKEN, hub_in_this_process
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
