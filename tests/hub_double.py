@@ -227,9 +227,8 @@ class HubDouble:
 
     @route("POST", "/api/validate-yaml")
     def _validate_card(self, request: Request) -> Answer:
-        if not request.json()["content"].startswith("---\n"):
-            return Answer(400, {"errors": [{"message": "no metadata"}], "warnings": []})
-        return Answer(200, {"errors": [], "warnings": []})
+        found = request.json()["content"].startswith("---\n")
+        return Answer(200, {"errors": [], "warnings": [] if found else [{"message": "no metadata in the card"}]})
 
     @route("GET", "/api/whoami-v2")
     def _who(self, request: Request) -> Answer:

@@ -1,5 +1,6 @@
 """What is saved loads elsewhere, unchanged or not at all."""
 
+import ast
 import json
 import os
 import random
@@ -94,6 +95,23 @@ def test_shipped_files_are_the_relative_imports_of_the_model():
     package = REPOSITORY / "modeling_treediff"
     found = {os.path.basename(file) for file in get_relative_import_files(str(package / "modeling_treediff.py"))}
     assert found | {"modeling_treediff.py"} == SHIPPED
+
+
+def test_shipped_files_import_only_what_every_user_has_and_siblings():
+    """Every import anywhere in them: a sibling by name, Python's own, or one of five packages."""
+    known = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"} | sys.stdlib_module_names
+    for name in SHIPPED:
+        for node in ast.walk(ast.parse((REPOSITORY / "modeling_treediff" / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules = [alias.name.split(".")[0] for alias in node.names]
+                assert known.issuperset(modules), (name, modules)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert node.module.split(".")[0] in known, (name, node.module)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 1 and f"{node.module}.py" in SHIPPED, (name, node.module)
+            else:  # nor by name while running
+                called = getattr(node, "id", None) or getattr(node, "attr", None)
+                assert called not in ("__import__", "import_module"), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
