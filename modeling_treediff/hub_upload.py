@@ -12,7 +12,8 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 def path_in_repository(name: str, subfolder: str = "") -> str:
     """Return where a file goes: code to the root, the only place transformers looks for it; the rest to `subfolder`."""
-    return f"{subfolder}/{name}" if subfolder and not name.endswith(".py") else name
+    parent = subfolder.strip("/")
+    return f"{parent}/{name}" if parent and not name.endswith(".py") else name
 
 
 def upload_files(
@@ -31,7 +32,7 @@ def upload_files(
     """Upload files in one commit, which also removes weights they replace; make repository and branch where missing.
 
     Nothing is visible on the Hub before that commit, so a push that broke off is repeated as it was: large files that
-    had arrived are not sent again, and if all had, there is no second commit.
+    had arrived are not sent again, and if even the commit had, there is no second one.
 
     Args:
         folder: where the files are.
@@ -80,5 +81,5 @@ def upload_files(
 
 
 def _is_weights(place: str, subfolder: str) -> bool:
-    name = place.removeprefix(f"{subfolder}/") if subfolder else place
-    return _WEIGHTS.fullmatch(name) is not None
+    name = place.rsplit("/", 1)[-1]
+    return _WEIGHTS.fullmatch(name) is not None and place == path_in_repository(name, subfolder)

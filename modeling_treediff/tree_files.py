@@ -129,7 +129,7 @@ class TreeFilesMixin:
         if file is None:
             raise OSError(
                 f"{directory_or_repo} holds no {TREE_WEIGHTS_NAME}: name a folder or repository that a tree or a model "
-                "was saved to, with revision and subfolder where it has them."
+                "was saved to, with revision and subfolder where it has them; offline, one downloaded before."
             )
         new: Any = cls
         try:

@@ -154,7 +154,7 @@ def test_a_subfolder_holds_the_model_and_the_root_its_code(hub, model, tree_toke
         assert_same(one, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder=name))
     for name in hub.repositories[REPO].files():
         assert name.endswith(".py") == ("/" not in name) or name == ".gitattributes"
-    one.push_to_hub(REPO, subfolder="small")  # in one file now: its shards go, the neighbour's stay
+    one.push_to_hub(REPO, subfolder="small/")  # in one file now: its shards go, the neighbour's stay
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder="small"))
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder="node/best"))
 
