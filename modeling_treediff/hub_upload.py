@@ -44,7 +44,7 @@ def upload_files(
         private: a new repository is private; None leaves that to the account's default.
         token: of the Hub; by default the one that `hf auth login` or the variable HF_TOKEN gave.
         revision: branch to commit to, made from main if there is none; also `refs/pr/N`.
-        create_pr: open a pull request against main with the commit.
+        create_pr: open a pull request against main with the commit; repeated, the push opens another.
 
     Returns:
         The commit: its address as text, `oid`, and with create_pr `pr_url`.
@@ -60,7 +60,7 @@ def upload_files(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id).private:
         raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out private.")
-    if revision is not None and not revision.startswith("refs/"):
+    if revision not in (None, "main") and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     if names is None:
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
