@@ -2,7 +2,7 @@
 
 It keeps repositories as commits, stores large files apart as the real one does (batch API, upload, redirect to another
 host), and knows branches, commit hashes, pull requests and private repositories. It writes down every request, and can
-break one off: before anything has happened, after it has, or by never answering.
+break one off: before anything has happened, after it has, halfway through the answer, or by never answering.
 """
 
 import base64
@@ -47,6 +47,7 @@ class Answer:
     status: int = 200
     content: Any = b""  # bytes, or what becomes JSON
     headers: dict[str, str] = field(default_factory=dict)
+    sent: float = 1.0  # how much of the content, before the connection breaks
 
 
 class Refused(Exception):
@@ -169,7 +170,10 @@ class HubDouble:
         return repository
 
     def break_off(self, request: int, how: str) -> None:
-        """Let the request of this number, counted from now, fail: "before" or "after" its effect, or "never" answer."""
+        """Let the request of this number, counted from now, fail.
+
+        "before" or "after" its effect, "halfway" through the answer, or "never" answered.
+        """
         self.mend()
         self._broken = (request, how)
 
@@ -195,6 +199,7 @@ class HubDouble:
                 answer = self._find_route(request)
         except Refused as refused:
             answer = refused.answer
+        answer.sent = 0.5 if how == "halfway" else 1.0
         return Answer(410, {"error": "interrupted"}) if how == "after" else answer
 
     def _find_route(self, request: Request) -> Answer:
@@ -318,11 +323,11 @@ class HubDouble:
     @route("POST", MODEL + "/(?P<kind>branch|tag)/(?P<name>[^/]+)")
     def _add_ref(self, request: Request, repo: str, kind: str, name: str) -> Answer:
         repository, facts = self._repository(request, repo, write=True), json.loads(request.body or b"{}")
-        if kind == "tag":
-            name = facts["tag"]
-        if (name := unquote(name)) in repository.refs:
+        target = facts.get("startingPoint", "main") if kind == "branch" else unquote(name)
+        name = unquote(name) if kind == "branch" else facts["tag"]
+        if name in repository.refs:
             raise Refused(409, "Reference already exists")
-        repository.refs[name] = repository.find(facts.get("startingPoint") or "main")
+        repository.refs[name] = repository.find(target)
         return Answer()
 
     @route("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -377,7 +382,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: int(len(content) * answer.sent)])
+        self.close_connection |= answer.sent < 1
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 -- http.server looks these names up
 

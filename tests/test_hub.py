@@ -1,9 +1,11 @@
 """Loading from a folder and from the Hub: all that users of transformers ask for, from the repository alone."""
 
+import hashlib
 import json
 import os
 import re
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import run_python, tiny_model
@@ -172,6 +174,22 @@ def test_with_the_package_nothing_is_trusted_and_no_code_is_fetched(hub, model, 
         body = TreeDiffModel.from_pretrained(source)
         assert torch.equal(body.embed_nodes.weight, model.model.embed_nodes.weight)
     assert not [request for request in hub.requests if request.path.endswith(".py")]
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(hub, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    model.push_to_hub(REPO)
+    hub.mend()
+    TreeDiffForDiffusionLM.from_pretrained(REPO, cache_dir=tmp_path / "first")
+    weights = hub.repositories[REPO].files()["model.safetensors"]
+    place = f"/large/{hashlib.sha256(weights).hexdigest()}"
+    number = [(request.method, request.path) for request in hub.requests].index(("GET", place))
+    hub.break_off(number + 1, "halfway")
+    loaded = TreeDiffForDiffusionLM.from_pretrained(REPO, cache_dir=tmp_path / "second")
+    start = len(weights) // 2 // 4096 * 4096
+    assert f"bytes={start}-" in [request.headers.get("Range") for request in hub.requests]
+    with torch.no_grad():
+        assert torch.equal(loaded(NODES).logits, model(NODES).logits)
 
 
 def test_loading_tells_what_it_found_to_those_who_ask(folder):

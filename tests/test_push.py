@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import environment_on_the_cpu, tiny_model
 from hub_double import TOKEN, hub_in_this_process
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
@@ -92,7 +93,7 @@ def test_a_branch_is_made_and_the_others_stay(hub, model):
         commit = model.push_to_hub(REPO, revision="longer/training")
     refs = hub.repositories[REPO].refs
     assert refs == {"main": first.oid, "longer/training": commit.oid}
-    hub.repositories[REPO].refs["v1"] = commit.oid  # as a tag
+    HfApi().create_tag(REPO, tag="v1", revision="longer/training")
     for revision in ("longer/training", commit.oid, "v1"):
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, revision=revision))
         assert VocabularyTree.from_pretrained(REPO, revision=revision).sha256 == model.tree.sha256
