@@ -27,9 +27,10 @@ class Sampler:
     chooses_passes: bool = False
 
     def arguments(self, num_steps: int) -> dict[str, Any]:
-        """Return the arguments of `generate` for so many passes, the corrections among them."""
+        """Return the arguments of `generate` for so many passes, the corrections among them; no top-p of the model."""
         remasking = round(self.remasking_share * num_steps)
-        return {**self.settings, "num_steps": num_steps} | ({"remasking_steps": remasking} if remasking else {})
+        arguments = {"top_p": None} | self.settings | {"num_steps": num_steps}
+        return arguments | ({"remasking_steps": remasking} if remasking else {})
 
     def budgets(self, passes: list[int], depth: int, length: int) -> list[int]:
         """Return the numbers of passes worth measuring: with an order none is left once every position has moved."""

@@ -15,10 +15,13 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, cached_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
-from modeling_treediff.corpora import iterate_documents
+from modeling_treediff.corpora import Corpus
 from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts
+from modeling_treediff.model_card_treediff import write_model_card
+from modeling_treediff.model_records_treediff import EVALUATION_RECORD, weights_sha256
 from modeling_treediff.training import write_record
 
 
@@ -39,7 +42,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=32, help="windows per forward pass (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the corruptions (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help=f"write the figures; as {EVALUATION_RECORD} in the model's folder they go into its card, too",
+    )
     return parser.parse_args()
 
 
@@ -53,7 +61,7 @@ def main() -> None:
         text: evaluate_texts(
             model,
             tokenizer,
-            read(text, options),
+            [document for _, document in islice(corpus(text, options).documents(), options.limit)],
             protocol,
             num_samples=options.samples,
             batch_size=options.batch_size,
@@ -66,14 +74,26 @@ def main() -> None:
     source = options.tokenizer or options.model
     console.print(as_table(results, f"tokenizer of {source}; {protocol}"))
     if options.json is not None:
-        facts = {
-            "model": options.model,
-            "tree_sha256": model.config.tree_sha256,
-            "tokenizer": source,
-            "limit": options.limit,
-            "texts": [{"text": text} | result.to_dict() for text, result in results.items()],
-        }
-        write_record(options.json, facts, options.seed)
+        record(options, model, results)
+
+
+def record(options: argparse.Namespace, model: TreeDiffForDiffusionLM, results: dict[str, LikelihoodResult]) -> None:
+    """Write the figures, and with them the model's card if they lie where it looks for them."""
+    folder = Path(str(cached_file(options.model, CONFIG_NAME))).parent
+    facts = {
+        "model": options.model,
+        "tree_sha256": model.config.tree_sha256,
+        "weights_sha256": weights_sha256(folder),
+        "tokenizer": options.tokenizer or options.model,
+        "limit": options.limit,
+        "texts": [
+            {"text": text, "source": corpus(text, options).facts()} | result.to_dict()
+            for text, result in results.items()
+        ],
+    }
+    write_record(options.json, facts, options.seed)
+    if options.json.resolve() == folder.resolve() / EVALUATION_RECORD:
+        write_model_card(model, folder)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -93,10 +113,9 @@ def load(options: argparse.Namespace) -> tuple[TreeDiffForDiffusionLM, PreTraine
     return model, AutoTokenizer.from_pretrained(options.tokenizer or options.model)
 
 
-def read(text: str, options: argparse.Namespace) -> list[str]:
-    """Return the documents of a text, as many as wanted."""
-    documents = iterate_documents(text, options.split, options.text_column, options.configuration)
-    return list(islice(documents, options.limit))
+def corpus(text: str, options: argparse.Namespace) -> Corpus:
+    """Return where a text is read from."""
+    return Corpus(text, options.split, options.text_column, options.configuration)
 
 
 def as_table(results: dict[str, LikelihoodResult], protocol: str) -> Table:

@@ -3,6 +3,7 @@
 python examples/plan_memory.py --tree my_tree --parameters 162e6 --hidden-size 768 --heads 12 --window 512 \
     --batch-size 32 --precision bf16 --gpu 24GB --picture step.png
 python examples/plan_memory.py --tree flat --vocab-size 50257 --layers 12 --hidden-size 768 --heads 12 --window 512
+python examples/plan_memory.py --from my_model --batch-size 32    # a saved model's folder or Hub repository
 """
 
 import argparse
@@ -10,6 +11,8 @@ import json
 import re
 import sys
 from pathlib import Path
+
+from transformers import AutoConfig
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
@@ -21,6 +24,7 @@ from modeling_treediff.training.model_options import (
     WINDOW,
     add_family_options,
     add_size_options,
+    beside_checkpoint,
     model_fields,
 )
 from modeling_treediff.training.option_files import OptionParser
@@ -29,13 +33,16 @@ SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 UNITS = {"M": 2**20, "G": 2**30}  # what makers of GPUs call 24GB is 24 GiB
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line; what train.py also has means the same there."""
+def make_parser() -> OptionParser:
+    """Return the parser; what train.py also has means the same there."""
     parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_argument_group("model")
+    size.add_argument("--from", dest="source", metavar="CHECKPOINT", help="a saved model; only its config.json is read")
     add_size_options(size, tree=SAMPLE)
     size.add_argument("--vocab-size", type=int, default=8192, help="of the flat tree (default %(default)s)")
-    size.add_argument("--window", type=int, default=WINDOW, help="tokens per sequence (default %(default)s)")
+    size.add_argument(
+        "--window", type=int, help=f"tokens per sequence (default {WINDOW}; with --from the model's longest)"
+    )
     add_family_options(parser.add_argument_group("process and head"))
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -53,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     result.add_argument("--picture", type=Path, help="PNG of the memory over the step")
     result.add_argument("--json", type=Path, help="file for the figures, in bytes")
-    return parser.parse_args()
+    return parser
 
 
 def parse_bytes(text: str) -> int:
@@ -64,13 +71,20 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def make_config(options: argparse.Namespace) -> TreeDiffConfig:
-    """Return the config of the model that train.py would make."""
+def make_config(parser: OptionParser, options: argparse.Namespace) -> TreeDiffConfig:
+    """Return the config of the model that train.py would make, or of the saved one."""
+    if options.source:
+        config = AutoConfig.from_pretrained(options.source, **beside_checkpoint(parser, options))
+        if config.model_type != TreeDiffConfig.model_type:
+            raise ValueError(
+                f"{options.source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}."
+            )
+        return config
     if options.tree == "flat":
         tree = VocabularyTree.flat(options.vocab_size)
     else:
         tree = VocabularyTree.from_pretrained(options.tree)
-    return TreeDiffConfig.from_tree(tree, **model_fields(tree, options, options.window))
+    return TreeDiffConfig.from_tree(tree, **model_fields(tree, options, options.window or WINDOW))
 
 
 def draw(plan: MemoryPlan, file: Path) -> None:
@@ -97,10 +111,12 @@ def draw(plan: MemoryPlan, file: Path) -> None:
 
 def main() -> None:
     """Plan, print, and write what was asked for."""
-    options = parse_arguments()
+    parser = make_parser()
+    options = parser.parse_args()
+    config = make_config(parser, options)
     step = ("precision", "accumulation", "gradient_checkpointing", "ema", "processes")
     settings = {name: getattr(options, name) for name in step} | {"sharded": options.fsdp}
-    plan = plan_memory(make_config(options), options.batch_size, options.window, **settings)
+    plan = plan_memory(config, options.batch_size, options.window or config.max_position_embeddings, **settings)
     print(plan)
     facts = plan.summary()
     if options.gpu is not None:
@@ -118,4 +134,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"plan_memory.py: {error}")
+        sys.exit(f"plan_memory.py: {' '.join(str(error).split())}")

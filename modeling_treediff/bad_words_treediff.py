@@ -1,8 +1,9 @@
 """Words of several tokens that must not be written, where positions become tokens in any order and level by level.
 
 A text in the making allows at each position the tokens below its node. It is *possible* if it can still become a text
-without any of the words. `BadWords.closed` names the children that would make it impossible, so that nothing ever has
-to be taken back; `BadWords.held_back` does the same for positions that move in one pass and do not know of each other.
+without any of the words. `BadWords.closed_symbols` names the tokens that would make it impossible, so that nothing ever
+has to be taken back; `BadWords.held_back` does the same for positions that move in one pass and do not know of each
+other.
 
 Reading a text from left to right, all that counts of what was read is its longest end that begins a word: the state of
 an automaton (Aho and Corasick, 1975). Of what a position may become, only tokens of the words matter, its *symbols*;
@@ -10,11 +11,12 @@ a position that may also become another token is *free*. A free position separat
 word goes across, whatever stands on either side. So states are followed through the runs between free positions alone.
 
 Shape legend: B texts, T positions, n candidates among them, r some of them, V tokens, N nodes, D depth of the leaves,
-K largest fan-out, A symbols, Q states of the automaton.
+A symbols, Q states of the automaton.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from .vocabulary_tree import VocabularyTree
@@ -50,13 +52,12 @@ class BadWords:
         table, ends = _automaton([[symbol[token] for token in word] for word in words], len(tokens))
         self.tree = tree
         self.token_A = torch.tensor(tokens, dtype=torch.long, device=device)
-        self.next_QA = torch.tensor(table, dtype=torch.long, device=device).view(len(table), len(tokens))
+        self.next_QA = torch.from_numpy(table).to(device)
         self.ends_Q = torch.tensor(ends, dtype=torch.long, device=device)  # length of the longest word ending there
         self.allowed_A = allowed_V[self.token_A]
         other_count_N = torch.zeros(tree.num_nodes, dtype=torch.long, device=device)
         other_V = allowed_V.index_fill(0, self.token_A, False)
         other_count_N.index_add_(0, tree.ancestors.flatten(), other_V.long().repeat_interleave(tree.tree_depth + 1))
-        self.roomy_IK = (tree.children >= 0) & (other_count_N > 0)[tree.children]  # slots open next to any neighbours
         self.free_N = other_count_N > 0
         self.free_N[: tree.vocab_size] = True
         self.free_N[self.token_A] = False
@@ -72,11 +73,13 @@ class BadWords:
                 "leave out some of the bad words."
             )
 
-    def closed(self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor, candidates_BT: torch.Tensor) -> torch.Tensor:
-        """Return the child slots (n, K) that must not be taken: no text without bad words lies beyond them.
+    def closed_symbols(
+        self, node_ids_BT: torch.Tensor, real_BT: torch.Tensor, candidates_BT: torch.Tensor
+    ) -> torch.Tensor:
+        """Return which symbols (n, A) below each candidate's node must not be taken, though they are allowed.
 
-        A child with no allowed token below is closed, so is a slot without a child. Every candidate of a possible text
-        keeps at least one slot; the answer for others (`check`) means nothing.
+        With such a token in its place, no text without bad words can be written. Every candidate of a possible text
+        keeps at least one token; the answer for others (`check`) means nothing.
 
         Args:
             node_ids_BT: (B, T) the text now.
@@ -89,14 +92,12 @@ class BadWords:
         behind_nQ = self._states_possible(node_ids_BT, real_BT, given_BT)[:, 2:][candidates_BT]
         node_n, given_n = node_ids_BT[candidates_BT], given_BT[candidates_BT]
         row, state = before_nQ.nonzero(as_tuple=True)
-        reached = self.next_QA[state]
-        allowed = behind_nQ[row].gather(1, reached) & (self.ends_Q[reached] <= given_n[row, None])
-        entry, symbol = (allowed & self._symbols(node_n)[row]).nonzero(as_tuple=True)
-        row = row[entry]
-        child = self.tree.ancestors[self.token_A[symbol], self.tree.depth[node_n[row]] + 1]
-        open_nK = self.roomy_IK[node_n - self.tree.vocab_size]
-        open_nK[row, self.tree.child_slot[child]] = True
-        return ~open_nK
+        reached = self.next_QA[state].long()
+        clean = behind_nQ[row].gather(1, reached) & (self.ends_Q[reached] <= given_n[row, None])
+        closed_nA = self._symbols(node_n)
+        entry, symbol = (clean & closed_nA[row]).nonzero(as_tuple=True)
+        closed_nA[row[entry], symbol] = False
+        return closed_nA
 
     def held_back(
         self, before_BT: torch.Tensor, after_BT: torch.Tensor, moved_BT: torch.Tensor, real_BT: torch.Tensor
@@ -147,7 +148,7 @@ class BadWords:
         for step in range(1, int(rank.max()) + 1):
             place = (rank == step).nonzero()[:, 0]
             row, state = states[place - 1].nonzero(as_tuple=True)
-            reached = self.next_QA[state]
+            reached = self.next_QA[state].long()
             allowed = self._symbols(node[place])[row] & (self.ends_Q[reached] <= given[place[row], None])
             entry, symbol = allowed.nonzero(as_tuple=True)
             states[place[row[entry]], reached[entry, symbol]] = True
@@ -164,15 +165,15 @@ class BadWords:
         for step in range(1, int(rank.max()) + 1):
             place = (rank == step).nonzero()[:, 0]
             row, symbol = self._symbols(node[place]).nonzero(as_tuple=True)
-            reached = self.next_QA.T[symbol]
+            reached = self.next_QA.T[symbol].long()
             allowed = states[place[row] + 1].gather(1, reached) & (self.ends_Q[reached] <= given[place[row], None])
             entry, state = allowed.nonzero(as_tuple=True)
             states[place[row[entry]], state] = True
         return states.view(len(node_ids_BT), -1, len(self.ends_Q))
 
 
-def _automaton(words: list[list[int]], num_symbols: int) -> tuple[list[list[int]], list[int]]:
-    """Return the next state for every state and symbol, and the longest word that ends in each state (0 for none)."""
+def _automaton(words: list[list[int]], num_symbols: int) -> tuple[np.ndarray, list[int]]:
+    """Return the next state (Q, A) by state and symbol, and the longest word that ends in each state (0 for none)."""
     edges: list[dict[int, int]] = [{}]
     ends = [0]
     for word in words:
@@ -184,15 +185,15 @@ def _automaton(words: list[list[int]], num_symbols: int) -> tuple[list[list[int]
                 ends.append(0)
             state = edges[state][symbol]
         ends[state] = len(word)
-    table = [[0] * num_symbols for _ in edges]
+    table = np.zeros((len(edges), num_symbols), dtype=np.int32)
     shorter = [0] * len(edges)  # the state of the longest proper end of what was read that begins a word
     waiting = [0]
     for state in waiting:  # in the order of their lengths; grows on the way
-        table[state] = table[shorter[state]].copy()
+        table[state] = table[shorter[state]]
         ends[state] = ends[state] or ends[shorter[state]]
         for symbol, longer in edges[state].items():
-            shorter[longer] = table[state][symbol]  # still that of the shorter state; 0 at the beginning
-            table[state][symbol] = longer
+            shorter[longer] = int(table[state, symbol])  # still that of the shorter state; 0 at the beginning
+            table[state, symbol] = longer
             waiting.append(longer)
     return table, ends
 

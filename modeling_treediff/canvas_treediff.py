@@ -73,6 +73,11 @@ class Canvas:
             raise ValueError(f"block_length={block_length} is more than the model's {limit} positions.")
         ends = [*range(length - self.num_new + block_length, length, block_length), length]
         seen = [slice(max(0, end - limit), end) for end in ends]
+        if block_length == limit and length > limit:
+            raise ValueError(
+                f"block_length={block_length} leaves the model's {limit} positions no room for what stands before a "
+                "block: choose a smaller one."
+            )
         if open_BT[:, : seen[0].start].any():
             raise ValueError(
                 f"There is an open position further than the model's {limit} positions before the end of the first "

@@ -39,7 +39,10 @@ class ChildChooser:
         temperature = settings.temperature
         if isinstance(temperature, list | tuple) and len(temperature) != tree.tree_depth:
             raise ValueError(f"temperature has {len(temperature)} numbers, the tree {tree.tree_depth} levels.")
-        self.temperature_D = torch.tensor(temperature, dtype=self.dtype, device=device).expand(tree.tree_depth)
+        # At least the smallest number above 0: 1e-50 is none in single precision.
+        above_0 = torch.finfo(self.dtype).tiny
+        self.temperature_D = torch.tensor(temperature, dtype=self.dtype, device=device).clamp(min=above_0)
+        self.temperature_D = self.temperature_D.expand(tree.tree_depth)
         self.warpers = LogitsProcessorList()
         if settings.top_k is not None:
             self.warpers.append(TopKLogitsWarper(settings.top_k))
@@ -59,7 +62,11 @@ class ChildChooser:
     ) -> Choice:
         """Choose for internal nodes (n,) by their logits and numbers from U[0, 1).
 
-        A child's probability is proportional to exp(logit + log_weight), with a finite one in every row.
+        A child's probability is proportional to exp(logit + log_weight).
+
+        Raises:
+            ValueError: a position has no child to draw, by the weights or because the logits are not numbers.
+
         """
         children_nK = self.children(node_n)
         # Low-precision sampling silently lowers the entropy of the text: never in half precision.
@@ -67,14 +74,27 @@ class ChildChooser:
         if log_weight_nK is not None:
             scores_nK = scores_nK.log_softmax(dim=-1) + log_weight_nK
         log_prob_nK = scores_nK.log_softmax(dim=-1)
+        if (impossible_n := log_prob_nK.isnan().any(dim=-1)).any():
+            self._explain(int(impossible_n.sum()), logits_nK)
         if self.settings.do_sample:
-            warped_nK = log_prob_nK / self.temperature_D[self.tree.depth[node_n]][:, None]
+            below_best_nK = log_prob_nK - log_prob_nK.amax(dim=-1, keepdim=True)  # however small the temperature
+            warped_nK = below_best_nK / self.temperature_D[self.tree.depth[node_n]][:, None]
             slot_n = draw_slots(self.warpers(None, warped_nK).softmax(dim=-1), uniform_n)  # type: ignore[arg-type]
         else:
             slot_n = log_prob_nK.argmax(dim=-1)
         chosen_n1 = slot_n[:, None]
         log_prob_n = log_prob_nK.gather(1, chosen_n1)[:, 0]
         return Choice(children_nK.gather(1, chosen_n1)[:, 0], log_prob_n, self._score(log_prob_nK, log_prob_n))
+
+    def _explain(self, count: int, logits_nK: torch.Tensor) -> None:
+        if logits_nK.isnan().any() or not logits_nK.isfinite().any(dim=-1).all():
+            raise ValueError(
+                f"The model gives scores that are not numbers at {count} positions: its weights are damaged, or too "
+                f"large for {logits_nK.dtype}."
+            )
+        raise ValueError(
+            f"The logits_processor, together with the other constraints, leaves {count} positions no token."
+        )
 
     def _score(self, log_prob_nK: torch.Tensor, log_prob_n: torch.Tensor) -> torch.Tensor:
         if self.settings.unmasking == "entropy":

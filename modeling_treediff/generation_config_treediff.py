@@ -9,6 +9,8 @@ from transformers import GenerationConfig
 ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
 SAMPLING_DTYPES = ("float32", "float64")
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+OPTIONAL_SIZES = ("max_new_tokens", "block_length", "top_k")
 
 
 class TreeDiffGenerationConfig(GenerationConfig):
@@ -24,7 +26,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             max_position_embeddings, of which each block sees the last ones. By default all are written at once.
         num_steps: steps of the text, or of each block, at least D. A step is a forward pass; only with
             unmasking="random" it takes none where nothing moves, and with the binomial and poisson schedules one
-            for each level that some position descends.
+            for each level that some position descends; and words of bad_words_ids that two positions would write
+            together may cost further ones.
         steps_per_level: of the sequential schedule: D numbers of steps, coarsest level first, in place of num_steps;
             "auto" divides num_steps in proportion to the bits a level decides, log2 of its mean fan-out. By default
             they are divided evenly.
@@ -51,13 +54,17 @@ class TreeDiffGenerationConfig(GenerationConfig):
         allowed_tokens: token ids; no others are generated.
         suppress_tokens: token ids that are not generated.
         bad_words_ids: sequences of token ids, none of which the result contains unless it was given.
+        exact_constraints: weigh what may be written below a child in the text as it stands, not as the model sees it at
+            the child alone. Then every position has its conditional distribution whatever stands beside it; it costs
+            a sequence for each internal node that some but not all tokens are allowed below, at each waiting position,
+            in each pass.
         sampling_dtype: "float64" or "float32", the numbers that children are drawn with.
-        eos_early_stop: what follows the first generated end of text becomes padding, and blocks after it are not
-            written. Of no effect without an eos_token_id.
+        eos_early_stop: what follows the first end of text among the appended tokens becomes padding, and blocks after
+            it are not written. Of no effect without an eos_token_id.
         num_return_sequences: texts per prompt.
         output_history: also return the node ids after each step.
         return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
-        bos_token_id, eos_token_id, pad_token_id: special tokens, taken over from the model's config.
+        bos_token_id, eos_token_id, pad_token_id: special tokens; where None, those of the model's own settings.
 
     Raises:
         ValueError: an unknown name or an impossible value.
@@ -83,6 +90,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
         self.allowed_tokens: list[int] | None = kwargs.pop("allowed_tokens", None)
         self.suppress_tokens: list[int] | None = kwargs.pop("suppress_tokens", None)
         self.bad_words_ids: list[list[int]] | None = kwargs.pop("bad_words_ids", None)
+        self.exact_constraints: bool = kwargs.pop("exact_constraints", False)
         self.sampling_dtype: str = kwargs.pop("sampling_dtype", "float64")
         self.eos_early_stop: bool = kwargs.pop("eos_early_stop", True)
         self.num_return_sequences: int = kwargs.pop("num_return_sequences", 1)
@@ -105,14 +113,18 @@ class TreeDiffGenerationConfig(GenerationConfig):
         sizes = ("max_new_tokens", "num_steps", "num_return_sequences", "top_k", "block_length", "remasking_levels")
         for name in sizes:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if not (_is_count(value) or (value is None and name in OPTIONAL_SIZES)):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
         temperatures: Any = self.temperature if _is_list(self.temperature) else [self.temperature]
         for temperature in temperatures:
             if not _is_number(temperature) or not 0 < temperature < math.inf:
                 raise ValueError(f"temperature must be positive, got {temperature!r}; do_sample=False is greedy.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}.")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}.")
+        for name in SPECIAL_TOKENS:
+            value = getattr(self, name)
+            if value is not None and not (_are_tokens([value]) or (_are_tokens(value) and len(value))):
+                raise ValueError(f"{name} must be a token id or a list of some, got {value!r}.")
         for name, known in (("unmasking", UNMASKING), ("sampling_dtype", SAMPLING_DTYPES)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
@@ -145,8 +157,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     @classmethod
     def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":  # noqa: ANN401
         """Take the special tokens over from a TreeDiffConfig."""
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return cls(**{name: getattr(model_config, name, None) for name in names})
+        return cls(**{name: getattr(model_config, name, None) for name in SPECIAL_TOKENS})
 
 
 def _is_list(value: Any) -> bool:  # noqa: ANN401 -- these tell what a JSON file or a user gave
@@ -158,7 +169,7 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401
 
 
 def _is_count(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _are_tokens(value: Any) -> bool:  # noqa: ANN401

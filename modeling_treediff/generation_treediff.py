@@ -12,10 +12,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import ModelOutput
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .canvas_treediff import Canvas
-from .generation_config_treediff import TreeDiffGenerationConfig
+from .generation_config_treediff import SPECIAL_TOKENS, TreeDiffGenerationConfig
 from .refinement_treediff import Refinement
 from .schedule_base import LevelSchedule
 from .token_constraints_treediff import TokenConstraints
@@ -30,7 +30,8 @@ class TreeDiffGenerationOutput(ModelOutput):
     Attributes:
         sequences: (B, T) token ids.
         num_forward_passes: network evaluations spent (NFE). With constraints on tokens, of trees deeper than 1, one of
-            them (each 1024 internal nodes) is a look at every internal node on its own.
+            them (each 1024 internal nodes) is a look at every internal node on its own; with exact_constraints, they
+            are instead one for each 64 sequences looked at.
         log_probs: (B, T, D) log-probability, among its siblings, of each level's child when it was drawn, given the
             constraints, before temperature and truncation; 0 at levels that were given. The probability of what was
             drawn when it was drawn, not of the text.
@@ -48,10 +49,10 @@ class TreeDiffGenerationOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What `generate` tells its callback, before the first forward pass and after each.
+    """What `generate` tells its callback: before the first forward pass, after each, and after an end of text cut some.
 
     Attributes:
-        num_forward_passes: passes so far.
+        num_forward_passes: passes so far, as in TreeDiffGenerationOutput.
         node_ids: (B, T) the drafts, in the layout of the result.
         moved: (B, T) bool: what has changed since the last call.
 
@@ -104,8 +105,9 @@ class TreeDiffGenerationMixin:
                 returned text gives each the same text alone and in a batch.
             logits_processor: may add to the scores of tokens, or exclude them by -inf. Called in each pass with the
                 nodes of the drafts and scores (B, V) of 0, it says by how much the tokens' log-probabilities change, at
-                all open positions of a text alike; the levels follow exactly.
-            callback: called with a GenerationStep before the first forward pass and after each.
+                all open positions of a text alike; the levels follow as for allowed_tokens. What is excluded in every
+                text belongs into suppress_tokens instead: bad words of several tokens are planned with that alone.
+            callback: called with a GenerationStep before the first forward pass over the drafts and after each.
             kwargs: single settings that override the config's.
 
         Returns:
@@ -117,21 +119,23 @@ class TreeDiffGenerationMixin:
 
         """
         settings = self._settings(generation_config, kwargs)
+        if isinstance(logits_processor, list | tuple) and not isinstance(logits_processor, LogitsProcessorList):
+            logits_processor = LogitsProcessorList(logits_processor)
         stages = plan_stages(settings, self.schedule, self.tree)
         canvas = self._canvas(input_ids, attention_mask, settings)
         open_BT = canvas.real & (canvas.node_ids >= self.config.vocab_size)
         blocks = canvas.blocks(settings.block_length, self.config.max_position_embeddings, open_BT)
         constraints = TokenConstraints(self, settings, logits_processor)
         noise = Noise(generator, len(canvas.node_ids))
-        record = _Record(canvas, self.tree, streamer, callback, settings.output_history)
+        record = _Record(canvas, self.tree, streamer, callback, settings.output_history, constraints)
         for columns in blocks:
+            constraints.look_at(canvas, columns)
             report = partial(record.report, columns)
             draft, real = canvas.node_ids[:, columns].clone(), canvas.real[:, columns]
             refinement = Refinement(self, draft, real, settings, constraints, noise, report)
             refinement.run(stages)
-            if settings.eos_early_stop:
-                canvas.node_ids = self._after_end(canvas.node_ids, canvas.num_new, settings)
-            record.end_block(columns, refinement)
+            cut = self._after_end(canvas, settings)
+            record.end_block(columns, refinement.log_probs.masked_fill(cut[:, columns, None], 0))
             if not (canvas.node_ids[canvas.real] >= self.config.vocab_size).any():
                 break
         sequences = canvas.restore(canvas.node_ids, canvas.result)
@@ -142,7 +146,7 @@ class TreeDiffGenerationMixin:
         history = record.history
         return TreeDiffGenerationOutput(
             sequences=sequences,
-            num_forward_passes=record.num_forward_passes + constraints.num_forward_passes,
+            num_forward_passes=record.num_forward_passes,
             log_probs=record.log_probs,
             history=None if history is None else tuple(history),
             depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
@@ -196,18 +200,35 @@ class TreeDiffGenerationMixin:
         if generation_config is not None:
             self.generation_config = self.generation_config_class(**generation_config.to_dict())
             return
-        try:
-            self.generation_config = self.generation_config_class.from_pretrained(
-                pretrained_model_name_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            )
-        except OSError:
-            pass  # a checkpoint without one keeps the defaults
+        source, where = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **where):
+            try:
+                self.generation_config = self.generation_config_class.from_pretrained(source, **where)
+            except (OSError, TypeError) as error:
+                raise ValueError(
+                    f"{GENERATION_CONFIG_NAME} of {source} is damaged ({error}). Restore it, or delete it for the "
+                    "defaults."
+                ) from error
 
     def _settings(
         self, generation_config: TreeDiffGenerationConfig | None, overrides: dict[str, Any]
     ) -> TreeDiffGenerationConfig:
-        base = generation_config if generation_config is not None else self.generation_config
-        return self.generation_config_class(**{**base.to_dict(), **overrides})
+        own = self.generation_config
+        base = own if generation_config is None else generation_config
+        # By name: with remote code the same class may exist twice.
+        if type(base).__name__ != self.generation_config_class.__name__:
+            raise ValueError(
+                f"generation_config must be a {self.generation_config_class.__name__}, got {type(base).__name__}; or "
+                "give the settings themselves to generate."
+            )
+        special = {name: getattr(own, name) for name in SPECIAL_TOKENS if getattr(base, name) is None}
+        settings = self.generation_config_class(**{**base.to_dict(), **special, **overrides})
+        for name in SPECIAL_TOKENS:
+            tokens = getattr(settings, name)
+            for token in [tokens] if isinstance(tokens, int) else tokens or []:
+                if token >= self.config.vocab_size:
+                    raise ValueError(f"{name} is {token}: the vocabulary has tokens 0..{self.config.vocab_size - 1}.")
+        return settings
 
     def _canvas(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
@@ -215,8 +236,14 @@ class TreeDiffGenerationMixin:
         """Check the given nodes and lay them out, with max_new_tokens roots, once for each text asked for."""
         if input_ids is None:
             input_ids = torch.empty(1, 0, dtype=torch.long, device=self.device)
-        if input_ids.ndim != 2:
-            raise ValueError(f"input_ids must have shape (batch, length), got {tuple(input_ids.shape)}.")
+        for name, given in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+            if given is not None and not isinstance(given, torch.Tensor):
+                raise ValueError(f"{name} must be a tensor, got {type(given).__name__}.")
+        if input_ids.is_floating_point() or input_ids.ndim != 2 or not len(input_ids):
+            raise ValueError(
+                "input_ids must be whole numbers of shape (batch, length), with a text at least, got "
+                f"{input_ids.dtype} of shape {tuple(input_ids.shape)}."
+            )
         nodes = self.config.num_tree_nodes
         if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < nodes:
             raise ValueError(
@@ -240,16 +267,18 @@ class TreeDiffGenerationMixin:
         )
         return Canvas.lay_out(given, mask, new_tokens, self.config.mask_token_id)
 
-    def _after_end(self, node_ids: torch.Tensor, num_new: int, settings: TreeDiffGenerationConfig) -> torch.Tensor:
-        """Put padding, or ends of text if there is none, behind the first end of text in the last num_new columns."""
+    def _after_end(self, canvas: Canvas, settings: TreeDiffGenerationConfig) -> torch.Tensor:
+        """Put padding, or ends of text if there is none, behind the first new end of text; return where: (B, T)."""
+        behind = torch.zeros_like(canvas.real)
         eos = settings.eos_token_id
-        if eos is None or not num_new:
-            return node_ids
-        given, new = node_ids[:, :-num_new], node_ids[:, -num_new:]
-        end_ids = torch.tensor(eos, device=node_ids.device).view(-1)
-        ends = torch.isin(new, end_ids).long()
+        if eos is None or not canvas.num_new or not settings.eos_early_stop:
+            return behind
+        end_ids = torch.tensor(eos, device=behind.device).view(-1)
+        ends = torch.isin(canvas.node_ids[:, -canvas.num_new :], end_ids).long()
+        behind[:, -canvas.num_new :] = ends.cumsum(dim=1) - ends > 0
         padding = settings.pad_token_id if settings.pad_token_id is not None else int(end_ids[0])
-        return torch.cat([given, new.masked_fill(ends.cumsum(dim=1) - ends > 0, padding)], dim=1)
+        canvas.node_ids = canvas.node_ids.masked_fill(behind, padding)
+        return behind
 
 
 class _Record:
@@ -262,9 +291,10 @@ class _Record:
         streamer: BaseStreamer | None,
         callback: Callable[[GenerationStep], None] | None,
         keep_history: bool,
+        constraints: TokenConstraints,
     ) -> None:
         self.canvas, self.tree, self.streamer, self.callback = canvas, tree, streamer, callback
-        self.num_forward_passes = 0
+        self.constraints, self.passes_before, self.passes_of_block = constraints, 0, 0
         self.last = canvas.result
         self.history = [canvas.result] if keep_history else None
         self.log_probs: torch.Tensor | None = None
@@ -274,24 +304,32 @@ class _Record:
             streamer.put(canvas.result[:, : self.streamed].cpu())
         self._tell()
 
+    @property
+    def num_forward_passes(self) -> int:
+        """All so far, those for the constraints among them."""
+        return self.passes_before + self.passes_of_block + self.constraints.num_forward_passes
+
     def report(self, columns: slice, refinement: Refinement, step_done: bool) -> None:
         """Take over the drafts in these columns of the canvas."""
         self.canvas.node_ids[:, columns] = refinement.node_ids
         if not step_done:
-            self._tell(refinement.num_forward_passes)
+            self.passes_of_block = refinement.num_forward_passes
+            self._tell()
         elif self.history is not None:
             self.history.append(self.canvas.restore(self.canvas.node_ids, self.canvas.result))
 
-    def end_block(self, columns: slice, refinement: Refinement) -> None:
+    def end_block(self, columns: slice, log_probs: torch.Tensor) -> None:
         """Take over what stays of a finished block, whose end of text may have cut off some."""
-        self.num_forward_passes += refinement.num_forward_passes
         canvas = self.canvas
+        self.passes_before, self.passes_of_block = self.passes_before + self.passes_of_block, 0
         if self.log_probs is None:
-            self.log_probs = refinement.log_probs.new_zeros(*canvas.result.shape, self.tree.tree_depth)
+            self.log_probs = log_probs.new_zeros(*canvas.result.shape, self.tree.tree_depth)
         of_canvas = self.log_probs.new_zeros(*canvas.real.shape, self.tree.tree_depth)
-        of_canvas[:, columns] = refinement.log_probs
+        of_canvas[:, columns] = log_probs
         self.log_probs += canvas.restore(of_canvas, torch.zeros_like(self.log_probs))
         result = canvas.restore(canvas.node_ids, canvas.result)
+        if not torch.equal(result, self.last):
+            self._tell()
         if self.history is not None:
             self.history[-1] = result
         if self.streamer is not None:
@@ -299,10 +337,10 @@ class _Record:
             self.streamer.put(result[:, self.streamed : end].cpu())
             self.streamed = end
 
-    def _tell(self, passes_of_block: int = 0) -> None:
+    def _tell(self) -> None:
         result = self.canvas.restore(self.canvas.node_ids, self.canvas.result)
         if self.callback is not None:
-            self.callback(GenerationStep(self.num_forward_passes + passes_of_block, result, result != self.last))
+            self.callback(GenerationStep(self.num_forward_passes, result.clone(), result != self.last))
         self.last = result
         if self.streamer is not None and hasattr(self.streamer, "put_draft"):
             nodes = result[:, self.streamed :]

@@ -210,6 +210,9 @@ class CosineWarp(LevelSchedule):
         times = self.schedule.hitting_times(depth, uniform)
         return torch.where(times.isinf(), times, (1 - times.clamp(max=1)).acos() * (2 / math.pi))
 
+    def deepest_beside(self, depth: int) -> int:  # noqa: D102 -- other times, the same nodes
+        return self.schedule.deepest_beside(depth)
+
     @staticmethod
     def _warped(timesteps: torch.Tensor) -> torch.Tensor:
         # 2 sin^2(x / 2) = 1 - cos(x), without its cancellation near 0.
@@ -270,6 +273,9 @@ class DiscreteSchedule(LevelSchedule):
 
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self.schedule.hitting_times(depth, uniform)
+
+    def deepest_beside(self, depth: int) -> int:  # noqa: D102 -- fewer times, the same nodes
+        return self.schedule.deepest_beside(depth)
 
     def loss_times(self, level: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self._on_grid(self.schedule.loss_times(level, quantile))

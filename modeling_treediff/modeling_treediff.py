@@ -17,6 +17,8 @@ from .atomic_files import update_folder  # noqa: F401
 from .backbone_treediff import TreeDiffBackbone
 from .bad_words_treediff import BadWords  # noqa: F401
 from .canvas_treediff import Canvas  # noqa: F401
+from .card_metadata_treediff import describe  # noqa: F401
+from .card_values_treediff import values_of_the_model  # noqa: F401
 from .child_choice_treediff import ChildChooser  # noqa: F401
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import child_slots, nelbo_terms
@@ -30,13 +32,17 @@ from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .lost_levels import each_level_back  # noqa: F401
 from .mask_token import MASK_TOKEN  # noqa: F401
 from .masked_lm_treediff import TreeDiffMaskedLMMixin
+from .model_card_treediff import write_model_card  # noqa: F401
+from .model_records_treediff import find_records  # noqa: F401
 from .pretrained_treediff import TreeDiffPreTrainedModel
 from .refinement_treediff import Refinement  # noqa: F401
 from .schedule_base import LevelSchedule  # noqa: F401
 from .token_constraints_treediff import TokenConstraints  # noqa: F401
 from .tree_files import find_tree_file  # noqa: F401
+from .tree_sketch_treediff import sketch_tree  # noqa: F401
 from .tree_tables import check_feasible  # noqa: F401
 from .unmasking_treediff import Noise  # noqa: F401
+from .version import __version__  # noqa: F401
 from .vocabulary_tree import VocabularyTree
 
 

@@ -23,6 +23,8 @@ from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
 from .hub_upload import upload_files
 from .mask_token import with_mask_token
+from .model_card_treediff import CARD_FILES, write_model_card
+from .model_records_treediff import find_files
 from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, find_tree_file, write_tokenizer
 from .vocabulary_tree import VocabularyTree
 
@@ -48,6 +50,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self._tree_metadata: dict[str, Any] = {}
         self._tree_verified = False
+        self._card_files: dict[str, Path] = {}  # of the checkpoint it was loaded from
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as transformers does, but for layers that name a standard deviation of their own."""
@@ -116,7 +119,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers' own options
     ) -> None:
-        """Write weights, config, generation config, tree, code and, if given, the tokenizer, with a mask token.
+        """Write weights, configs, tree, code, model card and, if given, the tokenizer, with a mask token.
 
         Everything slow happens in a temporary folder; then each file replaces its older version in one rename, the
         weights last. So a kill while writing leaves an older checkpoint of the same shape, in one weights file, as it
@@ -148,6 +151,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             self.tree.save_pretrained(folder)
             if tokenizer is not None:
                 write_tokenizer(tokenizer, folder)
+            if not kwargs.get("variant"):  # the card is about the weights that load by default
+                write_model_card(self, folder, target)
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()
@@ -225,9 +230,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
                 "missing): restore the original files, or save the model again with save_pretrained."
             )
         model._verify_tree()
-        model._read_sidecar(
-            pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        )
+        hub_kwargs = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        model._read_sidecar(pretrained_model_name_or_path, hub_kwargs)
+        if pretrained_model_name_or_path is not None:
+            model._card_files = find_files(pretrained_model_name_or_path, CARD_FILES, **hub_kwargs)
         return (model, info) if wants_info else model
 
     def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:

@@ -47,14 +47,14 @@ class Refinement:
         """
         self.model, self.tree, self.settings, self.report = model, model.tree, settings, report
         self.constraints, self.noise, self.choose = constraints, noise, ChildChooser(settings, model.tree)
-        self.node_ids, self.real = node_ids, real
+        self.node_ids = node_ids
         self.attention_mask = None if bool(real.all()) else real.long()
         self.given_depth = self.depth
         self.open = real & (self.given_depth < self.tree.tree_depth)
         self.uniform = noise.uniform(self.open, self.tree.tree_depth)
-        self.log_probs = torch.zeros_like(self.uniform)
+        self.log_probs = torch.zeros_like(self.uniform, dtype=self.choose.dtype)
         self.num_forward_passes = 0
-        constraints.check(node_ids, real, self.open)
+        constraints.check(node_ids, self.open)
 
     @property
     def depth(self) -> torch.Tensor:
@@ -111,15 +111,14 @@ class Refinement:
         logits_nK = self.model(input_ids=self.node_ids, attention_mask=self.attention_mask).logits[waiting_BT]
         self.num_forward_passes += 1
         level_n = self.depth[waiting_BT]
-        children_nK = self.choose.children(self.node_ids[waiting_BT])
-        log_weight_nK = self.constraints.log_weights(children_nK, self.node_ids, self.real, waiting_BT)
+        log_weight_nK = self.constraints.log_weights(self.node_ids, self.attention_mask, waiting_BT)
         uniform_n = self.uniform[waiting_BT].gather(1, level_n[:, None])[:, 0]
         choice = self.choose(self.node_ids[waiting_BT], logits_nK, uniform_n, log_weight_nK)
         moving_BT = waiting_BT
         if select is not None:
             moving_BT = select(choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score))
         after_BT = self.node_ids.masked_scatter(waiting_BT, choice.child)
-        moving_BT = self.constraints.may_move(self.node_ids, after_BT, moving_BT, self.real)
+        moving_BT = self.constraints.may_move(self.node_ids, after_BT, moving_BT)
         moved_n = moving_BT[waiting_BT]
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]

@@ -103,6 +103,8 @@ def _divide_steps(
         if len(given) != schedule.depth:
             raise ValueError(f"steps_per_level has {len(given)} numbers, the tree {schedule.depth} levels.")
         return list(given)
+    if settings.unmasking == "first_hitting":  # which goes by hitting times alone
+        left = max(left, schedule.depth)
     if left < schedule.depth:
         spent = f" of which remasking spends {corrections}" if corrections else ""
         raise ValueError(

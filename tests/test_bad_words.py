@@ -24,10 +24,12 @@ class Case:
     real: torch.Tensor  # (B, T)
 
     @property
+    def allowed_V(self) -> torch.Tensor:  # noqa: N802 -- a shape
+        return torch.isin(torch.arange(self.tree.vocab_size), torch.tensor(self.allowed))
+
+    @property
     def bad_words(self) -> BadWords:
-        allowed_V = torch.zeros(self.tree.vocab_size, dtype=torch.bool)
-        allowed_V[self.allowed] = True
-        return BadWords(self.words, self.tree, allowed_V)
+        return BadWords(self.words, self.tree, self.allowed_V)
 
 
 def random_case(seed: int, batch: int = 2) -> Case:
@@ -85,6 +87,16 @@ def possible_cases(count: int) -> list[Case]:
     return list(itertools.islice(possible, count))
 
 
+def closed_slots(bad_words: BadWords, allowed_V, node_ids, real, candidates) -> torch.Tensor:
+    """(n, K): no allowed token lies below the child that is not closed."""
+    tree, closed_nA = bad_words.tree, bad_words.closed_symbols(node_ids, real, candidates)
+    open_nV = allowed_V.repeat(len(closed_nA), 1)
+    open_nV[:, bad_words.token_A] &= ~closed_nA
+    children_nK = tree.children[node_ids[candidates] - tree.vocab_size]
+    below_nKV = (tree.ancestors.T[:, None, None] == children_nK[..., None]).any(dim=0)
+    return ~(below_nKV & open_nV[:, None]).any(dim=-1)
+
+
 def inner(case: Case, nodes: torch.Tensor) -> torch.Tensor:
     return (nodes >= case.tree.vocab_size) & case.real
 
@@ -95,7 +107,7 @@ def test_a_slot_is_closed_exactly_if_no_clean_text_lies_beyond_it(first_seed):
     for seed in range(first_seed, first_seed + 100):
         case = random_case(seed)
         candidates = inner(case, case.start)
-        closed = iter(case.bad_words.closed(case.start, case.real, candidates).tolist())
+        closed = iter(closed_slots(case.bad_words, case.allowed_V, case.start, case.real, candidates).tolist())
         possible = []
         for nodes, real, is_candidate in zip(*(x.tolist() for x in (case.start, case.real, candidates)), strict=True):
             texts = clean_texts(case, nodes, real)
@@ -137,7 +149,7 @@ def test_with_room_everywhere_only_decided_neighbours_close():
             continue  # a word that cannot but be written
         node_ids, real = torch.tensor([nodes]), torch.ones(1, length, dtype=torch.bool)
         candidates = (node_ids == pair) | (node_ids == root)
-        closed = bad_words.closed(node_ids, real, candidates)
+        closed = closed_slots(bad_words, allowed_V, node_ids, real, candidates)
         for row, position in zip(closed.tolist(), np.flatnonzero(candidates[0]), strict=True):
             banned = set()
             for token in range(6):
@@ -155,7 +167,8 @@ def test_with_room_everywhere_only_decided_neighbours_close():
 def random_pass(case: Case, node_ids: torch.Tensor, draw: random.Random, greedy: bool) -> tuple[torch.Tensor, ...]:
     """Let positions take children that are not closed: any positions any children, or all the first; (after, moved)."""
     candidates = inner(case, node_ids)
-    slots = [np.flatnonzero(~row) for row in case.bad_words.closed(node_ids, case.real, candidates).numpy()]
+    closed = closed_slots(case.bad_words, case.allowed_V, node_ids, case.real, candidates)
+    slots = [np.flatnonzero(~row) for row in closed.numpy()]
     chosen = torch.tensor([row[0] if greedy else draw.choice(row) for row in slots])
     after = node_ids.clone()
     after[candidates] = case.tree.children[node_ids[candidates] - case.tree.vocab_size, chosen]
@@ -209,14 +222,15 @@ def test_two_positions_do_not_write_a_word_together():
 
 def test_words_reach_into_the_prompt_but_not_across_padding():
     tree = VocabularyTree.flat(4)
-    bad_words = BadWords([[1, 2], [3, 3]], tree, torch.tensor([True, True, True, False]))
+    allowed_V = torch.tensor([True, True, True, False])
+    bad_words = BadWords([[1, 2], [3, 3]], tree, allowed_V)
     root = tree.root_id
     node_ids = torch.tensor([[3, 3, 1, root], [root, 2, 1, root], [1, root, 1, root]])
     real = torch.ones_like(node_ids, dtype=torch.bool)
     real[1, 1:3] = False
     real[2, 0] = False
     bad_words.check(node_ids, real)  # the prompt may hold a bad word, and a token that is not allowed
-    closed = bad_words.closed(node_ids, real, node_ids == root)
+    closed = closed_slots(bad_words, allowed_V, node_ids, real, node_ids == root)
     expected = [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 1]]
     assert closed.int().tolist() == expected
 
@@ -224,10 +238,11 @@ def test_words_reach_into_the_prompt_but_not_across_padding():
 def test_a_choice_that_leaves_a_neighbour_nothing_is_closed():
     """Two tokens that must alternate: with 0 at one place, all even places are 0, however far away."""
     tree = VocabularyTree.flat(3)
-    bad_words = BadWords([[0, 0], [1, 1]], tree, torch.tensor([True, True, False]))
+    allowed_V = torch.tensor([True, True, False])
+    bad_words = BadWords([[0, 0], [1, 1]], tree, allowed_V)
     node_ids = torch.full((1, 7), tree.root_id)
     node_ids[0, 0] = 0
-    closed = bad_words.closed(node_ids, torch.ones(1, 7, dtype=torch.bool), node_ids == tree.root_id)
+    closed = closed_slots(bad_words, allowed_V, node_ids, torch.ones(1, 7, dtype=torch.bool), node_ids == tree.root_id)
     assert closed.tolist() == [[position % 2 == 1, position % 2 == 0, True] for position in range(1, 7)]
 
 
@@ -238,7 +253,7 @@ def test_without_words_only_what_is_not_allowed_is_closed(tree):
     below_NV = (tree.ancestors.T[..., None] == torch.arange(tree.num_nodes)).any(dim=0).T  # (N, V)
     expected = ~(below_NV & allowed_V).any(dim=1)[tree.children] | (tree.children < 0)
     for words in ([], [[3] * 3000]):  # the second fits nowhere
-        assert torch.equal(BadWords(words, tree, allowed_V).closed(node_ids, real, real), expected)
+        assert torch.equal(closed_slots(BadWords(words, tree, allowed_V), allowed_V, node_ids, real, real), expected)
 
 
 @pytest.mark.parametrize("word", [[], [1, 100], [-1, 2]])

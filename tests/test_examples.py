@@ -69,6 +69,7 @@ def test_training_reports_and_records(trained):
     weights = load_file(output / "model.safetensors")
     trainable = sum(value.numel() for name, value in weights.items() if ".table_" not in name)
     assert sum(record["parameters"].values()) == trainable
+    assert json.loads((output / "generation_config.json").read_text())["top_p"] == 0.9
 
 
 def test_fine_tuning_goes_on_from_a_checkpoint_with_its_tree(trained, corpus, tmp_path):

@@ -196,6 +196,17 @@ def test_generation_config_survives_saving(model, tmp_path):
     assert again == model.generation_config
 
 
+@pytest.mark.parametrize("content", ['{"num_steps": 9, "top', "[1, 2]"], ids=["cut", "a list"])
+def test_a_damaged_generation_config_is_no_default_one(model, tmp_path, content):
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"generation_config.json of .* is damaged .* or delete it for the defaults"):
+        type(model).from_pretrained(tmp_path)
+    file.unlink()
+    assert type(model).from_pretrained(tmp_path).generation_config.num_steps == TreeDiffGenerationConfig().num_steps
+
+
 def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution():
     """Positions refined in one pass are drawn independently; refined one by one they follow each other."""
     tree = VocabularyTree.flat(2)

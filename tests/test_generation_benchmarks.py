@@ -168,9 +168,9 @@ def test_every_sampler_is_a_valid_setting_and_takes_no_passes_that_cannot_move(s
             assert settings.remasking_steps == (round(budget / 4) if "remasking" in name else 0)
             assert (settings.temperature, settings.top_p) == (
                 0.8 if "0.8" in name and "temp" in name else 1.0,
-                settings.top_p,
+                0.9 if "top-p" in name else None,
             )
-    assert scripts.samplers.all_samplers()["random"].arguments(8) == {"num_steps": 8}
+    assert scripts.samplers.all_samplers()["random"].arguments(8) == {"top_p": None, "num_steps": 8}
 
 
 def test_a_damaged_record_is_not_shown(scripts, run):

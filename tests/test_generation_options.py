@@ -11,6 +11,7 @@ from transformers import TextDiffusionStreamer, TextStreamer
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 from modeling_treediff.child_choice_treediff import ChildChooser, draw_slots
+from modeling_treediff.generation_config_treediff import UNMASKING
 
 KINDS = ["random", "first_hitting", "confidence", "entropy"]
 
@@ -70,6 +71,12 @@ def test_holes_in_infilling_keep_their_places_under_padding(model):
 # ---- blocks and ends --------------------------------------------------------------------------------------------
 
 
+def test_a_block_leaves_room_for_what_stands_before(model):
+    for settings in ({"max_new_tokens": 32}, {"input_ids": torch.tensor([[7]]), "max_new_tokens": 16}):
+        with pytest.raises(ValueError, match="block_length=16 leaves the model's 16 positions no room"):
+            model.generate(block_length=16, num_steps=3, **settings)
+
+
 @pytest.mark.parametrize("unmasking", KINDS)
 def test_blocks_write_texts_longer_than_the_window(model, unmasking):
     """16 positions fit the model; 40 tokens in blocks of 6, the last of 4, after a prompt of 3 with a hole."""
@@ -119,6 +126,23 @@ def test_the_first_end_of_text_ends_it(model):
     assert torch.equal(run(model, input_ids=prompt, max_new_tokens=5, eos_token_id=eos).sequences[:, :3], prompt)
 
 
+def test_what_is_cut_off_has_no_log_probs_and_is_told(model):
+    eos, seen = int(run(model, max_new_tokens=16).sequences[0, 4]), []
+    result = run(model, max_new_tokens=16, eos_token_id=eos, pad_token_id=99, callback=seen.append)
+    cut = result.sequences == 99
+    assert cut.any() and not result.log_probs[cut].any() and result.log_probs[~cut].all()
+    assert torch.equal(seen[-1].node_ids, result.sequences) and torch.equal(seen[-1].moved, cut)
+
+
+def test_special_tokens_are_the_models_own_unless_named(tree):
+    model = tiny_model(tree, eos_token_id=0, pad_token_id=42)
+    settings = {"max_new_tokens": 8, "num_steps": 3, "suppress_tokens": list(range(1, 100))}
+    own = model.generate(generation_config=TreeDiffGenerationConfig(**settings))
+    assert own.tolist() == [[0] + [42] * 7]
+    other = model.generate(generation_config=TreeDiffGenerationConfig(pad_token_id=7, **settings))
+    assert other.tolist() == [[0] + [7] * 7]
+
+
 def test_blocks_after_the_end_are_not_written(model):
     settings = {"max_new_tokens": 64, "block_length": 8, "num_steps": 3, "suppress_tokens": list(range(1, 100))}
     result = run(model, eos_token_id=0, pad_token_id=42, **settings)
@@ -160,6 +184,31 @@ def test_low_precision_cannot_draw_the_rare():
         assert choice.log_prob.dtype == getattr(torch, name) and choice.child.item() == 1
 
 
+@pytest.mark.parametrize("unmasking", UNMASKING)
+def test_numbers_to_draw_with_are_those_asked_for(model, unmasking):
+    settings = {"unmasking": unmasking, "max_new_tokens": 8, "num_steps": 9, "remasking_steps": 2}
+    for name in ("float32", "float64"):
+        for more in ({}, {"suppress_tokens": [3]}, {"do_sample": False}):
+            result = run(model, sampling_dtype=name, **settings, **more)
+            assert result.log_probs.dtype == getattr(torch, name) and (result.log_probs < 0).all()
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_a_vanishing_temperature_is_greedy(model, name):
+    greedy = run(model, do_sample=False, unmasking="margin", num_steps=6).sequences
+    for temperature in (1e-6, 1e-40, 5e-324):
+        cold = run(model, temperature=temperature, unmasking="margin", num_steps=6, sampling_dtype=name).sequences
+        assert torch.equal(cold, greedy)
+
+
+def test_scores_that_are_no_numbers_are_refused(tree):
+    model = tiny_model(tree)
+    torch.nn.init.constant_(next(model.head.parameters()), torch.nan)
+    for do_sample in (True, False):
+        with pytest.raises(ValueError, match="scores that are not numbers at 4 positions"):
+            model.generate(max_new_tokens=4, num_steps=3, do_sample=do_sample)
+
+
 def test_nothing_of_probability_zero_is_drawn():
     p = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]] * 3, dtype=torch.float64)
     assert draw_slots(p, torch.tensor([0.0, 0.5, 1.0])).tolist() == [1, 3, 3]
@@ -173,90 +222,6 @@ def test_log_probs_are_those_of_the_draws(model):
         log_p = model(before).logits[0, place].detach().double().log_softmax(-1)
         expected[0, place, model.tree.depth[before[0, place]]] = log_p[model.tree.child_slot[after[0, place]]]
     torch.testing.assert_close(result.log_probs, expected, rtol=0, atol=1e-6)
-
-
-# ---- constraints ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("unmasking", KINDS)
-def test_excluded_tokens_and_words_do_not_occur(model, unmasking):
-    settings = {"unmasking": unmasking, "num_steps": 9, "num_return_sequences": 50, "max_new_tokens": 12}
-    plain = run(model, **settings).sequences
-    pair = plain[0, 3:5].tolist()
-    words = [pair, [int(plain[0, 7])], plain[1, :3].tolist()]
-    result = run(model, bad_words_ids=words, remasking_steps=3, **settings | {"num_steps": 12})
-    for text in result.sequences.tolist():
-        for word in words:
-            assert all(text[place : place + len(word)] != word for place in range(13 - len(word)))
-    allowed = [3, 17, 44, 90]
-    texts = run(model, allowed_tokens=allowed, suppress_tokens=[17], **settings).sequences
-    assert set(texts.unique().tolist()) <= {3, 44, 90} and len(texts.unique()) == 3
-    only_words = run(model, allowed_tokens=[3, 44], bad_words_ids=[[3, 3], [44, 44]], **settings).sequences
-    assert all(set(pair) == {3, 44} for text in only_words.tolist() for pair in itertools.pairwise(text))
-
-
-def test_constraints_that_exclude_nothing_change_nothing(model):
-    plain = run(model)
-    for nothing in ({"suppress_tokens": []}, {"allowed_tokens": list(range(100))}, {"bad_words_ids": []}):
-        result = run(model, **nothing)
-        assert torch.equal(result.sequences, plain.sequences) and result.num_forward_passes == plain.num_forward_passes
-    processed = run(model, logits_processor=lambda ids, scores: scores + 1.5).sequences  # the same for all tokens
-    assert torch.equal(processed, plain.sequences)
-
-
-def test_processors_see_the_drafts_and_weigh_each_text_by_itself(model):
-    def forbid(node_ids, scores):
-        assert node_ids.shape == (2, 8) and scores.shape == (2, 100) or len(node_ids) == 1
-        scores[0, 50:] = -torch.inf
-        scores[1:, :50] = -torch.inf
-        return scores
-
-    texts = model.generate(max_new_tokens=8, num_return_sequences=2, num_steps=6, logits_processor=forbid)
-    assert texts[0].max() < 50 <= texts[1].min()
-
-
-def test_coarse_constraints_hold_under_everything(model):
-    tree = model.tree
-    start = torch.stack([tree.ancestors[torch.arange(10), 1], tree.ancestors[torch.arange(40, 50), 2]])
-    result = run(
-        model, input_ids=start, num_steps=12, remasking_steps=6, remasking_levels=3, remasking_fraction=1.0,
-        unmasking="entropy", suppress_tokens=[0, 41], max_new_tokens=5, block_length=2,
-    )  # fmt: skip
-    for nodes in result.history:
-        assert torch.equal(tree.ancestors[tree.representative[nodes[:, :10]], tree.depth[start]], start)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"allowed_tokens": []}, "leave no token at all"),
-        ({"allowed_tokens": [3], "suppress_tokens": [3]}, "leave no token at all"),
-        ({"suppress_tokens": [100]}, r"suppress_tokens has 100: the vocabulary has tokens 0..99"),
-        ({"bad_words_ids": [[1, 200]]}, "bad_words_ids has 200"),
-        ({"bad_words_ids": [[]]}, "none empty"),
-        ({"allowed_tokens": "no"}, "must be a list of token ids"),
-        ({"allowed_tokens": [5], "bad_words_ids": [[5, 5]]}, "cannot be filled"),
-        ({"logits_processor": lambda ids, scores: scores / 0.7}, "may only add"),
-        ({"logits_processor": lambda ids, scores: scores - torch.inf}, "no token"),
-        ({"block_length": 17}, "block_length=17 is more than"),
-        ({"block_length": 0}, "block_length must be a positive"),
-        ({"sampling_dtype": "bfloat16"}, "Unknown sampling_dtype"),
-        ({"temperature": [1.0, -1.0, 1.0]}, "temperature must be positive"),
-        ({"temperature": float("nan")}, "temperature must be positive"),
-        ({"input_ids": torch.zeros(1, 20, dtype=torch.long)}, "20 positions are more than the model's 16"),
-        ({"input_ids": torch.full((1, 30), 100), "block_length": 4, "max_new_tokens": 4}, "open position further"),
-    ],
-)
-def test_impossible_constraints_say_what_is_wrong(model, settings, message):
-    with pytest.raises(ValueError, match=message):
-        model.generate(**settings)
-
-
-def test_a_closed_coarse_constraint_says_where(model):
-    node = int(model.tree.ancestors[5, 2])
-    below = (model.tree.ancestors[:, 2] == node).nonzero()[:, 0].tolist()
-    with pytest.raises(ValueError, match=f"tokens below node {node}, given for text 0"):
-        model.generate(torch.tensor([[1, node]]), suppress_tokens=below)
 
 
 # ---- watching ---------------------------------------------------------------------------------------------------
@@ -311,6 +276,17 @@ def test_callbacks_see_every_pass_in_the_layout_of_the_result(model):
     for before, after in itertools.pairwise(seen):
         assert torch.equal(after.moved, before.node_ids != after.node_ids) and after.moved.any()
     assert torch.equal(seen[-1].node_ids, result.sequences)
+
+
+def test_what_a_callback_is_given_is_its_own(model):
+    def moved(callback):
+        counts = []
+        model.generate(num_steps=6, generator=seeded(0)[0], callback=lambda step: counts.append(callback(step)))
+        return counts
+
+    assert moved(lambda step: (int(step.moved.sum()), step.node_ids.zero_())[0]) == moved(
+        lambda step: int(step.moved.sum())
+    )
 
 
 def test_watching_changes_nothing(model):
@@ -388,7 +364,7 @@ def test_every_setting_survives_saving(tmp_path):
         "temperature": [1.0, 0.5], "top_k": 3, "top_p": 0.8, "allowed_tokens": [1, 2], "suppress_tokens": [3],
         "bad_words_ids": [[1, 2]], "sampling_dtype": "float32", "eos_early_stop": False, "num_return_sequences": 2,
         "output_history": True, "return_dict_in_generate": True, "bos_token_id": 1, "eos_token_id": [2, 3],
-        "pad_token_id": 4,
+        "pad_token_id": 4, "exact_constraints": True,
     }  # fmt: skip
     config = TreeDiffGenerationConfig(**settings)
     config.save_pretrained(tmp_path)

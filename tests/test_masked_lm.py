@@ -104,7 +104,11 @@ def test_neither_company_nor_padding_nor_the_size_of_passes_matters(schedule, mo
     torch.testing.assert_close(model(texts).logits, together)
 
 
-@pytest.mark.parametrize("fields", [{}, {"schedule": "binomial"}, {"schedule": "poisson"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"schedule": "binomial"}, {"schedule": "poisson"}, {"time_warp": "cosine"}, {"num_timesteps": 9}],
+    ids=str,
+)
 def test_deepest_beside_is_what_the_forward_process_shows(fields):
     """20,000 corruptions of 12 tokens: what stands beside each depth, and is less than one level away from lost."""
     tree = TREES[3]

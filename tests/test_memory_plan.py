@@ -1,13 +1,15 @@
 """The plan of a step's memory: what the design promises of trees, and what must hold of any plan."""
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, load_example, run_python, tiny_model
+from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.training import memory_plan
@@ -238,6 +240,56 @@ def test_the_script_finds_the_batch_for_a_device_and_refuses_nonsense():
     assert ran.returncode == 0 and "largest batch" in ran.stdout, ran.stderr
     ran = run_python("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "lots")
     assert ran.returncode != 0 and "such as 24GB" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_the_script_plans_a_model_of_the_hub_by_its_config_alone(tmp_path):
+    repository = tmp_path / "models--someone--model"  # a cache that has nothing but the config
+    SMALL.save_pretrained(repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    options = ("--batch-size", "8", "--recompute-mlp-layers", "2", "--json", tmp_path / "plan")
+    ran = run_python("examples/plan_memory.py", "--from", "someone/model", *options, HF_HUB_CACHE=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    expected = plan_memory(TreeDiffConfig(**_sizes(SMALL), recompute_mlp_layers=2), 8, 128, precision="fp32")
+    assert json.loads((tmp_path / "plan").read_text()) == expected.summary()
+
+
+def test_the_script_refuses_other_models_and_other_sizes(tmp_path, monkeypatch):
+    script = load_example("plan_memory")
+
+    def plan(*options):
+        monkeypatch.setattr(sys, "argv", ["plan_memory.py", "--from", str(tmp_path), *options])
+        script.main()
+
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a gpt2 model, not one of treediff"):
+        plan()
+    SMALL.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="brings its own model along: leave out --layers"):
+        plan("--layers", "2")
+
+
+ESTIMATE = """
+import json, sys
+from types import SimpleNamespace
+sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
+from accelerate.commands import estimate
+folder = sys.argv[1]
+known = SimpleNamespace(library_name="transformers", config=json.load(open(folder + "/config.json")))
+estimate.model_info = lambda repo, token=None: known  # what the Hub tells of a repository; it has the code beside it
+options = ["--trust_remote_code", "--dtypes", "float32"]
+(row,) = estimate.gather_data(estimate.estimate_command_parser().parse_args([folder, *options]))
+print(row[2])
+"""
+
+
+def test_accelerate_estimates_the_size_of_what_loads_by_remote_code(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()  # nor does it read any weights
+    ran = run_python(tmp_path, code=ESTIMATE, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    tensors = [*model.parameters(), *model.buffers()]
+    assert int(ran.stdout.split()[-1]) == sum(tensor.nbytes for tensor in tensors)
 
 
 @pytest.mark.gpu

@@ -22,8 +22,6 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "model"
     tree, tokenizer = VocabularyTree.from_pretrained(SAMPLE), AutoTokenizer.from_pretrained(SAMPLE)
     tiny_model(tree).save_pretrained(folder, tokenizer=tokenizer)
-    if not (folder / "README.md").exists():
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A card\n")
     for name in ("result.json", "metrics.jsonl", "curves.png"):
         (folder / name).write_text("{}")
     for name in (".hidden.json", "optimizer.bin", "state.pkl", "run.json", "training_weights.safetensors", "notes.txt"):
@@ -115,7 +113,7 @@ def test_what_does_not_load_does_not_go(hub, push, trained, tmp_path):
     tree.save_pretrained(tmp_path / "tree")
     AutoTokenizer.from_pretrained(SAMPLE).save_pretrained(tmp_path / "tree")
     tiny_model(tree).save_pretrained(tmp_path / "bare")
-    (tmp_path / "bare" / "README.md").unlink(missing_ok=True)
+    (tmp_path / "bare" / "README.md").unlink()
     tiny_model(tree).save_pretrained(tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
     (tmp_path / "empty").mkdir()

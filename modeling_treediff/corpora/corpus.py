@@ -35,6 +35,17 @@ class Corpus:
     def __str__(self) -> str:
         return str(self.source)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a record says of it: a file by its name alone, a Hub dataset by its id."""
+        path = Path(self.source)
+        name = path.name if path.exists() else os.fspath(self.source)
+        return {
+            "name": name,
+            "on_hub": not path.exists(),
+            "configuration": self.configuration,
+            "split": None if path.is_file() else self.split,
+        }
+
     def documents(self, first: int = 0) -> Iterator[tuple[int, str]]:
         """Read (number, text) from document number `first` on, errors as of `iterate_documents`."""
         return number_documents(self.source, self.split, self.text_column, self.configuration, first=first)

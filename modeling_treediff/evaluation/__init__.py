@@ -1,8 +1,10 @@
 """Evaluation: likelihood bounds of texts, and what generated texts are like.
 
-`evaluation.metric` wraps the bounds for `evaluate` and needs the extra `eval`.
+`evaluation.metric` wraps the bounds for `evaluate` and needs the extra `eval`, `evaluation.harness` for
+lm-evaluation-harness and needs the extra `harness`.
 """
 
+from .greedy import is_greedy
 from .judge import Judge, JudgeResult
 from .perplexity import LikelihoodResult, evaluate_texts
 from .text_statistics import TextStatistics, measure_texts
@@ -17,6 +19,7 @@ __all__ = [
     "WindowProtocol",
     "cut_windows",
     "evaluate_texts",
+    "is_greedy",
     "measure_texts",
     "tokenize_texts",
 ]

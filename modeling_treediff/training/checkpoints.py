@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from modeling_treediff.atomic_files import commit_folder, write_atomically
+from modeling_treediff.model_card_treediff import CARD_NAME
+from modeling_treediff.model_records_treediff import EVALUATION_RECORD
 
 from .memory import GIBIBYTE
 from .processes import on_main, together
@@ -23,6 +25,7 @@ from .trained_model import TrainedModel
 NAME = re.compile(r"checkpoint-(\d+)")
 BEST_NAME = "checkpoint-best"
 FACTS_NAME = "run.json"
+NOT_OF_THE_STATE = (FACTS_NAME, CARD_NAME, EVALUATION_RECORD)  # may change, or come later
 
 
 class CheckpointStore:
@@ -204,7 +207,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FACTS_NAME)
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in NOT_OF_THE_STATE)
 
 
 def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:

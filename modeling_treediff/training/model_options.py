@@ -7,6 +7,8 @@ from typing import Any
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS, TreeDiffConfig
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
+from .option_files import OptionParser
+
 WINDOW, BATCH_SIZE = 64, 16
 # Fields of the model's config that are options of the same name.
 FAMILY = (
@@ -49,6 +51,19 @@ def add_family_options(group: argparse._ArgumentGroup) -> None:
         "--recompute-mlp-layers", type=int, default=0, metavar="N",
         help="of so many layers, backward computes the MLPs again: less memory, a little more time",
     )  # fmt: skip
+
+
+def beside_checkpoint(parser: OptionParser, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields given beside `--from`: those that change memory and time alone.
+
+    Raises:
+        ValueError: an option is given that says what the checkpoint brings along.
+
+    """
+    own = [name for name in ("tree", "tokenizer", "vocab_size", *SIZES, *FAMILY) if hasattr(options, name)]
+    if clash := parser.given(options, own):
+        raise ValueError(f"--from brings its own model along: leave out --{clash[0].replace('_', '-')}.")
+    return {name: getattr(options, name) for name in parser.given(options, MEMORY_FIELDS)}
 
 
 def model_fields(

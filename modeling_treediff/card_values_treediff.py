@@ -1,0 +1,201 @@
+"""Values of a model card by their names in the template: Markdown that is safe in a cell of a table.
+
+What no record backs is NOT_MEASURED, what nobody said is NOT_STATED.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from .model_records_treediff import is_number, number
+from .tree_sketch_treediff import sketch_tree
+from .vocabulary_tree import VocabularyTree
+
+NOT_MEASURED, NOT_STATED = "not measured", "not stated"
+GIBIBYTE = 2**30
+# Of a generation config: no settings of sampling.
+OTHER_SETTINGS = {
+    "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "output_history", "return_dict_in_generate",
+    "num_return_sequences",
+}  # fmt: skip
+
+
+def values_of_the_model(model: Any) -> dict[str, str]:  # noqa: ANN401 -- any of our models
+    """Return sizes, parameters by part and sampling settings."""
+    config = model.config
+    parts = config.count_parameters()
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+    settings = model.generation_config.to_dict() if model.can_generate() else {}
+    shown = {
+        name: value
+        for name, value in settings.items()
+        if value is not None and name not in OTHER_SETTINGS and not name.startswith("_")
+    }
+    return {
+        **{name: f"{getattr(config, name):,}" for name in sizes},
+        **{name: getattr(config, name) for name in ("head", "schedule")},
+        **{f"parameters_{part}": f"{count:,}" for part, count in parts.items()},
+        "parameters_all": f"{sum(parts.values()):,}",
+        "parameters_rounded": _rounded(sum(parts.values())),
+        "sampling_rows": "\n".join(f"| `{name}` | {_code(value)} |" for name, value in shown.items())
+        or f"| {NOT_STATED} | |",
+    }
+
+
+def values_of_the_tree(tree: VocabularyTree, tokenizer_file: Path) -> dict[str, str]:
+    """Return shape, provenance and a sketch, in words if there is a tokenizer.json."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file)) if tokenizer_file.exists() else None
+    by_level = [int((tree.depth == level).sum()) for level in range(tree.tree_depth + 1)]
+    named = ("method", "source", "licence", "tokenizer", "seed")
+    return {
+        "tree_shape": f"depth {tree.tree_depth}, at most {tree.max_branching:,} children per node; nodes by level: "
+        + " → ".join(f"{count:,}" for count in by_level),
+        "tree_sha256": tree.sha256,
+        "tree_sketch": sketch_tree(tree, (lambda token: str(tokenizer.decode([token]))) if tokenizer else None),
+        **{f"tree_{name}": _stated(tree.metadata.get(name)) for name in named},
+    }
+
+
+def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the record of `train.py` says; it may be empty."""
+    nats, error = number(record, "nelbo"), number(record, "nelbo_standard_error")
+    perplexity = None if nats is None else float(np.exp(np.float64(nats)))
+    tokens, seconds = number(record, "tokens_seen"), number(record, "training_seconds")
+    speed = (
+        f"{tokens / seconds:,.0f} tokens per second, {seconds:,.1f} s in all" if tokens and seconds else NOT_MEASURED
+    )
+    return {
+        "licence": _stated(record.get("licence")),
+        "base_model": _source(record.get("base_model"), otherwise="random weights" if record else NOT_STATED),
+        "training_text": _source(record.get("text")),
+        "validation_text": _held_out(record),
+        "steps": _count(record, "steps"),
+        "tokens_seen": _count(record, "tokens_seen"),
+        "nelbo": _with_error(nats, error, " nats per token"),
+        "level_losses": " + ".join(_figure(nats) for nats in record.get("level_losses", [])) or NOT_MEASURED,
+        "perplexity": _bound(perplexity, None if perplexity is None or error is None else perplexity * error),
+        "validation_tokens": _count(record, "validation_tokens"),
+        "unigram_entropy": _with_error(number(record, "unigram_entropy"), None, " nats per token"),
+        "training_speed": speed,
+        "peak_memory": _memory(record),
+        **_run_values("training", record),
+    }
+
+
+def values_of_evaluation(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the record of `evaluate.py` says; it may be empty."""
+    rows = record.get("texts", [])
+    protocol = rows[0]["protocol"]["description"] if rows else NOT_STATED
+    samples = f"; {rows[0]['num_samples']} corruptions per window" if rows else ""
+    return {
+        "evaluation_rows": "\n".join(_evaluation_row(row, record.get("limit")) for row in rows)
+        or f"| {NOT_MEASURED} | | | | |",
+        "evaluation_protocol": _cell(protocol + samples),
+        **_run_values("evaluation", record),
+    }
+
+
+def _evaluation_row(row: Mapping[str, Any], limit: int | None) -> str:
+    figures = (("nelbo", "confidence_interval"), ("perplexity", "perplexity_interval"))
+    bounds = [_in_interval(number(row, name), row.get(interval)) for name, interval in figures]
+    bits = _in_interval(number(row, "bits_per_byte"), row.get("bits_per_byte_interval"))
+    text = _source(row["source"]) + (f", first {limit:,} documents" if limit else "")
+    return f"| {text} | {_count(row, 'num_tokens')} | {bounds[0]} | {bounds[1]} | {bits} |"
+
+
+def _run_values(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a record came to be, each value under a name that begins with `kind`."""
+    run = [
+        f"seed {_stated(record.get('seed'))}",
+        f"commit {_stated(record.get('commit'))}",
+        f"{_stated(record.get('device'))}, processes: {_stated(record.get('processes'))}",
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    return {
+        f"{kind}_command": _code(record["command"]) if "command" in record else NOT_STATED,
+        f"{kind}_run": ", ".join(run) if record else NOT_STATED,
+        f"{kind}_versions": _stated(versions or None),
+    }
+
+
+# ---- formats --------------------------------------------------------------------------------------------------
+
+
+def _figure(value: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+    """Write a measured figure: three decimals for nats and bits, four digits for what is large."""
+    if not is_number(value):
+        return NOT_MEASURED
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _with_error(value: float | None, error: float | None, unit: str = "") -> str:
+    if value is None:
+        return NOT_MEASURED
+    return _figure(value) + (f" ± {_figure(error)}" if error is not None else "") + unit
+
+
+def _bound(value: float | None, error: float | None) -> str:
+    return NOT_MEASURED if value is None or math.isinf(value) else f"≤ {_with_error(value, error)}"
+
+
+def _in_interval(value: float | None, interval: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+    if value is None:
+        return NOT_MEASURED
+    ends = " to ".join("∞" if end is None else _figure(end) for end in interval or [])
+    return f"≤ {_figure(value)}" + (f" ({ends})" if ends else "")
+
+
+def _count(record: Mapping[str, Any], name: str) -> str:
+    value = number(record, name)
+    return NOT_MEASURED if value is None else f"{value:,}"
+
+
+def _rounded(count: int) -> str:
+    """Write a number of parameters shortly: 3.43M."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return str(count)
+
+
+def _memory(record: Mapping[str, Any]) -> str:
+    """Write the peak of the first process: on the accelerator, or resident on the host."""
+    allocated, reserved, resident = (
+        number(record, "peak_memory_bytes", name) for name in ("allocated", "reserved", "resident")
+    )
+    if allocated is not None and reserved is not None:
+        return f"{allocated / GIBIBYTE:.2f} GiB allocated on the device, {reserved / GIBIBYTE:.2f} GiB reserved"
+    return NOT_MEASURED if resident is None else f"{resident / GIBIBYTE:.2f} GiB resident, the whole process"
+
+
+def _source(source: Mapping[str, Any] | None, otherwise: str = NOT_STATED) -> str:
+    """Write where a text or a model came from."""
+    if not source:
+        return otherwise
+    named = {name: source[name] for name in ("configuration", "split", "revision") if source.get(name)}
+    details = "".join(f", {name} {value}" for name, value in named.items())
+    return f"{_code(source['name'])}{_cell(details)}{', on the Hub' if source['on_hub'] else ''}"
+
+
+def _held_out(record: Mapping[str, Any]) -> str:
+    every = record.get("hold_out_every")
+    return _source(record.get("validation_text"), f"one document in {every} of the text" if every else NOT_STATED)
+
+
+def _stated(value: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+    return NOT_STATED if value is None else _cell(str(value))
+
+
+def _code(value: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+    """Write a value as code, unless it has backticks of its own; there `<` begins no tag."""
+    text = str(value)
+    return _cell(text) if "`" in text else f"`{_cell(text).replace('&lt;', '<')}`"
+
+
+def _cell(text: str) -> str:
+    """Escape what would end a cell of a table or begin a tag."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

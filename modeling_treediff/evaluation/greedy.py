@@ -1,0 +1,48 @@
+"""Whether a model, filling open positions greedily, gives a certain text.
+
+Shape legend: B sequences, T positions.
+"""
+
+import torch
+
+from modeling_treediff import GenerationStep, TreeDiffForDiffusionLM, TreeDiffGenerationConfig
+
+
+class _AllWrong(Exception):
+    """No text of a batch can become what it is compared with."""
+
+
+def is_greedy(
+    model: TreeDiffForDiffusionLM, token_ids: torch.Tensor, attention_mask: torch.Tensor, prefix_mask: torch.Tensor
+) -> list[bool]:
+    """Tell of each text whether greedy filling of its positions that are not given makes exactly that text.
+
+    All of them are open at first; in each pass the one position and level that the model is surest of takes its
+    likeliest child. The order is the model's own, so a text may be greedy though its parts, each given what is to its
+    left, are not. Ends early when no text of the batch can come out right any more.
+
+    Args:
+        model: the model.
+        token_ids: (B, T) tokens.
+        attention_mask: (B, T), 0 at padding.
+        prefix_mask: (B, T), 1 at tokens that are given.
+
+    """
+    tree, config = model.tree, model.config
+    open_BT = (attention_mask != 0) & (prefix_mask == 0)
+
+    def give_up(step: GenerationStep) -> None:
+        right_BT = tree.ancestors[token_ids, tree.depth[step.node_ids]] == step.node_ids
+        if not (right_BT | ~open_BT).all(dim=1).any():
+            raise _AllWrong
+
+    # As many passes as the longest text could need: then each text takes one position and level in each.
+    settings = TreeDiffGenerationConfig(
+        do_sample=False, unmasking="confidence", num_steps=config.tree_depth * config.max_position_embeddings
+    )
+    nodes_BT = token_ids.masked_fill(open_BT, config.mask_token_id)
+    try:
+        filled_BT = model.generate(nodes_BT, attention_mask, settings, callback=give_up)
+    except _AllWrong:
+        return [False] * len(token_ids)
+    return ((filled_BT == token_ids) | ~open_BT).all(dim=1).tolist()

@@ -1,0 +1,56 @@
+"""Models are safetensors: no code of ours writes or reads pickles, which can run code when they are loaded.
+
+The checkpoints *of a run* are the exception: accelerate keeps the optimizer's state, the random states and the place in
+the data in pickles, and reads the last with all that a pickle can do. So what is resumed must be a run of one's own.
+"""
+
+import ast
+
+from conftest import REPOSITORY
+from peft import LoraConfig, get_peft_model
+from tiny_run import tiny_network, tiny_run, tiny_tokenizer, tiny_tree
+
+PICKLING = {
+    "torch.save",
+    "torch.load",
+    "pickle.dump",
+    "pickle.load",
+    "joblib.dump",
+    "joblib.load",
+    "numpy.load",
+    "np.load",
+}
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle"}
+CODE = [file for folder in ("modeling_treediff", "examples") for file in (REPOSITORY / folder).rglob("*.py")]
+
+
+def pickles(folder):
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix in PICKLES)
+
+
+def used(file):
+    """The qualified names, as written, of all that a file takes from modules and objects."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_no_code_reads_or_writes_pickles():
+    found = {file.relative_to(REPOSITORY).as_posix(): PICKLING & set(used(file)) for file in CODE}
+    assert len(found) > 80 and not any(found.values()), {file: names for file, names in found.items() if names}
+
+
+def test_what_is_saved_as_a_model_is_safetensors(tmp_path):
+    model = tiny_network(tiny_tree())
+    model.save_pretrained(tmp_path / "model", tokenizer=tiny_tokenizer())
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    tiny_tree().save_pretrained(tmp_path / "tree")
+    assert not pickles(tmp_path) and len(list(tmp_path.rglob("*.safetensors"))) == 4
+
+
+def test_a_run_keeps_pickles_in_its_checkpoints_alone_and_no_model_in_them(tmp_path):
+    tiny_run(tmp_path)
+    found = pickles(tmp_path)
+    assert found and all(name.startswith("checkpoint-") and "model" not in name for name in found)
