@@ -317,7 +317,7 @@ def report(
         "window": result.window,
         "steps": config.max_steps,
         "tokens_seen": result.tokens_seen,
-        "training_seconds": round(result.seconds, 1),
+        "training_seconds": round(result.seconds, 3),
         "peak_memory_bytes": asdict(result.peak_memory),
         "peak_memory_bytes_of_phases": [
             {name: asdict(peak) for name, peak in phases.items()} for phases in result.peak_memory_of_phases
