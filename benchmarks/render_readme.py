@@ -1,6 +1,6 @@
 """Render recorded results, and parameter counts, into the README's tables.
 
-python benchmarks/render_readme.py            # after: copy runs/*/result.json to benchmarks/results/
+python benchmarks/render_readme.py            # after: copy runs/*/result.json to benchmarks/results/quickstart_*.json
 python benchmarks/render_readme.py --check    # fail if the README does not show the recorded numbers
 """
 
@@ -25,7 +25,8 @@ from modeling_treediff.atomic_files import write_atomically
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-RUNS = {"tree (TDLM)": "quickstart_tree.json", "flat (MDLM)": "quickstart_flat.json"}
+RUNS = {"tree (TDLM)": "quickstart_tree", "flat (MDLM)": "quickstart_flat"}
+SEEDS = {0: "", 1: "_seed1"}  # -> end of the file's name
 QUICKSTART = "<!-- quickstart table -->\n", "<!-- end of quickstart table -->"
 BUDGET = "<!-- budget table -->\n", "<!-- end of budget table -->"
 MEMORY = "<!-- memory table -->\n", "<!-- end of memory table -->"
@@ -56,7 +57,7 @@ def row(name: str, record: dict[str, Any]) -> str:
     cells = [
         f"{name}, {record['num_hidden_layers']} layers",
         f"{millions:.2f}M ({head:.2f}M)",
-        f"{record['steps']}",
+        f"{record['seed']}",
         f"{record['training_seconds']:.0f} s",
         f"{memory / 2**30:.2f} GiB",
         f"{record['nelbo']:.3f} ± {record['nelbo_standard_error']:.3f}",
@@ -68,20 +69,25 @@ def row(name: str, record: dict[str, Any]) -> str:
 
 def table() -> str:
     """Return the table and the facts of the runs, from the result files."""
-    records = {name: json.loads((RESULTS / file).read_text(encoding="utf-8")) for name, file in RUNS.items()}
-    first = next(iter(records.values()))
-    shared = ("unigram_entropy", "validation_tokens", "steps", "seed", "versions", "device", "window", "commit")
-    for name, record in records.items():
-        if differing := [key for key in shared if record[key] != first[key]]:
-            raise ValueError(f"{name} was not run under the same protocol: {', '.join(differing)} differ.")
+    runs = [
+        (name, seed, json.loads((RESULTS / f"{file}{ending}.json").read_text(encoding="utf-8")))
+        for name, file in RUNS.items()
+        for seed, ending in SEEDS.items()
+    ]
+    first = runs[0][2]
+    shared = ("unigram_entropy", "validation_tokens", "steps", "versions", "device", "window", "commit")
+    for name, seed, record in runs:
+        differing = [key for key in shared if record[key] != first[key]] + ["seed"] * (record["seed"] != seed)
+        if differing:
+            raise ValueError(f"{name}, {seed}, was not run under the same protocol: {', '.join(differing)} differ.")
     lines = [
-        "| model | parameters (head) | steps | training time | peak memory | "
+        "| model | parameters (head) | seed | training time | peak memory | "
         "validation NELBO, nats/token | perplexity ≤ | "
         "below unigram |\n",
         "|---|---|---|---|---|---|---|---|\n",
-        *(row(name, record) for name, record in records.items()),
-        f"\nUnigram entropy of the held-out text: {first['unigram_entropy']:.3f} nats/token. "
-        f"{first['device']}, torch {first['versions']['torch']}, seed {first['seed']}, commit {first['commit']}; "
+        *(row(name, record) for name, _, record in runs),
+        f"\n{first['steps']} steps; unigram entropy of the held-out text: {first['unigram_entropy']:.3f} nats/token. "
+        f"{first['device']}, torch {first['versions']['torch']}, commit {first['commit']}; "
         "full records in `benchmarks/results/`.\n",
     ]
     return "".join(lines)

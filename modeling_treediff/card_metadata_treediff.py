@@ -65,11 +65,12 @@ def _training_results(record: Mapping[str, Any]) -> Iterator[EvalResult]:
 
 def _evaluation_results(record: Mapping[str, Any]) -> Iterator[EvalResult]:
     for row in record.get("texts", []):
-        yield from _results(row, row["source"])
+        yield from _results(row, row["source"], record.get("limit"))
 
 
-def _results(measured: Mapping[str, Any], source: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """Yield what was measured on a text, unrounded."""
+def _results(measured: Mapping[str, Any], source: Mapping[str, Any], limit: int | None = None) -> Iterator[EvalResult]:
+    """Yield what was measured on a text, or on its first `limit` documents, unrounded."""
+    part = f", of the first {limit:,} documents" if limit else ""
     nats = number(measured, "nelbo")
     error = number(measured, "nelbo_standard_error") or number(measured, "standard_error")
     metrics = {
@@ -86,7 +87,7 @@ def _results(measured: Mapping[str, Any], source: Mapping[str, Any]) -> Iterator
                 dataset_config=source.get("configuration"),
                 dataset_split=source.get("split"),
                 metric_type=kind,
-                metric_name=name,
+                metric_name=name + part,
                 metric_value=value,
                 metric_args={"standard_error": error} if kind == "nelbo" and error is not None else None,
             )

@@ -23,14 +23,16 @@ logger = logging.get_logger(__name__)
 CARD_NAME = "README.md"
 TEMPLATE_NAME = "model_card.md"
 CARD_FILES = (TEMPLATE_NAME, *RECORD_NAMES)  # what a card is made from, beside the model
+TEMPLATE_MARK = b"$mark"  # where MARK goes
 MARK = "<!-- rendered from model_card.md: without this line, saving leaves the file as it is -->"
 
 
 def write_model_card(model: Any, folder: Path, target: Path | None = None) -> None:  # noqa: ANN401
-    """Write README.md and the template it was made from into a folder that holds a saved model.
+    """Write README.md and the template it was made from into a folder that holds a saved model that generates.
 
-    A README.md without our mark is its user's own and stays. Records of the same weights come along from where the
-    model was loaded from.
+    A README.md without our mark is its user's own and stays, and so does a template that is there, edited or not.
+    Records of the same weights come along from where the model was loaded from. What cannot be rendered is told in a
+    warning: no model is lost for its card.
 
     Args:
         model: any of our models.
@@ -39,6 +41,8 @@ def write_model_card(model: Any, folder: Path, target: Path | None = None) -> No
 
     """
     target = target or folder
+    if not model.can_generate():
+        return
     if (template := _find_template(model, target)) is None:
         logger.warning_once(f"No model card is written: there is no {TEMPLATE_NAME} where the model came from.")
         return
@@ -46,11 +50,15 @@ def write_model_card(model: Any, folder: Path, target: Path | None = None) -> No
     for name in find_records(folder, brought):
         if not (target / name).exists():
             shutil.copyfile(brought[name], folder / name)
-    text = template.read_text(encoding="utf-8")
-    write_atomically(folder / TEMPLATE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
-    if not _is_own(target / CARD_NAME):
-        card = _render(model, text, folder, target)
-        write_atomically(folder / CARD_NAME, lambda file: file.write_text(card, encoding="utf-8"))
+    try:
+        text = template.read_text(encoding="utf-8")
+        if not (target / TEMPLATE_NAME).exists():
+            write_atomically(folder / TEMPLATE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
+        if not _is_own(target / CARD_NAME):
+            card = _render(model, text, folder, target)
+            write_atomically(folder / CARD_NAME, lambda file: file.write_text(card, encoding="utf-8"))
+    except Exception as error:  # noqa: BLE001 -- tokenizers raises just that; records and templates are anybody's
+        logger.warning(f"No new model card is written to {target}: {type(error).__name__}, {error}.")
 
 
 def render_model_card(model: Any, folder: Path) -> str:  # noqa: ANN401
@@ -66,16 +74,16 @@ def render_model_card(model: Any, folder: Path) -> str:  # noqa: ANN401
 
 
 def _find_template(model: Any, folder: Path) -> Path | None:  # noqa: ANN401
-    """Return the template: the package's, else that of the checkpoint the model came from, else the folder's own."""
+    """Return the template: the folder's own, else the package's, else that of the checkpoint the model came from."""
     here = Path(__file__).parent
-    brought = model._card_files.get(TEMPLATE_NAME)
-    places = [here / TEMPLATE_NAME, here.parent / TEMPLATE_NAME, brought, folder / TEMPLATE_NAME]
-    return next((place for place in places if place and place.exists()), None)
+    places = [folder / TEMPLATE_NAME, here / TEMPLATE_NAME, here.parent / TEMPLATE_NAME]
+    places.append(model._card_files.get(TEMPLATE_NAME, places[0]))
+    return next((place for place in places if place.is_file() and TEMPLATE_MARK in place.read_bytes()), None)
 
 
 def _is_own(readme: Path) -> bool:
     """Tell whether there is a README.md that was not rendered here."""
-    return readme.exists() and MARK not in readme.read_text(encoding="utf-8", errors="replace")
+    return readme.exists() and not (readme.is_file() and MARK.encode() in readme.read_bytes())
 
 
 def _render(model: Any, template: str, folder: Path, target: Path) -> str:  # noqa: ANN401

@@ -151,9 +151,11 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             self.tree.save_pretrained(folder)
             if tokenizer is not None:
                 write_tokenizer(tokenizer, folder)
-            if not kwargs.get("variant"):  # the card is about the weights that load by default
+            written = {file for pattern in patterns for file in folder.glob(pattern)}
+            if stem == "model" and written:  # the card is about the weights that load by default
                 write_model_card(self, folder, target)
-            stale -= {target / file.name for file in folder.iterdir()}
+            # Without weights of ours, as with an adapter alone, those that are there stay.
+            stale -= {target / file.name for file in written} if written else stale
         for file in stale:
             file.unlink()
 

@@ -138,7 +138,8 @@ class TokenConstraints:
         if self.constant_1N is not None:
             return self.constant_1N
         scores_BV = self.log_weight_1V.repeat(len(node_ids), 1)
-        return self._known(self.processor(node_ids.clone(), scores_BV))  # type: ignore[misc, arg-type]
+        added_BV = self.processor(node_ids.clone(), scores_BV)  # type: ignore[misc, arg-type]
+        return self._known(added_BV.to(scores_BV.dtype))
 
     def _known(self, log_weight_RV: torch.Tensor) -> torch.Tensor:
         """Return (R, N): the logarithm of the mean weight of the tokens below each node, NaN where the text tells."""
@@ -226,7 +227,7 @@ def _check_additive(processor: LogitsProcessorList, log_weight_1V: torch.Tensor)
     other_1V = torch.linspace(-1, 1, log_weight_1V.shape[1], device=text.device, dtype=log_weight_1V.dtype)[None]
     zero_1V = torch.zeros_like(other_1V)
     added, added_to_other = processor(text, zero_1V.clone()), processor(text, other_1V.clone()) - other_1V  # type: ignore[arg-type]
-    if not torch.allclose(added, added_to_other, atol=1e-4):
+    if not torch.allclose(added.to(zero_1V.dtype), added_to_other.to(zero_1V.dtype), atol=1e-4):
         raise ValueError(
             "A logits_processor may only add to the scores of tokens, or set them to -inf: that has a meaning "
             "at every level of the tree. Temperature, top_k and top_p are settings of generate."

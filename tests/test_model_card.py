@@ -343,11 +343,61 @@ def test_a_variant_leaves_the_card_of_the_other_weights(loaded, checkpoint):
     assert (checkpoint / "README.md").read_text("utf-8") == before == render_model_card(loaded, checkpoint)
 
 
-def test_a_model_without_head_or_tokenizer_has_a_card(tree, tmp_path):
+def test_a_model_without_tokenizer_has_a_card_and_one_without_head_has_none(tree, tmp_path):
+    """The card counts the parameters of a head and generates: not what a body alone does."""
     TreeDiffModel.from_tree(tree, hidden_size=32, num_attention_heads=4).save_pretrained(tmp_path / "body")
     tiny_model(tree).save_pretrained(tmp_path / "model")
-    assert "| not stated | |" in section((tmp_path / "body" / "README.md").read_text("utf-8"), "Sampling settings")
+    assert not (tmp_path / "body" / "README.md").exists()
     assert "| `num_steps` | `64` |" in (tmp_path / "model" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: edit_record(folder, text="corpus.txt"),
+        lambda folder: edit_record(folder, level_losses=None),
+        lambda folder: edit_record(folder, licence=2),
+        lambda folder: (folder / "model_card.md").write_text("$mark $nothing_of_ours"),
+    ],
+    ids=["tokenizer", "text", "level losses", "licence", "template"],
+)
+def test_what_cannot_be_rendered_loses_no_model(loaded, checkpoint, caplog, spoil):
+    spoil(checkpoint)
+    before = (checkpoint / "README.md").read_text("utf-8")
+    (checkpoint / "config.json").unlink()
+    loaded.save_pretrained(checkpoint)
+    assert (checkpoint / "config.json").exists() and (checkpoint / "README.md").read_text("utf-8") == before
+    with pytest.raises(Exception):  # noqa: B017, PT011 -- whatever it is
+        render_model_card(loaded, checkpoint)
+    TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+
+
+def edit_record(folder, **changes):
+    (folder / "result.json").write_text(json.dumps(record(folder) | changes), "utf-8")
+
+
+def test_a_folder_may_have_a_template_of_its_own(loaded, checkpoint):
+    template = checkpoint / "model_card.md"
+    template.write_text(TEMPLATE.replace("## Limits", "## What it cannot do"), "utf-8")
+    loaded.save_pretrained(checkpoint)
+    assert "## What it cannot do" in (checkpoint / "README.md").read_text("utf-8")
+    template.write_text("My notes about the card.", "utf-8")  # no template
+    loaded.save_pretrained(checkpoint)
+    assert "## Limits" in (checkpoint / "README.md").read_text("utf-8")
+    assert template.read_text("utf-8") == "My notes about the card."
+
+
+def test_the_beginning_of_a_text_does_not_pass_for_all_of_it(loaded, checkpoint):
+    whole = record(checkpoint, "evaluation.json") | {"limit": None}
+    for limit, part in ((None, ""), (3, ", of the first 3 documents")):
+        (checkpoint / "evaluation.json").write_text(json.dumps(whole | {"limit": limit}))
+        results = ModelCard(render_model_card(loaded, checkpoint)).data.eval_results
+        names = {result.metric_name for result in results if result.dataset_name == "other.txt"}
+        assert names == {
+            f"{name}{part}"
+            for name in ("Perplexity, upper bound", "NELBO, nats per token", "Bits per byte, upper bound")
+        }
 
 
 def test_a_checkpoint_of_a_run_stays_whole_when_its_card_changes(tmp_path):

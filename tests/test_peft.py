@@ -55,6 +55,21 @@ def test_an_adapter_on_a_fresh_base_gives_the_same_logits_and_merges(tmp_path, h
     assert again.state_dict().keys() == TreeDiffForDiffusionLM.from_pretrained(tmp_path / "base").state_dict().keys()
 
 
+def test_an_adapter_saved_into_its_bases_folder_leaves_the_weights_there(tmp_path):
+    base = tiny_model(tiny_tree())
+    base.save_pretrained(tmp_path / "base")
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    model = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "base")
+    model.load_adapter(tmp_path / "adapter")
+    names = ("model.safetensors", "README.md")
+    before = [(tmp_path / "base" / name).read_bytes() for name in names]
+    model.save_pretrained(tmp_path / "base")
+    assert [(tmp_path / "base" / name).read_bytes() for name in names] == before
+    model.save_pretrained(tmp_path / "alone")
+    files = {file.name for file in (tmp_path / "alone").iterdir()}
+    assert "adapter_model.safetensors" in files and "README.md" not in files  # the card is of whole models
+
+
 LOAD_MERGED = """
 import sys, torch
 sys.modules["modeling_treediff"] = sys.modules["peft"] = None  # as if neither were installed: importing them raises

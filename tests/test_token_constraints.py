@@ -135,6 +135,13 @@ def test_processors_cannot_write_what_they_exclude_and_leave_a_word_no_way_out(m
         assert set(texts.unique().tolist()) <= {5, 6}
 
 
+def test_processors_may_answer_in_single_precision(model):
+    def less(node_ids, scores):
+        return scores.float() - torch.arange(100.0)
+
+    assert model.generate(max_new_tokens=4, num_steps=3, logits_processor=less).shape == (1, 4)
+
+
 def test_what_a_processor_is_given_is_its_own(model):
     def spoil(node_ids, scores):
         node_ids.zero_()
