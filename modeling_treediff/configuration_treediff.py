@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+FORMAT_VERSION = 1  # raised when this code writes checkpoints that its older versions would read wrongly
 HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free")
 SCHEDULES = ("sequential", "binomial", "poisson")
@@ -18,6 +19,7 @@ class TreeDiffConfig(PreTrainedConfig):
         tree_depth: D, depth of every leaf. 1 is the flat tree, with which the model is MDLM.
         max_branching: K, outputs of the prediction head per level; by default V, as in the flat tree.
         num_tree_nodes: N, leaves and internal nodes; by default V + 1, as in the flat tree.
+        format_version: of the checkpoint; a newer one than this code knows is refused.
         tree_sha256: fingerprint of the tree; loading compares it with the tree in the weights.
         hidden_size: width of the residual stream.
         num_hidden_layers: transformer blocks.
@@ -54,6 +56,7 @@ class TreeDiffConfig(PreTrainedConfig):
     tree_depth: int = 1
     max_branching: int = None  # type: ignore[assignment]  # these three are filled in below
     num_tree_nodes: int = None  # type: ignore[assignment]
+    format_version: int = FORMAT_VERSION
     tree_sha256: str | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -163,6 +166,12 @@ class TreeDiffConfig(PreTrainedConfig):
         return self.vocab_size
 
     def _check(self) -> None:
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"The model was saved in format {self.format_version}, this version of modeling-treediff reads up to "
+                f"{FORMAT_VERSION}: upgrade the package, or load with trust_remote_code=True where it is not imported, "
+                "which takes the code in the model's own repository."
+            )
         sizes = ("vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads")
         for name in (*sizes, "intermediate_size", "max_position_embeddings", "head_rank"):
             value = getattr(self, name)

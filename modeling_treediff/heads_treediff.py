@@ -23,9 +23,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import nn
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_liger_kernel_available
 
@@ -217,7 +217,7 @@ def _flat_layer(head: TreeHead, slot_n: torch.Tensor, tree: VocabularyTree) -> t
 @cache
 def _fused_kernel() -> Callable[..., torch.Tensor] | None:
     """Return Liger's fused linear layer and cross-entropy, of releases that can weigh positions in backward."""
-    if is_liger_kernel_available() and Version(version("liger-kernel")) >= Version("0.8.5"):
+    if is_liger_kernel_available() and TorchVersion(version("liger-kernel")) >= "0.8.5":
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
         return liger_fused_linear_cross_entropy

@@ -25,6 +25,7 @@ from .diffusion_process import child_slots, nelbo_terms
 from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
 from .heads_treediff import child_nats, make_head
+from .hub_upload import upload_files  # noqa: F401
 from .lean_operations_treediff import lean_linears  # noqa: F401
 from .level_schedules import make_schedule
 from .likelihood_treediff import TreeDiffLikelihoodMixin

@@ -5,23 +5,27 @@ readable file beside them with its provenance. Loading compares both with the fi
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
+from .hub_upload import upload_files
 from .mask_token import with_mask_token
 from .model_card_treediff import CARD_FILES, write_model_card
 from .model_records_treediff import find_files
-from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, write_tokenizer
+from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, find_tree_file, write_tokenizer
 from .vocabulary_tree import VocabularyTree
 
 logger = logging.get_logger(__name__)
@@ -37,6 +41,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # For every class that is not registered for another: code is saved with the model, and transformers, taking it for
+    # remote code, never asks its converter, a service elsewhere, for the safetensors that a repository lacks.
+    _auto_class = "AutoModel"
 
     def __init__(self, config: TreeDiffConfig) -> None:
         """Start without a tree; `from_tree` or `from_pretrained` fill it in."""
@@ -121,13 +128,16 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: the tokenizer's size is not the tree's, the buffers no longer hold the tree that the config
-                names, or push_to_hub.
+                names, or push_to_hub=True.
 
         """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError(
+                "save_pretrained writes the folder alone: call model.push_to_hub(repo_id, tokenizer=tokenizer), which "
+                "uploads the same files in one commit."
+            )
         if not is_main_process:
             return
-        if kwargs.pop("push_to_hub", False):
-            raise ValueError("Save first, then call push_to_hub.")
         self._verify_tree()
         if tokenizer is not None:
             tokenizer = self.with_mask_token(tokenizer)
@@ -146,6 +156,33 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             stale -= {target / file.name for file in folder.iterdir()}
         for file in stale:
             file.unlink()
+
+    def push_to_hub(  # type: ignore[override]  # the upload's options are keywords here
+        self,
+        repo_id: str,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_shard_size: int | str = "50GB",
+        **options: Any,  # noqa: ANN401
+    ) -> CommitInfo:
+        """Upload all that `save_pretrained` writes to a Hub repository, in one commit.
+
+        A push that broke off leaves the repository as it was, and is repeated by calling this again.
+
+        Args:
+            repo_id: "user/name", or "name" for the user's own; made if it does not exist.
+            tokenizer: goes with the model, as in `save_pretrained`.
+            max_shard_size: larger weights are divided into several files.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and
+                `subfolder`, as `upload_files` in `hub_upload.py` documents them.
+
+        Returns:
+            The commit, as huggingface_hub describes it.
+
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
+            return upload_files(Path(folder), repo_id, **options)
 
     def with_mask_token(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Return the tree's tokenizer with the root as its mask token; where it cannot have one, as it is.
@@ -173,38 +210,35 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Load as transformers does, then verify the tree in the weights and beside them against the config.
+        """Load as transformers does, but only safetensors; verify the tree in the weights and beside them.
 
         Raises:
+            OSError: there are no weights, or none in safetensors.
             ValueError: damaged weights, or a tree that is not the one the config names.
 
         """
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("Only safetensors are loaded, since a pickle can run code: leave out use_safetensors.")
+        wants_info = kwargs.pop("output_loading_info", False)
+        with _what_is_wrong_with(pretrained_model_name_or_path):
+            options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        model, info = loaded
+        if absent := sorted(name for name in info["missing_keys"] if "table_" in name):
             raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} are damaged ({error}). Save or download them again."
-            ) from error
-        except RuntimeError as error:
-            if "mismatched" not in str(error):
-                raise
-            raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} have other sizes than its config.json names. Restore "
-                "the original files."
-            ) from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+                f"The weights in {pretrained_model_name_or_path} hold no vocabulary tree ({', '.join(absent)} are "
+                "missing): restore the original files, or save the model again with save_pretrained."
+            )
         model._verify_tree()
         hub_kwargs = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         model._read_sidecar(pretrained_model_name_or_path, hub_kwargs)
         if pretrained_model_name_or_path is not None:
             model._card_files = find_files(pretrained_model_name_or_path, CARD_FILES, **hub_kwargs)
-        return loaded
+        return (model, info) if wants_info else model
 
     def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:
         """Take the provenance from the tree's own file, if the checkpoint has one, and compare the tree in it."""
-        if source is not None and cached_file(
-            source, TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
-        ):
+        if source is not None and find_tree_file(source, **hub_kwargs):
             sidecar = VocabularyTree.from_pretrained(source, **hub_kwargs)
             self._check_sha256(TREE_WEIGHTS_NAME, sidecar.sha256)
             self._tree_metadata = dict(sidecar.metadata)
@@ -215,3 +249,25 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
                 f"The vocabulary tree in {place} of {self.config.name_or_path} is not the one the model was trained "
                 f"with: its sha256 is {sha256}, the config names {self.config.tree_sha256}. Restore the original files."
             )
+
+
+@contextmanager
+def _what_is_wrong_with(source: object) -> Iterator[None]:
+    """Say in one sentence what loading weights from `source` failed at, and what to do."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {source} are damaged ({error}). Save or download them again.") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise ValueError(
+            f"The weights in {source} have other sizes than its config.json names. Restore the original files."
+        ) from error
+    except OSError as error:
+        if (name := re.search(r"model[-.\w]*\.safetensors", str(error))) is None:
+            raise
+        raise OSError(
+            f"{source} holds no {name[0]}, and a pickle such as pytorch_model.bin is never loaded, since it can run "
+            "code: complete the files, or ask their author for safetensors."
+        ) from error

@@ -11,16 +11,13 @@ every table below follows from them.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
-from .tree_files import FORMAT_VERSION, TREE_CONFIG_NAME, find_tree_file, read_tree_files, write_tree_files
+from .tree_files import FORMAT_VERSION, TreeFilesMixin
 from .tree_tables import (
     as_int64,
     check_ancestors,
@@ -35,7 +32,7 @@ from .tree_tables import (
 
 
 @dataclass(frozen=True, eq=False)
-class VocabularyTree:
+class VocabularyTree(TreeFilesMixin):
     """A tree over a vocabulary, as integer tables; build one with `flat`, `random`, `from_paths` or `from_ancestors`.
 
     The constructor takes ready tables without checking them (a model wraps its buffers this way, on any device);
@@ -296,51 +293,3 @@ class VocabularyTree:
                 "token id. Build a tree for this tokenizer, or load the tokenizer the tree was built for "
                 f"({self.metadata.get('tokenizer', 'not recorded')})."
             )
-
-    def _structure(self) -> dict[str, Any]:
-        """Return what a saved tree records of itself beside its provenance."""
-        return {
-            "vocab_size": self.vocab_size,
-            "tree_depth": self.tree_depth,
-            "max_branching": self.max_branching,
-            "num_tree_nodes": self.num_nodes,
-            "sha256": self.sha256,
-        }
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).
-
-        Each file appears whole or not at all; a kill at any moment leaves a folder that still loads.
-        """
-        tables = {name: getattr(self, name).cpu().numpy() for name in ("paths", "representative")}
-        write_tree_files(Path(save_directory), tables, self.metadata | self._structure())
-
-    @classmethod
-    def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: Any) -> "VocabularyTree":  # noqa: ANN401
-        """Load a tree from a folder or a Hub repository and verify its fingerprint.
-
-        Args:
-            directory_or_repo: folder that holds `vocabulary_tree.safetensors`, or a Hub repository id.
-            hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, as in transformers.
-
-        Raises:
-            OSError: there is no such file.
-            ValueError: the file is damaged, of a newer format, or was changed after it was written.
-
-        """
-        file = find_tree_file(directory_or_repo, **hub_kwargs)
-        try:
-            tables, facts, recorded = read_tree_files(file)
-            tree = cls.from_paths(tables["paths"], facts["max_branching"])
-            tree.representative.copy_(torch.from_numpy(tables["representative"].astype(np.int64)))
-            tree.validate()
-            for expected in recorded - {tree.sha256}:
-                raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
-                "Restore the original files."
-            ) from error
-        derived = {"format_version", *tree._structure()}
-        tree.metadata.update({key: value for key, value in facts.items() if key not in derived})
-        return tree

@@ -179,7 +179,7 @@ def test_a_failed_save_keeps_the_old_tree(run_example, small, tmp_path, monkeypa
     def no_space(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("modeling_treediff.vocabulary_tree.write_tree_files", no_space)
+    monkeypatch.setattr("modeling_treediff.tree_files.write_tree_files", no_space)
     assert "No space left" in run_example(*given, "--depth", 3)
     assert VocabularyTree.from_pretrained(tmp_path).sha256 == before
     assert not (tmp_path / ".partial").exists()

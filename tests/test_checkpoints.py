@@ -1,5 +1,6 @@
 """What is saved loads elsewhere, unchanged or not at all."""
 
+import ast
 import json
 import os
 import random
@@ -31,6 +32,7 @@ SHIPPED = {
     "generation_config_treediff.py",
     "generation_treediff.py",
     "heads_treediff.py",
+    "hub_upload.py",
     "lean_operations_treediff.py",
     "level_schedules.py",
     "likelihood_treediff.py",
@@ -101,6 +103,24 @@ def test_shipped_files_are_the_relative_imports_of_the_model():
     assert found | {"modeling_treediff.py"} == SHIPPED
 
 
+def test_shipped_files_import_only_what_every_user_has_and_siblings():
+    """Every import anywhere in them: a sibling by name, Python's own, one of five packages, or asked for before."""
+    known = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"} | sys.stdlib_module_names
+    for name in SHIPPED:
+        nodes = list(ast.walk(ast.parse((REPOSITORY / "modeling_treediff" / name).read_text(encoding="utf-8"))))
+        asked = [node for node in nodes if isinstance(node, ast.If) and "_available()" in ast.unparse(node.test)]
+        optional = [node for condition in asked for node in ast.walk(condition)]
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and f"{node.module}.py" in SHIPPED, (name, node.module)
+            elif isinstance(node, ast.Import | ast.ImportFrom) and node not in optional:
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert known.issuperset(module.split(".")[0] for module in modules), (name, modules)
+            elif isinstance(node, ast.Name | ast.Attribute):  # nor by a name made up while running
+                called = node.id if isinstance(node, ast.Name) else node.attr
+                assert called not in ("__import__", "import_module"), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loads_offline_where_the_package_is_not_installed(model, checkpoint, tmp_path, dtype):
     out = tmp_path / "logits.pt"
@@ -148,7 +168,7 @@ def test_a_variant_is_saved_beside_the_other_weights(model, checkpoint):
     model.save_pretrained(checkpoint, variant="low")
     assert {path.name for path in checkpoint.glob("model*")} >= {"model.safetensors", "model.low.safetensors"}
     assert TreeDiffForDiffusionLM.from_pretrained(checkpoint, variant="low").tree.sha256 == model.tree.sha256
-    with pytest.raises(ValueError, match="Save first"):
+    with pytest.raises(ValueError, match="call model.push_to_hub"):
         model.save_pretrained(checkpoint, push_to_hub=True)
 
 

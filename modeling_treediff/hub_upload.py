@@ -1,0 +1,85 @@
+"""What a push does: the files of a folder become one commit of a Hub repository, all of them or none."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+# The files of one set of weights: `model.safetensors`, or shards and their index.
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+def path_in_repository(name: str, subfolder: str = "") -> str:
+    """Return where a file goes: code to the root, the only place transformers looks for it; the rest to `subfolder`."""
+    parent = subfolder.strip("/")
+    return f"{parent}/{name}" if parent and not name.endswith(".py") else name
+
+
+def upload_files(
+    folder: Path,
+    repo_id: str,
+    *,
+    names: Collection[str] | None = None,
+    subfolder: str = "",
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload files in one commit, which also removes weights they replace; make repository and branch where missing.
+
+    Nothing is visible on the Hub before that commit, so a push that broke off is repeated as it was: large files that
+    had arrived are not sent again, and if even the commit had, there is no second one.
+
+    Args:
+        folder: where the files are.
+        repo_id: "user/name", or "name" for the user's own.
+        names: which of them, relative to the folder; by default all.
+        subfolder: where in the repository the model goes.
+        commit_message: first line of the commit.
+        commit_description: further lines.
+        private: a new repository is private; None leaves that to the account's default.
+        token: of the Hub; by default the one that `hf auth login` or the variable HF_TOKEN gave.
+        revision: branch to commit to, made from main if there is none; also `refs/pr/N`.
+        create_pr: open a pull request against main with the commit; repeated, the push opens another.
+
+    Returns:
+        The commit: its address as text, `oid`, and with create_pr `pr_url`.
+
+    Raises:
+        ValueError: private, but the repository exists and is public; a revision beside create_pr.
+        HfHubHTTPError: what the Hub refuses.
+
+    """
+    if create_pr and revision not in (None, "main"):
+        raise ValueError("A pull request is opened against main: leave out create_pr or revision.")
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out private.")
+    if revision not in (None, "main") and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if names is None:
+        names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    places = {path_in_repository(name, subfolder): folder / name for name in sorted(names)}
+    operations = [CommitOperationAdd(place, file) for place, file in places.items()]
+    weights = {place for place in places if _is_weights(place, subfolder)}
+    there = api.list_repo_files(repo_id, revision=revision) if weights else []
+    # Weights of an earlier push in other shards would be loaded instead of ours.
+    stale = [place for place in there if _is_weights(place, subfolder) and place not in weights]
+    return api.create_commit(
+        repo_id,
+        [*operations, *map(CommitOperationDelete, stale)],
+        commit_message=commit_message or "Upload model",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def _is_weights(place: str, subfolder: str) -> bool:
+    name = place.rsplit("/", 1)[-1]
+    return _WEIGHTS.fullmatch(name) is not None and place == path_in_repository(name, subfolder)
