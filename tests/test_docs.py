@@ -2,7 +2,8 @@
 
 A page starts in a folder that holds corpus.txt and held_out.txt; how-to pages find the tutorial's my_tree and my_model
 there as well. Scripts run in this process with options appended that make them small, `accelerate launch` becomes one
-process on the CPU, and the Hub is the tests' double. What cannot run here is listed, and its options are checked.
+process on the CPU, and the Hub is the tests' double, with a small GPT-2. What cannot run here is listed, and its
+options are checked.
 """
 
 import importlib.util
@@ -17,10 +18,12 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 from conftest import REPOSITORY, SAMPLE, environment_on_the_cpu, run_python
 from hub_double import hub_in_this_process
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from modeling_treediff.corpora import read_documents
 
@@ -41,7 +44,7 @@ NOT_RUN = {
     "python benchmarks/prepare_judge.py": "needs the weights of a judge",
     "python benchmarks/generation_quality.py": "needs the weights of a judge",
     "python benchmarks/memory.py --device cuda": "needs a GPU",
-    "accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml": "needs several GPUs (test_distributed.py)",
+    "accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml": "needs several GPUs",
     "accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_processes 16": "needs two machines",
 }
 # Script, an option without which (or, after "no", with which) this does not apply, what is appended.
@@ -55,6 +58,14 @@ SMALL = (
     ("generate.py", "", "--num-steps 8"),
     ("generate.py", "no --block-length", "--max-new-tokens 8"),
 )
+
+
+def blocks(page):
+    """Return language and content of each fenced block of a page."""
+    text = page.read_text(encoding="utf-8")
+    found = BLOCK.findall(text)
+    assert text.count("```") == 2 * len(found), f"{page.name} has a block that is not read"
+    return found
 
 
 def commands(block):
@@ -74,7 +85,7 @@ class Page:
         self.name, self.monkeypatch, self.hub, self.variables = name, monkeypatch, hub, {"__name__": "__main__"}
 
     def run(self):
-        for language, block in BLOCK.findall((REPOSITORY / self.name).read_text(encoding="utf-8")):
+        for language, block in blocks(REPOSITORY / self.name):
             if language == "python":
                 self.run_in_python(block)
             elif language in ("", "bash"):
@@ -85,7 +96,9 @@ class Page:
 
     def run_in_python(self, block):
         if self.name == TUTORIAL:  # which promises a fresh Python
-            ran = run_python(code=block, cwd=Path.cwd(), **environment_on_the_cpu(**self.hub.environment(Path("fresh"))))
+            ran = run_python(
+                code=block, cwd=Path.cwd(), **environment_on_the_cpu(**self.hub.environment(Path("fresh")))
+            )
             assert ran.returncode == 0, ran.stderr
         else:
             exec(compile(block, self.name, "exec"), self.variables)
@@ -156,7 +169,18 @@ def reader(name, folder):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
         with hub_in_this_process(monkeypatch, folder / "home") as hub:
+            if (folder / "my_tree").is_dir():
+                hub.put("openai-community/gpt2", small_gpt2(folder))
             yield Page(name, monkeypatch, hub)
+
+
+def small_gpt2(folder):
+    """The files of a GPT-2 of a few thousand random parameters over the tokens of my_tree."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "my_tree")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    for part in (GPT2LMHeadModel(config), tokenizer):
+        part.save_pretrained(folder / "home" / "gpt2")
+    return {file.name: file.read_bytes() for file in (folder / "home" / "gpt2").iterdir()}
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +211,10 @@ def test_the_tutorial_ends_with_its_model_on_the_hub(tutorial):
     folder, hub = tutorial
     assert set(hub.repositories) == {"your-name/my-model", "your-name/my-tree"}
     repository = hub.repositories["your-name/my-model"]
-    assert repository.private and repository.files()["model.safetensors"] == (folder / "my_model" / "model.safetensors").read_bytes()
+    assert (
+        repository.private
+        and repository.files()["model.safetensors"] == (folder / "my_model" / "model.safetensors").read_bytes()
+    )
     card = repository.files()["README.md"].decode()
     assert "held_out.txt" in card  # evaluated before the push
 
@@ -206,7 +233,7 @@ def test_nothing_is_listed_that_no_page_has():
     found = {
         start
         for page in PAGES
-        for language, block in BLOCK.findall(page.read_text(encoding="utf-8"))
+        for language, block in blocks(page)
         if language in ("", "bash")
         for words in commands(block)
         for start in listed(words)
@@ -226,3 +253,26 @@ def test_links_lead_somewhere(name):
                 titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
                 assert section in anchors, target
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    return runpy.run_path(str(REPOSITORY / "docs" / "draw_process.py"))
+
+
+@pytest.mark.parametrize("name", ["sequential", "binomial"])
+def test_the_drawn_text_descends_from_the_root_to_its_tokens(drawing, name):
+    tree, names = drawing["make_tree"]()
+    tokens = torch.tensor([names.index(word) for word in drawing["TEXT"]])
+    nodes = drawing["descend"](tree, drawing["make_schedule"](tree, name), tokens, seed=0)
+    depth = tree.depth[nodes]
+    assert len(names) == tree.num_nodes and (nodes[0] == tree.root_id).all() and torch.equal(nodes[-1], tokens)
+    assert (depth.diff(dim=0) >= 0).all()
+    assert torch.equal(nodes, tree.ancestors[tokens, depth])  # never off the path
+    at_once = {len(row.unique()) for row in depth}
+    assert max(at_once) <= 2 if name == "sequential" else max(at_once) > 2
+
+
+def test_the_reference_is_what_the_docstrings_say():
+    ran = run_python("docs/make_reference.py", "--check", PYTHONPATH=str(REPOSITORY))
+    assert ran.returncode == 0, ran.stderr
