@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -22,8 +23,8 @@ PACKAGE = "modeling_treediff"
 MODULES = (PACKAGE, *(f"{PACKAGE}.{part}" for part in ("corpora", "building", "training", "evaluation", "viewing")))
 INTRODUCTION = """# API reference
 
-Made from the docstrings by `docs/make_reference.py`. What a class has from a public class, or from a library, is
-described there: models have all that transformers' `PreTrainedModel` has.
+Made from the docstrings by `docs/make_reference.py`. What a class has from a library is described there:
+models have all that transformers' `PreTrainedModel` has.
 """
 # The modules of classes, and addresses of objects: not the same everywhere.
 INCIDENTAL = re.compile(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])| at 0x[0-9a-f]+")
@@ -42,10 +43,16 @@ def unquoted(annotation: Any) -> Any:  # noqa: ANN401 -- a type or a string
 
 
 def signature_of(thing: Any) -> str:  # noqa: ANN401 -- a class, function or method
-    """Return the signature, one parameter to a line where it is long."""
+    """Return the signature, one parameter to a line where it is long; of a dataclass, its own fields."""
     signature = inspect.signature(thing)
+    hidden = {"self"}
+    if isinstance(thing, type) and is_dataclass(thing):
+        own = {name for base in own_bases(thing) for name in inspect.get_annotations(base)}
+        hidden |= signature.parameters.keys() - own
     parameters = [
-        one.replace(annotation=unquoted(one.annotation)) for one in signature.parameters.values() if one.name != "self"
+        one.replace(annotation=unquoted(one.annotation))
+        for name, one in signature.parameters.items()
+        if name not in hidden
     ]
     result = signature.empty if isinstance(thing, type) else unquoted(signature.return_annotation)
     signature = signature.replace(parameters=parameters, return_annotation=result)
@@ -74,7 +81,8 @@ def section(title: str, level: int, *parts: str | None) -> str:
 
 def describe_class(cls: type) -> str:
     """Return a class, then what it has itself or from classes that are not public."""
-    parts = [section(cls.__name__, 3, f"class {cls.__name__}{signature_of(cls)}", inspect.getdoc(cls))]
+    more = "".join(f"It has all that {base.__name__} has." for base in public_bases(cls))
+    parts = [section(cls.__name__, 3, f"class {cls.__name__}{signature_of(cls)}", inspect.getdoc(cls), more)]
     for name, member in own_members(cls).items():
         title, value = f"{cls.__name__}.{name}", getattr(cls, name)
         shown = f"{name}: a property" if isinstance(member, property) else f"{name}{signature_of(value)}"
@@ -82,20 +90,27 @@ def describe_class(cls: type) -> str:
     return "".join(parts)
 
 
+def own_bases(cls: type) -> list[type]:
+    """Return the class and its bases in this package, the class last."""
+    return [base for base in reversed(cls.__mro__) if base.__module__.startswith(PACKAGE)]
+
+
+def public_bases(cls: type) -> list[type]:
+    """Return the bases that are described themselves."""
+    return [base for base in own_bases(cls)[:-1] if getattr(modeling_treediff, base.__name__, None) is base]
+
+
 def own_members(cls: type) -> dict[str, Any]:
-    """Return public methods and properties, but for those that public base classes have as well."""
+    """Return public methods and properties, but for those that public bases have as well."""
     kinds = (FunctionType, classmethod, staticmethod, property)
-    members: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if base is not cls and getattr(modeling_treediff, base.__name__, None) is base:
-            members.clear()
-        elif base.__module__.startswith(PACKAGE):
-            members |= {
-                name: member
-                for name, member in vars(base).items()
-                if isinstance(member, kinds) and not name.startswith("_")
-            }
-    return members
+    there = {inherited for base in public_bases(cls) for inherited in base.__mro__}
+    return {
+        name: member
+        for base in own_bases(cls)
+        if base not in there
+        for name, member in vars(base).items()
+        if isinstance(member, kinds) and not name.startswith("_")
+    }
 
 
 def describe_module(module: ModuleType) -> str:

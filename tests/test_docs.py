@@ -183,7 +183,7 @@ def small_gpt2(folder):
     return {file.name: file.read_bytes() for file in (folder / "home" / "gpt2").iterdir()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def texts():
     documents = read_documents(SAMPLE / "validation.txt.xz")
     return {
@@ -197,20 +197,20 @@ def write(texts, folder):
         (folder / name).write_text(text, encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tutorial(texts, tmp_path_factory):
-    """The folder in which the tutorial has been followed, and the Hub it pushed to."""
+    """The folder in which the tutorial has been followed, and the repositories it made on the Hub."""
     folder = tmp_path_factory.mktemp("tutorial")
     write(texts, folder)
     with reader(TUTORIAL, folder) as page:
         page.run()
-        yield folder, page.hub
+    return folder, page.hub.repositories
 
 
 def test_the_tutorial_ends_with_its_model_on_the_hub(tutorial):
-    folder, hub = tutorial
-    assert set(hub.repositories) == {"your-name/my-model", "your-name/my-tree"}
-    repository = hub.repositories["your-name/my-model"]
+    folder, repositories = tutorial
+    assert set(repositories) == {"your-name/my-model", "your-name/my-tree"}
+    repository = repositories["your-name/my-model"]
     assert (
         repository.private
         and repository.files()["model.safetensors"] == (folder / "my_model" / "model.safetensors").read_bytes()
@@ -227,6 +227,23 @@ def test_all_commands_of_a_page_run(name, request, texts, tmp_path):
             shutil.copytree(request.getfixturevalue("tutorial")[0] / part, tmp_path / part)
     with reader(name, tmp_path) as page:
         page.run()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ls my_model",
+        "python examples/no_such_script.py",
+        "python examples/generate.py no_such_model",
+        "accelerate launch --no_such_option examples/train.py",
+        "make no_such_target",
+        "pip install -e .[no_such_extra]",
+        "python benchmarks/memory.py --device cuda --no-such-option",
+    ],
+)
+def test_a_wrong_command_is_found(command, tmp_path):
+    with reader(TUTORIAL, tmp_path) as page, pytest.raises((AssertionError, OSError, SystemExit)):
+        page.run_command(command.split())
 
 
 def test_nothing_is_listed_that_no_page_has():
