@@ -47,6 +47,8 @@ NOT_RUN = {
     "accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml": "needs several GPUs",
     "accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_processes 16": "needs two machines",
 }
+# Package that is not always there -> why; without it, blocks of Python that import it are compiled alone.
+OPTIONAL = {"torchao": "not among the development packages (test_quantised.py)"}
 # Script, an option without which (or, after "no", with which) this does not apply, what is appended.
 SMALL = (
     ("build_tree.py", "--train-tokenizer", "--train-tokenizer 400"),
@@ -101,7 +103,9 @@ class Page:
             )
             assert ran.returncode == 0, ran.stderr
         else:
-            exec(compile(block, self.name, "exec"), self.variables)
+            code = compile(block, self.name, "exec")
+            if all(f"from {package}" not in block or importlib.util.find_spec(package) for package in OPTIONAL):
+                exec(code, self.variables)
 
     def run_command(self, words):
         if listed(words):
@@ -177,7 +181,8 @@ def reader(name, folder):
 def small_gpt2(folder):
     """The files of a GPT-2 of a few thousand random parameters over the tokens of my_tree."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "my_tree")
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, **special)
     for part in (GPT2LMHeadModel(config), tokenizer):
         part.save_pretrained(folder / "home" / "gpt2")
     return {file.name: file.read_bytes() for file in (folder / "home" / "gpt2").iterdir()}
