@@ -1,4 +1,4 @@
-"""What `conversion.py` records, and the README's table of it."""
+"""What `conversion.py` records, and the table of it in docs/how_to/convert.md."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The record of `generation_quality.py` as a figure and as the README's table."""
+"""The record of `generation_quality.py` as a figure and as a table."""
 
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _line(axes: Axes, places: list[float], points: list[Point], style: dict[str,
 
 
 def quality_table(record: dict[str, Any]) -> str:
-    """Return the README's table: a row for each reference, model and sampler; nats of the judge / entropy."""
+    """Return the table: a row for each reference, model and sampler; nats of the judge / entropy."""
     check_record(record)
     rows = [["", reference["name"], *[""] * len(SHOWN_PASSES), _cell(reference)] for reference in record["references"]]
     for model in record["models"]:

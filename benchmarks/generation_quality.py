@@ -5,7 +5,7 @@ python benchmarks/generation_quality.py tree=runs/quickstart/model flat=runs/fla
 `prepare_judge.py` makes the judge. Texts are generated without a prompt, cut at the first end of text, and read by the
 judge as strings. Beside them stand windows of real held-out text of the same length, and the same with its words or its
 tokens in random order. Points that the record has are not measured again; every point is written when it is finished.
-The figure is drawn, and the README's table made (`render_readme.py`), from the record.
+The figure is drawn, and the table in docs/how_to/generation.md made (`render_readme.py`), from the record.
 """
 
 import argparse

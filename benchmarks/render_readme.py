@@ -1,13 +1,14 @@
-"""Render recorded results, and parameter counts, into the README's tables.
+"""Render recorded results, and parameter counts, into the tables of README.md and docs/.
 
 python benchmarks/render_readme.py            # after: copy runs/*/result.json to benchmarks/results/quickstart_*.json
-python benchmarks/render_readme.py --check    # fail if the README does not show the recorded numbers
+python benchmarks/render_readme.py --check    # fail if a page does not show the recorded numbers
 """
 
 import argparse
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+HOW_TO = ROOT / "docs" / "how_to"
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = {"tree (TDLM)": "quickstart_tree", "flat (MDLM)": "quickstart_flat"}
 SEEDS = {0: "", 1: "_seed1"}  # -> end of the file's name
@@ -192,26 +193,38 @@ def speed_table() -> str:
     )
 
 
+def contents() -> dict[Path, dict[tuple[str, str], str]]:
+    """Return what goes between which marks, for each page."""
+    quality, conversion = (
+        json.loads(record.read_text(encoding="utf-8")) for record in (QUALITY_RECORD, CONVERSION_RECORD)
+    )
+    return {
+        ROOT / "README.md": {
+            QUICKSTART: table(),
+            BUDGET: budget_table(),
+            MEMORY: memory_table(),
+            SPEED: speed_table(),
+        },
+        HOW_TO / "training.md": {ROBUSTNESS: robustness()},
+        HOW_TO / "convert.md": {CONVERSION: conversion_table(conversion)},
+        HOW_TO / "evaluation.md": {VARIANCE: variance_table()},
+        HOW_TO / "generation.md": {QUALITY: quality_table(quality)},
+    }
+
+
 def main() -> None:
-    """Write or check the README."""
+    """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only")
     options = parser.parse_args()
-    text = rendered = README.read_text(encoding="utf-8")
-    for marks, content in (
-        (QUICKSTART, table()),
-        (BUDGET, budget_table()),
-        (VARIANCE, variance_table()),
-        (MEMORY, memory_table()),
-        (ROBUSTNESS, robustness()),
-        (QUALITY, quality_table(json.loads(QUALITY_RECORD.read_text(encoding="utf-8")))),
-        (SPEED, speed_table()),
-        (CONVERSION, conversion_table(json.loads(CONVERSION_RECORD.read_text(encoding="utf-8")))),
-    ):
-        rendered = fill(rendered, marks, content)
-    if options.check:
-        sys.exit(None if rendered == text else "README.md does not show the recorded results: run render_readme.py.")
-    write_atomically(README, lambda path: path.write_text(rendered, encoding="utf-8"))
+    for page, parts in contents().items():
+        text = rendered = page.read_text(encoding="utf-8")
+        for marks, content in parts.items():
+            rendered = fill(rendered, marks, content)
+        if options.check and rendered != text:
+            sys.exit(f"{page.relative_to(ROOT)} does not show the recorded results: run render_readme.py.")
+        if not options.check:
+            write_atomically(page, partial(Path.write_text, data=rendered, encoding="utf-8"))
 
 
 if __name__ == "__main__":

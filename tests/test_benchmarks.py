@@ -1,4 +1,4 @@
-"""The README's numbers are the recorded ones, and the records hold what the project promises of its quickstart."""
+"""The numbers in README.md and docs/ are the recorded ones, and the records hold what the quickstart promises."""
 
 import json
 
@@ -11,7 +11,7 @@ def record(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def test_readme_shows_the_recorded_results():
+def test_pages_show_the_recorded_results():
     ran = run_python("benchmarks/render_readme.py", "--check")
     assert ran.returncode == 0, ran.stderr
 

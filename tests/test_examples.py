@@ -4,12 +4,11 @@ import json
 import re
 
 import pytest
-from conftest import REPOSITORY, SAMPLE, run_python
+from conftest import SAMPLE, run_python
 from safetensors.torch import load_file
 
 from modeling_treediff.corpora import read_documents
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 TINY = [
     "--hidden-size",
     "16",
@@ -180,23 +179,3 @@ def test_a_second_run_does_not_overwrite_the_first(trained, corpus):
     ran = train(corpus, output, "--steps", "4", "--seed", "1")
     assert ran.returncode == 1 and "--resume" in ran.stderr and "Traceback" not in ran.stderr
     assert (output / "model.safetensors").read_bytes() == before
-
-
-def test_the_readmes_python_runs():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        ran = run_python(code=block)
-        assert ran.returncode == 0, ran.stderr
-
-
-def test_the_readmes_commands_name_real_options():
-    """Every option in the README's shell blocks is one that the script of its line has."""
-    lines = re.findall(r"^(?:python|accelerate launch [^ ]*) ?(examples/\w+\.py)(.*)$", README, re.MULTILINE)
-    assert len(lines) >= 3
-    for script in {script for script, _ in lines}:
-        known = run_python(script, "--help").stdout
-        for option in {
-            word for name, rest in lines if name == script for word in rest.split() if word.startswith("--")
-        }:
-            assert option in known, (script, option)
