@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+from typing import Self
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 # The files of one set of weights: `model.safetensors`, or shards and their index.
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -51,7 +55,8 @@ def upload_files(
 
     Raises:
         ValueError: private, but the repository exists and is public; a revision beside create_pr.
-        HfHubHTTPError: what the Hub refuses.
+        HfHubHTTPError: what the Hub refuses; and another push arrived between this one's look at the repository and its
+            commit, which together would be a mixture of both.
 
     """
     if create_pr and revision not in (None, "main"):
@@ -65,19 +70,46 @@ def upload_files(
     if names is None:
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     places = {path_in_repository(name, subfolder): folder / name for name in sorted(names)}
+    replaced = _Replaced.find(api, repo_id, revision)
+    stale = replaced.stale_weights(places, subfolder)
     operations = [CommitOperationAdd(place, file) for place, file in places.items()]
-    weights = {place for place in places if _is_weights(place, subfolder)}
-    there = api.list_repo_files(repo_id, revision=revision) if weights else []
-    # Weights of an earlier push in other shards would be loaded instead of ours.
-    stale = [place for place in there if _is_weights(place, subfolder) and place not in weights]
-    return api.create_commit(
-        repo_id,
-        [*operations, *map(CommitOperationDelete, stale)],
-        commit_message=commit_message or "Upload model",
-        commit_description=commit_description,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    try:
+        return api.create_commit(
+            repo_id,
+            [*operations, *map(CommitOperationDelete, stale)],
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=replaced.sha,
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code != HTTPStatus.PRECONDITION_FAILED:
+            raise
+        said = f"Somebody else pushed to {repo_id} meanwhile, and nothing of this push is in it: push again."
+        raise HfHubHTTPError(said, response=error.response) from error
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """The commit that a push goes on top of, with the paths of its files."""
+
+    api: HfApi
+    repo_id: str
+    sha: str | None
+    names: Collection[str]
+
+    @classmethod
+    def find(cls, api: HfApi, repo_id: str, revision: str | None) -> Self:
+        """Return what a branch points at now."""
+        sha = api.repo_info(repo_id, revision=revision).sha
+        return cls(api, repo_id, sha, api.list_repo_files(repo_id, revision=sha))
+
+    def stale_weights(self, places: Collection[str], subfolder: str) -> list[str]:
+        """Return weights in other shards than those pushed, which would be loaded instead of them."""
+        if not any(_is_weights(place, subfolder) for place in places):
+            return []
+        return [place for place in self.names if _is_weights(place, subfolder) and place not in places]
 
 
 def _is_weights(place: str, subfolder: str) -> bool:

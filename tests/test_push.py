@@ -84,6 +84,36 @@ def test_weights_replace_those_of_an_earlier_push_in_other_files(hub, model):
     assert len(commits(hub)) == 3
 
 
+@pytest.mark.parametrize("place", [{}, {"revision": "dev"}, {"create_pr": True}])
+def test_pushes_at_the_same_time_are_never_mixed(hub, model, monkeypatch, place):
+    """Another push, in shards, arrives between the look at the repository and the commit of the first."""
+    other, list_files, arrived = tiny_model(model.tree, seed=5), HfApi.list_repo_files, []
+    branch = {key: value for key, value in place.items() if key == "revision"}
+    model.push_to_hub(REPO, **branch)
+    with torch.no_grad():
+        model.model.embed_nodes.weight.add_(1)
+
+    def list_files_then_wait(self, *arguments, **options):
+        files = list_files(self, *arguments, **options)
+        if not arrived:
+            arrived.append(True)
+            other.push_to_hub(REPO, max_shard_size="40KB", **branch)
+        return files
+
+    monkeypatch.setattr(HfApi, "list_repo_files", list_files_then_wait)
+    if "create_pr" in place:  # it is made from what the push saw, so it is no mixture
+        model.push_to_hub(REPO, **place)
+        assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, revision="refs/pr/1"))
+        assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO))
+        return
+    with pytest.raises(HfHubHTTPError, match=f"^Somebody else pushed to {REPO} meanwhile, .*: push again.$"):
+        model.push_to_hub(REPO, **place)
+    assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, **branch))
+    model.push_to_hub(REPO, **place)
+    assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, **branch))
+    assert not [name for name in hub.repositories[REPO].files(branch.get("revision", "main")) if "-of-" in name]
+
+
 def test_a_branch_is_made_and_the_others_stay(hub, model):
     first = model.push_to_hub(REPO)
     before = TreeDiffForDiffusionLM.from_pretrained(REPO)
