@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.hub_upload import path_in_repository, upload_files
+from modeling_treediff.model_card_treediff import MARK
 
 CARD = "README.md"
 CARD_LINES = 24
@@ -53,6 +54,7 @@ def main() -> None:
         options.repository,
         names=names,
         subfolder=options.subfolder,
+        card_mark=MARK,
         commit_message=options.message,
         private=options.private or None,
         revision=options.revision,

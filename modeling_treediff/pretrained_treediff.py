@@ -23,7 +23,7 @@ from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
 from .hub_upload import upload_files
 from .mask_token import with_mask_token
-from .model_card_treediff import CARD_FILES, write_model_card
+from .model_card_treediff import CARD_FILES, MARK, write_model_card
 from .model_records_treediff import find_files
 from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, find_tree_file, write_tokenizer
 from .vocabulary_tree import VocabularyTree
@@ -167,7 +167,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     ) -> CommitInfo:
         """Upload all that `save_pretrained` writes to a Hub repository, in one commit.
 
-        A push that broke off leaves the repository as it was, and is repeated by calling this again.
+        A push that broke off leaves the repository as it was, and is repeated by calling this again. A README.md of the
+        repository's that was not rendered here stays. Of several processes, call it in one alone, as transformers' own.
 
         Args:
             repo_id: "user/name", or "name" for the user's own; made if it does not exist.
@@ -182,7 +183,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
-            return upload_files(Path(folder), repo_id, **options)
+            return upload_files(Path(folder), repo_id, card_mark=MARK, **options)
 
     def with_mask_token(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Return the tree's tokenizer with the root as its mask token; where it cannot have one, as it is.
