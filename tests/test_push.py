@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import environment_on_the_cpu, tiny_model
 from hub_double import TOKEN, hub_in_this_process
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoTokenizer
 
@@ -215,6 +215,16 @@ def test_a_card_that_somebody_wrote_stays_and_a_rendered_one_is_renewed(hub, mod
         model.push_to_hub(REPO, **place)
         assert repository.files(ref)[name] == after
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, **place))
+
+
+def test_tags_join_those_of_the_card(hub, model):
+    model.push_to_hub(REPO)
+    before = ModelCard(hub.repositories[REPO].files()["README.md"].decode())
+    model.push_to_hub(REPO, tags=["poems", "diffusion"])
+    after = ModelCard(hub.repositories[REPO].files()["README.md"].decode())
+    assert "diffusion" in before.data.tags and after.data.tags == [*before.data.tags, "poems"]
+    assert after.text == before.text
+    assert after.data.to_dict() | {"tags": None} == before.data.to_dict() | {"tags": None}
 
 
 @pytest.mark.parametrize("place", [{}, {"subfolder": "small"}])
