@@ -22,8 +22,6 @@ from modeling_treediff.conversion.report import REPORT_NAME
 from modeling_treediff.hub_upload import TOKENIZER_FILES, path_in_repository, upload_files
 from modeling_treediff.model_card_treediff import CARD_NAME, MARK, TEMPLATE_NAME
 from modeling_treediff.model_records_treediff import RECORD_NAMES
-from modeling_treediff.training.curves import CURVES_NAME
-from modeling_treediff.training.run_log import METRICS_NAME
 from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
 CARD_LINES = 24
@@ -32,7 +30,7 @@ NAMES = (
     *("config.json", "generation_config.json", CARD_NAME, TEMPLATE_NAME, "LICENSE", "LICENSE.tokenizer"),
     *("model*.safetensors", "model*.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
     *(TREE_WEIGHTS_NAME, TREE_CONFIG_NAME, *TOKENIZER_FILES, "additional_chat_templates/*.jinja"),
-    *(*RECORD_NAMES, REPORT_NAME, METRICS_NAME, CURVES_NAME),
+    *(*RECORD_NAMES, REPORT_NAME, "metrics.jsonl", "curves.png"),  # a push does not need what training needs
 )
 
 
