@@ -3,27 +3,35 @@
     python examples/push_to_hub.py MODEL someone/a-model --private --dry-run
     python examples/push_to_hub.py MODEL someone/a-model --private
 
-The folder must load first. Model, tree, tokenizer, code, card and the records of training and evaluation go; states of
-training and pickles stay. A push that broke off is repeated by the same command. Who you are, `hf auth login` or the
-variable HF_TOKEN says.
+The folder must load first. Model, tree, tokenizer, code, card and the records of training and evaluation go, by a
+closed list of names; all else stays. A README.md on the Hub that somebody wrote is not replaced by a rendered card. A
+push that broke off is repeated by the same command. Who you are, `hf auth login` or the variable HF_TOKEN says.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from huggingface_hub.errors import HTTPError  # of whichever HTTP library it uses
 from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.hub_upload import path_in_repository, upload_files
+from modeling_treediff.conversion.report import REPORT_NAME
+from modeling_treediff.hub_upload import TOKENIZER_FILES, path_in_repository, upload_files
+from modeling_treediff.model_card_treediff import CARD_NAME, MARK, TEMPLATE_NAME
+from modeling_treediff.model_records_treediff import RECORD_NAMES
+from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
-CARD = "README.md"
 CARD_LINES = 24
-# What may go: no pickle, and no text that merely lies there.
-SUFFIXES = (".json", ".jsonl", ".jinja", ".md", ".model", ".png", ".py", ".safetensors")
-NAMES = ("merges.txt", "vocab.txt", "LICENSE*")
-TRAINING_STATE = ("run.json", "training_weights.safetensors")
+# What may go, beside the code: a closed list, so that nothing that merely lies there does.
+NAMES = (
+    *("config.json", "generation_config.json", CARD_NAME, TEMPLATE_NAME, "LICENSE", "LICENSE.tokenizer"),
+    *("model*.safetensors", "model*.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
+    *(TREE_WEIGHTS_NAME, TREE_CONFIG_NAME, *TOKENIZER_FILES, "additional_chat_templates/*.jinja"),
+    *(*RECORD_NAMES, REPORT_NAME, "metrics.jsonl", "curves.png"),  # a push does not need what training needs
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,6 +61,7 @@ def main() -> None:
         options.repository,
         names=names,
         subfolder=options.subfolder,
+        card_mark=MARK,
         commit_message=options.message,
         private=options.private or None,
         revision=options.revision,
@@ -67,7 +76,7 @@ def check_loads(folder: Path) -> None:
         raise ValueError(f"{folder} is not a folder: name one that a model or a tree was saved to.")
     if (folder / "config.json").is_file():
         tree = TreeDiffForDiffusionLM.from_pretrained(folder).tree
-        for name in (CARD, "modeling_treediff.py"):
+        for name in (CARD_NAME, "modeling_treediff.py"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} holds no {name}: load the model and save it again, which writes it.")
     else:
@@ -77,10 +86,18 @@ def check_loads(folder: Path) -> None:
 
 
 def files_to_push(folder: Path) -> list[str]:
-    """Return the folder's own files of the kinds that make a model, and further chat templates."""
-    patterns = (*(f"[!.]*{suffix}" for suffix in SUFFIXES), *NAMES, "additional_chat_templates/*.jinja")
-    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
-    return sorted(file.relative_to(folder).as_posix() for file in files if file.name not in TRAINING_STATE)
+    """Return the folder's own files that make a model or a tree, with the code that its config names."""
+    files = {file for pattern in NAMES for file in folder.glob(pattern) if file.is_file()} | shipped_code(folder)
+    return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def shipped_code(folder: Path) -> set[Path]:
+    """Return the modules that `auto_map` in config.json names, and those that they import."""
+    if not (config := folder / "config.json").is_file():
+        return set()
+    classes = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}).values()
+    entries = {folder / f"{name.split('.')[0]}.py" for name in classes}
+    return entries | {Path(file) for entry in entries for file in get_relative_import_files(entry)}
 
 
 def show(folder: Path, names: list[str], repository: str, subfolder: str) -> None:
@@ -91,8 +108,8 @@ def show(folder: Path, names: list[str], repository: str, subfolder: str) -> Non
     for place, size in sizes.items():
         print(f"  {place:<{width}}  {size:>14,} bytes")
     print(f"  {f'{len(sizes)} files':<{width}}  {sum(sizes.values()):>14,} bytes")
-    if CARD in names:
-        lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
+    if CARD_NAME in names:
+        lines = (folder / CARD_NAME).read_text(encoding="utf-8").splitlines()
         print(f"\nThe card, {min(CARD_LINES, len(lines))} of {len(lines)} lines:\n")
         print("\n".join(lines[:CARD_LINES]))
 

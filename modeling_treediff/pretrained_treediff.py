@@ -6,13 +6,13 @@ readable file beside them with its provenance. Loading compares both with the fi
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, metadata_load, metadata_save
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
 from .hub_upload import upload_files
 from .mask_token import with_mask_token
-from .model_card_treediff import CARD_FILES, write_model_card
+from .model_card_treediff import CARD_FILES, CARD_NAME, MARK, write_model_card
 from .model_records_treediff import find_files
 from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, find_tree_file, write_tokenizer
 from .vocabulary_tree import VocabularyTree
@@ -165,16 +165,19 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_shard_size: int | str = "50GB",
+        tags: Collection[str] = (),
         **options: Any,  # noqa: ANN401
     ) -> CommitInfo:
         """Upload all that `save_pretrained` writes to a Hub repository, in one commit.
 
-        A push that broke off leaves the repository as it was, and is repeated by calling this again.
+        A push that broke off leaves the repository as it was, and is repeated by calling this again. A README.md of the
+        repository's that was not rendered here stays. Of several processes, call it in one alone, as transformers' own.
 
         Args:
             repo_id: "user/name", or "name" for the user's own; made if it does not exist.
             tokenizer: goes with the model, as in `save_pretrained`.
             max_shard_size: larger weights are divided into several files.
+            tags: for the Hub's search, added to those of the rendered card.
             options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and
                 `subfolder`, as `upload_files` in `hub_upload.py` documents them.
 
@@ -184,7 +187,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
-            return upload_files(Path(folder), repo_id, **options)
+            if tags and (card := Path(folder) / CARD_NAME).exists():
+                data = metadata_load(card) or {}
+                metadata_save(card, data | {"tags": list(dict.fromkeys([*data.get("tags", []), *tags]))})
+            return upload_files(Path(folder), repo_id, card_mark=MARK, **options)
 
     def with_mask_token(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Return the tree's tokenizer with the root as its mask token; where it cannot have one, as it is.
@@ -267,7 +273,7 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
             f"The weights in {source} have other sizes than its config.json names. Restore the original files."
         ) from error
     except OSError as error:
-        if (name := re.search(r"model[-.\w]*\.safetensors", str(error))) is None:
+        if (name := re.search(r"(?<![-.\w])model[-.\w]*\.safetensors", str(error))) is None:
             raise
         raise OSError(
             f"{source} holds no {name[0]}, and a pickle such as pytorch_model.bin is never loaded, since it can run "

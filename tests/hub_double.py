@@ -301,11 +301,15 @@ class HubDouble:
     @route("POST", MODEL + "/commit/(?P<revision>[^/]+)")
     def _commit(self, request: Request, repo: str, revision: str) -> Answer:
         repository = self._repository(request, repo, write=True)
-        files, message = dict(repository.files(ref := unquote(revision))), ""
+        opens, ref, message = request.query.get("create_pr") == "1", unquote(revision), ""
+        files = dict(repository.files(ref))
         for line in request.body.splitlines():
             key, value = (item := json.loads(line))["key"], item["value"]
             if key == "header":
-                message = value["summary"]
+                message, parent = value["summary"], value.get("parentCommit")
+                if parent and not opens and parent != repository.find(ref):
+                    raise Refused(412, "A commit has happened since. Please refresh and try again.")
+                files = dict(repository.files(parent or ref))
             elif key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
@@ -315,7 +319,6 @@ class HubDouble:
             elif key == "deletedFile":
                 del files[value["path"]]
         number = 1 + sum(name.startswith("refs/pr/") for name in repository.refs)
-        opens = request.query.get("create_pr") == "1"
         sha = repository.commit(f"refs/pr/{number}" if opens else ref, files, message)
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{repo}/commit/{sha}"}
         return Answer(200, answer | ({"pullRequestUrl": f"{self.url}/{repo}/discussions/{number}"} if opens else {}))

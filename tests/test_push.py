@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import environment_on_the_cpu, tiny_model
 from hub_double import TOKEN, hub_in_this_process
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
@@ -27,10 +28,14 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tree_tokenizer():
+    return tokenizer_of(100)
+
+
+def tokenizer_of(size):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"word{index}": index for index in range(99)} | {"<eos>": 99}
+    words = {f"word{index}": index for index in range(size - 1)} | {"<eos>": size - 1}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
     )
@@ -82,6 +87,36 @@ def test_weights_replace_those_of_an_earlier_push_in_other_files(hub, model):
         names = {name for name in hub.repositories[REPO].files() if name.startswith("model") and "safetens" in name}
         assert ("model.safetensors" in names) == (size == "1GB") == (len(names) == 1)
     assert len(commits(hub)) == 3
+
+
+@pytest.mark.parametrize("place", [{}, {"revision": "dev"}, {"create_pr": True}])
+def test_pushes_at_the_same_time_are_never_mixed(hub, model, monkeypatch, place):
+    """Another push, in shards, arrives between the look at the repository and the commit of the first."""
+    other, list_files, arrived = tiny_model(model.tree, seed=5), HfApi.list_repo_files, []
+    branch = {key: value for key, value in place.items() if key == "revision"}
+    model.push_to_hub(REPO, **branch)
+    with torch.no_grad():
+        model.model.embed_nodes.weight.add_(1)
+
+    def list_files_then_wait(self, *arguments, **options):
+        files = list_files(self, *arguments, **options)
+        if not arrived:
+            arrived.append(True)
+            other.push_to_hub(REPO, max_shard_size="40KB", **branch)
+        return files
+
+    monkeypatch.setattr(HfApi, "list_repo_files", list_files_then_wait)
+    if "create_pr" in place:  # it is made from what the push saw, so it is no mixture
+        model.push_to_hub(REPO, **place)
+        assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, revision="refs/pr/1"))
+        assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO))
+        return
+    with pytest.raises(HfHubHTTPError, match=f"^Somebody else pushed to {REPO} meanwhile, .*: push again.$"):
+        model.push_to_hub(REPO, **place)
+    assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, **branch))
+    model.push_to_hub(REPO, **place)
+    assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, **branch))
+    assert not [name for name in hub.repositories[REPO].files(branch.get("revision", "main")) if "-of-" in name]
 
 
 def test_a_branch_is_made_and_the_others_stay(hub, model):
@@ -158,6 +193,65 @@ def test_a_subfolder_holds_the_model_and_the_root_its_code(hub, model, tree_toke
     one.push_to_hub(REPO, subfolder="small/")  # in one file now: its shards go, the neighbour's stay
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder="small"))
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder="node/best"))
+
+
+@pytest.mark.parametrize("place", [{}, {"revision": "dev"}, {"subfolder": "small"}])
+def test_a_card_that_somebody_wrote_stays_and_a_rendered_one_is_renewed(hub, model, place):
+    model.push_to_hub(REPO, **place)
+    repository, ref = hub.repositories[REPO], place.get("revision", "main")
+    name = f"{place['subfolder']}/README.md" if "subfolder" in place else "README.md"
+    rendered = repository.files(ref)[name]
+    written = "---\nlicense: mit\n---\n# Ours, 3 µm\n\n---\n".encode()
+    for before, after in {
+        written: written,
+        b"No metadata": b"No metadata",
+        b"": rendered,
+        b"---\nlicense: mit\n---\n": rendered,  # what the site makes of a choice in its form
+        rendered + b"from an older version": rendered,
+    }.items():
+        repository.commit(ref, repository.files(ref) | {name: before}, "Edited on the site")
+        with torch.no_grad():
+            model.model.embed_nodes.weight.add_(1)
+        model.push_to_hub(REPO, **place)
+        assert repository.files(ref)[name] == after
+        assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, **place))
+
+
+def test_tags_join_those_of_the_card(hub, model):
+    model.push_to_hub(REPO)
+    before = ModelCard(hub.repositories[REPO].files()["README.md"].decode())
+    model.push_to_hub(REPO, tags=["poems", "diffusion"])
+    after = ModelCard(hub.repositories[REPO].files()["README.md"].decode())
+    assert "diffusion" in before.data.tags and after.data.tags == [*before.data.tags, "poems"]
+    assert after.text == before.text
+    assert after.data.to_dict() | {"tags": None} == before.data.to_dict() | {"tags": None}
+
+
+@pytest.mark.parametrize("place", [{}, {"subfolder": "small"}])
+def test_a_tokenizer_stays_with_its_tree_and_goes_with_it(hub, model, tree_tokenizer, place):
+    def names():
+        return {name.rsplit("/", 1)[-1] for name in hub.repositories[REPO].files()}
+
+    tokenizer_files = {"tokenizer.json", "tokenizer_config.json"}
+    for files in ({"tokenizer.json": b"{}"}, {"config.json": b"[]", "vocab.json": b"{}", "merges.txt": b""}):
+        folder = f"{place['subfolder']}/" if place else ""
+        hub.put(REPO, {folder + name: content for name, content in files.items()})
+        model.push_to_hub(REPO, **place)  # a tokenizer that was there first stays, that of a model of another kind goes
+        assert ("tokenizer.json" in files) == ("tokenizer.json" in names())
+        assert not names() & {"vocab.json", "merges.txt"}
+    model.push_to_hub(REPO, tokenizer=tree_tokenizer, **place)
+    with torch.no_grad():
+        model.model.embed_nodes.weight.add_(1)
+    model.push_to_hub(REPO, **place)
+    model.tree.push_to_hub(REPO, **place)
+    assert tokenizer_files <= names()
+    other = tiny_model(VocabularyTree.random(90, 5, 3))
+    other.push_to_hub(REPO, **place)
+    assert not tokenizer_files & names()
+    assert TreeDiffForDiffusionLM.from_pretrained(REPO, **place).tree.sha256 == other.tree.sha256
+    model.push_to_hub(REPO, tokenizer=tree_tokenizer, **place)
+    other.push_to_hub(REPO, tokenizer=tokenizer_of(90), **place)
+    other.tree.check_tokenizer(AutoTokenizer.from_pretrained(REPO, **place))
 
 
 # ---- interruptions --------------------------------------------------------------------------------------------------

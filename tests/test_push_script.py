@@ -14,6 +14,10 @@ from transformers import AutoTokenizer
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 
 REPO = "someone/a-model"
+PRIVATE = {
+    *(".hidden.json", "optimizer.bin", "state.pkl", "run.json", "training_weights.safetensors", "notes.txt"),
+    *("credentials.json", "my_keys.py", "screenshot.png", "diary.md", "results.json", "LICENSE_KEY", "samples.jsonl"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +26,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "model"
     tree, tokenizer = VocabularyTree.from_pretrained(SAMPLE), AutoTokenizer.from_pretrained(SAMPLE)
     tiny_model(tree).save_pretrained(folder, tokenizer=tokenizer)
-    for name in ("result.json", "metrics.jsonl", "curves.png"):
+    for name in ("result.json", "evaluation.json", "conversion.json", "metrics.jsonl", "curves.png"):
         (folder / name).write_text("{}")
-    for name in (".hidden.json", "optimizer.bin", "state.pkl", "run.json", "training_weights.safetensors", "notes.txt"):
+    for name in PRIVATE:
         (folder / name).write_text("private")
     (folder / "checkpoint-0000001").mkdir()
     (folder / "checkpoint-0000001" / "config.json").write_text("private")
@@ -67,8 +71,7 @@ def test_what_makes_the_model_goes_in_one_commit_and_all_else_stays(hub, push, t
     del files[".gitattributes"]
     assert files == {name: (trained / name).read_bytes() for name in files}
     left = {path.name for path in trained.iterdir()} - files.keys()
-    private = {".hidden.json", "optimizer.bin", "state.pkl", "run.json", "training_weights.safetensors", "notes.txt"}
-    assert left == {*private, "checkpoint-0000001"}
+    assert left == {*PRIVATE, "checkpoint-0000001"}
     assert {"result.json", "metrics.jsonl", "curves.png", "README.md", "tokenizer.json"} <= files.keys()
     nodes = torch.arange(8192, 8200)[None]
     pulled, local = (TreeDiffForDiffusionLM.from_pretrained(source) for source in (REPO, trained))
