@@ -4,8 +4,6 @@ The picture is a treemap (Bruls, Huizing and van Wijk, "Squarified treemaps", 20
 tokens. Everything it needs is in the file, and its content security policy forbids it to load anything.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..vocabulary_tree import VocabularyTree
+from ..web_page import fill, render_web_page
 from .report_tables import ReportTable, report_tables
 from .token_kinds import KINDS
 from .tree_report import TreeReport
@@ -46,15 +45,14 @@ def render_page(
     for name, values in (("names", names), ("kinds", kinds), ("token_counts", token_counts)):
         if values is not None and len(values) != tree.vocab_size:
             raise ValueError(f"{name} has {len(values)} entries, the tree {tree.vocab_size} tokens.")
-    parts = {
-        "title": escape(title),
-        "style": _asset("tree_page.css"),
-        "data": _as_script_data(page_data(tree, names, kinds, token_counts)),
-        "script": "\n".join(map(_asset, SCRIPTS)),
-        "tables": "\n".join(map(_as_html, report_tables(report))),
-    }
-    # In one pass: what is filled in is not searched for further placeholders.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("tree_page.html"))
+    body = {"title": escape(title), "tables": "\n".join(map(_as_html, report_tables(report)))}
+    return render_web_page(
+        title,
+        style=_asset("tree_page.css"),
+        body=fill(_asset("tree_page.html"), body),
+        data=page_data(tree, names, kinds, token_counts),
+        script="\n".join(map(_asset, SCRIPTS)),
+    )
 
 
 def page_data(
@@ -94,11 +92,6 @@ def page_data(
 
 def _asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _as_script_data(data: dict[str, Any]) -> str:
-    """Return JSON without `<`, so that no name can close the script element or open a comment."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _as_html(table: ReportTable) -> str:

@@ -3,12 +3,12 @@
 The page loads nothing, and no token can become markup.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
+
+from modeling_treediff.web_page import fill, render_web_page
 
 from .colours import depth_colour
 from .drafts import Draft, Piece, depth_name
@@ -58,17 +58,19 @@ def render_animation(drafts: Sequence[Draft], title: str) -> str:
     if not drafts:
         raise ValueError("There is no draft to show.")
     tree_depth = drafts[0].tree_depth
-    parts = {
+    body = {
         "title": escape(title),
-        "style": draft_style(tree_depth) + "\n" + _asset("animation.css"),
         "legend": legend_html(tree_depth),
         "draft": draft_html(drafts[-1]),
         "last": str(len(drafts) - 1),
-        "data": json.dumps(animation_data(drafts), separators=(",", ":")),
-        "script": _asset("animation.js"),
     }
-    # In one pass: what is filled in is not searched for further placeholders.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("animation.html"))
+    return render_web_page(
+        title,
+        style=draft_style(tree_depth) + "\n" + _asset("animation.css"),
+        body=fill(_asset("animation.html"), body),
+        data=animation_data(drafts),
+        script=_asset("animation.js"),
+    )
 
 
 def animation_data(drafts: Sequence[Draft]) -> list[dict[str, Any]]:
