@@ -21,9 +21,9 @@ from .bad_words_treediff import BadWords
 from .canvas_treediff import Canvas
 from .child_choice_treediff import sampling_dtype
 from .generation_config_treediff import TreeDiffGenerationConfig
+from .masked_lm_treediff import SEQUENCES_PER_PASS
 
 NODES_PER_PASS = 1024
-SEQUENCES_PER_PASS = 64
 
 
 class TokenConstraints:
@@ -108,9 +108,8 @@ class TokenConstraints:
             return None
         closed_nA = None
         if self.bad_words is not None:
-            waiting_on_canvas = torch.zeros_like(self.canvas.real)
-            waiting_on_canvas[:, self.columns] = waiting
-            closed_nA = self.bad_words.closed_symbols(self._on_canvas(node_ids), self.canvas.real, waiting_on_canvas)
+            canvas = self._on_canvas(node_ids), self.canvas.real
+            closed_nA = self.bad_words.closed_symbols(*canvas, self._on_canvas(waiting))
         below = _Below(self, self._known_for(node_ids), node_ids, attention_mask)
         text_n, place_n = waiting.nonzero(as_tuple=True)
         return below.log_weights(node_ids[waiting], text_n, place_n, closed_nA)
@@ -119,19 +118,16 @@ class TokenConstraints:
         """Return which of the positions (B, T) that descend in one pass may do so without a bad word."""
         if self.bad_words is None:
             return moving
-        moving_on_canvas = torch.zeros_like(self.canvas.real)
-        moving_on_canvas[:, self.columns] = moving
-        held_back = self.bad_words.held_back(
-            self._on_canvas(before),
-            self._on_canvas(torch.where(moving, after, before)),
-            moving_on_canvas,
-            self.canvas.real,
-        )
+        drafts = before, torch.where(moving, after, before), moving
+        before, after, moved = (self._on_canvas(draft) for draft in drafts)
+        held_back = self.bad_words.held_back(before, after, moved, self.canvas.real)
         return moving & ~held_back[:, self.columns]
 
-    def _on_canvas(self, node_ids: torch.Tensor) -> torch.Tensor:
-        whole = self.canvas.node_ids.clone()
-        whole[:, self.columns] = node_ids
+    def _on_canvas(self, draft: torch.Tensor) -> torch.Tensor:
+        """Return nodes, or a mask, of the drafts in their place on the canvas; a mask is False around them."""
+        is_mask = draft.dtype == torch.bool
+        whole = torch.zeros_like(self.canvas.real) if is_mask else self.canvas.node_ids.clone()
+        whole[:, self.columns] = draft
         return whole
 
     def _known_for(self, node_ids: torch.Tensor) -> torch.Tensor:

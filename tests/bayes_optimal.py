@@ -5,6 +5,13 @@ from conftest import tiny_model
 
 from modeling_treediff import TreeDiffOutput, VocabularyTree
 
+# Of five tokens, few enough to list all texts.
+TREES = {
+    "flat": VocabularyTree.flat(5),
+    "uneven": VocabularyTree.from_paths([[0, 0], [0, 1], [0, 2], [1, 0], [2, 0]], 3),
+    "deep": VocabularyTree.random(5, 2, 3, seed=3),
+}
+
 
 def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
     """Return a model whose forward gives the exact posterior of each position's child, given all nodes.

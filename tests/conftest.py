@@ -64,6 +64,12 @@ def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiff
     return TreeDiffForDiffusionLM.from_tree(tree, **(sizes | fields)).eval()
 
 
+def generate_recorded(model, seed: int = 0, **settings):
+    """What `generate` returns with everything it can tell."""
+    settings = {"output_history": True, "return_dict_in_generate": True} | settings
+    return model.generate(generator=torch.Generator().manual_seed(seed), **settings)
+
+
 def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
     """(V,) log-probabilities at a place of (T,) node ids: one forward for each node on the way to a token.
 

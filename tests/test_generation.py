@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_model, tokens_by_enumeration
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 
@@ -118,12 +118,7 @@ def test_one_position_is_drawn_from_the_models_own_distribution():
     """Chi-square over 27 tokens and 20,000 draws; the 99.9 % point for 26 degrees of freedom is 54.05."""
     tree = VocabularyTree.random(27, 4, 3, seed=2)
     model = tiny_model(tree).double()
-    log_p = torch.zeros(27, dtype=torch.float64)
-    for depth in range(3):
-        for node in tree.ancestors[:, depth].unique():
-            scores = model(node.view(1, 1)).logits[0, 0].log_softmax(-1)
-            below = tree.ancestors[:, depth] == node
-            log_p[below] += scores[tree.child_slot[tree.ancestors[below, depth + 1]]].detach()
+    log_p = tokens_by_enumeration(model, torch.tensor([tree.root_id]), 0)
     draws = model.generate(
         max_new_tokens=1, num_steps=3, num_return_sequences=20_000, generator=torch.Generator().manual_seed(0)
     )

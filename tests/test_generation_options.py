@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch._dynamo.testing
-from conftest import tiny_model
+from conftest import generate_recorded, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextDiffusionStreamer, TextStreamer
 
@@ -18,11 +18,6 @@ KINDS = ["random", "first_hitting", "confidence", "entropy"]
 
 def seeded(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def run(model, seed: int = 0, **settings):
-    settings = {"output_history": True, "return_dict_in_generate": True} | settings
-    return model.generate(generator=torch.Generator().manual_seed(seed), **settings)
 
 
 # ---- batches ----------------------------------------------------------------------------------------------------
@@ -81,7 +76,9 @@ def test_a_block_leaves_room_for_what_stands_before(model):
 def test_blocks_write_texts_longer_than_the_window(model, unmasking):
     """16 positions fit the model; 40 tokens in blocks of 6, the last of 4, after a prompt of 3 with a hole."""
     start = torch.tensor([[1, 2, model.config.mask_token_id]])
-    result = run(model, input_ids=start, max_new_tokens=40, block_length=6, num_steps=6, unmasking=unmasking)
+    result = generate_recorded(
+        model, input_ids=start, max_new_tokens=40, block_length=6, num_steps=6, unmasking=unmasking
+    )
     assert result.sequences.shape == (1, 43) and torch.equal(result.sequences[:, :2], start[:, :2])
     assert (result.depths[-1] == 3).all()
     if unmasking == "confidence":
@@ -104,14 +101,14 @@ def test_a_block_sees_the_last_positions_before_it(model):
 
 
 def test_one_block_is_no_block(model):
-    texts = [run(model, max_new_tokens=12, block_length=length).sequences for length in (None, 12, 16)]
+    texts = [generate_recorded(model, max_new_tokens=12, block_length=length).sequences for length in (None, 12, 16)]
     assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
 
 
 def test_the_first_end_of_text_ends_it(model):
-    free = run(model, max_new_tokens=16, num_return_sequences=8)
+    free = generate_recorded(model, max_new_tokens=16, num_return_sequences=8)
     eos = int(free.sequences.flatten().mode().values)
-    ended = run(model, max_new_tokens=16, num_return_sequences=8, eos_token_id=eos, pad_token_id=99)
+    ended = generate_recorded(model, max_new_tokens=16, num_return_sequences=8, eos_token_id=eos, pad_token_id=99)
     assert ended.num_forward_passes == free.num_forward_passes
     for text, cut in zip(free.sequences.tolist(), ended.sequences.tolist(), strict=True):
         place = text.index(eos) if eos in text else 15
@@ -119,16 +116,20 @@ def test_the_first_end_of_text_ends_it(model):
     assert any(text.count(99) for text in ended.sequences.tolist())
     assert torch.equal(ended.history[-1], ended.sequences)
     without = {"eos_token_id": eos, "pad_token_id": 99, "eos_early_stop": False}
-    assert torch.equal(run(model, max_new_tokens=16, num_return_sequences=8, **without).sequences, free.sequences)
-    several = run(model, max_new_tokens=16, num_return_sequences=8, eos_token_id=[eos, eos]).sequences
+    assert torch.equal(
+        generate_recorded(model, max_new_tokens=16, num_return_sequences=8, **without).sequences, free.sequences
+    )
+    several = generate_recorded(model, max_new_tokens=16, num_return_sequences=8, eos_token_id=[eos, eos]).sequences
     assert torch.equal(several == eos, (ended.sequences == eos) | (ended.sequences == 99))
     prompt = torch.tensor([[eos, 5, eos]])
-    assert torch.equal(run(model, input_ids=prompt, max_new_tokens=5, eos_token_id=eos).sequences[:, :3], prompt)
+    assert torch.equal(
+        generate_recorded(model, input_ids=prompt, max_new_tokens=5, eos_token_id=eos).sequences[:, :3], prompt
+    )
 
 
 def test_what_is_cut_off_has_no_log_probs_and_is_told(model):
-    eos, seen = int(run(model, max_new_tokens=16).sequences[0, 4]), []
-    result = run(model, max_new_tokens=16, eos_token_id=eos, pad_token_id=99, callback=seen.append)
+    eos, seen = int(generate_recorded(model, max_new_tokens=16).sequences[0, 4]), []
+    result = generate_recorded(model, max_new_tokens=16, eos_token_id=eos, pad_token_id=99, callback=seen.append)
     cut = result.sequences == 99
     assert cut.any() and not result.log_probs[cut].any() and result.log_probs[~cut].all()
     assert torch.equal(seen[-1].node_ids, result.sequences) and torch.equal(seen[-1].moved, cut)
@@ -145,7 +146,7 @@ def test_special_tokens_are_the_models_own_unless_named(tree):
 
 def test_blocks_after_the_end_are_not_written(model):
     settings = {"max_new_tokens": 64, "block_length": 8, "num_steps": 3, "suppress_tokens": list(range(1, 100))}
-    result = run(model, eos_token_id=0, pad_token_id=42, **settings)
+    result = generate_recorded(model, eos_token_id=0, pad_token_id=42, **settings)
     assert result.sequences.tolist() == [[0] + [42] * 63] and result.num_forward_passes == 3 + 1
 
 
@@ -166,7 +167,7 @@ def test_temperature_of_one_level_leaves_the_others_alone():
         below = tree.ancestors[texts, 1] == node
         assert (texts[below] == likeliest).all()
         assert abs(float(below.double().mean() - p[slot])) <= 5 * float(p[slot] * (1 - p[slot]) / 8000) ** 0.5
-    same = [run(model, temperature=one).sequences for one in (0.7, [0.7, 0.7])]
+    same = [generate_recorded(model, temperature=one).sequences for one in (0.7, [0.7, 0.7])]
     assert torch.equal(*same)
     with pytest.raises(ValueError, match="temperature has 3 numbers, the tree 2 levels"):
         model.generate(temperature=[1.0, 1.0, 1.0])
@@ -189,15 +190,17 @@ def test_numbers_to_draw_with_are_those_asked_for(model, unmasking):
     settings = {"unmasking": unmasking, "max_new_tokens": 8, "num_steps": 9, "remasking_steps": 2}
     for name in ("float32", "float64"):
         for more in ({}, {"suppress_tokens": [3]}, {"do_sample": False}):
-            result = run(model, sampling_dtype=name, **settings, **more)
+            result = generate_recorded(model, sampling_dtype=name, **settings, **more)
             assert result.log_probs.dtype == getattr(torch, name) and (result.log_probs < 0).all()
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])
 def test_a_vanishing_temperature_is_greedy(model, name):
-    greedy = run(model, do_sample=False, unmasking="margin", num_steps=6).sequences
+    greedy = generate_recorded(model, do_sample=False, unmasking="margin", num_steps=6).sequences
     for temperature in (1e-6, 1e-40, 5e-324):
-        cold = run(model, temperature=temperature, unmasking="margin", num_steps=6, sampling_dtype=name).sequences
+        cold = generate_recorded(
+            model, temperature=temperature, unmasking="margin", num_steps=6, sampling_dtype=name
+        ).sequences
         assert torch.equal(cold, greedy)
 
 
@@ -215,7 +218,7 @@ def test_nothing_of_probability_zero_is_drawn():
 
 
 def test_log_probs_are_those_of_the_draws(model):
-    result = run(model, max_new_tokens=6, num_steps=18, temperature=0.5, unmasking="first_hitting")
+    result = generate_recorded(model, max_new_tokens=6, num_steps=18, temperature=0.5, unmasking="first_hitting")
     expected = torch.zeros(1, 6, 3, dtype=torch.float64)
     for before, after in itertools.pairwise(result.history):
         place = int((before != after)[0].nonzero())
@@ -267,7 +270,7 @@ def test_transformers_own_streamers_print_the_text(tokenizer, capsys):
 def test_callbacks_see_every_pass_in_the_layout_of_the_result(model):
     seen: list = []
     start = torch.tensor([[1, 2, 3], [4, 0, 0]])
-    result = run(
+    result = generate_recorded(
         model, input_ids=start, attention_mask=torch.tensor([[1, 1, 1], [1, 0, 0]]), max_new_tokens=4, num_steps=5,
         callback=seen.append, unmasking="margin",
     )  # fmt: skip
@@ -291,7 +294,7 @@ def test_what_a_callback_is_given_is_its_own(model):
 
 def test_watching_changes_nothing(model):
     plain = model.generate(num_steps=6, generator=torch.Generator().manual_seed(0))
-    watched = run(model, num_steps=6, callback=lambda step: step.node_ids.zero_(), streamer=Listener())
+    watched = generate_recorded(model, num_steps=6, callback=lambda step: step.node_ids.zero_(), streamer=Listener())
     assert torch.equal(plain, watched.sequences)
     assert all(
         torch.equal(model.tree.depth[nodes], depth)
@@ -348,11 +351,11 @@ def test_no_tensor_is_as_large_as_logits_over_the_vocabulary(head):
 def test_the_denoising_step_compiles_whole_and_once(tree, fields):
     model = tiny_model(tree, **fields)
     settings = {"num_steps": 9, "remasking_steps": 3, "num_return_sequences": 2, "unmasking": "confidence"}
-    plain = run(model, **settings).sequences
+    plain = generate_recorded(model, **settings).sequences
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     model.forward = torch.compile(model.forward, backend=counter, fullgraph=True)
-    assert torch.equal(run(model, **settings).sequences, plain)
+    assert torch.equal(generate_recorded(model, **settings).sequences, plain)
     assert counter.frame_count == 1
     torch._dynamo.reset()
 

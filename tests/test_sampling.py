@@ -5,17 +5,12 @@ Chi-square statistics are held below the 99.9 % point of their distribution (sci
 
 import pytest
 import torch
-from bayes_optimal import bayes_optimal, chi_square, random_joint
-from conftest import tiny_model
+from bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
+from conftest import tiny_model, tokens_by_enumeration
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
 
-TREES = {
-    "flat": VocabularyTree.flat(5),
-    "uneven": VocabularyTree.from_paths([[0, 0], [0, 1], [0, 2], [1, 0], [2, 0]], 3),
-    "deep": VocabularyTree.random(5, 2, 3, seed=3),
-}
 PROCESSES = {
     "sequential": {},
     "windows": {"window_lengths": "uneven"},
@@ -101,12 +96,7 @@ def test_a_network_alone_at_a_position_is_conditioned_exactly(head):
     """The product of child probabilities along each path, over the allowed tokens; 27 tokens at depth 3."""
     tree = VocabularyTree.random(27, 4, 3, seed=2)
     model = tiny_model(tree, head=head).double()
-    log_p = torch.zeros(27, dtype=torch.float64)
-    for depth in range(3):
-        for node in tree.ancestors[:, depth].unique():
-            scores = model(node.view(1, 1)).logits[0, 0].log_softmax(-1)
-            below = tree.ancestors[:, depth] == node
-            log_p[below] += scores[tree.child_slot[tree.ancestors[below, depth + 1]]].detach()
+    log_p = tokens_by_enumeration(model, torch.tensor([tree.root_id]), 0)
     allowed = torch.arange(0, 27, 4)
     conditional = torch.zeros(27, dtype=torch.float64)
     conditional[allowed] = log_p[allowed].exp() / log_p[allowed].exp().sum()

@@ -4,49 +4,43 @@ import itertools
 
 import pytest
 import torch
-from bayes_optimal import bayes_optimal, chi_square, random_joint
-from conftest import tiny_model
+from bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
+from conftest import generate_recorded, tiny_model
 from scipy.stats import chi2
 from transformers import GenerationConfig
 
 from modeling_treediff import VocabularyTree
 
 KINDS = ["random", "first_hitting", "confidence", "entropy"]
-TREES = {
-    "flat": VocabularyTree.flat(5),
-    "uneven": VocabularyTree.from_paths([[0, 0], [0, 1], [0, 2], [1, 0], [2, 0]], 3),
-    "deep": VocabularyTree.random(5, 2, 3, seed=3),
-}
-
-
-def run(model, seed: int = 0, **settings):
-    settings = {"output_history": True, "return_dict_in_generate": True} | settings
-    return model.generate(generator=torch.Generator().manual_seed(seed), **settings)
 
 
 @pytest.mark.parametrize("unmasking", KINDS)
 def test_excluded_tokens_and_words_do_not_occur(model, unmasking):
     settings = {"unmasking": unmasking, "num_steps": 9, "num_return_sequences": 50, "max_new_tokens": 12}
-    plain = run(model, **settings).sequences
+    plain = generate_recorded(model, **settings).sequences
     pair = plain[0, 3:5].tolist()
     words = [pair, [int(plain[0, 7])], plain[1, :3].tolist()]
-    result = run(model, bad_words_ids=words, remasking_steps=3, **settings | {"num_steps": 12})
+    result = generate_recorded(model, bad_words_ids=words, remasking_steps=3, **settings | {"num_steps": 12})
     for text in result.sequences.tolist():
         for word in words:
             assert all(text[place : place + len(word)] != word for place in range(13 - len(word)))
     allowed = [3, 17, 44, 90]
-    texts = run(model, allowed_tokens=allowed, suppress_tokens=[17], **settings).sequences
+    texts = generate_recorded(model, allowed_tokens=allowed, suppress_tokens=[17], **settings).sequences
     assert set(texts.unique().tolist()) <= {3, 44, 90} and len(texts.unique()) == 3
-    only_words = run(model, allowed_tokens=[3, 44], bad_words_ids=[[3, 3], [44, 44]], **settings).sequences
+    only_words = generate_recorded(
+        model, allowed_tokens=[3, 44], bad_words_ids=[[3, 3], [44, 44]], **settings
+    ).sequences
     assert all(set(pair) == {3, 44} for text in only_words.tolist() for pair in itertools.pairwise(text))
 
 
 def test_constraints_that_exclude_nothing_change_nothing(model):
-    plain = run(model)
+    plain = generate_recorded(model)
     for nothing in ({"suppress_tokens": []}, {"allowed_tokens": list(range(100))}, {"bad_words_ids": []}):
-        result = run(model, **nothing)
+        result = generate_recorded(model, **nothing)
         assert torch.equal(result.sequences, plain.sequences) and result.num_forward_passes == plain.num_forward_passes
-    processed = run(model, logits_processor=lambda ids, scores: scores + 1.5).sequences  # the same for all tokens
+    processed = generate_recorded(
+        model, logits_processor=lambda ids, scores: scores + 1.5
+    ).sequences  # the same for all tokens
     assert torch.equal(processed, plain.sequences)
 
 
@@ -64,7 +58,7 @@ def test_processors_see_the_drafts_and_weigh_each_text_by_itself(model):
 def test_coarse_constraints_hold_under_everything(model):
     tree = model.tree
     start = torch.stack([tree.ancestors[torch.arange(10), 1], tree.ancestors[torch.arange(40, 50), 2]])
-    result = run(
+    result = generate_recorded(
         model, input_ids=start, num_steps=12, remasking_steps=6, remasking_levels=3, remasking_fraction=1.0,
         unmasking="entropy", suppress_tokens=[0, 41], max_new_tokens=5, block_length=2,
     )  # fmt: skip
@@ -153,15 +147,15 @@ def test_what_a_processor_is_given_is_its_own(model):
 
 def test_words_are_not_written_across_the_borders_of_blocks(model):
     settings = {"max_new_tokens": 60, "block_length": 6, "num_steps": 3, "num_return_sequences": 30}
-    texts = run(model, allowed_tokens=[3, 44], bad_words_ids=[[44, 3]], **settings).sequences
+    texts = generate_recorded(model, allowed_tokens=[3, 44], bad_words_ids=[[44, 3]], **settings).sequences
     assert not ((texts[:, :-1] == 44) & (texts[:, 1:] == 3)).any() and len(texts.unique()) == 2
     # Of two tokens only 3 3 3 ... is left: all blocks must know from the first on.
     words = [[44, 3], [44, 44]]
-    texts = run(model, allowed_tokens=[3, 44], bad_words_ids=words, **settings).sequences
+    texts = generate_recorded(model, allowed_tokens=[3, 44], bad_words_ids=words, **settings).sequences
     assert (texts[:, :-1] == 3).all()
     seen = []
     with pytest.raises(ValueError, match="cannot be filled"):
-        run(model, allowed_tokens=[44], bad_words_ids=[[44] * 40], callback=seen.append, **settings)
+        generate_recorded(model, allowed_tokens=[44], bad_words_ids=[[44] * 40], callback=seen.append, **settings)
     assert len(seen) == 1  # before the first pass
 
 
@@ -213,7 +207,7 @@ def test_passes_for_constraints_are_counted_and_told(model, exact):
     calls, seen = [], []
     hook = model.register_forward_pre_hook(lambda *args: calls.append(1))
     settings = {"suppress_tokens": [3, 50], "bad_words_ids": [[1, 2]], "max_new_tokens": 5, "num_steps": 6}
-    result = run(model, callback=seen.append, exact_constraints=exact, **settings)
+    result = generate_recorded(model, callback=seen.append, exact_constraints=exact, **settings)
     hook.remove()
     assert result.num_forward_passes == len(calls) == seen[-1].num_forward_passes > 6
     assert [step.num_forward_passes for step in seen] == sorted(step.num_forward_passes for step in seen)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from bayes_optimal import bayes_optimal, chi_square
-from conftest import tiny_model
+from conftest import generate_recorded, tiny_model
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
@@ -13,12 +13,6 @@ from modeling_treediff.generation_config_treediff import ORDERED
 from modeling_treediff.unmasking_treediff import Noise, plan_stages, surest
 
 INTERLEAVED = {"schedule": "binomial"}
-
-
-def run(model, seed: int = 0, **settings):
-    return model.generate(
-        generator=torch.Generator().manual_seed(seed), output_history=True, return_dict_in_generate=True, **settings
-    )
 
 
 def moves(result) -> list[torch.Tensor]:
@@ -33,12 +27,14 @@ def test_first_hitting_moves_one_position_per_pass_in_the_order_of_the_process(t
     model = tiny_model(tree, **fields)
     start = torch.full((3, 6), model.config.mask_token_id)
     start[1, :4], start[2, 0] = 7, tree.ancestors[5, 1]
-    result = run(model, input_ids=start, unmasking="first_hitting")
+    result = generate_recorded(model, input_ids=start, unmasking="first_hitting")
     assert result.num_forward_passes == 18 and len(result.history) == 19
     for step in moves(result):
         assert (step.sum(dim=1) <= 1).all() and step.min() >= 0
     assert [int(sum(step[text].sum() for step in moves(result))) for text in range(3)] == [18, 6, 17]
-    assert torch.equal(run(model, input_ids=start, unmasking="first_hitting", num_steps=1).sequences, result.sequences)
+    assert torch.equal(
+        generate_recorded(model, input_ids=start, unmasking="first_hitting", num_steps=1).sequences, result.sequences
+    )
     if not fields:
         assert all((depth[0].max() - depth[0].min()) <= 1 for depth in result.depths)
 
@@ -47,7 +43,7 @@ def test_first_hitting_moves_one_position_per_pass_in_the_order_of_the_process(t
 @pytest.mark.parametrize("unmasking", ORDERED)
 @pytest.mark.parametrize("steps", [3, 5, 17, 48])
 def test_ordered_unmasking_spends_the_budget_in_equal_shares(tree, fields, unmasking, steps):
-    result = run(tiny_model(tree, **fields), unmasking=unmasking, num_steps=steps, num_return_sequences=2)
+    result = generate_recorded(tiny_model(tree, **fields), unmasking=unmasking, num_steps=steps, num_return_sequences=2)
     assert result.num_forward_passes == steps and len(result.history) == steps + 1
     assert (result.depths[-1] == 3).all()
     counts = torch.stack([step.sum(dim=1) for step in moves(result)])
@@ -59,7 +55,7 @@ def test_ordered_unmasking_spends_the_budget_in_equal_shares(tree, fields, unmas
 @pytest.mark.parametrize("unmasking", ORDERED)
 def test_the_surest_descend_first(model, unmasking):
     """Greedy, so that the child is known: the scores of those that moved, from the logits, are the highest."""
-    result = run(model, unmasking=unmasking, num_steps=12, do_sample=False)
+    result = generate_recorded(model, unmasking=unmasking, num_steps=12, do_sample=False)
     for before, step in zip(result.history, moves(result), strict=False):
         p = model(before).logits[0].double().softmax(dim=-1)
         best = p.topk(2, dim=-1).values
@@ -79,10 +75,11 @@ def test_a_threshold_lets_the_sure_go_at_once(model):
     start = torch.randint(0, 100, (1, 16), generator=torch.Generator().manual_seed(0))
     start[0, ::2] = model.config.mask_token_id
     settings = {"input_ids": start, "unmasking": "confidence", "num_steps": 24, "do_sample": False}
-    assert run(model, threshold=0.0, **settings).num_forward_passes == 3  # all are sure: a pass for each level
-    plain, never = run(model, **settings), run(model, threshold=1.1, **settings)
+    sure = generate_recorded(model, threshold=0.0, **settings)
+    assert sure.num_forward_passes == 3  # all are sure: a pass for each level
+    plain, never = generate_recorded(model, **settings), generate_recorded(model, threshold=1.1, **settings)
     assert all(torch.equal(*pair) for pair in zip(plain.history, never.history, strict=True))
-    some = run(model, threshold=0.35, **settings)
+    some = generate_recorded(model, threshold=0.35, **settings)
     assert 3 < some.num_forward_passes < 24
     for before, step in zip(some.history, moves(some), strict=False):
         sure = model(before).logits.softmax(dim=-1).amax(dim=-1) >= 0.35
@@ -92,7 +89,7 @@ def test_a_threshold_lets_the_sure_go_at_once(model):
         assert torch.equal(moved & sure, waiting & sure)
         assert (moved & ~sure).sum() <= 1  # 8 positions in 8 passes go in any case
     unsure = {"unmasking": "entropy", "num_steps": 24}
-    assert run(model, threshold=10.0, **unsure).num_forward_passes == 3  # at most 10 nats: all
+    assert generate_recorded(model, threshold=10.0, **unsure).num_forward_passes == 3  # at most 10 nats: all
 
 
 def test_who_must_goes_first_and_shares_are_rounded_up():
@@ -105,13 +102,13 @@ def test_who_must_goes_first_and_shares_are_rounded_up():
 
 @pytest.mark.parametrize("unmasking", ["random", "confidence"])
 def test_steps_of_each_level(model, unmasking):
-    result = run(model, unmasking=unmasking, steps_per_level=[2, 5, 3], num_return_sequences=20)
+    result = generate_recorded(model, unmasking=unmasking, steps_per_level=[2, 5, 3], num_return_sequences=20)
     assert result.num_forward_passes == 10
     assert all(step.any() for step in moves(result))
     assert (result.depths[2] == 1).all() and (result.depths[7] == 2).all()
     even, same = (
-        run(model, unmasking=unmasking, steps_per_level=[4, 4, 4]),
-        run(model, unmasking=unmasking, num_steps=12),
+        generate_recorded(model, unmasking=unmasking, steps_per_level=[4, 4, 4]),
+        generate_recorded(model, unmasking=unmasking, num_steps=12),
     )
     assert all(torch.equal(*pair) for pair in zip(even.history, same.history, strict=True))
 
@@ -209,8 +206,8 @@ def test_what_climbs_is_drawn_anew():
 
 
 def test_corrections_leave_the_draws_before_them_alone(model):
-    plain = run(model, num_steps=12)
-    corrected = run(model, num_steps=15, remasking_steps=3)
+    plain = generate_recorded(model, num_steps=12)
+    corrected = generate_recorded(model, num_steps=15, remasking_steps=3)
     assert all(torch.equal(*pair) for pair in zip(plain.history[:5], corrected.history[:5], strict=True))
     assert not torch.equal(plain.sequences, corrected.sequences)
 
