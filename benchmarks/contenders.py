@@ -1,0 +1,107 @@
+"""The models that are compared: each is the reference, MDLM, but for what its row says.
+
+All get the parameter budget of the flat model, spent on depth (`TreeDiffConfig.for_budget`), or, for what a head alone
+costs, the flat model's own number of layers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import GPT2Config
+
+from modeling_treediff import TreeDiffConfig, VocabularyTree
+from modeling_treediff.tree_tables import smallest_branching
+
+CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One member of the family.
+
+    Attributes:
+        title: as tables and figures name it.
+        depth: of its tree, of the smallest fan-out possible; 1 is the flat tree.
+        fields: of its config, beside those of its tree and size.
+        random_tree: tokens in random places of the tree, instead of clustered.
+
+    """
+
+    title: str
+    depth: int = 2
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    random_tree: bool = False
+
+
+CONTENDERS: dict[str, Contender] = {
+    "mdlm": Contender("MDLM (flat)", depth=1),
+    "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, fields={"loss_chunk_size": CHUNK}),
+    "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
+    "tdlm-child": Contender("TDLM, child head"),
+    "tdlm-node": Contender("TDLM, node head", fields={"head": "node"}),
+    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3),
+    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4),
+    "tdlm-random": Contender("TDLM, child head, random tree", random_tree=True),
+}
+REFERENCE = "mdlm"
+AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
+
+
+def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> VocabularyTree:
+    """Return the contender's tree with tokens in random places: right for all that does not depend on the text."""
+    if contender.depth == 1:
+        return VocabularyTree.flat(vocab_size)
+    branching = smallest_branching(vocab_size, contender.depth)
+    return VocabularyTree.random(vocab_size, branching, contender.depth, seed)
+
+
+def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:  # noqa: ANN401 -- fields of the config
+    """Return the parameters of MDLM with so many layers: the budget of all."""
+    config = TreeDiffConfig.from_tree(VocabularyTree.flat(vocab_size), num_hidden_layers=layers, **sizes)
+    return sum(config.count_parameters().values())
+
+
+def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401
+    """Return the contender's config over its tree with as many layers as the parameters pay for."""
+    return TreeDiffConfig.for_budget(tree, parameters, **contender.fields, **sizes)
+
+
+def same_depth_config(contender: Contender, tree: VocabularyTree, layers: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401
+    """Return the contender's config over its tree with the reference's number of layers."""
+    return TreeDiffConfig.from_tree(tree, num_hidden_layers=layers, **contender.fields, **sizes)
+
+
+def gpt2_parameters(config: GPT2Config) -> int:
+    """Return the number of parameters of `GPT2LMHeadModel`: its head is its token embedding."""
+    size, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+    layer = 4 * size * size + 4 * size + 2 * size * inner + inner + size + 4 * size
+    return (config.vocab_size + config.n_positions) * size + config.n_layer * layer + 2 * size
+
+
+def gpt2_for_budget(
+    vocab_size: int, window: int, parameters: int, hidden_size: int, heads: int, eos_token_id: int
+) -> GPT2Config:
+    """Return the GPT-2 that spends the parameters on depth, then evens out by the width of its MLPs."""
+
+    def config(layers: int, inner: int) -> GPT2Config:
+        return GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=window,
+            n_embd=hidden_size,
+            n_head=heads,
+            n_layer=layers,
+            n_inner=inner,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=eos_token_id,
+            eos_token_id=eos_token_id,
+        )
+
+    inner = 4 * hidden_size
+    without, one = (gpt2_parameters(config(layers, inner)) for layers in (0, 1))
+    layers = max(1, round((parameters - without) / (one - without)))
+    missing = parameters - gpt2_parameters(config(layers, inner))
+    inner += 8 * round(missing / (layers * (2 * hidden_size + 1) * 8))
+    return config(layers, inner)
