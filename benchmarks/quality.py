@@ -1,0 +1,158 @@
+"""Perplexity side by side: every contender with the same parameters, text, order, tokens seen and optimizer grid.
+
+python benchmarks/quality.py pack --form cpu --zero-shot runs/zero_shot/*.txt.xz   # texts to tokens, and trees
+python benchmarks/quality.py train --form cpu --parallel 2                         # all runs that are not done
+python benchmarks/quality.py collect --form cpu                                    # benchmarks/results/quality_cpu.json
+
+Forms: `cpu`, on the embedded sample (8,192 tokens), under two hours on two cores; `gpu`, on texts given to `pack`, in
+GPT-2's tokens; `tiny`, a rehearsal. Everything goes on from where it stopped: with `--seconds` a call ends after so
+many, saving first.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
+from quality_data import VALIDATION, PackedData, pack
+from quality_record import Run, best_runs, read_runs, write_quality
+from quality_run import Protocol, run
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "tree_artifacts" / "sotu-8k"
+NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIVE)  # whose result is MDLM's
+LEADERS = 2
+DEPTHS = (2, 3, 4)
+SMALL = {"hidden_size": 128, "num_attention_heads": 4, "max_position_embeddings": 64, "rope_theta": 100.0}
+PROTOCOLS = {
+    "cpu": Protocol(
+        reference_layers=4,
+        sizes=SMALL,
+        window=64,
+        batch_size=16,
+        steps=2500,
+        warmup_steps=100,
+        learning_rates=(2e-3, 4e-3),
+        seeds=(0, 1),
+        measured_windows=400,
+    ),
+    "gpu": Protocol(
+        reference_layers=8,
+        sizes={"hidden_size": 512, "num_attention_heads": 8, "max_position_embeddings": 256, "rope_theta": 1000.0},
+        window=256,
+        batch_size=64,
+        steps=2400,
+        warmup_steps=200,
+        learning_rates=(1e-3,),
+        seeds=(0,),
+        precision="bf16",
+        measured_windows=1024,
+    ),
+    "tiny": Protocol(
+        reference_layers=2,
+        sizes=SMALL | {"hidden_size": 64, "max_position_embeddings": 16},
+        window=16,
+        batch_size=4,
+        steps=8,
+        warmup_steps=2,
+        learning_rates=(1e-3, 2e-3),
+        seeds=(0, 1),
+        curve_windows=8,
+        measured_windows=16,
+        samples=12,
+    ),
+}
+
+
+def main() -> None:
+    """Do what the first argument says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pack", "train", "run", "collect"), help="run: a single run")
+    parser.add_argument("--form", choices=PROTOCOLS, default="cpu", help="(default %(default)s)")
+    parser.add_argument("--folder", type=Path, help="default: runs/quality/FORM")
+    parser.add_argument("--zero-shot", type=Path, nargs="+", default=[], help="texts that are only measured on")
+    parser.add_argument("--text", type=Path, nargs="+", help="texts to train on (default: the embedded sample)")
+    parser.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--seconds", type=float, help="stop after so many, saving checkpoints")
+    parser.add_argument("--contender", choices=NAMES)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = options.folder or Path("runs", "quality", options.form)
+    protocol = PROTOCOLS[options.form]
+    if options.what == "pack":
+        validation = None if options.text else SAMPLE / "validation.txt.xz"
+        texts = options.text or [SAMPLE / "train.txt.xz"]
+        pack(folder / "data", options.tokenizer, texts, validation, options.zero_shot, DEPTHS)
+    elif options.what == "run":
+        target = folder / Run(options.contender, options.learning_rate, options.seed).name
+        data = PackedData.load(folder / "data")
+        run(options.contender, data, protocol, target, options.learning_rate, options.seed)
+    elif options.what == "train":
+        Driver(folder, options.form, options.parallel, options.seconds).take_all(protocol)
+    else:
+        write_quality(ROOT / "benchmarks" / "results" / f"quality_{options.form}.json", read_runs(folder), options.seed)
+
+
+class Driver:
+    """Takes the runs of a protocol, each in a process of its own."""
+
+    def __init__(self, folder: Path, form: str, parallel: int, seconds: float | None) -> None:
+        """Work in a packed folder; `seconds` from now the runs are asked to save and stop."""
+        self.folder, self.form, self.parallel = folder, form, parallel
+        self.deadline = time.monotonic() + seconds if seconds else float("inf")
+
+    def take_all(self, protocol: Protocol) -> None:
+        """Take the grid with the first seed, then the leading contenders and MDLM with the other seeds."""
+        first, *others = protocol.seeds
+        self.take(Run(name, rate, first) for rate in protocol.learning_rates for name in NAMES)
+        best = best_runs(read_runs(self.folder))
+        ranked = sorted((record for name, record in best.items() if name != AUTOREGRESSIVE), key=_validation)
+        leaders = dict.fromkeys((*(record["contender"] for record in ranked[:LEADERS]), REFERENCE))
+        self.take(Run(name, best[name]["learning_rate"], seed) for seed in others for name in leaders)
+
+    def take(self, runs: Iterable[Run]) -> None:
+        """Take those of the runs that are not done."""
+        with ThreadPoolExecutor(self.parallel) as pool:
+            codes = list(pool.map(self._take_one, runs))
+        if any(codes):
+            sys.exit("Not all runs are done: the same command goes on with them.")
+
+    def _take_one(self, one: Run) -> int:
+        target = self.folder / one.name
+        if (target / "run.json").exists():
+            return 0
+        if time.monotonic() > self.deadline:
+            return 1
+        target.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "run", "--form", self.form, "--folder", str(self.folder)]
+        command += ["--contender", one.contender, "--learning-rate", f"{one.learning_rate:g}", "--seed", f"{one.seed}"]
+        threads = max(1, (os.cpu_count() or 1) // self.parallel)
+        started = time.monotonic()
+        with (target / "log.txt").open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+            )
+            try:
+                code = process.wait(max(1.0, self.deadline - started) if self.deadline < float("inf") else None)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)
+                code = process.wait()
+        outcome = "done" if code == 0 else f"stopped ({code})"
+        print(f"{one.name}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
+        return code
+
+
+def _validation(record: dict) -> float:
+    return record["texts"][VALIDATION]["nats"]
+
+
+if __name__ == "__main__":
+    main()
