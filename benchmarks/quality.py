@@ -10,19 +10,14 @@ many, saving first.
 """
 
 import argparse
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
 from quality_data import VALIDATION, PackedData, pack
 from quality_record import Run, best_runs, read_runs, write_quality
 from quality_run import Protocol, run
+from run_queue import RunQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tree_artifacts" / "sotu-8k"
@@ -96,58 +91,24 @@ def main() -> None:
         data = PackedData.load(folder / "data")
         run(options.contender, data, protocol, target, options.learning_rate, options.seed)
     elif options.what == "train":
-        Driver(folder, options.form, options.parallel, options.seconds).take_all(protocol)
+        take_all(RunQueue(folder, options.parallel, options.seconds), options.form, protocol)
     else:
         write_quality(ROOT / "benchmarks" / "results" / f"quality_{options.form}.json", read_runs(folder), options.seed)
 
 
-class Driver:
-    """Takes the runs of a protocol, each in a process of its own."""
+def take_all(queue: RunQueue, form: str, protocol: Protocol) -> None:
+    """Take the grid with the first seed, then the leading contenders and MDLM with the other seeds."""
 
-    def __init__(self, folder: Path, form: str, parallel: int, seconds: float | None) -> None:
-        """Work in a packed folder; `seconds` from now the runs are asked to save and stop."""
-        self.folder, self.form, self.parallel = folder, form, parallel
-        self.deadline = time.monotonic() + seconds if seconds else float("inf")
+    def commands(runs: Iterable[Run]) -> dict[str, list[str]]:
+        shared = [__file__, "run", "--form", form, "--folder", str(queue.folder)]
+        return {run.name: [*shared, *run.arguments] for run in runs}
 
-    def take_all(self, protocol: Protocol) -> None:
-        """Take the grid with the first seed, then the leading contenders and MDLM with the other seeds."""
-        first, *others = protocol.seeds
-        self.take(Run(name, rate, first) for rate in protocol.learning_rates for name in NAMES)
-        best = best_runs(read_runs(self.folder))
-        ranked = sorted((record for name, record in best.items() if name != AUTOREGRESSIVE), key=_validation)
-        leaders = dict.fromkeys((*(record["contender"] for record in ranked[:LEADERS]), REFERENCE))
-        self.take(Run(name, best[name]["learning_rate"], seed) for seed in others for name in leaders)
-
-    def take(self, runs: Iterable[Run]) -> None:
-        """Take those of the runs that are not done."""
-        with ThreadPoolExecutor(self.parallel) as pool:
-            codes = list(pool.map(self._take_one, runs))
-        if any(codes):
-            sys.exit("Not all runs are done: the same command goes on with them.")
-
-    def _take_one(self, one: Run) -> int:
-        target = self.folder / one.name
-        if (target / "run.json").exists():
-            return 0
-        if time.monotonic() > self.deadline:
-            return 1
-        target.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "run", "--form", self.form, "--folder", str(self.folder)]
-        command += ["--contender", one.contender, "--learning-rate", f"{one.learning_rate:g}", "--seed", f"{one.seed}"]
-        threads = max(1, (os.cpu_count() or 1) // self.parallel)
-        started = time.monotonic()
-        with (target / "log.txt").open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
-            )
-            try:
-                code = process.wait(max(1.0, self.deadline - started) if self.deadline < float("inf") else None)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)
-                code = process.wait()
-        outcome = "done" if code == 0 else f"stopped ({code})"
-        print(f"{one.name}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
-        return code
+    first, *others = protocol.seeds
+    queue.take(commands(Run(name, rate, first) for rate in protocol.learning_rates for name in NAMES))
+    best = best_runs(read_runs(queue.folder))
+    ranked = sorted((record for name, record in best.items() if name != AUTOREGRESSIVE), key=_validation)
+    leaders = dict.fromkeys((*(record["contender"] for record in ranked[:LEADERS]), REFERENCE))
+    queue.take(commands(Run(name, best[name]["learning_rate"], seed) for seed in others for name in leaders))
 
 
 def _validation(record: dict) -> float:

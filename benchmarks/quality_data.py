@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class PackedData:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return cls(folder, manifest, load_file(folder / "tokens.safetensors"))
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of all texts."""
         return AutoTokenizer.from_pretrained(self.folder / "trees" / "d2")

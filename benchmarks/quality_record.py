@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from contenders import REFERENCE
 from quality_data import VALIDATION
+from run_queue import DONE_NAME
 
 from modeling_treediff.training import write_record
 
@@ -29,10 +30,16 @@ class Run:
         """Its folder."""
         return f"{self.contender}-lr{self.learning_rate:g}-seed{self.seed}"
 
+    @property
+    def arguments(self) -> list[str]:
+        """What `quality.py run` is told."""
+        rate = f"{self.learning_rate:g}"
+        return ["--contender", self.contender, "--learning-rate", rate, "--seed", str(self.seed)]
+
 
 def read_runs(folder: Path) -> list[Record]:
     """Return the records of all finished runs of a folder."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/run.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{DONE_NAME}"))]
 
 
 def best_runs(runs: list[Record], text: str = VALIDATION) -> dict[str, Record]:
@@ -98,9 +105,8 @@ def check_same(runs: list[Record]) -> None:
         raise ValueError("There are no finished runs: quality.py train makes them.")
     for record in runs:
         if differing := [name for name in SHARED if record[name] != runs[0][name]]:
-            raise ValueError(
-                f"{record['contender']} was not run under the same protocol: {', '.join(differing)} differ."
-            )
+            message = "was not run under the protocol of the others"
+            raise ValueError(f"{record['command']!r} {message}: {', '.join(differing)} differ.")
 
 
 def _all_seeds(record: Record, runs: list[Record]) -> list[Record]:

@@ -21,6 +21,7 @@ from contenders import (
     reference_parameters,
 )
 from quality_data import TRAINING, VALIDATION, PackedData, spread
+from run_queue import DONE_NAME
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.training import TrainingConfig, train, write_record
@@ -80,7 +81,7 @@ class Protocol:
 
 
 def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_rate: float, seed: int) -> None:
-    """Train a contender, or go on with it, measure it, and write `run.json` into its folder.
+    """Train a contender, or go on with it, measure it, and write the record into its folder.
 
     Raises:
         SystemExit: SIGTERM or SIGINT was received; another call goes on from the checkpoint.
@@ -105,7 +106,7 @@ def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_
         "protocol": asdict(protocol),
         "manifest": data.manifest,
     }
-    write_record(folder / "run.json", shared | facts, seed)
+    write_record(folder / DONE_NAME, shared | facts, seed)
     for checkpoint in config.output_dir.glob("checkpoint-*"):
         checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
 
