@@ -58,6 +58,7 @@ PROTOCOLS = {
         warmup_steps=2,
         learning_rates=(1e-3, 2e-3),
         seeds=(0, 1),
+        curve_points=2,
         curve_windows=8,
         measured_windows=16,
         samples=12,

@@ -44,7 +44,8 @@ class Protocol:
         learning_rates: the grid; every contender has all of it, its best one by the validation text counts.
         seeds: of initialisation, data order and noise: the first for all, the others for the leading contenders.
         precision: "no" (fp32) or "bf16".
-        curve_windows: validation windows of each of the estimates on the way.
+        curve_points: estimates on the way.
+        curve_windows: validation windows of each.
         measured_windows: windows of each text that the finished model is measured on.
         samples: corruptions of each, the same for all depths up to four: a multiple of them.
 
@@ -59,6 +60,7 @@ class Protocol:
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     precision: str = "no"
+    curve_points: int = 10
     curve_windows: int = 256
     measured_windows: int = 512
     samples: int = 12
@@ -72,7 +74,7 @@ class Protocol:
             learning_rate=learning_rate,
             warmup_steps=self.warmup_steps,
             mixed_precision=self.precision,
-            validate_every=max(1, self.steps // 10),
+            validate_every=max(1, self.steps // self.curve_points),
             validation_windows=self.curve_windows,
             save_every=max(1, self.steps // 4),
             keep_checkpoints=1,

@@ -1,0 +1,349 @@
+"""The comparison of models: equal budgets, one protocol, texts kept apart, ratios of paired windows."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, SAMPLE, tiny_model
+from transformers import GPT2LMHeadModel
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import ablation_trees
+import ablations
+import autoregressive
+import quality
+import quality_data
+import quality_record
+import quality_run
+import run_queue
+from contenders import (
+    CONTENDERS,
+    REFERENCE,
+    budget_config,
+    gpt2_for_budget,
+    gpt2_parameters,
+    reference_parameters,
+    same_depth_config,
+    unclustered_tree,
+)
+
+sys.path.remove(str(REPOSITORY / "benchmarks"))
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt  # noqa: E402 -- beside them
+from modeling_treediff.training import TrainingConfig  # noqa: E402
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+ZERO_SHOT_NAMES = {"web_bible", "python_doc", "perl_doc", "libreoffice_help"}
+SIZES = {
+    "cpu": (8192, 4, quality.SMALL),
+    "half-width": (50_257, 8, quality.PROTOCOLS["gpu"].sizes),
+    "memory": (50_257, 12, {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 512}),
+}
+
+
+@pytest.fixture(autouse=True)
+def of_the_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+
+
+# ---- contenders --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", SIZES)
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_contenders_have_the_parameters_of_mdlm(name, form):
+    vocab_size, layers, sizes = SIZES[form]
+    budget = reference_parameters(vocab_size, layers, **sizes)
+    contender = CONTENDERS[name]
+    config = budget_config(contender, unclustered_tree(contender, vocab_size), budget, **sizes)
+    with torch.device("meta"):
+        model = TreeDiffForDiffusionLM(config)
+    assert abs(sum(parameter.numel() for parameter in model.parameters()) - budget) <= 0.01 * budget
+
+
+@pytest.mark.parametrize("form", SIZES)
+def test_gpt2_has_the_parameters_of_mdlm(form):
+    vocab_size, layers, sizes = SIZES[form]
+    budget = reference_parameters(vocab_size, layers, **sizes)
+    window, heads = sizes["max_position_embeddings"], sizes["num_attention_heads"]
+    config = gpt2_for_budget(vocab_size, window, budget, sizes["hidden_size"], heads, eos_token_id=0)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == gpt2_parameters(config)
+    assert abs(counted - budget) <= 0.01 * budget
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_contenders_differ_in_nothing_but_what_their_row_says(name):
+    vocab_size, layers, sizes = 512, 2, quality.PROTOCOLS["tiny"].sizes
+    contender, reference = CONTENDERS[name], CONTENDERS[REFERENCE]
+    tree, flat = unclustered_tree(contender, vocab_size), unclustered_tree(reference, vocab_size)
+    budget = reference_parameters(vocab_size, 8, **sizes)
+    shape = {"tree_depth", "max_branching", "num_tree_nodes", "tree_sha256"} if contender.depth > 1 else set()
+    spent = {"num_hidden_layers", "intermediate_size"}
+    made = [budget_config(one, over, budget, **sizes) for one, over in ((contender, tree), (reference, flat))]
+    as_deep = [same_depth_config(one, over, layers, **sizes) for one, over in ((contender, tree), (reference, flat))]
+    pairs = ((*made, spent), (*as_deep, set()))
+    for config, other, allowed in pairs:
+        fields = [field for field in TreeDiffConfig.__annotations__ if getattr(config, field) != getattr(other, field)]
+        assert set(fields) - allowed == set(contender.fields) | shape
+        assert all(getattr(config, field) == value for field, value in contender.fields.items())
+
+
+def test_mdlms_published_loss_of_our_logits_is_our_loss():
+    """Sahoo et al. 2024 (arXiv 2406.07524), as published: log-linear noise, SUBS, dsigma / expm1(sigma)."""
+    model = tiny_model(VocabularyTree.flat(20)).double()
+    tokens = torch.randint(0, 20, (6, 10), generator=torch.Generator().manual_seed(0))
+    t = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).clamp(min=0.01)
+    batch = corrupt(tokens, model.tree, model.schedule, t, torch.Generator().manual_seed(2))
+    output = model(batch.input_ids, labels=batch.labels, timesteps=t)
+
+    mask = 20
+    sigma, rate = -torch.log1p(-t), 1 / (1 - t)
+    logits = torch.cat((output.logits, torch.zeros(6, 10, 1, dtype=torch.float64)), dim=-1)  # a score for the mask
+    logits[..., mask] = -math.inf
+    log_p = logits - logits.logsumexp(dim=-1, keepdim=True)
+    clean = batch.input_ids != mask
+    log_p[clean] = -math.inf
+    log_p[clean, batch.input_ids[clean]] = 0.0
+    log_p_theta = log_p.gather(-1, tokens[..., None])[..., 0]
+    published = -log_p_theta * (rate / torch.expm1(sigma))[:, None]
+    torch.testing.assert_close(output.loss, published.mean(), rtol=1e-10, atol=0)
+
+
+# ---- texts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_never_both_trained_on_and_kept_for_zero_shot(tmp_path):
+    kept, copy, other = (tmp_path / f"{name}.txt" for name in ("kept", "copy", "other"))
+    kept.write_text("the same words")
+    copy.write_text("the same words")
+    other.write_text("different words")
+    quality_data.check_apart([other], [kept])
+    for trained in (kept, copy):
+        with pytest.raises(ValueError, match=r"kept\.txt is a zero-shot text"):
+            quality_data.pack(tmp_path / "data", str(SAMPLE), [other, trained], None, [kept], (2,))
+    assert not (tmp_path / "data").exists()
+
+
+def test_no_recorded_run_was_trained_on_a_zero_shot_text():
+    manifests = 0
+    for path in RESULTS.glob("**/*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        manifest = record.get("manifest")
+        trained = list(manifest["training"]) if manifest else []
+        for name in ("text", "validation_text"):
+            trained += [record[name]] if isinstance(record.get(name), dict) else []
+        assert not {file["name"].split(".")[0] for file in trained} & ZERO_SHOT_NAMES, path
+        if manifest:
+            manifests += 1
+            kept = {file["sha256"] for file in manifest["zero_shot"]}
+            assert not kept & {file["sha256"] for file in trained}, path
+    assert manifests
+
+
+# ---- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A text of a few thousand tokens, its trees, and another text for zero-shot."""
+    folder = tmp_path_factory.mktemp("packed")
+    generator = np.random.default_rng(0)
+    words = ["state", "union", "people", "war", "peace", "government", "the", "of", "and", "to"]
+    for name in ("text", "held_out", "other"):
+        documents = [" ".join(generator.choice(words, 60)) for _ in range(20)]
+        (folder / f"{name}.txt").write_text("\n\n".join(documents))
+    texts = [folder / f"{name}.txt" for name in ("text", "held_out", "other")]
+    quality_data.pack(folder / "data", str(SAMPLE), texts[:1], texts[1], texts[2:], (2, 3))
+    return quality_data.PackedData.load(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def runs(packed, tmp_path_factory):
+    """MDLM, TDLM and GPT-2 after a few steps, and a second seed of the first two."""
+    folder = tmp_path_factory.mktemp("runs")
+    protocol = replace(quality.PROTOCOLS["tiny"], curve_windows=4, measured_windows=8, samples=2)
+    for name, seed in ((REFERENCE, 0), ("tdlm-child", 0), ("ar", 0), (REFERENCE, 1), ("tdlm-child", 1)):
+        run = quality_record.Run(name, 1e-3, seed)
+        quality_run.run(name, packed, protocol, folder / run.name, 1e-3, seed)
+    return folder
+
+
+def test_a_run_says_what_made_it_and_measures_every_text(runs, packed):
+    for record in quality_record.read_runs(runs):
+        assert list(record["texts"]) == packed.measured == ["validation", "other"]
+        assert record["tokens_seen"] == 8 * 4 * 16
+        assert record["manifest"]["training"][0]["name"] == "text.txt"
+        assert [point["step"] for point in record["curve"]] == [4, 8]
+        for figures in record["texts"].values():
+            windows = np.array(figures["windows"])
+            assert figures["nats"] == pytest.approx(windows.mean(), abs=1e-5)
+            assert figures["standard_error"] == pytest.approx(windows.std(ddof=1) / math.sqrt(8), abs=1e-5)
+            levels = figures.get("level_losses", [windows.mean()])
+            assert sum(levels) == pytest.approx(figures["nats"], abs=1e-5)
+
+
+def test_all_contenders_see_the_same_windows_in_the_same_order(packed):
+    """The autoregressive model's loader and the collator of the others take the same rows."""
+    windows = packed.windows("training", 16)
+    items = windows.dataset(0, 8, seed=3)
+    rows = np.stack([items[index]["input_ids"] for index in range(8)])
+    order = np.random.default_rng([3, 0]).permutation(len(windows))[:8]
+    np.testing.assert_array_equal(rows, windows.input_ids[order])
+
+
+def test_the_record_has_ratios_of_paired_windows(runs, tmp_path):
+    records = quality_record.read_runs(runs)
+    quality_record.write_quality(tmp_path / "quality.json", records, seed=0)
+    written = json.loads((tmp_path / "quality.json").read_text())
+    assert set(written["best"]) == {REFERENCE, "tdlm-child", "ar"}
+    own = written["best"][REFERENCE]["ratios"]
+    assert all(figures == {"ratio": 1.0, "interval": [1.0, 1.0]} for seed in own.values() for figures in seed.values())
+    tree = {record["seed"]: record for record in records if record["contender"] == "tdlm-child"}
+    flat = {record["seed"]: record for record in records if record["contender"] == REFERENCE}
+    assert set(written["best"]["tdlm-child"]["ratios"]) == {"0", "1"}
+    for seed, figures in written["best"]["tdlm-child"]["ratios"].items():
+        nats = [runs_of[int(seed)]["texts"]["other"]["nats"] for runs_of in (tree, flat)]
+        assert figures["other"]["ratio"] == pytest.approx(math.exp(nats[0] - nats[1]), rel=1e-4)
+        low, high = figures["other"]["interval"]
+        assert low < figures["other"]["ratio"] < high
+    assert not any("windows" in figures for run in written["runs"] for figures in run["texts"].values())
+
+
+def test_runs_of_different_protocols_are_not_put_together(runs, tmp_path):
+    records = quality_record.read_runs(runs)
+    records[1]["protocol"] = records[1]["protocol"] | {"steps": 9}
+    with pytest.raises(ValueError, match="was not run under the protocol of the others: protocol differ"):
+        quality_record.write_quality(tmp_path / "quality.json", records, seed=0)
+    with pytest.raises(ValueError, match="There are no finished runs"):
+        quality_record.write_quality(tmp_path / "quality.json", [], seed=0)
+    assert not (tmp_path / "quality.json").exists()
+
+
+def test_the_best_learning_rate_is_that_of_the_validation_text(runs):
+    good = next(record for record in quality_record.read_runs(runs) if record["contender"] == REFERENCE)
+    texts = {"validation": {"nats": good["texts"]["validation"]["nats"] + 1}, "other": {"nats": 0.0}}
+    worse = good | {"learning_rate": 9.0, "texts": texts}
+    assert quality_record.best_runs([worse, good])[REFERENCE] is good
+
+
+def test_gpt2s_loss_counts_every_token_of_a_window_given_those_before_it():
+    """Against one token at a time, from the end-of-sequence token on."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2_for_budget(30, 6, 20_000, 32, 4, eos_token_id=7)).eval()
+    tokens = torch.randint(0, 30, (3, 6))
+    nats = autoregressive.token_nats(model, tokens)
+    for row, sequence in enumerate(tokens):
+        before = [7]
+        for place, token in enumerate(sequence.tolist()):
+            log_p = model(torch.tensor([before])).logits[0, -1].log_softmax(-1)
+            torch.testing.assert_close(nats[row, place], -log_p[token])
+            before.append(token)
+
+
+def test_the_bound_of_windows_is_the_estimate_of_each(packed):
+    model = tiny_model(packed.tree(CONTENDERS["tdlm-child"]), max_position_embeddings=16).eval()
+    windows = quality_data.spread(packed.windows("validation", 16), 10)
+    nats, levels = quality_run.bound_of_windows(model, windows, samples=2)
+    reference = model.nelbo(windows, num_samples=2, batch_size=64, generator=torch.Generator().manual_seed(0))
+    assert float(nats.mean()) == pytest.approx(reference.value)
+    assert levels == pytest.approx(reference.level_losses)
+
+
+# ---- queue -------------------------------------------------------------------------------------------------------
+
+WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'run.json').write_text(sys.argv[2])"
+
+
+def test_what_is_done_is_not_run_again(tmp_path):
+    queue = run_queue.RunQueue(tmp_path, parallel=2)
+    for text in ("first", "second"):
+        queue.take({name: ["-c", WRITE, str(tmp_path / name), text] for name in ("a", "b", "c")})
+    assert [(tmp_path / name / "run.json").read_text() for name in ("a", "b", "c")] == ["first"] * 3
+
+
+def test_a_failed_run_is_said_and_left_for_another_try(tmp_path, capfd):
+    queue = run_queue.RunQueue(tmp_path)
+    with pytest.raises(SystemExit, match="Not all runs are done"):
+        queue.take({"bad": ["-c", "raise SystemExit(3)"], "good": ["-c", WRITE, str(tmp_path / "good"), "x"]})
+    assert "bad: stopped (3), see" in capfd.readouterr().out
+    assert (tmp_path / "good" / "run.json").exists()
+
+
+def test_at_the_deadline_runs_are_asked_to_save(tmp_path):
+    save = "import signal, sys, time, pathlib\n"
+    save += "def stop(*_): pathlib.Path(sys.argv[1], 'saved').touch(); sys.exit(143)\n"
+    save += "signal.signal(signal.SIGTERM, stop); time.sleep(60)"
+    queue = run_queue.RunQueue(tmp_path, seconds=2.0)
+    with pytest.raises(SystemExit, match="goes on with them"):
+        queue.take({name: ["-c", save, str(tmp_path / name)] for name in ("long", "never-begun")})
+    assert (tmp_path / "long" / "saved").exists()
+    assert not (tmp_path / "never-begun").exists()
+
+
+# ---- ablations ---------------------------------------------------------------------------------------------------
+
+
+def test_level_weights_change_the_training_loss_alone():
+    model = tiny_model(VocabularyTree.random(20, 5, 2)).train()
+    tokens = torch.randint(0, 20, (16, 8), generator=torch.Generator().manual_seed(0))
+    batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(1))
+    arguments = {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}
+    plain = model(**arguments)
+    with ablations.weighted_levels((1.5, 0.5)):
+        weighted = model(**arguments)
+    torch.testing.assert_close(weighted.loss, plain.level_losses @ torch.tensor([1.5, 0.5]))
+    assert weighted.loss != plain.loss
+    torch.testing.assert_close(model(**arguments).loss, plain.loss)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_other_orders_of_siblings_keep_the_clusters(packed, depth):
+    sources = ablation_trees.TreeSources(packed, None, "")
+    trees = [sources.build("corpus", order, depth, None) for order in ("frequency", "random", "aligned")]
+    internal = range(trees[0].vocab_size, trees[0].num_nodes)
+    clusters = [{frozenset(np.flatnonzero((tree.ancestors == node).any(dim=1))) for node in internal} for tree in trees]
+    assert clusters[0] == clusters[1] == clusters[2]
+    assert len({tree.sha256 for tree in trees}) == 3
+
+
+def test_alignment_gives_like_children_of_different_parents_one_slot():
+    """Four clusters of three tokens, each token its cluster's centre plus one of three shared directions, shuffled."""
+    generator = np.random.default_rng(0)
+    centre_KE, direction_CE = 10 * generator.normal(size=(4, 3)), np.eye(3)
+    shuffled = [generator.permutation(3) for _ in range(4)]
+    paths = np.array([(cluster, slot) for cluster in range(4) for slot in range(3)])
+    embeddings = np.array([centre_KE[cluster] + direction_CE[shuffled[cluster][slot]] for cluster, slot in paths])
+    tree = ablation_trees.aligned(VocabularyTree.from_paths(paths, 4), embeddings)
+    found = [tree.child_slot[tree.ancestors[3 * cluster : 3 * cluster + 3, 2]].tolist() for cluster in range(4)]
+    by_direction = {
+        tuple(slots[list(order).index(direction)] for direction in range(3))
+        for slots, order in zip(found, shuffled, strict=True)
+    }
+    assert len(by_direction) == 1
+
+
+def test_every_variant_changes_something_and_keeps_the_budget():
+    base = ablations.VARIANTS[ablations.BASE]
+    vocab_size, layers, sizes = SIZES["cpu"]
+    budget = reference_parameters(vocab_size, layers, **sizes)
+    for name, variant in ablations.VARIANTS.items():
+        same = replace(variant, group=base.group, title=base.title) == base
+        assert same == (name == ablations.BASE)
+        branching = variant.branching or math.ceil(vocab_size ** (1 / variant.depth) - 1e-9)
+        tree = VocabularyTree.random(vocab_size, branching, variant.depth)
+        config = budget_config(ablations.Contender("", fields=variant.fields), tree, budget, **sizes)
+        assert abs(sum(config.count_parameters().values()) - budget) <= 0.01 * budget, name
+
+
+def test_ablations_are_shorter_but_never_longer_than_the_protocol():
+    protocol = quality.PROTOCOLS["tiny"]
+    assert ablations.shortened(protocol).steps == protocol.steps
+    assert ablations.shortened(quality.PROTOCOLS["cpu"]).steps == ablations.STEPS
+    assert isinstance(protocol.training_config(RESULTS, 1e-3, 0), TrainingConfig)
