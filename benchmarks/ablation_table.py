@@ -32,8 +32,8 @@ def ablation_table() -> str:
     header = ("question", "variant", "layers", "seed", "nats/token", "by level", "to the base (± standard error)")
     protocol, made = record["protocol"], record["trained_on"]
     return table(header, rows) + (
-        f"\n{record['tokens_seen'] / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
-        f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. Errors are over windows of the "
+        f"\n{record['tokens_seen'] / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows "
+        f"of {protocol['window']} tokens, learning rate {record['learning_rate']:g}. Errors are over windows of the "
         f"validation text, paired for differences, and say nothing of other seeds: the base's differ by "
         f"{_seed_gap(record):.3f}. {made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
     )
