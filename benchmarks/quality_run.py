@@ -45,7 +45,7 @@ class Protocol:
         seeds: of initialisation, data order and noise: the first for all, the others for the leading contenders.
         precision: "no" (fp32) or "bf16".
         curve_points: estimates on the way.
-        curve_windows: validation windows of each.
+        curve_windows: validation windows of each, with one corruption.
         measured_windows: windows of each text that the finished model is measured on.
         samples: corruptions of each, the same for all depths up to four: a multiple of them.
 
@@ -61,7 +61,7 @@ class Protocol:
     seeds: tuple[int, ...]
     precision: str = "no"
     curve_points: int = 10
-    curve_windows: int = 256
+    curve_windows: int = 1024
     measured_windows: int = 512
     samples: int = 12
 
@@ -129,7 +129,7 @@ def train_model(
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     model = TreeDiffForDiffusionLM.from_tree(tree, **fields | ends)
     training, validation = (data.windows(name, protocol.window) for name in (TRAINING, VALIDATION))
-    train(model, tokenizer, training, validation[: protocol.measured_windows], config, resume=True)
+    train(model, tokenizer, training, validation, config, resume=True)
     return model.eval()
 
 
