@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another; read when torch is imported
+
 import numpy as np
 import pytest
 import torch
