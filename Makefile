@@ -37,7 +37,7 @@ quickstart: setup
 	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,14 +1,19 @@
+import contextlib
 import functools
 import importlib.util
+import io
 import itertools
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another; read when torch is imported
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -49,6 +54,10 @@ def on_the_cpu(request, monkeypatch):
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     """Accelerate keeps one precision per process."""
+    forget_accelerate()
+
+
+def forget_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -146,6 +155,27 @@ def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 3
         text=True,
         timeout=timeout,
     )
+
+
+def run_here(script: str | Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run a script of the repository as `run_python` does, without the seconds that a fresh process imports for."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        forget_accelerate()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+                print(stop.code if isinstance(stop.code, str) else "", end="", file=stderr)
+            except Exception:
+                code = 1
+                traceback.print_exc()
+    return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
 
 
 def load_example(name: str):
