@@ -147,10 +147,13 @@ def environment_on_the_cpu(**more: str) -> dict[str, str]:
 def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 300, **environment: str):
     """Run a fresh Python, offline, outside the repository; `code` runs without the package's folder on the path."""
     command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
+    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Remote code is copied there file by file: tests beside one another must not share the folder.
+    fixed["HF_MODULES_CACHE"] = os.path.join(environment.get("HF_HOME", os.environ["HF_DATASETS_CACHE"]), "modules")
     return subprocess.run(
         command,
         cwd=environment.pop("cwd", REPOSITORY),
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **environment},
+        env={**os.environ, **fixed, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
