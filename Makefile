@@ -1,5 +1,5 @@
 # make quickstart   set up, then build a tree, train, and generate on the embedded sample (minutes on two CPU cores)
-# make test         set up, then run all tests
+# make test         set up, then run all tests, in a process per core
 # make check        lint and types
 # make sample       rebuild the embedded sample's tokenizer and tree, byte for byte
 
@@ -37,7 +37,7 @@ quickstart: setup
 	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
-"""The script as people run it."""
+"""The script as people run it; once in a fresh process."""
 
 import json
 import math
 
 import pytest
-from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, run_here, run_python, tiny_model
 from transformers import AutoTokenizer, GPT2Config
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
@@ -15,7 +15,7 @@ SCRIPT = REPOSITORY / "examples" / "evaluate.py"
 
 
 def evaluate(*arguments):
-    return run_python(SCRIPT, *arguments, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    return run_here(SCRIPT, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def texts(tmp_path_factory):
 
 def test_a_row_per_text_the_protocol_and_json(checkpoint, texts, tokenizer, tmp_path):
     settings = ["--samples", "4", "--window", "16", "--stride", "8", "--seed", "5", "--batch-size", "16"]
-    ran = evaluate(checkpoint, *texts, *settings, "--text-column", "body", "--json", tmp_path / "result.json")
+    settings += ["--text-column", "body", "--json", tmp_path / "result.json"]
+    ran = run_python(SCRIPT, checkpoint, *texts, *settings, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "result.json").read_text("utf-8"))
     assert record["seed"] == 5 and "examples/evaluate.py" in record["command"] and record["versions"]["torch"]

@@ -1,10 +1,10 @@
-"""The script as people run it."""
+"""The script as people run it; once in a fresh process."""
 
 import json
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SAMPLE, run_python
+from conftest import REPOSITORY, SAMPLE, run_here, run_python
 
 from modeling_treediff import VocabularyTree
 
@@ -12,13 +12,13 @@ SCRIPT = REPOSITORY / "examples" / "inspect_tree.py"
 
 
 def inspect(*arguments):
-    return run_python(SCRIPT, *arguments)
+    return run_here(SCRIPT, *arguments)
 
 
 def test_a_full_report(tmp_path):
     np.save(tmp_path / "embeddings.npy", np.random.default_rng(0).standard_normal((8192, 4)))
-    ran = inspect(
-        *[SAMPLE, "--text", SAMPLE / "validation.txt.xz", "--embeddings", tmp_path / "embeddings.npy"],
+    ran = run_python(
+        *[SCRIPT, SAMPLE, "--text", SAMPLE / "validation.txt.xz", "--embeddings", tmp_path / "embeddings.npy"],
         *["--search", " Government", "#0", "--html", tmp_path / "tree.html", "--json", tmp_path / "tree.json"],
     )
     assert ran.returncode == 0, ran.stderr

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, load_example, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, load_example, run_here, run_python, tiny_model
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
@@ -236,9 +236,9 @@ def test_the_script_plans_a_model_of_gpt2s_size(tmp_path):
 
 
 def test_the_script_finds_the_batch_for_a_device_and_refuses_nonsense():
-    ran = run_python("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "1GB")
+    ran = run_here("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "1GB")
     assert ran.returncode == 0 and "largest batch" in ran.stdout, ran.stderr
-    ran = run_python("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "lots")
+    ran = run_here("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "lots")
     assert ran.returncode != 0 and "such as 24GB" in ran.stderr and "Traceback" not in ran.stderr
 
 

@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, SAMPLE, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, run_here, run_python, tiny_model
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -40,12 +40,12 @@ def measured(tmp_path_factory):
     (folder / "other.txt").write_text(documents[0][:600].replace("\n", " "), "utf-8")
     training = ["--text", folder / "corpus.txt", "--hold-out-every", "5", "--output", folder / "model"]
     steps = ["--steps", "2", "--warmup-steps", "1", "--save-every", "0", "--licence", "Apache-2.0"]
-    ran = run_python("examples/train.py", *training, *SIZES, *steps, **ON_THE_CPU)
+    ran = run_here("examples/train.py", *training, *SIZES, *steps)
     assert ran.returncode == 0, ran.stderr
     assert "± " in (folder / "model" / "README.md").read_text("utf-8")
     where = ["--json", folder / "model" / "evaluation.json"]
     texts = [folder / "other.txt", folder / "corpus.txt"]
-    ran = run_python("examples/evaluate.py", folder / "model", *texts, "--limit", "1", *where, **ON_THE_CPU)
+    ran = run_here("examples/evaluate.py", folder / "model", *texts, "--limit", "1", *where)
     assert ran.returncode == 0, ran.stderr
     return folder / "model"
 
