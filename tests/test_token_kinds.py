@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.mask_token import with_mask_token
 from modeling_treediff.tokens import KINDS, find_tokens, leading_tokens, token_kinds, token_names
 
 
@@ -92,6 +93,11 @@ def test_a_name_is_what_the_tokenizer_decodes():
     for token in np.flatnonzero(kinds == KINDS.index("byte")):
         assert "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token])
     assert all(name and name.isprintable() and " " not in name.replace(" 0x", "") for name in names)
+
+
+def test_the_mask_of_a_model_s_tokenizer_is_no_token():
+    tokenizer = tokenizer_of("▁a", "b")
+    assert read(with_mask_token(tokenizer, 2), 2) == read(tokenizer, 2)
 
 
 def test_search_ranks_the_exact_name_first():
