@@ -154,7 +154,7 @@ class TreeDiffLikelihoodMixin:
                 self.config.loss_chunk_size,
             )
             within, position = refined.cpu().nonzero(as_tuple=True)
-            weight = (mask.sum(dim=1) / refined.sum(dim=1)).cpu().double() * share[part]
+            weight = mask.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[part]
             nats[part[within], position] = nats_1n[0].cpu().double() * weight[within]
             if callback is not None:
                 callback(NelboStep(row[part[within]], position, weight[within], node_n, token_n, hidden_nE))

@@ -86,31 +86,23 @@ def analyze_errors(
             window than the tree has levels.
 
     """
-    models = [one for one in (model, reference) if one is not None]
-    depth = model.config.tree_depth
+    depth, vocab_size = model.config.tree_depth, model.config.vocab_size
     num_samples = 2 * depth if num_samples is None else num_samples
     if num_samples < depth:
         raise ValueError(f"{num_samples} corruptions of a window cannot visit the tree's {depth} levels.")
-    settings: Facts = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "progress": progress}
-    window = min(one.config.max_position_embeddings for one in models)
-    protocol = protocol or WindowProtocol.for_model(model, tokenizer, window)
-    if protocol.window > window:
-        raise ValueError(f"Windows of {protocol.window} tokens are longer than the {window} positions of a model.")
-    for one in models:
-        one.tree.check_tokenizer(tokenizer)
+    models = [one for one in (model, reference) if one is not None]
+    protocol = _common_protocol(models, tokenizer, protocol)
     token_ids = tokenize_texts(texts, tokenizer, protocol.eos)
     windows = cut_windows(token_ids, protocol)
     if len(windows) < 2:
         raise ValueError(f"{len(token_ids)} tokens make a single window: a longer text is needed to tell the errors.")
+    settings: Facts = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "progress": progress}
     terms = [measure_levels(one, model.tree, windows, **settings) for one in models]
-    text = ComparedText(
-        model.tree, token_ids, windows.counted.nonzero()[:, 0].numpy(), terms[0], terms[1] if reference else None
-    )
-    occurrences = np.bincount(token_ids, minlength=model.config.vocab_size)
-    groupings = group_tokens(
-        token_ids, tokenizer, model.config.vocab_size, occurrences if token_counts is None else token_counts
-    )
-    names = token_names(tokenizer, model.config.vocab_size)
+    window_N = windows.counted.nonzero()[:, 0].numpy()
+    text = ComparedText(model.tree, token_ids, window_N, terms[0], terms[1] if reference else None)
+    occurrences = np.bincount(token_ids, minlength=vocab_size)
+    groupings = group_tokens(token_ids, tokenizer, vocab_size, occurrences if token_counts is None else token_counts)
+    names = token_names(tokenizer, vocab_size)
     return {
         "protocol": str(protocol),
         "num_windows": len(windows),
@@ -124,6 +116,19 @@ def analyze_errors(
     }
 
 
+def _common_protocol(
+    models: list[TreeDiffForDiffusionLM], tokenizer: PreTrainedTokenizerBase, protocol: WindowProtocol | None
+) -> WindowProtocol:
+    """Return the protocol, or the one of the longest windows that all models take; ValueError if one cannot."""
+    longest = min(one.config.max_position_embeddings for one in models)
+    protocol = protocol or WindowProtocol.for_model(models[0], tokenizer, longest)
+    if protocol.window > longest:
+        raise ValueError(f"Windows of {protocol.window} tokens are longer than the {longest} positions of a model.")
+    for one in models:
+        one.tree.check_tokenizer(tokenizer)
+    return protocol
+
+
 def compare_groups(text: ComparedText, groupings: list[Grouping]) -> list[Facts]:
     """Return a row for each group that occurs."""
     return [
@@ -135,7 +140,11 @@ def compare_groups(text: ComparedText, groupings: list[Grouping]) -> list[Facts]
 
 
 def compare_tokens(text: ComparedText, member_N: np.ndarray) -> Facts:
-    """Return the bounds of both models on some of the tokens, and their difference: in total and by level."""
+    """Return the bounds of both models on some of the tokens, and their difference: in total and by level.
+
+    `relative` is that difference less the one on all tokens: models that differ in more than the tree have a difference
+    everywhere, and what only some tokens suffer from shows beyond it.
+    """
     window_n = text.windows[member_N]
     model_nD = text.model.nats[member_N]
     facts = {
@@ -144,22 +153,19 @@ def compare_tokens(text: ComparedText, member_N: np.ndarray) -> Facts:
         "model": _estimates(model_nD, window_n, text.windows),
         "reference": None,
         "difference": None,
+        "relative": None,
     }
     if text.reference is not None:
         reference_nD = text.reference.nats[member_N]
         facts["reference"] = _estimates(reference_nD, window_n, text.windows)
         facts["difference"] = _estimates(model_nD - reference_nD, window_n, text.windows)
+        facts["relative"] = _relative((text.model.nats - text.reference.nats).sum(axis=1), member_N, text.windows)
     return facts
 
 
-def verdict(row: Facts) -> str:
-    """Say whether a group of tokens loses by the model: its interval is above 0."""
-    if row["difference"] is None:
-        return ""
-    if row["windows"] < FEWEST_WINDOWS:
-        return "too few"
-    low, high = row["difference"]["total"]["interval"]
-    return "loses" if low > 0 else "gains" if high < 0 else "open"
+def enough(row: Facts) -> bool:
+    """Tell whether a group of tokens occurs in enough windows for its intervals to mean something."""
+    return row["windows"] >= FEWEST_WINDOWS
 
 
 def right_choices(text: ComparedText, level: int) -> Facts:
@@ -251,7 +257,23 @@ def _estimates(nats_nD: np.ndarray, window_n: np.ndarray, windows: np.ndarray) -
     }
 
 
+def _relative(nats_N: np.ndarray, member_N: np.ndarray, windows: np.ndarray) -> Facts:
+    """Return the mean over some tokens less that over all, with its error over windows."""
+    value, residual_W = 0.0, 0.0
+    for chosen_N, sign in ((member_N, 1), (np.ones_like(member_N), -1)):
+        length_W = np.bincount(windows[chosen_N], minlength=windows.max() + 1)
+        sums_W = np.bincount(windows[chosen_N], nats_N[chosen_N], minlength=windows.max() + 1)
+        mean = sums_W.sum() / length_W.sum()
+        value += sign * float(mean)
+        residual_W += sign * (sums_W - mean * length_W) / length_W.sum()
+    count = windows.max() + 1
+    return _with_interval(value, float(np.linalg.norm(residual_W) * np.sqrt(count / (count - 1))))
+
+
 def _estimate(sums_W: np.ndarray, length_W: np.ndarray) -> Facts:
-    value, error = ratio_and_error(sums_W, length_W)
+    return _with_interval(*ratio_and_error(sums_W, length_W))
+
+
+def _with_interval(value: float, error: float) -> Facts:
     half = NORMAL_QUANTILE * error
     return {"value": value, "standard_error": error, "interval": [value - half, value + half]}

@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 
 from modeling_treediff.atomic_files import write_atomically
 
+from .error_analysis import enough
+
 Facts = dict[str, Any]
 
 
 def draw_errors(record: Facts, file: Path) -> None:
-    """Draw the bound of every group of tokens and, where two models were compared, their difference; write a PNG."""
-    rows = record["rows"]
+    """Draw the bound of every group of tokens that occurs often enough, and of two models their difference; as PNG."""
+    rows = [record["rows"][0], *filter(enough, record["rows"][1:])]
     compared = rows[0]["difference"] is not None
     heights = _heights(rows)
     figure = Figure(figsize=(15 if compared else 9, 1.6 + 0.27 * heights[-1]), layout="constrained")

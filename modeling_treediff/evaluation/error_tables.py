@@ -3,12 +3,14 @@
 A record is what `analyze_errors` returns, with the names of its models.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .error_analysis import FEWEST_WINDOWS, verdict
+from .error_analysis import FEWEST_WINDOWS, enough
 
 Facts = dict[str, Any]
+SHOWN = 5  # groups in a sentence
 
 
 @dataclass(frozen=True)
@@ -43,67 +45,79 @@ def error_markdown(record: Facts) -> str:
 
 def summary(record: Facts) -> list[str]:
     """Say in plain words what was found, above all whether any group of tokens loses."""
-    whole, right = record["rows"][0], record["right"]
+    whole, *groups = record["rows"]
     text = f"{record['num_tokens']:,} tokens in {record['num_windows']:,} windows"
     found = [f"Bound of {_title(record, 'model')} on {text}: {_spread(whole['model']['total'])} nats per token."]
-    if whole["difference"] is None:
-        return found + [_top_choices(right, record)]
-    levels = ", ".join(
-        f"{_signed(level)} at level {index}" for index, level in enumerate(whole["difference"]["levels"], 1)
-    )
-    groups = record["rows"][1:]
-    named = {kind: [row for row in groups if verdict(row) == kind] for kind in ("loses", "gains", "open", "too few")}
-    counts = ", ".join(f"{len(rows)} {kind}" for kind, rows in named.items() if rows)
-    found.append(
-        f"Less {_title(record, 'reference')} on the same windows: {_signed(whole['difference']['total'])} nats per "
-        f"token; {levels}."
-    )
-    found.append(f"Of {len(groups)} groups of tokens: {counts}.")
-    if named["loses"]:
-        names = "; ".join(f"{row['group']} {_signed(row['difference']['total'])}" for row in _by_size(named["loses"]))
-        found.append(f"Systematic losses, with intervals above 0: {names}.")
-    else:
-        found.append("No group of tokens has an interval above 0: no systematic loss shows.")
-    if named["gains"]:
-        row = _by_size(named["gains"])[-1]
-        found.append(f"The largest gain per token: {row['group']} {_signed(row['difference']['total'])}.")
-    return [*found, _top_choices(right, record)]
+    if whole["difference"] is not None:
+        levels = enumerate(whole["difference"]["levels"], 1)
+        split = ", ".join(f"{_signed(level)} at level {index}" for index, level in levels)
+        found.append(
+            f"Less {_title(record, 'reference')} on the same windows: {_signed(whole['difference']['total'])} nats per "
+            f"token; {split}."
+        )
+        found += _stand_out(groups, lambda row: row["difference"]["total"], ("lose", "gain"), "0")
+        found += _stand_out(groups, lambda row: row["relative"], ("do worse", "do better"), "the difference of all")
+    return [*found, _top_choices(record)]
 
 
-def _top_choices(right: list[Facts], record: Facts) -> str:
+def _stand_out(
+    groups: list[Facts], estimate: Callable[[Facts], Facts], words: tuple[str, str], middle: str
+) -> list[str]:
+    """Say which groups' intervals lie above and which below a middle, the largest first."""
+    known = [row for row in groups if enough(row)]
+    sides = (
+        sorted((row for row in known if estimate(row)["interval"][0] > 0), key=lambda row: -estimate(row)["value"]),
+        sorted((row for row in known if estimate(row)["interval"][1] < 0), key=lambda row: estimate(row)["value"]),
+    )
+    open_ones = len(known) - sum(map(len, sides))
+    found = [
+        f"Of {len(known)} groups of tokens in at least {FEWEST_WINDOWS} windows, against {middle}: "
+        f"{len(sides[0])} {words[0]}, {len(sides[1])} {words[1]}, of {open_ones} the interval holds both."
+    ]
+    for word, rows in zip(words, sides, strict=True):
+        if rows:
+            names = "; ".join(f"{row['group']} {_signed(estimate(row))}" for row in rows[:SHOWN])
+            found.append(f"Those that {word}{' most' if len(rows) > SHOWN else ''}: {names}.")
+    return found
+
+
+def _top_choices(record: Facts) -> str:
     parts = [
         f"{row['model']['value']:.1%}"
         + (f" ({row['reference']['value']:.1%})" if row["reference"] else "")
         + f" at level {row['level']}"
-        for row in right
+        for row in record["right"]
     ]
-    beside = f" (in brackets: {_title(record, 'reference')})" if right[0]["reference"] else ""
+    beside = f" (in brackets: {_title(record, 'reference')})" if record["right"][0]["reference"] else ""
     return f"The true child is the most probable one in {', '.join(parts)}{beside}."
 
 
 def _groups(record: Facts) -> ErrorTable:
-    levels = [f"level {level}" for level in range(1, record["tree_depth"] + 1)]
+    compared = record["rows"][0]["difference"] is not None
     rows = []
     for row in record["rows"]:
-        shown = row["difference"] or row["model"]
-        cells = [_spread(row["model"]["total"])]
-        if row["difference"]:
-            cells += [_spread(row["reference"]["total"]), _signed(row["difference"]["total"]), verdict(row)]
-        form = _signed if row["difference"] else _spread
+        cells = [_spread(row["model"]["total"]), *map(_spread, row["model"]["levels"])]
+        if compared:
+            split = row["difference"]["levels"]
+            cells = [_spread(row[role]["total"]) for role in ("model", "reference")]
+            cells += [_signed(row["difference"]["total"]), *map(_signed, split), _signed(row["relative"])]
         share = f"{row['tokens'] / record['num_tokens']:.1%}"
-        split = [form(level) for level in shown["levels"]]
-        rows.append((row["grouping"], row["group"], f"{row['tokens']:,}", share, *cells, *split))
-    compared = record["rows"][0]["difference"] is not None
+        rows.append((row["grouping"], row["group"], f"{row['tokens']:,}" + " *" * (not enough(row)), share, *cells))
     header = ["grouping", "tokens that are", "tokens", "share", _title(record, "model")]
-    note = "Nats per token, ± half of the 95 % interval over windows."
+    header += [_title(record, "reference"), "difference"] if compared else []
+    header += [f"level {level}" for level in range(1, record["tree_depth"] + 1)]
+    header += ["relative to all"] if compared else []
+    note = (
+        "Nats per token, ± half of the 95 % interval over windows, which means little where marked *: in fewer than "
+        f"{FEWEST_WINDOWS} windows."
+    )
     if compared:
-        header += [_title(record, "reference"), "difference", "verdict"]
         note += (
-            f" Difference: the first less the second, paired by windows; the levels split it. Too few: in fewer than "
-            f"{FEWEST_WINDOWS} windows. At 95 %, one of twenty groups without a difference seems to have one. Levels "
-            "are asked for in different company by the two models, so only sums over levels compare models."
+            " Difference: the first model less the second, paired by windows; the levels split it. Of twenty groups "
+            "without a difference one seems to have one. What a level asks, the two models are asked in different "
+            "company: only sums over levels compare them."
         )
-    return ErrorTable("Bound by kind of token and level", note, (*header, *levels), rows, 2)
+    return ErrorTable("Bound by kind of token and level", note, tuple(header), rows, 2)
 
 
 def _right(record: Facts) -> ErrorTable:
@@ -158,10 +172,6 @@ def _confusions(record: Facts) -> ErrorTable:
 
 def _title(record: Facts, role: str) -> str:
     return str(record["models"][role]["title"])
-
-
-def _by_size(rows: list[Facts]) -> list[Facts]:
-    return sorted(rows, key=lambda row: -row["difference"]["total"]["value"])
 
 
 def _name(tokens: list[str]) -> str:
