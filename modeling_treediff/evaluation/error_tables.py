@@ -51,10 +51,8 @@ def summary(record: Facts) -> list[str]:
     if whole["difference"] is not None:
         levels = enumerate(whole["difference"]["levels"], 1)
         split = ", ".join(f"{_signed(level)} at level {index}" for index, level in levels)
-        found.append(
-            f"Less {_title(record, 'reference')} on the same windows: {_signed(whole['difference']['total'])} nats per "
-            f"token; {split}."
-        )
+        difference = f"Its difference to {_title(record, 'reference')} on the same windows"
+        found.append(f"{difference}: {_signed(whole['difference']['total'])} nats per token; {split}.")
         found += _stand_out(groups, lambda row: row["difference"]["total"], ("lose", "gain"), "0")
         found += _stand_out(groups, lambda row: row["relative"], ("do worse", "do better"), "the difference of all")
     return [*found, _top_choices(record)]
@@ -77,7 +75,7 @@ def _stand_out(
     for word, rows in zip(words, sides, strict=True):
         if rows:
             names = "; ".join(f"{row['group']} {_signed(estimate(row))}" for row in rows[:SHOWN])
-            found.append(f"Those that {word}{' most' if len(rows) > SHOWN else ''}: {names}.")
+            found.append(f"Those that {word}{', the first of them' if len(rows) > SHOWN else ''}: {names}.")
     return found
 
 
