@@ -251,6 +251,20 @@ def test_groups_of_every_grouping_add_up_to_all_tokens(facts):
         assert row["difference"]["total"]["value"] == pytest.approx(paired)
 
 
+def test_deeper_trees_have_clusters_at_every_level_above_the_tokens(saved, tokenizer):
+    tree = VocabularyTree.random(8192, 21, 3)
+    model = tiny_model(tree, num_hidden_layers=1, head="node", schedule="binomial")
+    facts = analyze_errors(model, tokenizer, read_documents(saved / "text.txt"), num_samples=3)
+    for name in ("confusions", "clusters"):
+        assert {row["level"] for row in facts[name]} == {1, 2}
+        assert all(tree.depth[row["node"]] == row["level"] for row in facts[name])
+    for row in facts["confusions"]:
+        assert tree.parent[row["node"]] == tree.parent[row["taken_for"]] and 0 < row["probability"] <= 0.5
+    for row in facts["clusters"]:
+        assert row["nats"] == pytest.approx(row["tokens"] * row["model"]["total"]["value"])
+    assert len(facts["right"]) == len(facts["rows"][0]["model"]["levels"]) == 3
+
+
 # ---- script ----
 
 

@@ -20,7 +20,7 @@ from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.tokens import leading_tokens, token_names
 
 from .intervals import NORMAL_QUANTILE, ratio_and_error
-from .level_terms import LevelTerms, Looks, measure_levels
+from .level_terms import LevelTerms, Looks, check_readable, measure_levels
 from .token_groups import Grouping, group_tokens
 from .windows import WindowProtocol, cut_windows, tokenize_texts
 
@@ -99,7 +99,7 @@ def analyze_errors(
     settings: Facts = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "progress": progress}
     terms = [measure_levels(one, model.tree, windows, **settings) for one in models]
     window_N = windows.counted.nonzero()[:, 0].numpy()
-    text = ComparedText(model.tree, token_ids, window_N, terms[0], terms[1] if reference else None)
+    text = ComparedText(model.tree, token_ids, window_N, terms[0], terms[1] if reference is not None else None)
     occurrences = np.bincount(token_ids, minlength=vocab_size)
     groupings = group_tokens(token_ids, tokenizer, vocab_size, occurrences if token_counts is None else token_counts)
     names = token_names(tokenizer, vocab_size)
@@ -119,13 +119,14 @@ def analyze_errors(
 def _common_protocol(
     models: list[TreeDiffForDiffusionLM], tokenizer: PreTrainedTokenizerBase, protocol: WindowProtocol | None
 ) -> WindowProtocol:
-    """Return the protocol, or the one of the longest windows that all models take; ValueError if one cannot."""
+    """Return the protocol, or that of the longest windows that all models take; ValueError if they do not compare."""
     longest = min(one.config.max_position_embeddings for one in models)
     protocol = protocol or WindowProtocol.for_model(models[0], tokenizer, longest)
     if protocol.window > longest:
         raise ValueError(f"Windows of {protocol.window} tokens are longer than the {longest} positions of a model.")
     for one in models:
         one.tree.check_tokenizer(tokenizer)
+        check_readable(one, models[0].tree)
     return protocol
 
 

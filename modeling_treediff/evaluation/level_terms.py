@@ -89,6 +89,17 @@ def measure_levels(
         ValueError: a model of another tree that is not flat, or of another vocabulary.
 
     """
+    check_readable(model, tree)
+    collector = _Collector(model, tree, windows.token_ids.shape)
+    settings = {"num_samples": num_samples, "batch_size": batch_size}
+    estimate_windows(model, windows, settings, seed, progress, collector)
+    counted = windows.counted.numpy()
+    columns = {name: np.concatenate(parts) for name, parts in collector.columns.items()}
+    return LevelTerms(collector.nats_WTD.numpy()[counted], Looks(**columns))
+
+
+def check_readable(model: TreeDiffForDiffusionLM, tree: VocabularyTree) -> None:
+    """Raise ValueError for a model of another vocabulary, or of another tree that is not flat."""
     if model.config.vocab_size != tree.vocab_size:
         raise ValueError(
             f"The models have {tree.vocab_size} and {model.config.vocab_size} tokens: only losses per token of the "
@@ -98,12 +109,6 @@ def measure_levels(
         raise ValueError(
             "A model of another tree cannot be read by this one: compare with a flat model, or one of the same tree."
         )
-    collector = _Collector(model, tree, windows.token_ids.shape)
-    settings = {"num_samples": num_samples, "batch_size": batch_size}
-    estimate_windows(model, windows, settings, seed, progress, collector)
-    counted = windows.counted.numpy()
-    columns = {name: np.concatenate(parts) for name, parts in collector.columns.items()}
-    return LevelTerms(collector.nats_WTD.numpy()[counted], Looks(**columns))
 
 
 class _Collector:
