@@ -9,7 +9,7 @@ from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import CorruptedBatch, corrupt
 from .generation_config_treediff import TreeDiffGenerationConfig
 from .generation_treediff import GenerationStep, TreeDiffGenerationOutput
-from .likelihood_treediff import NelboEstimate
+from .likelihood_treediff import NelboEstimate, NelboStep
 from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, TreeDiffModel, TreeDiffOutput
 from .schedule_base import LevelSchedule
 from .version import __version__
@@ -20,6 +20,7 @@ __all__ = [
     "GenerationStep",
     "LevelSchedule",
     "NelboEstimate",
+    "NelboStep",
     "TreeDiffConfig",
     "TreeDiffForDiffusionLM",
     "TreeDiffForMaskedLM",

@@ -46,6 +46,30 @@ class NelboEstimate:
         return self.value * self.num_tokens / (num_bytes * float(torch.tensor(2.0).double().log()))
 
 
+@dataclass(frozen=True)
+class NelboStep:
+    """What one forward pass of `nelbo` looks at: n positions that stand just above a level of the tree.
+
+    Over all passes weight x cross-entropy of the true child adds up to the bound of all sequences, in nats.
+
+    Attributes:
+        sequence: (n,) the sequence that each is in; this, `position` and `weight` are on the CPU.
+        position: (n,) its place there.
+        weight: (n,) float64.
+        node_ids: (n,) the node that stands there.
+        token_ids: (n,) the clean token.
+        hidden: (n, E) hidden state.
+
+    """
+
+    sequence: torch.Tensor
+    position: torch.Tensor
+    weight: torch.Tensor
+    node_ids: torch.Tensor
+    token_ids: torch.Tensor
+    hidden: torch.Tensor
+
+
 class TreeDiffLikelihoodMixin:
     """Adds `nelbo` and `leaf_log_probs` to a model with a tree, a schedule and a head."""
 
@@ -68,6 +92,7 @@ class TreeDiffLikelihoodMixin:
         batch_size: int = 32,
         generator: torch.Generator | None = None,
         segment_ids: torch.Tensor | None = None,
+        callback: Callable[[NelboStep], None] | None = None,
     ) -> NelboEstimate:
         """Estimate the bound on -log p(tokens), in nats per token.
 
@@ -87,6 +112,7 @@ class TreeDiffLikelihoodMixin:
             batch_size: sequences per forward pass.
             generator: source of the randomness, on any device.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
+            callback: called with a NelboStep after each forward pass.
 
         Raises:
             ValueError: token ids outside the vocabulary, a mask of another shape, no token to count in a sequence,
@@ -105,6 +131,7 @@ class TreeDiffLikelihoodMixin:
             raise ValueError(f"{total} corruptions cannot visit the tree's {depth} levels: give more num_samples.")
         row, level, quantile = _strata(len(token_ids), num_samples, depth, generator)
         times = self.schedule.loss_times(level, quantile)
+        share = _shares(row, level, num_samples, depth)
         nats = torch.zeros(total, token_ids.shape[1], dtype=torch.float64)
         for part in torch.arange(total).split(batch_size):
             tokens, mask = token_ids[row[part]].to(self.device), counted[row[part]].to(self.device)
@@ -115,16 +142,23 @@ class TreeDiffLikelihoodMixin:
             where = level[part].to(self.device), times[part].to(self.device, time_dtype)
             node_ids, refined = corrupt_level(tokens, mask, *where, tree, self.schedule, generator)
             # The head looks only at the positions that count.
-            hidden_1nE = self.model(node_ids, *masks).last_hidden_state[refined][None]
-            slots_1n = child_slots(node_ids[refined], tokens[refined], tree)[None]
-            losses_1n = child_nats(
-                self.head, hidden_1nE, node_ids[refined][None], slots_1n, tree, self.config.loss_chunk_size
+            hidden_nE, node_n, token_n = (
+                all_BT[refined] for all_BT in (self.model(node_ids, *masks).last_hidden_state, node_ids, tokens)
             )
-            share = mask.sum(dim=1) / refined.sum(dim=1)
-            losses = torch.zeros(tokens.shape, dtype=losses_1n.dtype, device=self.device)
-            losses[refined] = losses_1n[0]
-            nats[part] = (losses * share[:, None]).cpu().double()
-        return _estimate(nats, row, level, counted, depth)
+            nats_1n = child_nats(
+                self.head,
+                hidden_nE[None],
+                node_n[None],
+                child_slots(node_n, token_n, tree)[None],
+                tree,
+                self.config.loss_chunk_size,
+            )
+            within, position = refined.cpu().nonzero(as_tuple=True)
+            weight = mask.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[part]
+            nats[part[within], position] = nats_1n[0].cpu().double() * weight[within]
+            if callback is not None:
+                callback(NelboStep(row[part[within]], position, weight[within], node_n, token_n, hidden_nE))
+        return _estimate(nats, share, row, level, counted, depth)
 
     @torch.no_grad()
     def leaf_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -179,24 +213,32 @@ def _strata(
     return row, level + 1, (sample // depth + within) / parts
 
 
+def _shares(row: torch.Tensor, level: torch.Tensor, num_samples: int, depth: int) -> torch.Tensor:
+    """Return (n,) the share of each corruption in its level's part of the bound.
+
+    A mean over a sequence's corruptions of a level; where it has not one of each, over those that it could have had.
+    """
+    if num_samples < depth:
+        return torch.full(row.shape, depth / num_samples, dtype=torch.float64)
+    visit = row * depth + level
+    return 1 / torch.bincount(visit)[visit].double()
+
+
 def _estimate(
-    nats: torch.Tensor, row: torch.Tensor, level: torch.Tensor, counted: torch.Tensor, depth: int
+    nats: torch.Tensor, share: torch.Tensor, row: torch.Tensor, level: torch.Tensor, counted: torch.Tensor, depth: int
 ) -> NelboEstimate:
-    """Put the corruptions' contributions (n, T) together."""
+    """Put the corruptions' contributions (n, T), of which each is `share` of a mean, together."""
     num_tokens, length = int(counted.sum()), counted.sum(dim=1)[row].double()
     samples, per_corruption = len(row) // len(counted), nats.sum(dim=1)
-    # A mean over a sequence's corruptions of a level; where it has not one of each, over those that it could have had.
-    visit = row * depth + level - 1
-    share = 1 / torch.bincount(visit)[visit] if samples >= depth else torch.full((len(row),), depth / samples)
-    token_losses = torch.zeros(counted.shape, dtype=torch.float64).index_add_(0, row, nats * share[:, None])
-    level_losses = torch.bincount(level - 1, per_corruption * share, minlength=depth) / num_tokens
+    token_losses = torch.zeros(counted.shape, dtype=torch.float64).index_add_(0, row, nats)
+    level_losses = torch.bincount(level - 1, per_corruption, minlength=depth) / num_tokens
     # Spread within a sequence if it has two corruptions of every level, else over all sequences: around the mean rate
     # per token, or around the mean where it is left to chance which sequence a level sees.
-    group = visit if samples >= 2 * depth else level - 1
+    group = (row * depth if samples >= 2 * depth else 0) + level - 1
     unit = length if samples >= depth else torch.ones_like(length)
     size = torch.bincount(group)
-    rate = torch.bincount(group, per_corruption) / torch.bincount(group, unit)
-    spread = torch.bincount(group, ((per_corruption - rate[group] * unit) * share / num_tokens).square())
+    rate = torch.bincount(group, per_corruption / share) / torch.bincount(group, unit)
+    spread = torch.bincount(group, ((per_corruption - rate[group] * unit * share) / num_tokens).square())
     several = size > 1
     variance = (spread * size / (size - 1))[several].sum() if (several | (size == 0)).all() else torch.tensor(torch.inf)
     levels = tuple(level_losses.tolist())

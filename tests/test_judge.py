@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from modeling_treediff.evaluation import Judge
-from modeling_treediff.evaluation.judge import ratio_and_error
+from modeling_treediff.evaluation.intervals import ratio_and_error
 
 TEXTS = [
     "The state of the Union",

@@ -180,6 +180,29 @@ def test_parts_add_up_to_the_value(samples):
     assert math.isclose(estimate.perplexity, math.exp(estimate.value))
 
 
+@pytest.mark.parametrize("head", ["child", "node", "leaf"])
+@pytest.mark.parametrize("samples", [1, 3, 7])
+def test_what_the_passes_look_at_adds_up_to_the_estimate(head, samples):
+    """Cross-entropies computed from the steps alone, by the dense logits."""
+    tree = VocabularyTree.random(30, 4, 3, seed=0)
+    model = make_model(tree, {"schedule": "binomial"}, head=head)
+    tokens, mask = torch.randint(0, 30, (7, 9), generator=seeded(0)), torch.ones(7, 9, dtype=torch.long)
+    mask[:3, 6:] = 0
+    nats, steps = torch.zeros(7, 9, 3, dtype=torch.float64), []
+    estimate = model.nelbo(tokens, mask, num_samples=samples, batch_size=4, generator=seeded(0), callback=steps.append)
+    for step in steps:
+        logits = model.head(step.hidden[None], step.node_ids[None], tree)[0].detach()
+        depth = tree.depth[step.node_ids]
+        assert torch.equal(tokens[step.sequence, step.position], step.token_ids)
+        assert torch.equal(tree.ancestors[step.token_ids, depth], step.node_ids)
+        slot = tree.child_slot[tree.ancestors[step.token_ids, depth + 1]]
+        losses = -logits.log_softmax(-1).gather(1, slot[:, None])[:, 0]
+        nats.index_put_((step.sequence, step.position, depth), step.weight * losses, accumulate=True)
+    torch.testing.assert_close(nats.sum(dim=2), estimate.token_losses)
+    torch.testing.assert_close((nats.sum(dim=(0, 1)) / estimate.num_tokens).tolist(), list(estimate.level_losses))
+    assert len(steps) == -(-7 * samples // 4)
+
+
 def test_given_tokens_are_seen_and_not_counted():
     """With all tokens but one given, each level of it has one context: the tokens beside it and its own ancestor."""
     tree = TREES["two levels"]

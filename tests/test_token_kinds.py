@@ -1,4 +1,4 @@
-"""Names and kinds of tokens in the three notations of subword vocabularies."""
+"""Names and kinds of tokens in the three notations of subword vocabularies, and which stand for a node."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,9 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from modeling_treediff.inspection.token_kinds import KINDS, find_tokens, token_kinds, token_names
+from modeling_treediff import VocabularyTree
+from modeling_treediff.mask_token import with_mask_token
+from modeling_treediff.tokens import KINDS, find_tokens, leading_tokens, token_kinds, token_names
 
 
 def tokenizer_of(*tokens: str, special: tuple[str, ...] = (), first_id: int = 0) -> PreTrainedTokenizerFast:
@@ -93,6 +95,11 @@ def test_a_name_is_what_the_tokenizer_decodes():
     assert all(name and name.isprintable() and " " not in name.replace(" 0x", "") for name in names)
 
 
+def test_the_mask_of_a_model_s_tokenizer_is_no_token():
+    tokenizer = tokenizer_of("▁a", "b")
+    assert read(with_mask_token(tokenizer, 2), 2) == read(tokenizer, 2)
+
+
 def test_search_ranks_the_exact_name_first():
     names = ["war", "▁War", "▁war", "##war", "warm", "#3"]
     assert find_tokens(names, " war") == [2, 0, 3, 1]
@@ -100,3 +107,12 @@ def test_search_ranks_the_exact_name_first():
     assert find_tokens(names, "#3") == [3, 5]  # an id, then a name
     assert find_tokens(names, "#99") == []
     assert find_tokens(names, "peace") == []
+
+
+def test_leading_tokens():
+    """Clusters of 4, 2 and 1 tokens; slot 1 of the root is empty, tokens are not in order."""
+    tree = VocabularyTree.from_paths(np.array([[3, 0], [0, 2], [0, 0], [2, 1], [0, 1], [2, 0], [0, 3]]), 4)
+    root, first = tree.root_id, tree.root_id + 1
+    assert leading_tokens(tree, first).tolist() == [1, 2, 4, 6]  # its representative, then by path
+    assert leading_tokens(tree, first, np.array([9, 0, 5, 9, 0, 9, 7])).tolist() == [6, 2, 1, 4]
+    assert sorted(leading_tokens(tree, root)) == list(range(7))

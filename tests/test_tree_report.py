@@ -14,10 +14,10 @@ from modeling_treediff import VocabularyTree
 from modeling_treediff.building import count_text, encode_documents
 from modeling_treediff.corpora import iterate_documents
 from modeling_treediff.inspection.report_tables import report_tables
-from modeling_treediff.inspection.token_kinds import KINDS
 from modeling_treediff.inspection.tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 from modeling_treediff.inspection.tree_page import page_data, render_page
-from modeling_treediff.inspection.tree_report import _matched_shuffle, leading_tokens, report_kinds, report_tree
+from modeling_treediff.inspection.tree_report import _matched_shuffle, report_kinds, report_tree
+from modeling_treediff.tokens import KINDS
 
 
 def some_follows(vocab_size: int, seed: int = 0) -> sparse.csr_array:
@@ -166,13 +166,6 @@ def test_the_embedded_tree_beats_random_on_held_out_text():
     report = report_tree(tree, tokenizer, text.follows, token_counts=text.token_counts)
     assert report.levels[1].bigram_factor > 2
     assert sum(place.tokens for place in report.kinds) == tree.vocab_size
-
-
-def test_leading_tokens(uneven):
-    root, first = uneven.root_id, uneven.root_id + 1
-    assert leading_tokens(uneven, first).tolist() == [1, 2, 4, 6]  # its representative, then by path
-    assert leading_tokens(uneven, first, np.array([9, 0, 5, 9, 0, 9, 7])).tolist() == [6, 2, 1, 4]
-    assert sorted(leading_tokens(uneven, root)) == list(range(7))
 
 
 # ---- page ----

@@ -4,11 +4,12 @@
 lm-evaluation-harness and needs the extra `harness`.
 """
 
+from .error_analysis import analyze_errors
 from .greedy import is_greedy
 from .judge import Judge, JudgeResult
 from .perplexity import LikelihoodResult, evaluate_texts
 from .text_statistics import TextStatistics, measure_texts
-from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
+from .windows import EvaluationWindows, WindowProtocol, check_same_tokens, cut_windows, tokenize_texts
 
 __all__ = [
     "EvaluationWindows",
@@ -17,6 +18,8 @@ __all__ = [
     "LikelihoodResult",
     "TextStatistics",
     "WindowProtocol",
+    "analyze_errors",
+    "check_same_tokens",
     "cut_windows",
     "evaluate_texts",
     "is_greedy",

@@ -1,4 +1,4 @@
-"""From a value and its standard error to intervals, and to what JSON can hold."""
+"""Ratios with their standard errors, intervals, and what JSON can hold."""
 
 import math
 from typing import Any
@@ -23,3 +23,13 @@ def exponential(value: float) -> float:
 def finite(value: Any) -> Any:  # noqa: ANN401 -- any value of a result
     """Replace infinity by None: JSON has none."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def ratio_and_error(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float]:
+    """Return sum / sum over independent units and its standard error to first order (the delta method)."""
+    ratio = numerators.sum() / denominators.sum()
+    count = len(numerators)
+    if count < 2:
+        return float(ratio), math.inf
+    spread = np.linalg.norm(numerators - ratio * denominators) * math.sqrt(count / (count - 1))
+    return float(ratio), float(spread / denominators.sum())

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .intervals import Interval, exponential, finite, normal_interval
+from .intervals import Interval, exponential, finite, normal_interval, ratio_and_error
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,3 @@ class Judge:
         logits_BTV = self.model(input_ids=inputs_BT, use_cache=False).logits
         nats_BT = F.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten(), reduction="none").view_as(next_BT)
         return (nats_BT.cpu().double() * (torch.arange(1, longest) < lengths_B1)).sum(dim=1).numpy()
-
-
-def ratio_and_error(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float]:
-    """Return sum / sum over independent texts and its standard error to first order (the delta method)."""
-    ratio = numerators.sum() / denominators.sum()
-    count = len(numerators)
-    if count < 2:
-        return float(ratio), math.inf
-    spread = np.linalg.norm(numerators - ratio * denominators) * math.sqrt(count / (count - 1))
-    return float(ratio), float(spread / denominators.sum())

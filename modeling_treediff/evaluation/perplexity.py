@@ -4,8 +4,8 @@ All are bounds (the NELBO), so the model's true perplexity and bits per byte are
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff import NelboEstimate, TreeDiffForDiffusionLM
+from modeling_treediff import NelboEstimate, NelboStep, TreeDiffForDiffusionLM
 
 from .intervals import Interval, exponential, finite, normal_interval
 from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
@@ -150,7 +150,7 @@ def evaluate_texts(
     token_ids = tokenize_texts(texts, tokenizer, protocol.eos)
     windows = cut_windows(token_ids, protocol)
     settings = {"num_samples": num_samples, "batch_size": batch_size}
-    value, error, levels = _pool(_estimates(model, windows, settings, seed, progress))
+    value, error, levels = _pool(estimate_windows(model, windows, settings, seed, progress))
     return LikelihoodResult(
         nelbo=value,
         standard_error=error,
@@ -166,17 +166,39 @@ def evaluate_texts(
     )
 
 
-def _estimates(
-    model: TreeDiffForDiffusionLM, windows: EvaluationWindows, settings: dict[str, Any], seed: int, progress: bool
+def estimate_windows(
+    model: TreeDiffForDiffusionLM,
+    windows: EvaluationWindows,
+    settings: dict[str, Any],
+    seed: int,
+    progress: bool,
+    callback: Callable[[NelboStep], None] | None = None,
 ) -> list[NelboEstimate]:
-    """Measure the windows in parts of nearly equal size: a part of a single window would have no error."""
+    """Measure the windows in parts of nearly equal size: a part of a single window would have no error.
+
+    Args:
+        model: the model.
+        windows: what to measure.
+        settings: of `nelbo`: num_samples and batch_size.
+        seed: of all corruptions.
+        progress: show a bar.
+        callback: as of `nelbo`; its sequences are numbered through all windows.
+
+    """
     generator = torch.Generator(model.device).manual_seed(seed)
     parts = math.ceil(len(windows) / WINDOWS_PER_CALL)
     inputs = (windows.token_ids, windows.attention_mask, windows.prefix_mask)
-    estimates = []
+    estimates: list[NelboEstimate] = []
+    start = 0
+
+    def numbered(step: NelboStep) -> None:
+        if callback is not None:
+            callback(replace(step, sequence=step.sequence + start))
+
     with tqdm(total=len(windows), desc="evaluate", unit="window", disable=not progress) as bar:
         for tokens, attention, prefix in zip(*(tensor.tensor_split(parts) for tensor in inputs), strict=True):
-            estimates.append(model.nelbo(tokens, attention, prefix, **settings, generator=generator))
+            estimates.append(model.nelbo(tokens, attention, prefix, **settings, generator=generator, callback=numbered))
+            start += len(tokens)
             bar.update(len(tokens))
     return estimates
 

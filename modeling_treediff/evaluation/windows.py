@@ -80,6 +80,11 @@ class EvaluationWindows:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def counted(self) -> torch.Tensor:
+        """(W, T) bool: neither padding nor given. In row order these are all tokens of the texts in theirs."""
+        return (self.attention_mask == 1) & (self.prefix_mask == 0)
+
 
 def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: bool = True) -> np.ndarray:
     """Return all texts as one row (N,) of token ids (int64), each text followed by the EOS token if asked for.
@@ -102,6 +107,23 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos
     for index, ids in enumerate(encoded):
         refuse_mask(ids, tokenizer, f"Text {index} (counted from 0)")
     return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
+
+
+def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Raise ValueError unless two tokenizers make the same tokens with the same ids of these texts, and the same EOS.
+
+    They may differ in what no text holds, such as a mask.
+    """
+    ours, theirs = (
+        (rows, one.convert_ids_to_tokens(sorted(set().union(*rows))), one.eos_token_id)
+        for one in (tokenizer, other)
+        for rows in [one(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    )
+    if ours != theirs:
+        raise ValueError(
+            "The two models have different tokenizers, which make other tokens of this text: their losses per token "
+            "do not compare. Train both with one tokenizer."
+        )
 
 
 def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> EvaluationWindows:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .token_kinds import printable
+from ..tokens import printable
 from .tree_report import Spread, TreeReport
 
 ABSENT = "–"

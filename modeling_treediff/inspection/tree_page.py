@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..tokens import KINDS
 from ..vocabulary_tree import VocabularyTree
 from ..web_page import fill, render_web_page
 from .report_tables import ReportTable, report_tables
-from .token_kinds import KINDS
 from .tree_report import TreeReport
 
 SCRIPTS = ("tree_layout.js", "tree_view.js", "tree_page.js", "tree_search.js")

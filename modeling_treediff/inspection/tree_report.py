@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
+from ..tokens import KINDS, token_kinds
 from ..vocabulary_tree import VocabularyTree
-from .token_kinds import KINDS, token_kinds
 from .tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 
 RANDOM_TREES = 3  # comparisons are averages over so many
@@ -198,25 +197,6 @@ def report_kinds(kind_V: np.ndarray, cluster_V: np.ndarray) -> list[KindReport]:
         for kind, held_M in enumerate(held_KM)
         if held_M.any()
     ]
-
-
-def leading_tokens(tree: VocabularyTree, node: int, token_counts: np.ndarray | None = None) -> np.ndarray:
-    """Return the tokens below a node, most frequent first; what names it to a person.
-
-    Without counts its representative comes first and the others in the order of their paths: `build_tree` gives a
-    node's most frequent child slot 0.
-
-    Args:
-        tree: any tree.
-        node: a node id.
-        token_counts: (V,) occurrences in a text; equals in the order above.
-
-    """
-    depth, shown = int(tree.depth[node]), int(tree.representative[node])
-    tokens = np.flatnonzero(tree.ancestors[:, depth].cpu().numpy() == node)
-    path_ND = tree.paths[torch.from_numpy(tokens)].cpu().numpy()
-    rarity = np.zeros(len(tokens)) if token_counts is None else -np.asarray(token_counts)[tokens]
-    return tokens[np.lexsort((*path_ND.T[::-1], tokens != shown, rarity))]
 
 
 def _node_of_token(tree: VocabularyTree, depth: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the model of a run is worth: its bound on held-out windows, and a sample of its text."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Validator:
         """Bound on `count` windows, evenly spread over the held-out text; on all if there are no more."""
         count = min(count, len(self.windows))
         windows = self.windows[np.arange(count) * len(self.windows) // count]
-        masks = {
+        masks: dict[str, Any] = {
             name: torch.from_numpy(np.asarray(array, np.int64))
             for field, name in MASKS.items()
             if (array := getattr(windows, field)) is not None

@@ -14,6 +14,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ..tree_tables import tokenizer_size
+
 KINDS = (
     "special",
     "unused",
@@ -80,13 +82,14 @@ def token_kinds(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> np.ndarr
 
 def _read_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[_Token]:
     tokens = [_Token("", f"<unused {token_id}>", "unused") for token_id in range(vocab_size)]
-    vocabulary = tokenizer.get_vocab()
-    largest = max(vocabulary.values(), default=-1)
+    largest = tokenizer_size(tokenizer) - 1
     if largest >= vocab_size:
         raise ValueError(
             f"The tokenizer has the token id {largest}, the tree's tokens are 0..{vocab_size - 1}: they do not belong "
             "together."
         )
+    # Without the mask that a saved model's tokenizer has behind all others: it stands for the root.
+    vocabulary = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id <= largest}
     read = _NOTATIONS[_notation(vocabulary)]
     special = set(tokenizer.all_special_ids)
     added = tokenizer.added_tokens_decoder  # written as they are, whatever the notation
