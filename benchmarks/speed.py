@@ -5,7 +5,7 @@ python benchmarks/speed.py --device cuda --sizes small medium --output runs/spee
 
 Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, and GPT-2 with its budget, are in
 memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a model
-is faster than MDLM. Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak
+is faster than MDLM. On a CPU it is one thread, and its processor time. Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak
 is that of one large matrix product in the same process and precision; a step's share of it counts all its matrix
 products, those that it repeats too. Generation is whole calls of `generate`, their time counted per forward pass: all
 texts are to get as many. Tokens are random, and so are their places in the tree.
@@ -78,6 +78,8 @@ class Runner:
 def main() -> None:
     """Measure one workload after the other, and record them."""
     options = parse_arguments()
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # whose processor time is measured
     partial_record = options.output.with_suffix(".partial.json")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {"precision": PRECISION[options.device], "threads": torch.get_num_threads(), "sizes": []}

@@ -22,8 +22,12 @@ def synchronized_clock(device: str) -> Callable[[], float]:
 def seconds_in_turns(
     actions: Sequence[Callable[[], object]], turns: int, warm_up: int, device: str
 ) -> list[list[float]]:
-    """Return for each action the wall seconds of each of its turns; those that warm up come first and do not count."""
-    clock = synchronized_clock(device)
+    """Return for each action the seconds of each of its turns; those that warm up come first and do not count.
+
+    On a GPU seconds on the wall; on a CPU those of this process, for which other work on the machine hardly counts:
+    with one thread (`torch.set_num_threads`) the same as on the wall of an idle machine.
+    """
+    clock = synchronized_clock(device) if device == "cuda" else time.process_time
     seconds: list[list[float]] = [[] for _ in actions]
     for turn in tqdm(range(warm_up + turns), disable=None):
         for action, some in zip(actions, seconds, strict=True):
