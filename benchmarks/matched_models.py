@@ -1,11 +1,19 @@
 """The contenders at one size of the reference: with its parameter budget, and with its number of layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from contenders import CONTENDERS, budget_config, reference_parameters, same_depth_config, unclustered_tree
+from contenders import (
+    AUTOREGRESSIVE,
+    AUTOREGRESSIVE_TITLE,
+    CONTENDERS,
+    budget_config,
+    reference_parameters,
+    same_depth_config,
+    unclustered_tree,
+)
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 
@@ -90,6 +98,27 @@ def matched_models(names: Sequence[str], size: Size) -> list[MatchedModel]:
             models.append(MatchedModel(name, size, (BUDGET,), by_budget))
             models.append(MatchedModel(name, size, (DEPTH,), by_depth))
     return models
+
+
+def title(contender: str, matched: str = BUDGET) -> str:
+    """Return how tables and figures name a contender that has the budget, or the depth, of the reference."""
+    name = AUTOREGRESSIVE_TITLE if contender == AUTOREGRESSIVE else CONTENDERS[contender].title
+    return name if matched == BUDGET else f"{name}, same depth"
+
+
+def by_title(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of a record, which have a model's `facts`, by the title of the model.
+
+    Models of the reference's budget and of its depth come apart, unless they are the same in all rows.
+    """
+    titles: dict[str, list[Mapping[str, Any]]] = {}
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        own = [row for row in rows if row["contender"] == contender]
+        kinds = (BUDGET, DEPTH) if any(row["matched"] != [BUDGET, DEPTH] for row in own) else (BUDGET,)
+        for kind in kinds:
+            if of_kind := [row for row in own if kind in row["matched"]]:
+                titles[title(contender, kind)] = of_kind
+    return titles
 
 
 @cache

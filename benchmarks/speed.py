@@ -5,10 +5,12 @@ python benchmarks/speed.py --device cuda --sizes small medium --output runs/spee
 
 Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, and GPT-2 with its budget, are in
 memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a model
-is faster than MDLM. On a CPU it is one thread, and its processor time. Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak
-is that of one large matrix product in the same process and precision; a step's share of it counts all its matrix
-products, those that it repeats too. Generation is whole calls of `generate`, their time counted per forward pass: all
-texts are to get as many. Tokens are random, and so are their places in the tree.
+is faster than MDLM. On a CPU it is one thread, and its processor time.
+- Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak is that of one large
+  matrix product in the same process and precision; a step's share of it counts all its matrix products, those that it
+  repeats too.
+- Generation is whole calls of `generate`, their time counted per forward pass: all texts are to get as many.
+Tokens are random, and so are their places in the tree.
 """
 
 import argparse
@@ -52,7 +54,7 @@ class Workload:
 WORKLOADS = {
     "toy": Workload(Size(500, 64, layers=2, heads=2, window=16), batch_size=2),
     "quality": Workload(Size(8192, 128, layers=4, heads=4, window=64, rope_theta=100.0), batch_size=16),
-    "gpt2-vocabulary": Workload(Size(50_257, 256, layers=6, heads=4, window=64, rope_theta=100.0), batch_size=16),
+    "gpt2-vocabulary": Workload(Size(50_257, 256, layers=6, heads=4, window=64, rope_theta=100.0), batch_size=8),
     "small": Workload(Size.full(50_257, 768), batch_size=32),
     "medium": Workload(Size.full(50_257, 1024), batch_size=32),
 }
@@ -99,8 +101,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=list(WORKLOADS), help="by default two that suit the device")
     parser.add_argument("--vocabularies", type=int, nargs="+", metavar="TOKENS", help="by default the size's own")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
-    parser.add_argument("--turns", type=int, default=21, help="timed training steps of each (default %(default)s)")
-    parser.add_argument("--calls", type=int, default=7, help="timed calls of `generate` of each (default %(default)s)")
+    parser.add_argument("--turns", type=int, default=15, help="timed training steps of each (default %(default)s)")
+    parser.add_argument("--calls", type=int, default=5, help="timed calls of `generate` of each (default %(default)s)")
     parser.add_argument("--passes", type=int, default=16, help="forward passes of a call (default %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULT, help="record (default %(default)s)")
     options = parser.parse_args()
