@@ -7,7 +7,7 @@ Contenders (`contenders.py`) with the parameter budget and with the depth of MDL
 memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a model
 is faster than MDLM. On a CPU it is one thread, and its processor time.
 - Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak is that of one large
-  matrix product in the same process and precision; a step's share of it counts all its matrix products, those that it
+  matrix product in the same turns and precision; a step's share of it counts all its matrix products, those that it
   repeats too.
 - Generation is whole calls of `generate`, their time counted per forward pass: all texts are to get as many.
 Tokens are random, and so are their places in the tree.
@@ -113,27 +113,36 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """Return the sizes of a workload, the device's peak, and how fast every model was, the reference first."""
-    size, peak = workload.size, product_flops_per_second(options.device)
+    size = workload.size
     runners = make_runners(workload, options.contenders, options.device)
     return {
         **{field: getattr(size, field) for field in ("vocab_size", "hidden_size", "layers", "heads", "window")},
         **{"batch_size": workload.batch_size, "turns": options.turns, "calls": options.calls, "passes": options.passes},
-        "peak_flops_per_second": peak,
-        "training": measure_training(runners, workload, options.turns, peak),
+        **measure_training(runners, workload, options.turns),
         "generation": measure_generation(runners, workload, options.calls, options.passes),
     }
 
 
-def measure_training(runners: list[Runner], workload: Workload, turns: int, peak: float) -> list[dict[str, Any]]:
-    """Return facts, speed and share of the device's peak of every model."""
+def measure_training(runners: list[Runner], workload: Workload, turns: int) -> dict[str, Any]:
+    """Return the device's peak, and facts, speed and share of the peak in the same turn of every model."""
     device = runners[0].model.device.type
-    flops = [count_flops(runner.step) for runner in runners]
-    seconds = seconds_in_turns([runner.step for runner in runners], turns, WARM_UP, device)
-    shares = [count / median(some) / peak for count, some in zip(flops, seconds, strict=True)]
-    return [
-        runner.facts | rates(some, seconds[0], workload.tokens) | {"flops": count, "peak_share": share}
-        for runner, some, count, share in zip(runners, seconds, flops, shares, strict=True)
-    ]
+    product, product_flops = large_product(device)
+    actions = [runner.step for runner in runners]
+    flops = [count_flops(step) for step in actions]
+    *seconds, of_product = seconds_in_turns([*actions, product], turns, WARM_UP, device)
+    rows = []
+    for runner, count, own in zip(runners, flops, seconds, strict=True):
+        shares = [count / product_flops * other / some for some, other in zip(own, of_product, strict=True)]
+        facts = runner.facts | rates(own, seconds[0], workload.tokens)
+        rows.append(facts | {"flops": count, "peak_share": median(shares)})
+    return {"peak_flops_per_second": product_flops / median(of_product), "training": rows}
+
+
+def large_product(device: str) -> tuple[Callable[[], object], int]:
+    """Return a function that takes one large matrix product in the steps' precision, and its operations."""
+    size, dtype = PRODUCT[device], DTYPES[PRECISION[device]]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return partial(torch.mm, left, right), 2 * size**3
 
 
 def measure_generation(runners: list[Runner], workload: Workload, calls: int, passes: int) -> list[dict[str, Any]]:
@@ -146,14 +155,6 @@ def measure_generation(runners: list[Runner], workload: Workload, calls: int, pa
     return [
         runner.facts | rates(own, seconds[0], workload.tokens) for runner, own in zip(writers, seconds, strict=True)
     ]
-
-
-def product_flops_per_second(device: str) -> float:
-    """Return the floating-point operations per second of the fastest of some large matrix products."""
-    size, precision = PRODUCT[device], PRECISION[device]
-    left, right = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
-    (seconds,) = seconds_in_turns([partial(torch.mm, left, right)], turns=20, warm_up=3, device=device)
-    return 2 * size**3 / min(seconds)
 
 
 def make_runners(workload: Workload, contenders: Sequence[str], device: str) -> list[Runner]:
