@@ -9,6 +9,7 @@ from contenders import (
     AUTOREGRESSIVE,
     AUTOREGRESSIVE_TITLE,
     CONTENDERS,
+    Contender,
     budget_config,
     reference_parameters,
     same_depth_config,
@@ -81,7 +82,7 @@ class MatchedModel:
         """Return a new model, over a tree with tokens in random places."""
         layers = {name: getattr(self.config, name) for name in ("num_hidden_layers", "intermediate_size")}
         fields = {**self.size.fields, **CONTENDERS[self.contender].fields, **layers, **fields}
-        return TreeDiffForDiffusionLM.from_tree(_tree(self.contender, self.size.vocab_size), **fields)
+        return TreeDiffForDiffusionLM.from_tree(_tree(self.config.tree_depth, self.size.vocab_size), **fields)
 
 
 def matched_models(names: Sequence[str], size: Size) -> list[MatchedModel]:
@@ -89,7 +90,7 @@ def matched_models(names: Sequence[str], size: Size) -> list[MatchedModel]:
     models = []
     parameters = reference_parameters(size.vocab_size, size.layers, **size.fields)
     for name in names:
-        contender, tree = CONTENDERS[name], _tree(name, size.vocab_size)
+        contender, tree = CONTENDERS[name], _tree(CONTENDERS[name].depth, size.vocab_size)
         by_budget = budget_config(contender, tree, parameters, **size.fields)
         by_depth = same_depth_config(contender, tree, size.layers, **size.fields)
         if by_budget.to_dict() == by_depth.to_dict():
@@ -122,5 +123,6 @@ def by_title(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
 
 
 @cache
-def _tree(name: str, vocab_size: int) -> VocabularyTree:
-    return unclustered_tree(CONTENDERS[name], vocab_size)
+def _tree(depth: int, vocab_size: int) -> VocabularyTree:
+    """Return the tree of all contenders of a depth: it has tokens in random places."""
+    return unclustered_tree(Contender("", depth), vocab_size)
