@@ -107,16 +107,19 @@ def title(contender: str, matched: str = BUDGET) -> str:
     return name if matched == BUDGET else f"{name}, same depth"
 
 
-def by_title(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def by_title(
+    rows: Sequence[Mapping[str, Any]], kinds: Sequence[str] = (BUDGET, DEPTH)
+) -> dict[str, list[Mapping[str, Any]]]:
     """Return the rows of a record, which have a model's `facts`, by the title of the model.
 
-    Models of the reference's budget and of its depth come apart, unless they are the same in all rows.
+    Models of the reference's budget and of its depth come apart, unless they are the same in all rows; `kinds` says
+    which are wanted.
     """
     titles: dict[str, list[Mapping[str, Any]]] = {}
     for contender in dict.fromkeys(row["contender"] for row in rows):
         own = [row for row in rows if row["contender"] == contender]
-        kinds = (BUDGET, DEPTH) if any(row["matched"] != [BUDGET, DEPTH] for row in own) else (BUDGET,)
-        for kind in kinds:
+        same = all(row["matched"] == [BUDGET, DEPTH] for row in own)
+        for kind in kinds[:1] if same else kinds:
             if of_kind := [row for row in own if kind in row["matched"]]:
                 titles[title(contender, kind)] = of_kind
     return titles

@@ -6,7 +6,8 @@ from typing import Any
 
 from contenders import CONTENDERS, REFERENCE
 from marked_tables import table
-from matched_models import BUDGET, by_title
+from matched_models import BUDGET, DEPTH, by_title
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from record_schema import Schema, read_record
@@ -110,13 +111,15 @@ def ratio(record: Record, row: Row) -> float:
 
 def draw(record: Record, file: Path = FIGURE) -> None:
     """Draw the peak over the batch, what it is made of, and its ratio to MDLM's over the vocabulary."""
-    figure = Figure(figsize=(16, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5), layout="constrained")
     over_batch, by_part, over_vocabulary = figure.subplots(1, 3)
     rows = select(record, vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)
     _draw_peaks(over_batch, rows)
-    _draw_parts(by_part, [row for row in rows if row["batch_size"] == BATCH and BUDGET in row["matched"]])
-    _draw_ratios(over_vocabulary, record)
+    _draw_parts(by_part, [row for row in rows if row["batch_size"] == BATCH])
+    _draw_ratios(over_vocabulary, select(record, batch_size=BATCH), record)
     figure.suptitle(f"Planned memory of a training step; {_protocol(record)}", fontsize="medium")
+    handles, labels = over_batch.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=80))
 
@@ -131,22 +134,24 @@ def _measured_cells(row: Row) -> list[str]:
 
 
 def _draw_peaks(axes: Axes, rows: list[Row]) -> None:
-    for title, models in by_title(rows).items():
-        models = sorted(models, key=lambda row: row["batch_size"])
-        style = COLOURS[models[0]["contender"]], "--" if title.endswith("depth") else "-"
-        peaks = [row["peak_bytes"] / GIBIBYTE for row in models]
-        axes.plot([row["batch_size"] for row in models], peaks, "o", color=style[0], linestyle=style[1], label=title)
+    for kind, line in ((BUDGET, "-"), (DEPTH, "--")):
+        for title, models in by_title(rows, [kind]).items():
+            places = [row["batch_size"] for row in models]
+            peaks = [row["peak_bytes"] / GIBIBYTE for row in models]
+            label = title if kind == BUDGET else None
+            axes.plot(places, peaks, "o", color=COLOURS[models[0]["contender"]], linestyle=line, label=label)
     axes.set(xlabel="windows per batch", ylabel="peak, GiB", ylim=(0, None))
-    axes.set_title(f"V = {VOCABULARY:,}, d = {HIDDEN_SIZE}", fontsize="medium")
+    axes.set_title(f"V = {VOCABULARY:,}, d = {HIDDEN_SIZE}; dashed: same depth", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
 
 
 def _draw_parts(axes: Axes, rows: list[Row]) -> None:
-    titles = [f"{title}\n{models[0]['layers']} layers" for title, models in by_title(rows).items()]
-    base = [0.0] * len(rows)
-    for name in dict.fromkeys(name for row in rows for name in row["parts_bytes"]):
-        sizes = [row["parts_bytes"].get(name, 0) / GIBIBYTE for row in rows]
+    models = {title: row for title, (row,) in by_title(rows, [BUDGET]).items()}
+    titles = [f"{title}\n{row['layers']} layers" for title, row in models.items()]
+    axes.set_prop_cycle(color=colormaps["Dark2"].colors)  # not those of the models
+    base = [0.0] * len(models)
+    for name in dict.fromkeys(name for row in models.values() for name in row["parts_bytes"]):
+        sizes = [row["parts_bytes"].get(name, 0) / GIBIBYTE for row in models.values()]
         axes.barh(titles, sizes, left=base, label=name)
         base = [start + size for start, size in zip(base, sizes, strict=True)]
     axes.invert_yaxis()
@@ -155,20 +160,16 @@ def _draw_parts(axes: Axes, rows: list[Row]) -> None:
     axes.legend(fontsize="small", loc="lower right")
 
 
-def _draw_ratios(axes: Axes, record: Record) -> None:
-    rows = [row for row in select(record, batch_size=BATCH) if BUDGET in row["matched"]]
-    for hidden_size, line in zip(sorted({row["hidden_size"] for row in rows}), ("-", "--"), strict=False):
-        own = [row for row in rows if row["hidden_size"] == hidden_size and row["contender"] != REFERENCE]
-        for title, models in by_title(own).items():
-            models = sorted(models, key=lambda row: row["vocab_size"])
-            ratios = [ratio(record, row) for row in models]
-            places, colour = [row["vocab_size"] / 1000 for row in models], COLOURS[models[0]["contender"]]
-            axes.plot(places, ratios, "o", color=colour, linestyle=line, label=f"{title}, d = {hidden_size}")
-    axes.axhline(1, color=COLOURS[REFERENCE], linewidth=1)
+def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
+    widths = sorted({row["hidden_size"] for row in rows})
+    for hidden_size, line in zip(widths, ("-", "--"), strict=False):
+        of_width = [row for row in rows if row["hidden_size"] == hidden_size]
+        for models in by_title(of_width, [BUDGET]).values():
+            places, ratios = [row["vocab_size"] / 1000 for row in models], [ratio(record, row) for row in models]
+            axes.plot(places, ratios, "o", color=COLOURS[models[0]["contender"]], linestyle=line)
     axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / MDLM's", ylim=(0, None))
-    axes.set_title(f"same budget, batch {BATCH}", fontsize="medium")
+    axes.set_title(f"same budget, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
 
 
 def _protocol(record: Record) -> str:

@@ -158,6 +158,16 @@ def test_tables_show_peaks_and_their_ratio_to_mdlm(scripts, tmp_path):
     assert (tmp_path / "figures" / "memory.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_one_model_by_budget_and_by_depth_has_one_title_unless_they_differ_elsewhere(scripts):
+    def titles(*matched, **options):
+        return list(scripts.matched_models.by_title([ROW | {"matched": kinds} for kinds in matched], **options))
+
+    both, budget, depth = ["budget", "depth"], ["budget"], ["depth"]
+    assert titles(both, both) == ["MDLM (flat)"]
+    assert titles(both, budget, depth) == titles(budget, depth) == ["MDLM (flat)", "MDLM (flat), same depth"]
+    assert titles(both, budget, depth, kinds=budget) == ["MDLM (flat)"]
+
+
 def test_measurements_stand_beside_plans(scripts):
     tables = scripts.memory_tables
     measured = {"allocated_bytes": 2**32, "reserved_bytes": 5 * 2**30, "step_seconds": 0.25}
