@@ -148,7 +148,7 @@ def _draw_peaks(axes: Axes, rows: list[Row]) -> None:
 def _draw_parts(axes: Axes, rows: list[Row]) -> None:
     models = {title: row for title, (row,) in by_title(rows, [BUDGET]).items()}
     titles = [f"{title}\n{row['layers']} layers" for title, row in models.items()]
-    axes.set_prop_cycle(color=colormaps["Dark2"].colors)  # not those of the models
+    axes.set_prop_cycle(color=list(colormaps["Dark2"](range(8))))  # not those of the models
     base = [0.0] * len(models)
     for name in dict.fromkeys(name for row in models.values() for name in row["parts_bytes"]):
         sizes = [row["parts_bytes"].get(name, 0) / GIBIBYTE for row in models.values()]

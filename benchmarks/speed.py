@@ -56,7 +56,7 @@ WORKLOADS = {
     "quality": Workload(Size(8192, 128, layers=4, heads=4, window=64, rope_theta=100.0), batch_size=16),
     "gpt2-vocabulary": Workload(Size(50_257, 256, layers=6, heads=4, window=64, rope_theta=100.0), batch_size=8),
     "small": Workload(Size.full(50_257, 768), batch_size=32),
-    "medium": Workload(Size.full(50_257, 1024), batch_size=32),
+    "medium": Workload(Size.full(50_257, 1024), batch_size=16),
 }
 DEFAULT = {"cpu": ("quality", "gpt2-vocabulary"), "cuda": ("small", "medium")}
 
@@ -87,7 +87,8 @@ def main() -> None:
     facts: dict[str, Any] = {"precision": PRECISION[options.device], "threads": torch.get_num_threads(), "sizes": []}
     for name in options.sizes or DEFAULT[options.device]:
         for vocab_size in options.vocabularies or [WORKLOADS[name].size.vocab_size]:
-            workload = replace(WORKLOADS[name], size=replace(WORKLOADS[name].size, vocab_size=vocab_size))
+            size, batch_size = WORKLOADS[name].size, options.batch_size or WORKLOADS[name].batch_size
+            workload = Workload(replace(size, vocab_size=vocab_size), batch_size)
             facts["sizes"].append({"name": name} | measure(workload, options))
             write_record(partial_record, facts, seed=0)
     write_record(options.output, facts, seed=0)
@@ -100,6 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default %(default)s)")
     parser.add_argument("--sizes", nargs="+", choices=list(WORKLOADS), help="by default two that suit the device")
     parser.add_argument("--vocabularies", type=int, nargs="+", metavar="TOKENS", help="by default the size's own")
+    parser.add_argument("--batch-size", type=int, metavar="WINDOWS", help="by default the size's own")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
     parser.add_argument("--turns", type=int, default=15, help="timed training steps of each (default %(default)s)")
     parser.add_argument("--calls", type=int, default=5, help="timed calls of `generate` of each (default %(default)s)")

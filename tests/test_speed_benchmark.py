@@ -24,7 +24,7 @@ def scripts():
 def measured(tmp_path_factory):
     """The record of a toy size, by a fresh process."""
     file = tmp_path_factory.mktemp("speed") / "results" / "speed.json"
-    turns = ("--turns", "3", "--calls", "2", "--passes", "4")
+    turns = ("--turns", "3", "--calls", "2", "--passes", "4", "--vocabularies", "510", "--batch-size", "3")
     ran = run_python("benchmarks/speed.py", "--sizes", "toy", *turns, "--output", file, ACCELERATE_USE_CPU="true")
     assert ran.returncode == 0, ran.stderr
     assert [path.name for path in file.parent.iterdir()] == ["speed.json"]  # no partial record is left
@@ -34,6 +34,7 @@ def measured(tmp_path_factory):
 def test_all_contenders_take_turns_with_mdlm(scripts, measured, tmp_path):
     record = scripts.speed_tables.read_speed(measured)
     (size,) = record["sizes"]
+    assert (size["vocab_size"], size["batch_size"], size["turns"], size["calls"]) == (510, 3, 3, 2)
     training, generation = (
         {(row["contender"], *row["matched"]): row for row in size[part]} for part in ("training", "generation")
     )
