@@ -10,15 +10,15 @@ all positions, also those that do not move. Weights and tree are random.
 """
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 from tqdm import tqdm
+from turns import quartiles, synchronized_clock
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput, VocabularyTree
 from modeling_treediff.training.records import write_record
@@ -97,32 +97,27 @@ def timed(model: TreeDiffForDiffusionLM, options: argparse.Namespace) -> Seconds
         for hook in time_module(module, name, spent, clock)
     ]
     start = clock()
-    result = model.generate(
-        num_return_sequences=options.batch,
-        max_new_tokens=options.length,
-        num_steps=options.passes,
-        generator=torch.Generator(options.device).manual_seed(0),
-        return_dict_in_generate=True,
-    )
+    passes = write_texts(model, options.batch, options.length, options.passes)
     spent["all"] = clock() - start
     for hook in hooks:
         hook.remove()
-    assert isinstance(result, TreeDiffGenerationOutput)
-    if result.num_forward_passes != options.passes:
-        raise ValueError(f"{options.passes} passes became {result.num_forward_passes}: choose a longer --length.")
+    if passes != options.passes:
+        raise ValueError(f"{options.passes} passes became {passes}: choose a longer --length.")
     spent["rest"] = spent["all"] - spent["backbone"] - spent["head"]
     return spent
 
 
-def synchronized_clock(device: str) -> Callable[[], float]:
-    """Return a clock that first waits for what the device still has to do."""
-
-    def clock() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return clock
+def write_texts(model: TreeDiffForDiffusionLM, batch: int, length: int, steps: int) -> int:
+    """Generate so many texts of so many tokens, always the same; return the forward passes that it took."""
+    result = model.generate(
+        num_return_sequences=batch,
+        max_new_tokens=length,
+        num_steps=steps,
+        generator=torch.Generator(model.device).manual_seed(0),
+        return_dict_in_generate=True,
+    )
+    assert isinstance(result, TreeDiffGenerationOutput) and result.num_forward_passes is not None
+    return result.num_forward_passes
 
 
 def time_module(module: torch.nn.Module, name: str, spent: Seconds, clock: Callable[[], float]) -> list[Any]:
@@ -144,8 +139,7 @@ def summary(turns: list[Seconds], reference: list[Seconds], passes: int) -> dict
     facts = {"milliseconds": [1000 * turn["all"] / passes for turn in turns], "ratio": ratios}
     figures: dict[str, float] = {}
     for name, values in facts.items():
-        low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        figures |= {name: middle, f"{name}_lower_quartile": low, f"{name}_upper_quartile": high}
+        figures |= quartiles(name, values)
     return figures | {f"{part}_milliseconds": median(1000 * turn[part] / passes for turn in turns) for part in PARTS}
 
 

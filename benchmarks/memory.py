@@ -1,174 +1,200 @@
-"""Memory of a training step, flat against tree at equal parameters, and the time that saving it costs.
+"""Peak memory of a training step, split by part, and what the models that are compared save.
 
 python benchmarks/memory.py                   # planned on fake tensors; processor time of a step
-python benchmarks/memory.py --device cuda     # also measured: peak and step time of every row that fits
+python benchmarks/memory.py --device cuda --batches 4 32 --vocabularies 50257 --output runs/memory_cuda.json
 
-The reference point of the project: GPT-2's vocabulary, hidden size 768, windows of 512 tokens, bf16 autocast, AdamW.
-The flat model (MDLM) has 12 layers; the tree (fan-out 225, depth 2) has 17, as the same parameters pay for. Variants:
+Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768 or 24 of
+1,024; windows of 512 tokens, bf16 autocast, AdamW. On a GPU the peak and the time of every step whose plan fits are
+measured beside the plan. At the reference point, GPT-2's vocabulary and hidden size 768, MDLM and the tree also come in
+other variants of what backward keeps:
+- lean: what the package does, and all other rows: no matrix product is repeated;
 - plain: blocks as autograd keeps them, nothing saved;
-- lean: what the package does, no matrix product repeated;
-- recompute: MLPs repeated in five of six layers;
-- chunked: lean, the cross-entropy 1,024 positions at a time.
+- recompute: MLPs repeated in five of six layers.
+Every row is written when it is finished, to a partial record beside the output; --resume goes on from there.
 """
 
 import argparse
 import gc
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from contenders import CONTENDERS, REFERENCE
+from matched_models import BUDGET, COMPARED, LAYERS_AND_HEADS, VOCABULARIES, MatchedModel, Size, matched_models
+from training_step import diffusion_batch, training_step
+from turns import seconds_in_turns
 
-from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
-from modeling_treediff.training import plan_memory
-from modeling_treediff.training.records import write_record
+from modeling_treediff import TreeDiffConfig
+from modeling_treediff.training import MemoryPlan, plan_memory
+from modeling_treediff.training.out_of_memory import device_memory
+from modeling_treediff.training.records import current_commit, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "memory.json"
-LENGTH = 512
-SIZES = {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": LENGTH}
-BATCHES = (4, 8, 16, 32, 64)
-VARIANTS = ("plain", "lean", "recompute", "chunked")
+PRECISION = "bf16"
+BATCHES = (4, 16, 32, 64)
+REFERENCE_POINT = Size.full(50_257, 768)
+LEAN, PLAIN, RECOMPUTE = "lean", "plain", "recompute"
+TREE = "tdlm-child"  # comes in variants, beside the reference
 RECOMPUTED = 5 / 6  # of the layers
-CHUNK = 1024
+KEY = ("contender", "matched", "variant", "batch_size", "vocab_size", "hidden_size")  # what tells rows apart
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a model in a variant, and the batch of its step."""
+
+    model: MatchedModel
+    batch_size: int
+    variant: str = LEAN
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the row says before anything is planned."""
+        sizes = {"vocab_size": self.model.size.vocab_size, "hidden_size": self.model.size.hidden_size}
+        return self.model.facts | {"variant": self.variant, "batch_size": self.batch_size} | sizes
+
+    @property
+    def recomputed_layers(self) -> int:
+        """Layers whose MLPs backward computes again."""
+        return round(RECOMPUTED * self.model.config.num_hidden_layers) if self.variant == RECOMPUTE else 0
+
+    @property
+    def config(self) -> TreeDiffConfig:
+        """The model's config in this variant."""
+        config = copy(self.model.config)
+        config.recompute_mlp_layers = self.recomputed_layers
+        return config
 
 
 def main() -> None:
     """Plan every row, measure what the device allows, and record it."""
+    options = parse_arguments()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    partial_record = options.output.with_suffix(".partial.json")
+    facts = {"length": REFERENCE_POINT.window, "precision": PRECISION, "measured": options.device == "cuda"}
+    rows = read_rows(partial_record, facts) if options.resume else []
+    done = [[row[name] for name in KEY] for row in rows]
+    for case in cases(options.contenders, options.hidden_sizes, options.vocabularies, options.batches):
+        if [case.facts[name] for name in KEY] in done:
+            continue
+        plan = plan_case(case)
+        rows.append(case.facts | plan.summary() | (measure(case, plan, options.steps) if facts["measured"] else {}))
+        write_record(partial_record, facts | {"rows": rows}, seed=0)
+        print(rows[-1], flush=True)
+    facts["rows"] = rows
+    if not facts["measured"] and options.steps:
+        facts["cpu_step_seconds"] = cpu_step_seconds(options.steps)
+    write_record(options.output, facts, seed=0)
+    partial_record.unlink(missing_ok=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: measure too (default cpu)")
-    parser.add_argument(
-        "--batches", type=int, nargs="+", default=BATCHES, help="windows per pass (default %(default)s)"
-    )
-    parser.add_argument("--steps", type=int, default=8, help="timed steps per row (default %(default)s)")
-    args = parser.parse_args()
-    trees = {"flat": VocabularyTree.flat(50_257), "tree": VocabularyTree.random(50_257, 225, 2)}
-    rows = []
-    for batch, name, variant in combinations(args.batches):
-        fields = model_fields(name, trees, variant)
-        row = {"model": name, "variant": variant, "batch_size": batch}
-        with blocks_of(variant):
-            row |= plan_row(TreeDiffConfig.from_tree(trees[name], **fields), batch)
-            if args.device == "cuda":
-                row |= measure(trees[name], fields, batch, args.steps)
-        print(row, flush=True)
-        rows.append(row)
-    facts: dict[str, Any] = {"length": LENGTH, "precision": "bf16", **SIZES, "rows": rows}
-    if args.device == "cpu":
-        facts["cpu_step_seconds"] = cpu_step_seconds(trees["tree"], model_fields("tree", trees, "lean"), args.steps)
-    write_record(RESULT, facts, seed=0)
+    grid = parser.add_argument_group("the grid; by default all of it")
+    grid.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
+    grid.add_argument("--hidden-sizes", type=int, nargs="+", choices=list(LAYERS_AND_HEADS), default=LAYERS_AND_HEADS)
+    grid.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="TOKENS")
+    grid.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="WINDOWS")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps; on a CPU, 0 for none (default %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULT, help="record (default %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the partial record of a run cut off")
+    return parser.parse_args()
 
 
-def combinations(batches: list[int]) -> Iterator[tuple[int, str, str]]:
-    """Yield batch size, model and variant; the tree's head is too small to be worth chunks."""
-    for batch in batches:
-        for name in ("flat", "tree"):
-            for variant in VARIANTS:
-                if (name, variant) != ("tree", "chunked"):
-                    yield batch, name, variant
+def cases(
+    contenders: list[str], hidden_sizes: list[int], vocabularies: list[int], batches: list[int]
+) -> Iterator[Case]:
+    """Yield every row: the grid and, at the reference point, the variants of MDLM and the tree of its budget."""
+    for hidden_size in hidden_sizes:
+        for vocab_size in vocabularies:
+            size = Size.full(vocab_size, hidden_size)
+            models = matched_models(contenders, size)
+            for batch in batches:
+                yield from (Case(model, batch) for model in models)
+                if size == REFERENCE_POINT:
+                    in_variants = [model for model in models if model.contender in (REFERENCE, TREE)]
+                    in_variants = [model for model in in_variants if BUDGET in model.matched]
+                    yield from (Case(model, batch, name) for model in in_variants for name in (PLAIN, RECOMPUTE))
 
 
-def model_fields(name: str, trees: dict[str, VocabularyTree], variant: str) -> dict[str, Any]:
-    """Return the fields of the model's config that its tree does not determine."""
-    config = TreeDiffConfig.from_tree(trees["flat"], num_hidden_layers=12, **SIZES)
-    if name == "tree":
-        config = TreeDiffConfig.for_budget(trees["tree"], sum(config.count_parameters().values()), **SIZES)
-    layers = config.num_hidden_layers
-    fields = SIZES | {"num_hidden_layers": layers, "intermediate_size": config.intermediate_size}
-    if variant == "recompute":
-        fields["recompute_mlp_layers"] = round(RECOMPUTED * layers)
-    if variant == "chunked":
-        fields["loss_chunk_size"] = CHUNK
-    return fields
+def read_rows(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a partial record; none if there is none. ValueError if it was made otherwise than now."""
+    if not file.exists():
+        return []
+    record = json.loads(file.read_text(encoding="utf-8"))
+    expected = facts | {"commit": current_commit()}
+    if differing := [name for name, value in expected.items() if record[name] != value]:
+        raise ValueError(f"{file} was made with another {', '.join(differing)}: delete it to begin anew.")
+    return record["rows"]
 
 
 def blocks_of(variant: str) -> AbstractContextManager:
     """Return the context in which a model has the blocks of a variant."""
-    if variant == "plain":
+    if variant == PLAIN:
         return patch("modeling_treediff.lean_operations_treediff.can_be_lean", return_value=False)
     return nullcontext()
 
 
-def plan_row(config: TreeDiffConfig, batch: int) -> dict[str, Any]:
-    """Return the planned peak with its parts, and the multiplications of one step."""
-    layers = {"layers": config.num_hidden_layers, "recomputed_layers": config.recompute_mlp_layers}
-    return layers | plan_memory(config, batch, LENGTH).summary() | {"flops": count_flops(config, batch)}
+def plan_case(case: Case) -> MemoryPlan:
+    """Return the plan of a row's training step."""
+    with blocks_of(case.variant):
+        return plan_memory(case.config, case.batch_size, case.model.size.window, precision=PRECISION)
 
 
-def count_flops(config: TreeDiffConfig, batch: int) -> int:
-    """Return the floating-point operations of all matrix products of a forward and backward pass."""
-    with torch.device("meta"):
-        model = TreeDiffForDiffusionLM(config).train()
-        ids, times = torch.zeros(batch, LENGTH, dtype=torch.long), torch.ones(batch)
-        with FlopCounterMode(display=False) as counter:
-            model(ids, labels=ids, timesteps=times).loss.backward()
-    return counter.get_total_flops()
-
-
-def measure(tree: VocabularyTree, fields: dict[str, Any], batch: int, steps: int) -> dict[str, Any]:
-    """Return the peak that CUDA allocates and the median seconds of a step, or that memory does not suffice."""
+def measure(case: Case, plan: MemoryPlan, steps: int) -> dict[str, Any]:
+    """Return the peaks that CUDA allocates and reserves and the median seconds of a step, or why there are none."""
+    if not plan.fits(device_memory(torch.device("cuda"))):
+        return {"not_measured": "by plan it does not fit"}
     gc.collect()
     torch.cuda.empty_cache()
-    try:
-        _, step = training_step(tree, fields, batch, "cuda")
-        for _ in range(3):
-            step()
-        torch.cuda.reset_peak_memory_stats()
-        seconds = [timed(step, time.perf_counter) for _ in range(steps)]
-    except torch.OutOfMemoryError:
-        return {"measured": "out of memory"}
-    return {"measured_peak_bytes": torch.cuda.max_memory_allocated(), "step_seconds": round(median(seconds), 5)}
-
-
-def cpu_step_seconds(tree: VocabularyTree, fields: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Return the median seconds of processor time of a step of the tree's model, the variants taking turns."""
-    model, step = training_step(tree, fields, 1, "cpu")
-    layers: Any = model.model.backbone.layers
-    seconds: dict[str, list[float]] = {variant: [] for variant in ("plain", "lean", "recompute")}
-    for _ in range(steps + 1):
-        for variant, some in seconds.items():
-            for index, layer in enumerate(layers):
-                layer.mlp.recompute = variant == "recompute" and index < round(RECOMPUTED * len(layers))
-            with blocks_of(variant):
-                some.append(timed(step, time.process_time))
-    return {variant: round(median(some[1:]), 4) for variant, some in seconds.items()}
-
-
-def timed(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Return the seconds of one step by a clock."""
-    start = clock()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def training_step(
-    tree: VocabularyTree, fields: dict[str, Any], batch: int, device: str
-) -> tuple[TreeDiffForDiffusionLM, Callable[[], None]]:
-    """Return a new model and a function that takes one optimizer step, always on the same batch."""
     torch.manual_seed(0)
-    model = TreeDiffForDiffusionLM.from_tree(tree, **fields).train()
-    torch.nn.Module.to(model, device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    noisy = corrupt(torch.randint(0, tree.vocab_size, (batch, LENGTH)), tree, model.schedule)
-    arguments = {"input_ids": noisy.input_ids, "labels": noisy.labels, "timesteps": noisy.timesteps}
-    arguments = {name: value.to(device) for name, value in arguments.items()}
+    try:
+        model = case.model.make(recompute_mlp_layers=case.recomputed_layers)
+        torch.nn.Module.to(model, "cuda")
+        step = training_step(model, diffusion_batch(model, case.batch_size, case.model.size.window), PRECISION)
+        with blocks_of(case.variant):
+            for _ in range(3):
+                step()
+            torch.cuda.reset_peak_memory_stats()
+            seconds = seconds_in_turns([step], steps, 0, "cuda")[0]
+    except torch.OutOfMemoryError:
+        return {"not_measured": "out of memory"}
+    return {
+        "allocated_bytes": torch.cuda.max_memory_allocated(),
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "step_seconds": round(median(seconds), 5),
+    }
 
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
-            loss = model(**arguments).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    return model, step
+def cpu_step_seconds(steps: int) -> dict[str, float]:
+    """Return the median seconds of processor time of a step of the tree's model, the variants taking turns."""
+    tree = next(model for model in matched_models([TREE], REFERENCE_POINT) if BUDGET in model.matched)
+    torch.manual_seed(0)
+    model = tree.make()
+    step = training_step(model, diffusion_batch(model, 1, REFERENCE_POINT.window), PRECISION)
+    cases = {variant: Case(tree, 1, variant) for variant in (PLAIN, LEAN, RECOMPUTE)}
+    layers: Any = model.model.backbone.layers
+    seconds: dict[str, list[float]] = {variant: [] for variant in cases}
+    for _ in range(steps + 1):
+        for variant, case in cases.items():
+            for index, layer in enumerate(layers):
+                layer.mlp.recompute = index < case.recomputed_layers
+            with blocks_of(variant):
+                start = time.process_time()
+                step()
+                seconds[variant].append(time.process_time() - start)
+    return {variant: round(median(some[1:]), 4) for variant, some in seconds.items()}
 
 
 if __name__ == "__main__":

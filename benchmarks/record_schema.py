@@ -1,9 +1,20 @@
 """Whether a record holds what a table or figure is about to show."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 Schema = type | dict[str, "Schema"] | list["Schema"]
+
+
+def read_record(file: Path, schema: Schema) -> dict[str, Any]:
+    """Return a record; ValueError if the file is missing or does not have the schema."""
+    if not file.exists():
+        raise ValueError(f"{file.name} is missing: the benchmark that writes it has not been run.")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    check_schema(record, schema, file.stem)
+    return record
 
 
 def check_schema(value: Any, schema: Schema, where: str) -> None:  # noqa: ANN401 -- anything that JSON holds

@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from generation_figures import RECORD as QUALITY_RECORD
 from generation_figures import quality_table
 from marked_tables import fill
 from marked_tables import table as markdown_table
+from memory_tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
 from record_schema import Schema, check_schema
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
@@ -33,12 +35,12 @@ BUDGET = "<!-- budget table -->\n", "<!-- end of budget table -->"
 MEMORY = "<!-- memory table -->\n", "<!-- end of memory table -->"
 ROBUSTNESS = "<!-- robustness -->\n", "<!-- end of robustness -->"
 MEMORY_BATCHES = (4, 32)
-# Variant of the flat model -> how the table calls it, and the tree's variant beside it.
+# Title -> contender and variant of the flat model, and the tree's variant beside it.
 MEMORY_VARIANTS = {
-    "plain": ("whatever autograd keeps", "plain"),
-    "lean": ("the default: nothing that is cheap to repeat", "lean"),
-    "recompute": ("the same, MLPs repeated in five of six layers", "recompute"),
-    "chunked": ("the default; flat: loss in chunks", "lean"),
+    "whatever autograd keeps": ("mdlm", "plain", "plain"),
+    "the default: nothing that is cheap to repeat": ("mdlm", "lean", "lean"),
+    "the same, MLPs repeated in five of six layers": ("mdlm", "recompute", "recompute"),
+    "the default; flat: loss in chunks": ("mdlm-chunked", "lean", "lean"),
 }
 QUALITY = "<!-- generation quality table -->\n", "<!-- end of generation quality table -->"
 SPEED = "<!-- generation speed table -->\n", "<!-- end of generation speed table -->"
@@ -133,26 +135,27 @@ def variance_table() -> str:
 
 
 def memory_table() -> str:
-    """Return planned peaks of a training step, flat against tree."""
-    record = json.loads((RESULTS / "memory.json").read_text(encoding="utf-8"))
-    rows = {(row["batch_size"], row["variant"], row["model"]): row for row in record["rows"]}
-    lines = [
-        "| batch | what backward keeps | flat (MDLM) | tree | tree / flat |\n",
-        "|---|---|---|---|---|\n",
-    ]
+    """Return planned peaks of a training step, flat against the tree of equal parameters."""
+    record = read_memory()
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN_SIZE}
+
+    def row(batch: int, contender: str, variant: str) -> Mapping[str, Any]:
+        rows = select(record, batch_size=batch, contender=contender, variant=variant, **sizes)
+        return next(row for row in rows if "budget" in row["matched"])
+
+    lines = []
     for batch in MEMORY_BATCHES:
-        for variant, (title, of_tree) in MEMORY_VARIANTS.items():
-            flat, tree = rows[batch, variant, "flat"]["peak_bytes"], rows[batch, of_tree, "tree"]["peak_bytes"]
-            cells = [str(batch), title, f"{flat / 2**30:.2f} GiB", f"{tree / 2**30:.2f} GiB", f"{tree / flat:.2f}"]
-            lines.append("| " + " | ".join(cells) + " |\n")
-    flat, tree = (rows[MEMORY_BATCHES[-1], "lean", name] for name in ("flat", "tree"))
+        for title, (contender, variant, of_tree) in MEMORY_VARIANTS.items():
+            flat, tree = row(batch, contender, variant), row(batch, "tdlm-child", of_tree)
+            peaks = (f"{model['peak_bytes'] / 2**30:.2f} GiB" for model in (flat, tree))
+            lines.append([str(batch), title, *peaks, f"{tree['peak_bytes'] / flat['peak_bytes']:.2f}"])
     times = record["cpu_step_seconds"]
-    return "".join(lines) + (
-        f"\nd = {record['hidden_size']}, windows of {record['length']} tokens, GPT-2's vocabulary, "
-        f"{record['precision']}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']}. Processor "
-        f"time of a step of the tree's model: the default {times['lean'] / times['plain'] - 1:+.1%} against what "
-        f"autograd keeps, repeated MLPs {times['recompute'] / times['lean'] - 1:+.1%} against the default. "
-        f"Commit {record['commit']}.\n"
+    check_schema(times, dict.fromkeys(("plain", "lean", "recompute"), float), "memory.cpu_step_seconds")
+    return markdown_table(("batch", "what backward keeps", "flat (MDLM)", "tree", "tree / flat"), lines) + (
+        f"\nd = {HIDDEN_SIZE}, windows of {record['length']} tokens, GPT-2's vocabulary, {record['precision']}, AdamW, "
+        f"equal parameters: {flat['layers']} layers against {tree['layers']}. Processor time of a step of the tree's "
+        f"model: the default {times['lean'] / times['plain'] - 1:+.1%} against what autograd keeps, repeated MLPs "
+        f"{times['recompute'] / times['lean'] - 1:+.1%} against the default. Commit {record['commit']}.\n"
     )
 
 

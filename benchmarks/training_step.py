@@ -1,0 +1,58 @@
+"""One training step as benchmarks take it: on noise, always the same batch, with clipping and AdamW."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedModel
+
+from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+
+Batch = Mapping[str, torch.Tensor]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of matrix products, by the name of the precision
+
+# Torch has the formulas of attention, but not for the CPU's kernel; they take shapes of tensors.
+CPU_ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
+
+
+def diffusion_batch(model: TreeDiffForDiffusionLM, batch_size: int, window: int) -> dict[str, torch.Tensor]:
+    """Return the arguments of `model.forward` for random tokens: nodes, labels and times, on the model's device."""
+    tokens_BT = torch.randint(0, model.config.vocab_size, (batch_size, window), device=model.device)
+    noisy = corrupt(tokens_BT, model.tree, model.schedule)
+    return {"input_ids": noisy.input_ids, "labels": noisy.labels, "timesteps": noisy.timesteps}
+
+
+def training_step(model: PreTrainedModel, batch: Batch, precision: str) -> Callable[[], None]:
+    """Return a function that takes one optimizer step of the model in "bf16" (autocast) or "fp32"."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
+
+    def step() -> None:
+        with autocast(model.device.type, precision):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager:
+    """Return the context in which matrix products have the precision."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device, DTYPES[precision])
+
+
+def count_flops(step: Callable[[], None]) -> int:
+    """Return the floating-point operations of all matrix products of a step, attention and what it repeats included."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        step()
+    return counter.get_total_flops()
