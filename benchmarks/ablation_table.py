@@ -1,11 +1,10 @@
 """The record of `ablations.py` as a table."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from marked_tables import table
-from record_schema import Schema, check_schema
+from record_schema import Schema, read_record
 
 RECORD = Path(__file__).resolve().parent / "results" / "ablations.json"
 RUN: Schema = {
@@ -24,8 +23,7 @@ SCHEMA: Schema = {
 
 def ablation_table() -> str:
     """Return a row for each variant, the best of a group first; differences to the base with the same seed."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    check_schema(record, SCHEMA, RECORD.name)
+    record = read_record(RECORD, SCHEMA)
     groups = list(dict.fromkeys(run["group"] for run in record["runs"]))
     ordered = sorted(record["runs"], key=lambda run: (groups.index(run["group"]), run["nats"]))
     rows = [_row(run) for run in ordered]

@@ -1,8 +1,7 @@
 """The record of `quality.py` as tables and as a figure."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,12 +11,11 @@ from marked_tables import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from quality_data import VALIDATION
-from record_schema import Schema, check_schema
+from record_schema import Schema, read_record
 
 from modeling_treediff.atomic_files import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
-FIGURES = Path(__file__).resolve().parent / "figures"
 TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {AUTOREGRESSIVE: AUTOREGRESSIVE_TITLE}
 TEXT: Schema = {"nats": float, "standard_error": float}
 RUN: Schema = {
@@ -37,18 +35,9 @@ SCHEMA: Schema = {
 Record = dict[str, Any]
 
 
-def load_quality(form: str) -> Record:
-    """Read the record of a form of the benchmark.
-
-    Raises:
-        FileNotFoundError: it was not measured.
-        ValueError: it lacks something, as one of an older version would.
-
-    """
-    path = RESULTS / f"quality_{form}.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    check_schema(record, SCHEMA, path.name)
-    return record
+def read_quality(form: str) -> Record:
+    """Return the record of a form of the benchmark; ValueError if it is missing or lacks anything."""
+    return read_record(RESULTS / f"quality_{form}.json", SCHEMA)
 
 
 def runs_of(record: Record, name: str) -> list[Record]:
@@ -145,8 +134,9 @@ def headline(record: Record) -> str:
     ]
     millions = sum(run["parameters"] for run in runs_of(record, best)) / len(ratios) / 1e6
     return (
-        f"The best tree ({TITLES[best]}) reaches {' and '.join(parts)} of MDLM's validation perplexity, with the same "
-        f"{millions:.1f}M parameters and the same {record['tokens_seen'] / 1e6:.1f}M tokens."
+        f"**Perplexity** of held-out text, a bound, of the best tree ({TITLES[best]}) to MDLM's: "
+        f"{' and '.join(parts)}; the same {millions:.1f}M parameters and {record['tokens_seen'] / 1e6:.1f}M tokens, a "
+        "small trial."
     )
 
 
@@ -188,6 +178,3 @@ def _facts(record: Record) -> str:
         f"are over windows, those of ratios over paired windows. {made['device']}, torch {made['versions']['torch']}, "
         f"commit {made['commit']}.\n"
     )
-
-
-TABLES: dict[str, Callable[[Record], str]] = {"main": main_table, "zero-shot": zero_shot_table, "grid": grid_table}

@@ -1,4 +1,4 @@
-"""Render recorded results, and parameter counts, into the tables of README.md and docs/.
+"""Render recorded results, and parameter counts, into the tables of README.md, docs/ and this folder's README.md.
 
 python benchmarks/render_readme.py            # after: copy runs/*/result.json to benchmarks/results/quickstart_*.json
 python benchmarks/render_readme.py --check    # fail if a page does not show the recorded numbers
@@ -15,6 +15,7 @@ from typing import Any
 
 from conversion_table import RECORD as CONVERSION_RECORD
 from conversion_table import conversion_table
+from evidence import draw_figures, headline, marks, sections
 from generation_figures import RECORD as QUALITY_RECORD
 from generation_figures import quality_table
 from marked_tables import fill
@@ -30,10 +31,6 @@ HOW_TO = ROOT / "docs" / "how_to"
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = {"tree (TDLM)": "quickstart_tree", "flat (MDLM)": "quickstart_flat"}
 SEEDS = {0: "", 1: "_seed1"}  # -> end of the file's name
-QUICKSTART = "<!-- quickstart table -->\n", "<!-- end of quickstart table -->"
-BUDGET = "<!-- budget table -->\n", "<!-- end of budget table -->"
-MEMORY = "<!-- memory table -->\n", "<!-- end of memory table -->"
-ROBUSTNESS = "<!-- robustness -->\n", "<!-- end of robustness -->"
 MEMORY_BATCHES = (4, 32)
 # Title -> contender and variant of the flat model, and the tree's variant beside it.
 MEMORY_VARIANTS = {
@@ -42,14 +39,10 @@ MEMORY_VARIANTS = {
     "the same, MLPs repeated in five of six layers": ("mdlm", "recompute", "recompute"),
     "the default; flat: loss in chunks": ("mdlm-chunked", "lean", "lean"),
 }
-QUALITY = "<!-- generation quality table -->\n", "<!-- end of generation quality table -->"
-SPEED = "<!-- generation speed table -->\n", "<!-- end of generation speed table -->"
 SPEED_PARTS = ("backbone_milliseconds", "head_milliseconds", "rest_milliseconds")
 SPEED_FIGURES = ("milliseconds", "ratio", "ratio_lower_quartile", "ratio_upper_quartile", *SPEED_PARTS)
 SPEED_COUNTS = ("batch", "length", "vocabulary", "branching", "turns", "hidden_size", "layers", "threads")
 SPEED_SCHEMA: Schema = {**dict.fromkeys(SPEED_COUNTS, int), "measured_on": str, "models": dict}
-CONVERSION = "<!-- conversion table -->\n", "<!-- end of conversion table -->"
-VARIANCE = "<!-- variance table -->\n", "<!-- end of variance table -->"
 
 
 def row(name: str, record: dict[str, Any]) -> str:
@@ -202,16 +195,18 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         json.loads(record.read_text(encoding="utf-8")) for record in (QUALITY_RECORD, CONVERSION_RECORD)
     )
     return {
+        ROOT / "benchmarks" / "README.md": sections(),
         ROOT / "README.md": {
-            QUICKSTART: table(),
-            BUDGET: budget_table(),
-            MEMORY: memory_table(),
-            SPEED: speed_table(),
+            marks("evidence"): headline(),
+            marks("quickstart table"): table(),
+            marks("budget table"): budget_table(),
+            marks("memory table"): memory_table(),
+            marks("generation speed table"): speed_table(),
         },
-        HOW_TO / "training.md": {ROBUSTNESS: robustness()},
-        HOW_TO / "convert.md": {CONVERSION: conversion_table(conversion)},
-        HOW_TO / "evaluation.md": {VARIANCE: variance_table()},
-        HOW_TO / "generation.md": {QUALITY: quality_table(quality)},
+        HOW_TO / "training.md": {marks("robustness"): robustness()},
+        HOW_TO / "convert.md": {marks("conversion table"): conversion_table(conversion)},
+        HOW_TO / "evaluation.md": {marks("variance table"): variance_table()},
+        HOW_TO / "generation.md": {marks("generation quality table"): quality_table(quality)},
     }
 
 
@@ -220,10 +215,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only")
     options = parser.parse_args()
+    if not options.check:
+        draw_figures()
     for page, parts in contents().items():
         text = rendered = page.read_text(encoding="utf-8")
-        for marks, content in parts.items():
-            rendered = fill(rendered, marks, content)
+        for between, content in parts.items():
+            rendered = fill(rendered, between, content)
         if options.check and rendered != text:
             sys.exit(f"{page.relative_to(ROOT)} does not show the recorded results: run render_readme.py.")
         if not options.check:

@@ -12,6 +12,7 @@ from conftest import REPOSITORY, SAMPLE, tiny_model
 from transformers import GPT2LMHeadModel
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import ablation_table
 import ablation_trees
 import ablations
 import autoregressive
@@ -19,6 +20,7 @@ import quality
 import quality_data
 import quality_record
 import quality_run
+import quality_tables
 import run_queue
 from contenders import (
     CONTENDERS,
@@ -251,6 +253,55 @@ def test_the_bound_of_windows_is_the_estimate_of_each(packed):
     reference = model.nelbo(windows, num_samples=2, batch_size=64, generator=torch.Generator().manual_seed(0))
     assert float(nats.mean()) == pytest.approx(reference.value)
     assert levels == pytest.approx(reference.level_losses)
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def record(runs, tmp_path):
+    quality_record.write_quality(tmp_path / "quality_cpu.json", quality_record.read_runs(runs), seed=0)
+    return json.loads((tmp_path / "quality_cpu.json").read_text())
+
+
+def test_tables_show_every_contender_and_seed(record, tmp_path):
+    lines = quality_tables.main_table(record).splitlines()
+    names = [line.split("|")[1].split(",")[0].strip() for line in lines[2:7]]
+    assert names == ["MDLM (flat)"] * 2 + ["TDLM"] * 2 + ["autoregressive (GPT-2)"]
+    ratio = record["best"]["tdlm-child"]["ratios"]["1"]["validation"]["ratio"]
+    assert f"{ratio:.3f} (" in lines[5] and lines[2].rstrip(" |").endswith(" 1")
+    assert quality_tables.zero_shot_table(record).splitlines()[0].count("|") == 3
+    assert quality_tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
+    assert "(TDLM, child head) to MDLM's" in quality_tables.headline(record)
+    quality_tables.draw(record, {REFERENCE: 100.0}, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: record.pop("tokens_seen"), "quality_cpu lacks tokens_seen"),
+        (lambda record: record["runs"][1].pop("head_parameters"), r"quality_cpu.runs\[1\] lacks head_parameters"),
+        (lambda record: record["best"].pop(REFERENCE), "quality_cpu.best lacks mdlm"),
+        (lambda record: record["runs"][0]["texts"]["validation"].update(nats=None), "nats should be"),
+    ],
+)
+def test_older_records_are_not_shown(record, tmp_path, monkeypatch, damage, message):
+    monkeypatch.setattr(quality_tables, "RESULTS", tmp_path)
+    assert quality_tables.read_quality("cpu") == record
+    damage(record)
+    (tmp_path / "quality_cpu.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        quality_tables.read_quality("cpu")
+
+
+def test_missing_records_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(ablation_table, "RECORD", tmp_path / "ablations.json")
+    with pytest.raises(ValueError, match=r"quality_gpu\.json is missing"):
+        quality_tables.read_quality("gpu")
+    with pytest.raises(ValueError, match=r"ablations\.json is missing"):
+        ablation_table.ablation_table()
 
 
 # ---- queue -------------------------------------------------------------------------------------------------------
