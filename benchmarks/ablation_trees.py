@@ -20,7 +20,7 @@ ALIGNMENT_ROUNDS = 8
 class TreeSources:
     """Builds trees from the training text of a packed folder, or from another model's embeddings of GPT-2's tokens."""
 
-    def __init__(self, data: PackedData, embeddings: str | None, gpt2: str) -> None:
+    def __init__(self, data: PackedData, embeddings: str, gpt2: str) -> None:
         """Take the file of the embeddings, needed by their trees alone, and the folder of GPT-2's tokenizer."""
         self.data, self.embeddings_file, self.gpt2 = data, embeddings, gpt2
         self.vocab_size = tokenizer_size(data.tokenizer)
@@ -40,7 +40,6 @@ class TreeSources:
     @cached_property
     def model_embeddings(self) -> np.ndarray:
         """(V, E): for each token the mean vector of the GPT-2 tokens that its text has."""
-        assert self.embeddings_file is not None
         matrix = load_file(self.embeddings_file)["embedding"].astype(np.float32)
         gpt2 = AutoTokenizer.from_pretrained(self.gpt2)
         texts = [self.data.tokenizer.decode([token]) for token in range(self.vocab_size)]
@@ -64,16 +63,13 @@ class TreeSources:
             return VocabularyTree.from_order(np.argsort(-token_counts, kind="stable"), branching, depth)
         if source == "random":
             tree = VocabularyTree.random(self.vocab_size, branching, depth)
-            return reordered(tree, lambda children: np.argsort(np.argsort(-self._below(tree)[children], kind="stable")))
+            counts = np.repeat(token_counts[:, None], depth + 1, axis=1)
+            below_N = np.bincount(tree.ancestors.numpy().ravel(), counts.ravel(), minlength=tree.num_nodes)
+            return reordered(tree, lambda children: np.argsort(np.argsort(-below_N[children], kind="stable")))
         method = source if source == "class-bigrams" else "balanced-kmeans"
         embeddings = self.model_embeddings if source == "embeddings" else self.text_embeddings
         follows = self.counts.follows
         return build_tree(embeddings, branching, depth, method, token_counts=token_counts, follows=follows)
-
-    def _below(self, tree: VocabularyTree) -> np.ndarray:
-        """(N,): how often the text has a token below each node."""
-        counts = np.repeat(self.counts.token_counts[:, None], tree.tree_depth + 1, axis=1)
-        return np.bincount(tree.ancestors.numpy().ravel(), counts.ravel(), minlength=tree.num_nodes)
 
 
 def reordered(tree: VocabularyTree, slots: Callable[[np.ndarray], np.ndarray]) -> VocabularyTree:

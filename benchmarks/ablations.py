@@ -5,27 +5,32 @@ python benchmarks/ablations.py train --parallel 2 --embeddings runs/embeddings.s
 python benchmarks/ablations.py collect                                             # benchmarks/results/ablations.json
 
 The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
-learning rate, and one seed but for the base. `--embeddings` are (50257, E) vectors of GPT-2's tokens under the name
-`embedding`; without them the trees made from them are left out.
+learning rate, and one seed but for the base. What is measured are the windows that `quality.py` selects by, so that its
+validation windows stay unseen. `--embeddings` are (50257, E) vectors of GPT-2's tokens under the name `embedding`.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from ablation_trees import TreeSources
+from autoregressive import WEIGHTS_NAME
 from contenders import Contender, budget_config, reference_parameters
 from quality import PROTOCOLS
-from quality_data import VALIDATION, PackedData, spread
-from quality_record import check_same, read_runs
-from quality_run import Protocol, bound_of_windows, model_facts, train_model, window_figures
-from run_queue import DONE_NAME, RunQueue
+from quality_data import SELECTION, PackedData
+from quality_record import OF_TRAINING, check_same, estimate, read_runs
+from quality_run import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
+from run_queue import DONE_NAME, RunQueue, locked
 
+from modeling_treediff import VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.training import write_record
 
@@ -42,10 +47,11 @@ class Variant:
         group: the question that it belongs to.
         title: as the table names it.
         fields: of the config.
-        source: where the tree's clusters come from, see SOURCES.
+        source: of the tree's clusters, see SOURCES.
         order: of siblings, see ORDERS.
-        depth, branching: of the tree; the fan-out by default the smallest possible.
+        depth, branching: of the tree, 1 for MDLM; the fan-out by default the smallest possible.
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
+        settings: of the training.
 
     """
 
@@ -57,6 +63,7 @@ class Variant:
     depth: int = 2
     branching: int | None = None
     level_weights: tuple[float, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
@@ -102,64 +109,80 @@ VARIANTS: dict[str, Variant] = {
         for schedule in ("binomial", "poisson")
         for head in ("child", "node")
     },
+    "mdlm": Variant("MDLM", "flat", depth=1),
+    "mdlm-free": Variant("MDLM", "flat, free input embedding", {"node_embedding": "free"}, depth=1),
+    "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"smallest_fraction": 1e-3}),
+    "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
+    "early": Variant("training times", "from 0.001 of a window", settings={"smallest_fraction": 1e-3}),
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
 
 
 def main() -> None:
-    """Do what the first argument says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "run", "collect"), help="run: a single run")
-    parser.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
-    parser.add_argument("--folder", type=Path, help="default: runs/ablations/FORM")
-    parser.add_argument("--embeddings", help=".safetensors file with vectors of GPT-2's tokens")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all variants")
-    parser.add_argument("--variant", choices=VARIANTS)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    """Do what the command line says."""
+    options = parse_arguments()
     folder = options.folder or Path("runs", "ablations", options.form)
     if options.what == "collect":
-        return collect(read_runs(folder))
-    if options.what == "run":
-        return run(options, folder / f"{options.variant}-seed{options.seed}")
-    shared = [__file__, "run", "--form", options.form, "--folder", str(folder)]
-    shared += ["--embeddings", options.embeddings] if options.embeddings else []
-    wanted = [name for name in options.only if options.embeddings or VARIANTS[name].source != "embeddings"]
-    runs = [(name, seed) for seed in SEEDS for name in wanted if seed == SEEDS[0] or name == BASE]
-    RunQueue(folder, options.parallel).take(
-        {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in runs}
-    )
+        collect(options.output or ROOT / "benchmarks" / "results" / "ablations.json", read_runs(folder))
+    elif options.what == "run":
+        run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
+    else:
+        shared = [os.path.relpath(__file__), "run", "--form", options.form, "--folder", str(folder)]
+        shared += ["--embeddings", options.embeddings]
+        runs = [(name, seed) for seed in SEEDS for name in VARIANTS if seed == SEEDS[0] or name == BASE]
+        RunQueue(folder, options.parallel).take(
+            {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in runs}
+        )
 
 
-def run(options: argparse.Namespace, folder: Path) -> None:
-    """Train one variant, measure it on the validation text, and write the record."""
-    variant, protocol = VARIANTS[options.variant], shortened(PROTOCOLS[options.form])
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
+    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/ablations/FORM")
+    training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
+    training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
+    single = commands.add_parser("run", parents=[shared], help="a single run")
+    single.add_argument("--variant", choices=VARIANTS, required=True)
+    single.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    for command in (training, single):
+        command.add_argument("--embeddings", required=True, help=".safetensors file with vectors of GPT-2's tokens")
+    collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
+    collecting.add_argument("--output", type=Path, help="default: benchmarks/results/ablations.json")
+    return parser.parse_args()
+
+
+def run(name: str, options: argparse.Namespace, folder: Path) -> None:
+    """Train one variant, measure it, and write the record."""
+    variant, protocol = VARIANTS[name], shortened(PROTOCOLS[options.form])
     data = PackedData.load(Path("runs", "quality", options.form, "data"))
-    sources = TreeSources(data, options.embeddings, str(ROOT / "tree_artifacts" / "gpt2"))
-    tree = sources.build(variant.source, variant.order, variant.depth, variant.branching)
-    budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
-    config = budget_config(Contender(variant.title, fields=variant.fields), tree, budget, **protocol.sizes)
-    settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed)
-    with weighted_levels(variant.level_weights):
-        model = train_model(config, tree, data, protocol, settings)
-    windows = spread(data.windows(VALIDATION, protocol.window), protocol.measured_windows)
-    nats, levels = bound_of_windows(model, windows, protocol.samples)
-    facts = model_facts(model, settings.output_dir) | window_figures(nats) | {"level_losses": levels}
-    shared = {
-        "variant": options.variant,
-        "group": variant.group,
-        "title": variant.title,
-        "learning_rate": LEARNING_RATE,
-        "tokens_seen": protocol.steps * protocol.batch_size * protocol.window,
-        "tokens_per_epoch": data.windows("training", protocol.window).input_ids.size,
-        "protocol": {"steps": protocol.steps, "batch_size": protocol.batch_size, "window": protocol.window},
-        "manifest": data.manifest,
-        "tree_sha256": tree.sha256,
-        "branching": tree.max_branching,
-    }
-    write_record(folder / DONE_NAME, shared | facts, options.seed)
+    settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed, **variant.settings)
+    identity = {"variant": name, "learning_rate": LEARNING_RATE, "protocol": plain(asdict(protocol))}
+    with locked(folder):
+        trained = begin(folder, identity, data, options.seed)
+        if not (settings.output_dir / WEIGHTS_NAME).exists():
+            tree = make_tree(variant, data, options.embeddings)
+            budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
+            config = budget_config(Contender(variant.title, fields=variant.fields), tree, budget, **protocol.sizes)
+            with weighted_levels(variant.level_weights):
+                train_model(config, tree, data, protocol, settings)
+        model = load_model(settings.output_dir)
+        windows = data.measured_windows(SELECTION, protocol.window, protocol.measured_windows)
+        facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
+        facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
+        shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
+        write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
+
+
+def make_tree(variant: Variant, data: PackedData, embeddings: str) -> VocabularyTree:
+    """Return the tree of a variant."""
+    sources = TreeSources(data, embeddings, str(ROOT / "tree_artifacts" / "gpt2"))
+    if variant.depth == 1:
+        return VocabularyTree.flat(sources.vocab_size)
+    return sources.build(variant.source, variant.order, variant.depth, variant.branching)
 
 
 def shortened(protocol: Protocol) -> Protocol:
@@ -171,34 +194,45 @@ def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager
     """Return the context in which the training loss has these weights for the levels; measuring has none."""
     if weights is None:
         return nullcontext()
-    weight_D = torch.tensor(weights)
 
     def weighted(*arguments: Any) -> torch.Tensor:  # noqa: ANN401 -- those of `nelbo_terms`
-        return nelbo_terms(*arguments) * weight_D
+        terms_BTD = nelbo_terms(*arguments)
+        return terms_BTD * torch.tensor(weights, device=terms_BTD.device)
 
     return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
 
 
-def collect(runs: list[dict[str, Any]]) -> None:
-    """Write all runs into one record."""
+def collect(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Write all runs into one record, with differences to the base, or to MDLM among its variants.
+
+    Raises:
+        ValueError: runs are missing, or do not compare.
+
+    """
     check_same(runs)
-    first = runs[0]
-    shared = ("protocol", "manifest", "tokens_seen", "tokens_per_epoch", "learning_rate")
+    found = {(record["variant"], record["seed"]): record for record in runs}
+    wanted = [(name, SEEDS[0]) for name in VARIANTS] + [(BASE, seed) for seed in SEEDS]
+    if missing := [f"{name}, seed {seed}" for name, seed in wanted if (name, seed) not in found]:
+        raise ValueError(f"These runs are missing: {'; '.join(missing)}. ablations.py train makes them.")
     own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
-    figures = ("nats", "standard_error", "level_losses")
-    base = {record["seed"]: record for record in runs if record["variant"] == BASE}
     rows = []
-    for record in runs:
-        difference = torch.tensor(record["windows"]) - torch.tensor(base[record["seed"]]["windows"])
-        row = {name: record[name] for name in (*own, *figures)}
-        error = float(difference.std() / len(difference) ** 0.5)
-        rows.append(row | {"difference": float(difference.mean()), "difference_error": error})
-    facts = {name: first[name] for name in shared}
-    trained_on = {name: first[name] for name in ("device", "versions", "commit")}
-    write_record(
-        ROOT / "benchmarks" / "results" / "ablations.json", facts | {"trained_on": trained_on, "runs": rows}, seed=0
-    )
+    for (name, seed), record in found.items():
+        base = found["mdlm" if name.startswith("mdlm") else BASE, seed]
+        row = {field: record[field] for field in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
+        rows.append(row | {"difference": estimate(np.subtract(record["windows"], base["windows"]))})
+    order = list(VARIANTS)
+    rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
+    facts = {
+        "protocol": runs[0]["protocol"],
+        "learning_rate": LEARNING_RATE,
+        "trained_with": {name: runs[0]["trained"][name] for name in (*OF_TRAINING, "device")},
+        "runs": rows,
+    }
+    write_record(path, facts, seed=SEEDS[0])
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"ablations.py: error: {error}")

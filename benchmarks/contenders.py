@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import GPT2Config
 
-from modeling_treediff import TreeDiffConfig, VocabularyTree
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.tree_tables import smallest_branching
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
@@ -44,6 +44,7 @@ CONTENDERS: dict[str, Contender] = {
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4),
     "tdlm-random": Contender("TDLM, child head, random tree", random_tree=True),
 }
+OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256")  # fields of a config
 REFERENCE = "mdlm"
 AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
 
@@ -70,6 +71,12 @@ def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, *
 def same_depth_config(contender: Contender, tree: VocabularyTree, layers: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401
     """Return the contender's config over its tree with the reference's number of layers."""
     return TreeDiffConfig.from_tree(tree, num_hidden_layers=layers, **contender.fields, **sizes)
+
+
+def make_model(config: TreeDiffConfig, tree: VocabularyTree, **fields: Any) -> TreeDiffForDiffusionLM:  # noqa: ANN401
+    """Return a new model of a config, but for some fields, over its tree."""
+    own = {name: getattr(config, name) for name in TreeDiffConfig.__annotations__ if name not in OF_TREE}
+    return TreeDiffForDiffusionLM.from_tree(tree, **own | fields)
 
 
 def gpt2_parameters(config: GPT2Config) -> int:

@@ -11,6 +11,7 @@ from contenders import (
     CONTENDERS,
     Contender,
     budget_config,
+    make_model,
     reference_parameters,
     same_depth_config,
     unclustered_tree,
@@ -78,11 +79,9 @@ class MatchedModel:
             "parameters": sum(self.config.count_parameters().values()),
         }
 
-    def make(self, **fields: Any) -> TreeDiffForDiffusionLM:  # noqa: ANN401 -- more fields of the config
+    def make(self, **fields: Any) -> TreeDiffForDiffusionLM:  # noqa: ANN401 -- fields of the config that are other
         """Return a new model, over a tree with tokens in random places."""
-        layers = {name: getattr(self.config, name) for name in ("num_hidden_layers", "intermediate_size")}
-        fields = {**self.size.fields, **CONTENDERS[self.contender].fields, **layers, **fields}
-        return TreeDiffForDiffusionLM.from_tree(_tree(self.config.tree_depth, self.size.vocab_size), **fields)
+        return make_model(self.config, _tree(self.config.tree_depth, self.size.vocab_size), **fields)
 
 
 def matched_models(names: Sequence[str], size: Size) -> list[MatchedModel]:

@@ -1,7 +1,7 @@
 """Peak memory of a training step, split by part, and what the models that are compared save.
 
 python benchmarks/memory.py                   # planned on fake tensors; processor time of a step
-python benchmarks/memory.py --device cuda --batches 4 32 --vocabularies 50257 --output runs/memory_cuda.json
+python benchmarks/memory.py --device cuda --batches 4 32 --vocabularies 50257
 
 Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768 or 24 of
 1,024; windows of 512 tokens, bf16 autocast, AdamW. On a GPU the peak and the time of every step whose plan fits are
@@ -38,7 +38,7 @@ from modeling_treediff.training.out_of_memory import device_memory
 from modeling_treediff.training.records import current_commit, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "memory.json"
+RESULTS = {"cpu": "memory.json", "cuda": "memory_cuda.json"}  # in benchmarks/results, by device
 PRECISION = "bf16"
 BATCHES = (4, 16, 32, 64)
 REFERENCE_POINT = Size.full(50_257, 768)
@@ -107,9 +107,13 @@ def parse_arguments() -> argparse.Namespace:
     grid.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="TOKENS")
     grid.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="WINDOWS")
     parser.add_argument("--steps", type=int, default=8, help="timed steps; on a CPU, 0 for none (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="record (default %(default)s)")
+    parser.add_argument("--output", type=Path, help="record; by default in benchmarks/results, of each device its own")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the partial record of a run cut off")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.output = options.output or ROOT / "benchmarks" / "results" / RESULTS[options.device]
+    if REFERENCE not in options.contenders:
+        parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
+    return options
 
 
 def cases(

@@ -16,7 +16,6 @@ from modeling_treediff.atomic_files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "memory.json"
-MEASURED_RECORD = ROOT / "benchmarks" / "results" / "memory_cuda.json"
 FIGURE = ROOT / "benchmarks" / "figures" / "memory.png"
 GIBIBYTE = 2**30
 VOCABULARY, HIDDEN_SIZE, BATCH = 50_257, 768, 32  # the reference point

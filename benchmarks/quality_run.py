@@ -1,33 +1,40 @@
 """One run of the quality benchmark: a contender, a learning rate, a seed; trained and measured under the protocol."""
 
 import json
-import shutil
+import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from autoregressive import train_autoregressive, window_nats
+from accelerate import PartialState
+from autoregressive import WEIGHTS_NAME, train_autoregressive, window_nats
 from contenders import (
     AUTOREGRESSIVE,
     CONTENDERS,
     budget_config,
     gpt2_for_budget,
-    gpt2_parameters,
+    make_model,
     reference_parameters,
 )
 from quality_data import TRAINING, VALIDATION, PackedData, spread
-from run_queue import DONE_NAME
+from run_queue import DONE_NAME, locked
+from transformers import GPT2LMHeadModel
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.training import TrainingConfig, train, write_record
+from modeling_treediff.training.records import current_commit
 from modeling_treediff.training.run_log import METRICS_NAME
 
+BEGUN_NAME = "training.json"  # what a run writes before its first step
 WINDOWS_PER_CALL = 128  # of `nelbo`
+
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,13 @@ class Protocol:
         batch_size: windows of a step.
         steps: optimizer steps, the schedule (cosine after a linear warm-up) ends there.
         warmup_steps: steps of the warm-up.
-        learning_rates: the grid; every contender has all of it, its best one by the validation text counts.
+        learning_rates: the grid; every contender has all of it.
         seeds: of initialisation, data order and noise: the first for all, the others for the leading contenders.
-        precision: "no" (fp32) or "bf16".
+        precision: "no" (fp32) or "bf16", of training and measuring.
         curve_points: estimates on the way.
         curve_windows: validation windows of each, with one corruption.
         measured_windows: windows of each text that the finished model is measured on.
-        samples: corruptions of each, the same for all depths up to four: a multiple of them.
+        samples: corruptions of each.
 
     """
 
@@ -62,11 +69,16 @@ class Protocol:
     precision: str = "no"
     curve_points: int = 10
     curve_windows: int = 1024
-    measured_windows: int = 512
-    samples: int = 12
+    measured_windows: int = 400
+    samples: int = 4
 
-    def training_config(self, folder: Path, learning_rate: float, seed: int) -> TrainingConfig:
-        """Return the settings of a run."""
+    @property
+    def tokens_seen(self) -> int:
+        """Of a training."""
+        return self.steps * self.batch_size * self.window
+
+    def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:  # noqa: ANN401
+        """Return the settings of a run; a checkpoint is saved when it is asked to stop."""
         return TrainingConfig(
             output_dir=folder,
             max_steps=self.steps,
@@ -76,84 +88,126 @@ class Protocol:
             mixed_precision=self.precision,
             validate_every=max(1, self.steps // self.curve_points),
             validation_windows=self.curve_windows,
-            save_every=max(1, self.steps // 4),
-            keep_checkpoints=1,
             seed=seed,
+            **settings,
         )
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context of the precision."""
+        return torch.autocast(PartialState().device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_rate: float, seed: int) -> None:
     """Train a contender, or go on with it, measure it, and write the record into its folder.
 
+    A training that diverges is a result, too: the record says so.
+
     Raises:
-        SystemExit: SIGTERM or SIGINT was received; another call goes on from the checkpoint.
+        ValueError: the folder holds a training of another protocol, text or commit.
+        BlockingIOError: another process works on it.
+        SystemExit: SIGTERM or SIGINT was received; another call goes on.
 
     """
     config = protocol.training_config(folder / "model", learning_rate, seed)
-    training = data.windows(TRAINING, protocol.window)
-    if name == AUTOREGRESSIVE:
-        facts = _run_autoregressive(data, protocol, config)
-    else:
-        contender = CONTENDERS[name]
-        tree = data.tree(contender)
-        budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
-        model_config = budget_config(contender, tree, budget, **protocol.sizes)
-        model = train_model(model_config, tree, data, protocol, config)
-        facts = model_facts(model, config.output_dir) | {"texts": measure_all(model, data, protocol)}
-    shared = {
-        "contender": name,
-        "learning_rate": learning_rate,
-        "tokens_per_epoch": training.input_ids.size,
-        "tokens_seen": protocol.steps * protocol.batch_size * protocol.window,
-        "protocol": asdict(protocol),
-        "manifest": data.manifest,
-    }
-    write_record(folder / DONE_NAME, shared | facts, seed)
-    for checkpoint in config.output_dir.glob("checkpoint-*"):
-        checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
+    identity = {"contender": name, "learning_rate": learning_rate, "protocol": plain(asdict(protocol))}
+    with locked(folder):
+        facts = begin(folder, identity, data, seed)
+        try:
+            if not (config.output_dir / WEIGHTS_NAME).exists():
+                if name == AUTOREGRESSIVE:
+                    _train_gpt2(data, protocol, config)
+                else:
+                    tree = data.tree(CONTENDERS[name])
+                    budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
+                    model_config = budget_config(CONTENDERS[name], tree, budget, **protocol.sizes)
+                    train_model(model_config, tree, data, protocol, config)
+        except FloatingPointError as error:
+            write_record(folder / DONE_NAME, {**identity, "trained": facts, "diverged": str(error)}, seed)
+            return
+        logged = training_facts(config.output_dir)
+        started = perf_counter()
+        sizes, texts = measure(name, config.output_dir, data, protocol)
+        measured = {**sizes, **logged, "texts": texts, "measuring_seconds": perf_counter() - started}
+        write_record(folder / DONE_NAME, {**identity, "trained": facts, "diverged": None, **measured}, seed)
+
+
+def begin(folder: Path, identity: Facts, data: PackedData, seed: int) -> Facts:
+    """Return what made the training in a folder; write it down if it only begins.
+
+    Raises:
+        ValueError: the folder holds a training of another protocol, text or commit.
+
+    """
+    path = folder / BEGUN_NAME
+    wanted = {**identity, "seed": seed, "training_sha256": data.training_sha256, "trees": data.manifest["trees"]}
+    if not path.exists():
+        write_record(path, wanted, seed)
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    finished = (folder / "model" / WEIGHTS_NAME).exists()
+    wanted |= {} if finished else {"commit": current_commit()}
+    if differing := [name for name, value in wanted.items() if facts[name] != value]:
+        raise ValueError(f"{folder} holds a training with another {', '.join(differing)}: take another --folder.")
+    return facts
 
 
 def train_model(
-    model_config: TreeDiffConfig,
-    tree: VocabularyTree,
-    data: PackedData,
-    protocol: Protocol,
-    config: TrainingConfig,
-) -> TreeDiffForDiffusionLM:
-    """Return the trained model; an interrupted training goes on from its checkpoint."""
-    tokenizer = data.tokenizer
+    model_config: TreeDiffConfig, tree: VocabularyTree, data: PackedData, protocol: Protocol, config: TrainingConfig
+) -> None:
+    """Train a model and save it; an interrupted training goes on from its checkpoint."""
     torch.manual_seed(config.seed)
-    fields = {field: getattr(model_config, field) for field in TreeDiffConfig.__annotations__}
-    of_tree = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256")
-    fields = {field: value for field, value in fields.items() if field not in of_tree}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    model = TreeDiffForDiffusionLM.from_tree(tree, **fields | ends)
+    end = data.tokenizer.eos_token_id
+    model = make_model(model_config, tree, bos_token_id=end, eos_token_id=end, pad_token_id=end)
     training, validation = (data.windows(name, protocol.window) for name in (TRAINING, VALIDATION))
-    train(model, tokenizer, training, validation, config, resume=True)
-    return model.eval()
+    train(model, data.tokenizer, training, validation, config, resume=True)
 
 
-def model_facts(model: TreeDiffForDiffusionLM, folder: Path) -> dict[str, Any]:
-    """Return sizes, and what the training has logged."""
+def training_facts(folder: Path) -> Facts:
+    """Return the validation bound on the way, and how long the steps took."""
     lines = [json.loads(line) for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
     shown = ("step", "nelbo", "nelbo_standard_error")
     return {
-        "num_hidden_layers": model.config.num_hidden_layers,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "head_parameters": sum(parameter.numel() for parameter in model.head.parameters()),
+        "training_seconds": sum(line["seconds"] for line in lines),
         "median_step_seconds": median(line["seconds"] for line in lines),
-        "curve": [{name: line[name] for name in shown} for line in lines if "nelbo" in line],
+        "curve": [{name: line[name] for name in shown if name in line} for line in lines if "nelbo" in line],
     }
 
 
-def measure_all(model: TreeDiffForDiffusionLM, data: PackedData, protocol: Protocol) -> dict[str, Any]:
-    """Return the figures of every text, by name."""
-    figures = {}
-    for name in data.measured:
-        windows = spread(data.windows(name, protocol.window), protocol.measured_windows)
-        nats, levels = bound_of_windows(model, windows, protocol.samples)
-        figures[name] = window_figures(nats) | {"level_losses": levels}
-    return figures
+def measure(name: str, folder: Path, data: PackedData, protocol: Protocol) -> tuple[Facts, Facts]:
+    """Return the sizes of a saved model, and nats per token of every window of each text by the text's name."""
+    device = PartialState().device
+    windows = {text: data.measured_windows(text, protocol.window, protocol.measured_windows) for text in data.measured}
+    with protocol.autocast():
+        if name == AUTOREGRESSIVE:
+            gpt2 = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(device)
+            sizes = {"num_hidden_layers": gpt2.config.n_layer, "head_parameters": None}
+            texts = {text: {"windows": listed(window_nats(gpt2, some))} for text, some in windows.items()}
+            return sizes | {"parameters": gpt2.num_parameters()}, texts
+        model = load_model(folder)
+        texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
+    return model_sizes(model), texts
+
+
+def load_model(folder: Path) -> TreeDiffForDiffusionLM:
+    """Return a saved model, to be measured."""
+    model = TreeDiffForDiffusionLM.from_pretrained(folder, dtype=torch.float32)
+    torch.nn.Module.to(model, PartialState().device)
+    return model.eval()
+
+
+def model_sizes(model: TreeDiffForDiffusionLM) -> Facts:
+    """Return what a record says of a model's size."""
+    parts = model.config.count_parameters()
+    return {
+        "num_hidden_layers": model.config.num_hidden_layers,
+        "parameters": sum(parts.values()),
+        "head_parameters": parts["head"],
+    }
+
+
+def measured_text(model: TreeDiffForDiffusionLM, windows: torch.Tensor, samples: int) -> Facts:
+    """Return nats per token of every window, and the share of each level."""
+    nats, levels = bound_of_windows(model, windows, samples)
+    return {"windows": listed(nats), "level_losses": levels}
 
 
 def bound_of_windows(
@@ -169,37 +223,28 @@ def bound_of_windows(
     return torch.cat(nats), np.sum(levels, axis=0).tolist()
 
 
-def window_figures(nats: torch.Tensor) -> dict[str, Any]:
-    """Return the mean in nats per token, its standard error over windows (of text and corruptions), and each one."""
-    error = float(nats.std() / len(nats) ** 0.5)
-    return {"nats": float(nats.mean()), "standard_error": error, "windows": [round(float(value), 5) for value in nats]}
+def listed(nats: torch.Tensor) -> list[float]:
+    """Return the numbers for JSON.
+
+    Raises:
+        FloatingPointError: some are none.
+
+    """
+    if not math.isfinite(float(nats.sum())):
+        raise FloatingPointError("The bound of a measured window is not a number.")
+    return [round(float(value), 5) for value in nats]
 
 
-def _run_autoregressive(data: PackedData, protocol: Protocol, config: TrainingConfig) -> dict[str, Any]:
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Return the value as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _train_gpt2(data: PackedData, protocol: Protocol, config: TrainingConfig) -> None:
+    tree, sizes = data.tree(CONTENDERS["mdlm"]), protocol.sizes
+    budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
+    end: Any = data.tokenizer.eos_token_id
+    heads = sizes["num_attention_heads"]
+    gpt2 = gpt2_for_budget(tree.vocab_size, protocol.window, budget, sizes["hidden_size"], heads, end)
     training, validation = (data.windows(name, protocol.window) for name in (TRAINING, VALIDATION))
-    tokenizer, sizes = data.tokenizer, protocol.sizes
-    budget = reference_parameters(len(tokenizer), protocol.reference_layers, **sizes)
-    gpt2 = gpt2_for_budget(
-        len(tokenizer),
-        protocol.window,
-        budget,
-        sizes["hidden_size"],
-        sizes["num_attention_heads"],
-        int(tokenizer.eos_token_id),
-    )
-    model, curve = train_autoregressive(gpt2, training, spread(validation, protocol.curve_windows), config)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    texts = {
-        name: window_figures(
-            window_nats(model, spread(data.windows(name, protocol.window), protocol.measured_windows), accelerator)
-        )
-        for name in data.measured
-    }
-    return {
-        "num_hidden_layers": gpt2.n_layer,
-        "parameters": gpt2_parameters(gpt2),
-        "head_parameters": 0,
-        "median_step_seconds": None,
-        "curve": curve,
-        "texts": texts,
-    }
+    train_autoregressive(gpt2, training, spread(validation, protocol.curve_windows), config)

@@ -1,7 +1,7 @@
 """Tokens per second of training and generation: what the models that are compared take, against MDLM in the same turns.
 
 python benchmarks/speed.py                                        # the CPU's sizes; taskset -c 0 for a core of its own
-python benchmarks/speed.py --device cuda --sizes small medium --output runs/speed_cuda.json
+python benchmarks/speed.py --device cuda --sizes small
 
 Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, and GPT-2 with its budget, are in
 memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a model
@@ -32,7 +32,7 @@ from turns import quartiles, seconds_in_turns
 from modeling_treediff.training.records import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "speed.json"
+RESULTS = {"cpu": "speed.json", "cuda": "speed_cuda.json"}  # in benchmarks/results, by device
 WARM_UP = 2  # turns
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices of the peak
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
@@ -40,10 +40,11 @@ PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 
 @dataclass(frozen=True)
 class Workload:
-    """Size of the reference, and windows of a step and of a call of `generate`."""
+    """Size of the reference, windows of a step and of a call of `generate`, and who takes part."""
 
     size: Size
     batch_size: int
+    contenders: tuple[str, ...] = COMPARED
 
     @property
     def tokens(self) -> int:
@@ -53,7 +54,9 @@ class Workload:
 
 WORKLOADS = {
     "toy": Workload(Size(500, 64, layers=2, heads=2, window=16), batch_size=2),
-    "quality": Workload(Size(8192, 128, layers=4, heads=4, window=64, rope_theta=100.0), batch_size=16),
+    "quality": Workload(
+        Size(8192, 128, layers=4, heads=4, window=64, rope_theta=100.0), 16, (*COMPARED, "tdlm-d3", "tdlm-d4")
+    ),
     "gpt2-vocabulary": Workload(Size(50_257, 256, layers=6, heads=4, window=64, rope_theta=100.0), batch_size=8),
     "small": Workload(Size.full(50_257, 768), batch_size=32),
     "medium": Workload(Size.full(50_257, 1024), batch_size=16),
@@ -102,13 +105,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=list(WORKLOADS), help="by default two that suit the device")
     parser.add_argument("--vocabularies", type=int, nargs="+", metavar="TOKENS", help="by default the size's own")
     parser.add_argument("--batch-size", type=int, metavar="WINDOWS", help="by default the size's own")
-    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="by default those of the size"
+    )
     parser.add_argument("--turns", type=int, default=15, help="timed training steps of each (default %(default)s)")
     parser.add_argument("--calls", type=int, default=5, help="timed calls of `generate` of each (default %(default)s)")
     parser.add_argument("--passes", type=int, default=16, help="forward passes of a call (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="record (default %(default)s)")
+    parser.add_argument("--output", type=Path, help="record; by default in benchmarks/results, of each device its own")
     options = parser.parse_args()
-    if REFERENCE not in options.contenders:
+    options.output = options.output or ROOT / "benchmarks" / "results" / RESULTS[options.device]
+    if options.contenders and REFERENCE not in options.contenders:
         parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
     return options
 
@@ -116,7 +122,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """Return the sizes of a workload, the device's peak, and how fast every model was, the reference first."""
     size = workload.size
-    runners = make_runners(workload, options.contenders, options.device)
+    runners = make_runners(workload, options.contenders or workload.contenders, options.device)
     return {
         **{field: getattr(size, field) for field in ("vocab_size", "hidden_size", "layers", "heads", "window")},
         **{"batch_size": workload.batch_size, "turns": options.turns, "calls": options.calls, "passes": options.passes},
