@@ -35,7 +35,7 @@ from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.training import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, LEARNING_RATE, SEEDS = 800, 4e-3, (0, 1)
+STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 BASE = "base"
 
 

@@ -35,7 +35,7 @@ PROTOCOLS = {
         batch_size=16,
         steps=2500,
         warmup_steps=100,
-        learning_rates=(2e-3, 4e-3),
+        learning_rates=(1e-3, 2e-3, 4e-3),
         seeds=(0, 1),
     ),
     "gpu": Protocol(

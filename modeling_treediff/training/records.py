@@ -44,7 +44,10 @@ def without_non_numbers(value: Any) -> Any:  # noqa: ANN401
 
 def _device() -> str:
     device = PartialState().device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def current_commit() -> str | None:
