@@ -65,6 +65,11 @@ class Variant:
     level_weights: tuple[float, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def contender(self) -> Contender:
+        """Its model: of the child head where nothing else is said."""
+        return Contender(self.title, fields={"head": "child"} | dict(self.fields))
+
 
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
 SOURCES = {
@@ -100,6 +105,7 @@ VARIANTS: dict[str, Variant] = {
     "free-node": Variant("embedding", "free, node head", {"node_embedding": "free", "head": "node"}),
     "k128": Variant("shape", "D=2, K=128", branching=128),
     "d3": Variant("shape", "D=3, K=21", depth=3),
+    "d3-node": Variant("shape", "D=3, K=21, node head", {"head": "node"}, depth=3),
     "d4": Variant("shape", "D=4, K=10", depth=4),
     "d6": Variant("shape", "D=6, K=5", depth=6),
     **{
@@ -166,7 +172,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         if not (settings.output_dir / WEIGHTS_NAME).exists():
             tree = make_tree(variant, data, options.embeddings)
             budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
-            config = budget_config(Contender(variant.title, fields=variant.fields), tree, budget, **protocol.sizes)
+            config = budget_config(variant.contender, tree, budget, **protocol.sizes)
             with weighted_levels(variant.level_weights):
                 train_model(config, tree, data, protocol, settings)
         model = load_model(settings.output_dir)

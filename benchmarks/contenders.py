@@ -38,11 +38,11 @@ CONTENDERS: dict[str, Contender] = {
     "mdlm": Contender("MDLM (flat)", depth=1),
     "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, fields={"loss_chunk_size": CHUNK}),
     "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
-    "tdlm-child": Contender("TDLM, child head"),
+    "tdlm-child": Contender("TDLM, child head", fields={"head": "child"}),
     "tdlm-node": Contender("TDLM, node head", fields={"head": "node"}),
-    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3),
-    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4),
-    "tdlm-random": Contender("TDLM, child head, random tree", random_tree=True),
+    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields={"head": "child"}),
+    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields={"head": "child"}),
+    "tdlm-random": Contender("TDLM, child head, random tree", fields={"head": "child"}, random_tree=True),
 }
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256")  # fields of a config
 REFERENCE = "mdlm"
