@@ -1,22 +1,38 @@
 """What the records say, section by section of benchmarks/README.md, and in a few sentences at the head of README.md."""
 
+from pathlib import Path
 from typing import Any
 
+import error_tables
 import memory_tables
+import quality_tables
 import speed_tables
+from ablation_table import ablation_table
 from matched_models import BUDGET, DEPTH
+from record_schema import read_record
 
+from modeling_treediff.evaluation.error_figure import draw_errors
+from modeling_treediff.evaluation.error_tables import summary
+
+FIGURES = Path(__file__).resolve().parent / "figures"
+ERRORS = Path(__file__).resolve().parent / "results" / "errors.json"
 CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
+SPEED_SIZE = "quality"  # of speed.py: that of the models of quality.py
 
 Record = dict[str, Any]
 
 
 def sections() -> dict[tuple[str, str], str]:
     """Return what stands between which marks of the page."""
-    memory = memory_tables.read_memory()
+    quality, memory = quality_tables.read_quality("cpu"), memory_tables.read_memory()
     contents = {
+        "quality table": quality_tables.main_table(quality),
+        "zero-shot table": quality_tables.zero_shot_table(quality),
+        "grid table": quality_tables.grid_table(quality),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
+        "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
+        "ablation table": ablation_table(),
     }
     return {marks(name): content for name, content in contents.items()}
 
@@ -28,14 +44,26 @@ def marks(name: str) -> tuple[str, str]:
 
 def headline() -> str:
     """Return the findings as a list, each with its scale."""
-    points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed())]
-    return "".join(f"- {point}\n" for point in points)
+    quality = quality_tables.read_quality("cpu")
+    errors = read_record(ERRORS, error_tables.ERRORS_SCHEMA)
+    points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
+    return "".join(f"- {point}\n" for point in [*points, " ".join(summary(errors)[1:3])])
 
 
 def draw_figures() -> None:
     """Draw all figures of the page."""
     memory_tables.draw(memory_tables.read_memory())
-    speed_tables.draw(speed_tables.read_speed())
+    speed = speed_tables.read_speed()
+    speed_tables.draw(speed)
+    quality_tables.draw(quality_tables.read_quality("cpu"), tokens_per_second(speed), FIGURES / "quality.png")
+    draw_errors(read_record(ERRORS, error_tables.ERRORS_SCHEMA), FIGURES / "errors.png")
+
+
+def tokens_per_second(speed: Record) -> dict[str, float]:
+    """Return the training speed at the size of the quality benchmark, same budget, by contender."""
+    (size,) = (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
+    speeds = {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
+    return speeds | {"tdlm-random": speeds[CHILD]}  # the same network
 
 
 def _memory(record: Record) -> str:
