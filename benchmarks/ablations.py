@@ -5,14 +5,15 @@ python benchmarks/ablations.py train --parallel 2 --embeddings runs/embeddings.s
 python benchmarks/ablations.py collect                                             # benchmarks/results/ablations.json
 
 The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
-learning rate, and one seed but for the base. What is measured are the windows that `quality.py` selects by, so that its
+learning rate, and one seed but for the base. `--long` trains the candidates for a default as long as `quality.py` does,
+with its seeds, into `ablations_long.json`. What is measured are the windows that `quality.py` selects by, so that its
 validation windows stay unseen. `--embeddings` are (50257, E) vectors of GPT-2's tokens under the name `embedding`.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from modeling_treediff.training import write_record
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 BASE = "base"
+CANDIDATES = (BASE, "node-64", "binomial", "binomial-node")  # of `--long`
 
 
 @dataclass(frozen=True)
@@ -128,18 +130,29 @@ VARIANTS: dict[str, Variant] = {
 def main() -> None:
     """Do what the command line says."""
     options = parse_arguments()
-    folder = options.folder or Path("runs", "ablations", options.form)
+    stem = "ablations_long" if options.long else "ablations"
+    folder = options.folder or Path("runs", stem, options.form)
     if options.what == "collect":
-        collect(options.output or ROOT / "benchmarks" / "results" / "ablations.json", read_runs(folder))
+        path = options.output or ROOT / "benchmarks" / "results" / f"{stem}.json"
+        collect(path, read_runs(folder), wanted_runs(options.long))
     elif options.what == "run":
         run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
     else:
         shared = [os.path.relpath(__file__), "run", "--form", options.form, "--folder", str(folder)]
-        shared += ["--embeddings", options.embeddings]
-        runs = [(name, seed) for seed in SEEDS for name in VARIANTS if seed == SEEDS[0] or name == BASE]
+        shared += ["--embeddings", options.embeddings, *["--long"] * options.long]
         RunQueue(folder, options.parallel).take(
-            {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in runs}
+            {
+                f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)]
+                for name, seed in wanted_runs(options.long)
+            }
         )
+
+
+def wanted_runs(long: bool) -> list[tuple[str, int]]:
+    """Return variants and seeds."""
+    if long:
+        return [(name, seed) for seed in SEEDS for name in CANDIDATES]
+    return [(name, seed) for seed in SEEDS for name in VARIANTS if seed == SEEDS[0] or name == BASE]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,7 +161,8 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
-    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/ablations/FORM")
+    shared.add_argument("--long", action="store_true", help="the candidates, with the steps and seeds of quality.py")
+    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/ablations/FORM, with --long _long")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
     training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
     single = commands.add_parser("run", parents=[shared], help="a single run")
@@ -163,7 +177,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Train one variant, measure it, and write the record."""
-    variant, protocol = VARIANTS[name], shortened(PROTOCOLS[options.form])
+    variant, protocol = VARIANTS[name], PROTOCOLS[options.form]
+    if not options.long:
+        protocol = shortened(protocol)
     data = PackedData.load(Path("runs", "quality", options.form, "data"))
     settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed, **variant.settings)
     identity = {"variant": name, "learning_rate": LEARNING_RATE, "protocol": plain(asdict(protocol))}
@@ -208,8 +224,8 @@ def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager
     return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
 
 
-def collect(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Write all runs into one record, with differences to the base, or to MDLM among its variants.
+def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:
+    """Write all wanted runs into one record, with differences to the base, or to MDLM among its variants.
 
     Raises:
         ValueError: runs are missing, or do not compare.
@@ -217,12 +233,12 @@ def collect(path: Path, runs: list[dict[str, Any]]) -> None:
     """
     check_same(runs)
     found = {(record["variant"], record["seed"]): record for record in runs}
-    wanted = [(name, SEEDS[0]) for name in VARIANTS] + [(BASE, seed) for seed in SEEDS]
     if missing := [f"{name}, seed {seed}" for name, seed in wanted if (name, seed) not in found]:
         raise ValueError(f"These runs are missing: {'; '.join(missing)}. ablations.py train makes them.")
     own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
     rows = []
-    for (name, seed), record in found.items():
+    for name, seed in wanted:
+        record = found[name, seed]
         base = found["mdlm" if name.startswith("mdlm") else BASE, seed]
         row = {field: record[field] for field in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
         rows.append(row | {"difference": estimate(np.subtract(record["windows"], base["windows"]))})

@@ -591,7 +591,7 @@ def test_every_variant_changes_something_and_keeps_the_budget():
         assert same == (name == ablations.BASE)
         branching = variant.branching or math.ceil(vocab_size ** (1 / variant.depth) - 1e-9)
         tree = VocabularyTree.random(vocab_size, branching, variant.depth)
-        config = budget_config(ablations.Contender("", fields=variant.fields), tree, budget, **sizes)
+        config = budget_config(variant.contender, tree, budget, **sizes)
         assert abs(sum(config.count_parameters().values()) - budget) <= 0.01 * budget, name
 
 
@@ -605,15 +605,24 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     wanted = {name: ablations.VARIANTS[name] for name in (ablations.BASE, "coarse", "mdlm")}
     monkeypatch.setattr(ablations, "VARIANTS", wanted)
     monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
-    for name, seed in ((ablations.BASE, 0), ("coarse", 0), ("mdlm", 0), (ablations.BASE, 1)):
-        options = argparse.Namespace(form="tiny", embeddings="", seed=seed)
+    runs = ablations.wanted_runs(long=False)
+    assert sorted(runs) == [(ablations.BASE, 0), (ablations.BASE, 1), ("coarse", 0), ("mdlm", 0)]
+    for name, seed in runs:
+        options = argparse.Namespace(form="tiny", embeddings="", seed=seed, long=False)
         ablations.run(name, options, tmp_path / f"{name}-seed{seed}")
     records = quality_record.read_runs(tmp_path)
-    ablations.collect(tmp_path / "ablations.json", records)
+    ablations.collect(tmp_path / "ablations.json", records, runs)
     monkeypatch.setattr(ablation_table, "RECORD", tmp_path / "ablations.json")
     lines = ablation_table.ablation_table().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "base", "level weights", "MDLM"]
     nats = {(one["variant"], one["seed"]): np.mean(one["windows"]) for one in records}
     assert f"{nats['coarse', 0] - nats[ablations.BASE, 0]:+.3f} ±" in lines[4]
     with pytest.raises(ValueError, match="missing: mdlm, seed 0. ablations"):
-        ablations.collect(tmp_path / "other.json", [one for one in records if one["variant"] != "mdlm"])
+        ablations.collect(tmp_path / "other.json", [one for one in records if one["variant"] != "mdlm"], runs)
+
+
+def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_protocol():
+    runs = ablations.wanted_runs(long=True)
+    assert {name for name, _ in runs} == set(ablations.CANDIDATES) <= set(ablations.VARIANTS)
+    for name in ablations.CANDIDATES:
+        assert tuple(seed for one, seed in runs if one == name) == quality.PROTOCOLS["cpu"].seeds
