@@ -1,7 +1,7 @@
 """The record of `quality.py` as tables and as a figure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,10 @@ def zero_shot_texts(record: Record) -> list[str]:
 
 
 def grid_table(record: Record) -> str:
-    """Return the nats of each contender at each learning rate, first seed, on the windows for selection."""
+    """Return the nats of each contender at each learning rate, first seed, on the windows for selection.
+
+    Below it stands whose best rate is the largest or smallest tried, so that a better one may lie beyond.
+    """
     rates = sorted({run["learning_rate"] for run in record["runs"]})
     first = min(run["seed"] for run in record["runs"])
     found = {
@@ -112,7 +115,11 @@ def grid_table(record: Record) -> str:
     }
     names = [name for name in TITLES if any(name == contender for contender, _ in found)]
     rows = [[TITLES[name], *(found[name, rate] for rate in rates)] for name in names]
-    return table(("nats/token", *(f"learning rate {rate:g}" for rate in rates)), rows)
+    written = table(("nats/token", *(f"learning rate {rate:g}" for rate in rates)), rows)
+    at_edge = [name for name in _ordered(record) if record["best"][name]["learning_rate"] in (rates[0], rates[-1])]
+    if not at_edge:
+        return written
+    return f"{written}\nAt the edge of the grid, with a better rate perhaps beyond: {_titles(at_edge)}.\n"
 
 
 def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> None:
@@ -148,11 +155,21 @@ def headline(record: Record) -> str:
         for seed, one in ratios.items()
     ]
     others = ", ".join(f"{ratios[str(first['seed'])][text]['ratio']:.2f}" for text in zero_shot_texts(record))
+    beside = [
+        f"{TITLES[name]} {one[VALIDATION]['ratio']:.3f}"
+        for name in ("hdlm", AUTOREGRESSIVE)
+        if name in record["best"] and (one := record["best"][name]["ratios"].get(str(first["seed"])))
+    ]
     return (
         f"**Perplexity** of held-out text, a bound, of the best of {len(trees)} trees ({TITLES[best]}) to MDLM's: "
-        f"{' and '.join(parts)}; on texts of other kinds {others}. {first['parameters'] / 1e6:.1f}M parameters and "
-        f"{_tokens_seen(record) / 1e6:.1f}M tokens for both, a small trial."
+        f"{' and '.join(parts)}; on texts of other kinds {others}. Beside it: {', '.join(beside)}. "
+        f"{first['parameters'] / 1e6:.1f}M parameters and {_tokens_seen(record) / 1e6:.1f}M tokens for all, a small "
+        f"trial."
     )
+
+
+def _titles(names: Iterable[str]) -> str:
+    return ", ".join(TITLES[name] for name in names)
 
 
 def _ordered(record: Record) -> list[str]:

@@ -424,7 +424,10 @@ def test_tables_show_every_contender_and_seed(record, tmp_path):
     assert "≤" in lines[2] and "≤" not in lines[6]
     assert quality_tables.zero_shot_table(record).splitlines()[0] == "| perplexity; to MDLM's | other |"
     assert quality_tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
-    assert "(TDLM, child head) to MDLM's" in quality_tables.headline(record)
+    assert "with a better rate perhaps beyond: MDLM (flat), TDLM" in quality_tables.grid_table(record)
+    ratio = record["best"]["ar"]["ratios"]["0"]["validation"]["ratio"]
+    headline = quality_tables.headline(record)
+    assert "(TDLM, child head) to MDLM's" in headline and f"autoregressive (GPT-2) {ratio:.3f}." in headline
     quality_tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
