@@ -90,12 +90,17 @@ def main() -> None:
     facts: dict[str, Any] = {"precision": PRECISION[options.device], "threads": torch.get_num_threads(), "sizes": []}
     for name in options.sizes or DEFAULT[options.device]:
         for vocab_size in options.vocabularies or [WORKLOADS[name].size.vocab_size]:
-            size, batch_size = WORKLOADS[name].size, options.batch_size or WORKLOADS[name].batch_size
-            workload = Workload(replace(size, vocab_size=vocab_size), batch_size)
+            workload = changed(WORKLOADS[name], vocab_size, options.batch_size, options.contenders)
             facts["sizes"].append({"name": name} | measure(workload, options))
             write_record(partial_record, facts, seed=0)
     write_record(options.output, facts, seed=0)
     partial_record.unlink()
+
+
+def changed(workload: Workload, vocab_size: int, batch_size: int | None, contenders: Sequence[str] | None) -> Workload:
+    """Return a workload with another vocabulary, and what else is given."""
+    size = replace(workload.size, vocab_size=vocab_size)
+    return Workload(size, batch_size or workload.batch_size, tuple(contenders or workload.contenders))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -122,7 +127,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """Return the sizes of a workload, the device's peak, and how fast every model was, the reference first."""
     size = workload.size
-    runners = make_runners(workload, options.contenders or workload.contenders, options.device)
+    runners = make_runners(workload, options.device)
     return {
         **{field: getattr(size, field) for field in ("vocab_size", "hidden_size", "layers", "heads", "window")},
         **{"batch_size": workload.batch_size, "turns": options.turns, "calls": options.calls, "passes": options.passes},
@@ -165,10 +170,10 @@ def measure_generation(runners: list[Runner], workload: Workload, calls: int, pa
     ]
 
 
-def make_runners(workload: Workload, contenders: Sequence[str], device: str) -> list[Runner]:
+def make_runners(workload: Workload, device: str) -> list[Runner]:
     """Return the models that take turns, the reference first and GPT-2 last."""
     torch.manual_seed(0)
-    names = [REFERENCE, *(name for name in contenders if name != REFERENCE)]
+    names = [REFERENCE, *(name for name in workload.contenders if name != REFERENCE)]
     runners = []
     for matched in matched_models(names, workload.size):
         model = matched.make()

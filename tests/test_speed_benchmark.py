@@ -103,13 +103,23 @@ def test_a_ratio_is_the_median_of_the_ratios_of_turns(scripts):
 
 def test_generation_is_compared_at_equal_numbers_of_passes(scripts, monkeypatch):
     """HDLM's schedule takes more passes than there are steps: a call of the same seconds was a faster one."""
-    workload = scripts.speed.WORKLOADS["toy"]
-    runners = scripts.speed.make_runners(workload, ["hdlm", "mdlm"], "cpu")
+    workload = scripts.speed.changed(scripts.speed.WORKLOADS["toy"], 500, None, ["hdlm", "mdlm"])
+    runners = scripts.speed.make_runners(workload, "cpu")
     monkeypatch.setattr(scripts.speed, "seconds_in_turns", lambda actions, *_: [[1.0]] * len(actions))
     reference, hdlm = scripts.speed.measure_generation(runners, workload, calls=1, passes=4)[:2]
     taken = scripts.speed.write(runners[1].model, workload, 4)
     assert (reference["contender"], hdlm["contender"]) == ("mdlm", "hdlm")
     assert hdlm["ratio"] == pytest.approx(taken / 4) and taken > 4
+
+
+def test_options_change_a_workload_and_leave_the_rest_of_it(scripts):
+    """The size of the quality benchmark has contenders that others lack, for the curves by time."""
+    quality = scripts.speed.WORKLOADS["quality"]
+    assert set(quality.contenders) > set(scripts.speed.COMPARED)
+    assert scripts.speed.changed(quality, quality.size.vocab_size, None, None) == quality
+    other = scripts.speed.changed(quality, 500, 3, ["mdlm"])
+    assert (other.size.vocab_size, other.batch_size, other.contenders) == (500, 3, ("mdlm",))
+    assert other.size.hidden_size == quality.size.hidden_size
 
 
 def test_there_is_no_comparison_without_mdlm(scripts, monkeypatch, capsys):
