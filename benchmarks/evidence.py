@@ -47,7 +47,9 @@ def headline() -> str:
     quality = quality_tables.read_quality("cpu")
     errors = read_record(ERRORS, error_tables.ERRORS_SCHEMA)
     points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
-    return "".join(f"- {point}\n" for point in [*points, " ".join(summary(errors)[1:3])])
+    title = errors["models"]["model"]["title"]
+    points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
+    return "".join(f"- {point}\n" for point in points)
 
 
 def draw_figures() -> None:

@@ -140,7 +140,7 @@ def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> 
     by_time.set(xlabel="minutes at the speed measured apart", title="by time")
     for axes in (by_tokens, by_time):
         axes.grid(alpha=0.3)
-    by_tokens.legend(fontsize="small")
+    figure.legend(*by_tokens.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=90))
 
@@ -169,7 +169,7 @@ def headline(record: Record) -> str:
 
 
 def _titles(names: Iterable[str]) -> str:
-    return ", ".join(TITLES[name] for name in names)
+    return "; ".join(TITLES[name] for name in names)
 
 
 def _ordered(record: Record) -> list[str]:

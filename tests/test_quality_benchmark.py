@@ -424,7 +424,7 @@ def test_tables_show_every_contender_and_seed(record, tmp_path):
     assert "≤" in lines[2] and "≤" not in lines[6]
     assert quality_tables.zero_shot_table(record).splitlines()[0] == "| perplexity; to MDLM's | other |"
     assert quality_tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
-    assert "with a better rate perhaps beyond: MDLM (flat), TDLM" in quality_tables.grid_table(record)
+    assert "with a better rate perhaps beyond: MDLM (flat); TDLM" in quality_tables.grid_table(record)
     ratio = record["best"]["ar"]["ratios"]["0"]["validation"]["ratio"]
     headline = quality_tables.headline(record)
     assert "(TDLM, child head) to MDLM's" in headline and f"autoregressive (GPT-2) {ratio:.3f}." in headline
