@@ -54,7 +54,10 @@ class TreeSources:
         if order == "random":
             generator = np.random.default_rng(0)
             return reordered(tree, lambda children: generator.permutation(len(children)))
-        return aligned(tree, self.text_embeddings) if order == "aligned" else tree
+        return aligned(tree, self._embeddings(source)) if order == "aligned" else tree
+
+    def _embeddings(self, source: str) -> np.ndarray:
+        return self.model_embeddings if source == "embeddings" else self.text_embeddings
 
     def _clustered(self, source: str, branching: int, depth: int) -> VocabularyTree:
         """Return a tree whose siblings are ordered by frequency."""
@@ -67,8 +70,7 @@ class TreeSources:
             below_N = np.bincount(tree.ancestors.numpy().ravel(), counts.ravel(), minlength=tree.num_nodes)
             return reordered(tree, lambda children: np.argsort(np.argsort(-below_N[children], kind="stable")))
         method = source if source == "class-bigrams" else "balanced-kmeans"
-        embeddings = self.model_embeddings if source == "embeddings" else self.text_embeddings
-        follows = self.counts.follows
+        embeddings, follows = self._embeddings(source), self.counts.follows
         return build_tree(embeddings, branching, depth, method, token_counts=token_counts, follows=follows)
 
 

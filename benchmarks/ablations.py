@@ -38,7 +38,7 @@ from modeling_treediff.training import write_record
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 BASE = "base"
-CANDIDATES = (BASE, "node-64", "binomial", "binomial-node")  # of `--long`
+CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")  # of `--long`
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,21 @@ class Variant:
 
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
 SOURCES = {
-    "class-bigrams": ("by neighbours in the text", tuple(ORDERS)),
-    "corpus": ("k-means of embeddings from the text", tuple(ORDERS)),
-    "embeddings": ("k-means of another model's embeddings", ("frequency", "random")),
-    "random": ("random", ("frequency", "random")),
-    "frequency": ("by frequency", ("frequency",)),
+    "class-bigrams": "by neighbours in the text",
+    "corpus": "k-means of embeddings from the text",
+    "embeddings": "k-means of another model's embeddings",
+    "random": "random",
+    "frequency": "by frequency",
 }
 
 
 def _trees() -> dict[str, Variant]:
     found = {
         f"tree-{source}-{order}": Variant(
-            "tree", f"clusters {title}, siblings {ORDERS[order]}", source=source, order=order
+            "tree", f"clusters {SOURCES[source]}, siblings {ORDERS[order]}", source=source, order=order
         )
-        for source, (title, orders) in SOURCES.items()
-        for order in orders
+        for source in SOURCES
+        for order in ORDERS
     }
     del found["tree-class-bigrams-frequency"]  # the base
     return found
