@@ -1,12 +1,15 @@
-"""The record of `ablations.py` as a table."""
+"""The records of `ablations.py` as tables."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from marked_tables import table
 from record_schema import Schema, read_record
 
-RECORD = Path(__file__).resolve().parent / "results" / "ablations.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 ESTIMATE: Schema = {"nats": float, "standard_error": float, "interval": [float]}
 RUN: Schema = {
     **{"variant": str, "group": str, "title": str, "seed": int, "num_hidden_layers": int, "parameters": int},
@@ -18,37 +21,84 @@ SCHEMA: Schema = {
     "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
     "runs": [RUN],
 }
+LONG_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE}]}
+COMMON = ("layers", "seed", "nats/token", "by level")  # columns
+
+Record = dict[str, Any]
 
 
-def ablation_table() -> str:
+def read_ablations() -> Record:
+    """Return the record of the short trainings; ValueError if it is missing or lacks anything."""
+    return read_record(RESULTS / "ablations.json", SCHEMA)
+
+
+def read_candidates() -> Record:
+    """Return the record of the long trainings; ValueError if it is missing or lacks anything."""
+    return read_record(RESULTS / "ablations_long.json", LONG_SCHEMA)
+
+
+def ablation_table(record: Record) -> str:
     """Return a row for each variant, the best of a group first; differences to the base, or MDLM, of the same seed."""
-    record = read_record(RECORD, SCHEMA)
     groups = list(dict.fromkeys(run["group"] for run in record["runs"]))
     ordered = sorted(record["runs"], key=lambda run: (groups.index(run["group"]), run["nats"]))
-    header = ("question", "variant", "layers", "seed", "nats/token", "by level", "to the base (to MDLM among its own)")
-    protocol, made = record["protocol"], record["trained_with"]
-    seen = protocol["steps"] * protocol["batch_size"] * protocol["window"]
-    return table(header, [_row(run) for run in ordered]) + (
-        f"\n{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
-        f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % interval over "
-        f"blocks of the text, of differences paired; it says nothing of other seeds: the base's differ by "
-        f"{_seed_gap(record):.3f}. {made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
-    )
+    header = ("question", "variant", *COMMON, "to the base (to MDLM among its own)")
+    rows = [[run["group"], run["title"], *_common(run), _difference(run)] for run in ordered]
+    return f"{table(header, rows)}\n{_facts(record)}"
 
 
-def _row(run: dict[str, Any]) -> list[str]:
-    difference = run["difference"]
-    itself = run["variant"] in ("base", "mdlm")
+def candidates_table(record: Record) -> str:
+    """Return a row for each variant and seed, the best variant first, with the ratio to MDLM's perplexity."""
+    rows = [
+        [f"{run['title']} ({run['group']})", *_common(run), _difference(run), _ratio(run)]
+        for variant in ranked_candidates(record)
+        for run in candidate_runs(record, variant)
+    ]
+    header = ("variant (question)", *COMMON, "to the base", "perplexity, to MDLM's")
+    return f"{table(header, rows)}\n{_facts(record)}"
+
+
+def ranked_candidates(record: Record) -> list[str]:
+    """Return the variants, the best mean over seeds first."""
+    variants = dict.fromkeys(run["variant"] for run in record["runs"])
+    return sorted(variants, key=lambda name: mean(run["nats"] for run in candidate_runs(record, name)))
+
+
+def candidate_runs(record: Record, variant: str) -> list[Record]:
+    """Return the runs of a variant, one for each seed."""
+    return sorted((run for run in record["runs"] if run["variant"] == variant), key=lambda run: run["seed"])
+
+
+def _common(run: Record) -> list[str]:
     levels = " + ".join(f"{share:.2f}" for share in run["level_losses"])
-    cells = [run["group"], run["title"], f"{run['num_hidden_layers']}", f"{run['seed']}", _spread(run, ""), levels]
-    return [*cells, "–" if itself else _spread(difference, "+")]
+    return [f"{run['num_hidden_layers']}", f"{run['seed']}", _spread(run, ""), levels]
 
 
-def _spread(estimate: dict[str, Any], sign: str) -> str:
+def _difference(run: Record) -> str:
+    return "–" if run["variant"] in ("base", "mdlm") else _spread(run["difference"], "+")
+
+
+def _ratio(run: Record) -> str:
+    low, high = (math.exp(end) for end in run["to_mdlm"]["interval"])
+    return "1" if run["variant"] == "mdlm" else f"{math.exp(run['to_mdlm']['nats']):.3f} ({low:.3f} to {high:.3f})"
+
+
+def _spread(estimate: Record, sign: str) -> str:
     low, high = estimate["interval"]
     return f"{estimate['nats']:{sign}.3f} ± {(high - low) / 2:.3f}"
 
 
-def _seed_gap(record: dict[str, Any]) -> float:
-    nats = [run["nats"] for run in record["runs"] if run["variant"] == "base"]
-    return max(nats) - min(nats)
+def _facts(record: Record) -> str:
+    protocol, made = record["protocol"], record["trained_with"]
+    seen = protocol["steps"] * protocol["batch_size"] * protocol["window"]
+    return (
+        f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
+        f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % interval over "
+        f"blocks of the text, of differences paired; it says nothing of other seeds: the base's differ by "
+        f"{_gap(run['nats'] for run in candidate_runs(record, 'base')):.3f}. {made['device']}, torch "
+        f"{made['versions']['torch']}, commit {made['commit']}.\n"
+    )
+
+
+def _gap(numbers: Iterable[float]) -> float:
+    found = list(numbers)
+    return max(found) - min(found)

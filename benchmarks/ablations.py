@@ -225,7 +225,7 @@ def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager
 
 
 def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:
-    """Write all wanted runs into one record, with differences to the base, or to MDLM among its variants.
+    """Write all wanted runs into one record, with differences to the base, or to MDLM among its variants, and to MDLM.
 
     Raises:
         ValueError: runs are missing, or do not compare.
@@ -241,7 +241,10 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         record = found[name, seed]
         base = found["mdlm" if name.startswith("mdlm") else BASE, seed]
         row = {field: record[field] for field in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
-        rows.append(row | {"difference": estimate(np.subtract(record["windows"], base["windows"]))})
+        row["difference"] = estimate(np.subtract(record["windows"], base["windows"]))
+        if mdlm := found.get(("mdlm", seed)):
+            row["to_mdlm"] = estimate(np.subtract(record["windows"], mdlm["windows"]))
+        rows.append(row)
     order = list(VARIANTS)
     rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
     facts = {

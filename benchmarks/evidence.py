@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import ablation_table
 import error_tables
 import memory_tables
 import quality_tables
 import speed_tables
-from ablation_table import ablation_table
 from matched_models import BUDGET, DEPTH
 from record_schema import read_record
 
@@ -32,7 +32,8 @@ def sections() -> dict[tuple[str, str], str]:
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
-        "ablation table": ablation_table(),
+        "candidates table": ablation_table.candidates_table(ablation_table.read_candidates()),
+        "ablation table": ablation_table.ablation_table(ablation_table.read_ablations()),
     }
     return {marks(name): content for name, content in contents.items()}
 

@@ -453,11 +453,13 @@ def test_older_records_are_not_shown(record, tmp_path, monkeypatch, damage, mess
 
 def test_missing_records_are_not_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(quality_tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(ablation_table, "RECORD", tmp_path / "ablations.json")
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
     with pytest.raises(ValueError, match=r"quality_gpu\.json is missing"):
         quality_tables.read_quality("gpu")
     with pytest.raises(ValueError, match=r"ablations\.json is missing"):
-        ablation_table.ablation_table()
+        ablation_table.read_ablations()
+    with pytest.raises(ValueError, match=r"ablations_long\.json is missing"):
+        ablation_table.read_candidates()
 
 
 def test_records_name_no_place_of_a_machine():
@@ -616,13 +618,22 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
         ablations.run(name, options, tmp_path / f"{name}-seed{seed}")
     records = quality_record.read_runs(tmp_path)
     ablations.collect(tmp_path / "ablations.json", records, runs)
-    monkeypatch.setattr(ablation_table, "RECORD", tmp_path / "ablations.json")
-    lines = ablation_table.ablation_table().splitlines()
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
+    lines = ablation_table.ablation_table(ablation_table.read_ablations()).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "base", "level weights", "MDLM"]
     nats = {(one["variant"], one["seed"]): np.mean(one["windows"]) for one in records}
     assert f"{nats['coarse', 0] - nats[ablations.BASE, 0]:+.3f} ±" in lines[4]
     with pytest.raises(ValueError, match="missing: mdlm, seed 0. ablations"):
         ablations.collect(tmp_path / "other.json", [one for one in records if one["variant"] != "mdlm"], runs)
+    ablations.collect(tmp_path / "ablations_long.json", records, runs)
+    with pytest.raises(ValueError, match="lacks to_mdlm"):  # of the second seed
+        ablation_table.read_candidates()
+    ablations.collect(tmp_path / "ablations_long.json", records, [run for run in runs if run[1] == 0])
+    candidates = ablation_table.read_candidates()
+    means = [nats[name, 0] for name in ablation_table.ranked_candidates(candidates)]
+    assert means == sorted(means)
+    (line,) = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
+    assert f"| {math.exp(nats['coarse', 0] - nats['mdlm', 0]):.3f} (" in line
 
 
 def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_protocol():
