@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from marked_tables import table
-from record_schema import Schema, read_record
+from record_schema import Schema, check_schema, read_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ESTIMATE: Schema = {"nats": float, "standard_error": float, "interval": [float]}
@@ -21,7 +21,8 @@ SCHEMA: Schema = {
     "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
     "runs": [RUN],
 }
-LONG_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE}]}
+LONG_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "given": dict}]}
+GIVEN: Schema = ESTIMATE | {"difference": ESTIMATE}
 COMMON = ("layers", "seed", "nats/token", "by level")  # columns
 
 Record = dict[str, Any]
@@ -34,7 +35,11 @@ def read_ablations() -> Record:
 
 def read_candidates() -> Record:
     """Return the record of the long trainings; ValueError if it is missing or lacks anything."""
-    return read_record(RESULTS / "ablations_long.json", LONG_SCHEMA)
+    record = read_record(RESULTS / "ablations_long.json", LONG_SCHEMA)
+    for index, run in enumerate(record["runs"]):
+        for title in record["runs"][0]["given"]:
+            check_schema(run["given"].get(title), GIVEN, f"ablations_long.runs[{index}].given.{title}")
+    return record
 
 
 def ablation_table(record: Record) -> str:
@@ -47,14 +52,17 @@ def ablation_table(record: Record) -> str:
 
 
 def candidates_table(record: Record) -> str:
-    """Return a row for each variant and seed, the best variant first, with the ratio to MDLM's perplexity."""
-    rows = [
-        [f"{run['title']} ({run['group']})", *_common(run), _difference(run), _ratio(run)]
-        for variant in ranked_candidates(record)
-        for run in candidate_runs(record, variant)
-    ]
+    """Return a row for each variant and seed, the best variant first, with the ratio to MDLM's perplexity.
+
+    A second table has the nats of texts of which a part is given, with the differences to the base.
+    """
+    runs = [run for variant in ranked_candidates(record) for run in candidate_runs(record, variant)]
     header = ("variant (question)", *COMMON, "to the base", "perplexity, to MDLM's")
-    return f"{table(header, rows)}\n{_facts(record)}"
+    whole = table(header, [[_name(run), *_common(run), _difference(run), _ratio(run)] for run in runs])
+    titles = list(runs[0]["given"])
+    rows = [[_name(run), f"{run['seed']}", *(_given(run, title) for title in titles)] for run in runs]
+    given = table(("nats/token (to the base)", "seed", *titles), rows)
+    return f"{whole}\n{given}\n{_facts(record)}"
 
 
 def ranked_candidates(record: Record) -> list[str]:
@@ -66,6 +74,16 @@ def ranked_candidates(record: Record) -> list[str]:
 def candidate_runs(record: Record, variant: str) -> list[Record]:
     """Return the runs of a variant, one for each seed."""
     return sorted((run for run in record["runs"] if run["variant"] == variant), key=lambda run: run["seed"])
+
+
+def _name(run: Record) -> str:
+    return f"{run['title']} ({run['group']})"
+
+
+def _given(run: Record, title: str) -> str:
+    figures = run["given"][title]
+    change = "" if run["variant"] in ("base", "mdlm") else f" ({_spread(figures['difference'], '+')})"
+    return f"{figures['nats']:.3f}{change}"
 
 
 def _common(run: Record) -> list[str]:

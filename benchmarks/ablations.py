@@ -6,8 +6,9 @@ python benchmarks/ablations.py collect                                          
 
 The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
 learning rate, and one seed but for the base. `--long` trains the candidates for a default as long as `quality.py` does,
-with its seeds, into `ablations_long.json`. What is measured are the windows that `quality.py` selects by, so that its
-validation windows stay unseen. `--embeddings` are (50257, E) vectors of GPT-2's tokens under the name `embedding`.
+with its seeds, into `ablations_long.json`, and also measures what they do with a text of which a part is given. What is
+measured are the windows that `quality.py` selects by, so that its validation windows stay unseen. `--embeddings` are
+(50257, E) vectors of GPT-2's tokens under the name `embedding`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from ablation_trees import TreeSources
 from autoregressive import WEIGHTS_NAME
-from contenders import Contender, budget_config, reference_parameters
+from contenders import CHILD, Contender, budget_config, reference_parameters
 from quality import PROTOCOLS
 from quality_data import SELECTION, PackedData
 from quality_record import OF_TRAINING, check_same, estimate, read_runs
@@ -69,8 +70,8 @@ class Variant:
 
     @property
     def contender(self) -> Contender:
-        """Its model: of the child head where nothing else is said."""
-        return Contender(self.title, fields={"head": "child"} | dict(self.fields))
+        """Its model: that of the base, TDLM with the child head, where nothing else is said."""
+        return Contender(self.title, fields=CHILD | dict(self.fields))
 
 
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
@@ -194,9 +195,27 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         model = load_model(settings.output_dir)
         windows = data.measured_windows(SELECTION, protocol.window, protocol.measured_windows)
         facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
+        if options.long:
+            given = given_places(protocol.window)
+            facts["given"] = {
+                title: measured_text(model, windows, protocol.samples, given_T) for title, given_T in given.items()
+            }
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
         write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
+
+
+def given_places(length: int) -> dict[str, torch.Tensor]:
+    """Return which places of a window (T,) are given where not all of it is to be written, as a prompt or around a gap.
+
+    In both, the open half has the same length.
+    """
+    place_T = torch.arange(length)
+    after, within = length // 2, length // 4
+    return {
+        "the second half, given the first": place_T < after,
+        "the middle half, given what is around it": (place_T < within) | (place_T >= within + length - after),
+    }
 
 
 def make_tree(variant: Variant, data: PackedData, embeddings: str) -> VocabularyTree:
@@ -235,16 +254,10 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
     found = {(record["variant"], record["seed"]): record for record in runs}
     if missing := [f"{name}, seed {seed}" for name, seed in wanted if (name, seed) not in found]:
         raise ValueError(f"These runs are missing: {'; '.join(missing)}. ablations.py train makes them.")
-    own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
     rows = []
     for name, seed in wanted:
-        record = found[name, seed]
         base = found["mdlm" if name.startswith("mdlm") else BASE, seed]
-        row = {field: record[field] for field in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
-        row["difference"] = estimate(np.subtract(record["windows"], base["windows"]))
-        if mdlm := found.get(("mdlm", seed)):
-            row["to_mdlm"] = estimate(np.subtract(record["windows"], mdlm["windows"]))
-        rows.append(row)
+        rows.append(summarised(found[name, seed], base, found.get(("mdlm", seed))))
     order = list(VARIANTS)
     rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
     facts = {
@@ -254,6 +267,25 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         "runs": rows,
     }
     write_record(path, facts, seed=SEEDS[0])
+
+
+def summarised(record: dict[str, Any], base: dict[str, Any], mdlm: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a run as the record keeps it: figures in place of windows, with differences to others of its seed."""
+    own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
+    row = {name: record[name] for name in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
+    row["difference"] = difference(record, base)
+    if mdlm is not None:
+        row["to_mdlm"] = difference(record, mdlm)
+    row["given"] = {
+        title: estimate(text["windows"]) | {"difference": difference(text, base["given"][title])}
+        for title, text in record.get("given", {}).items()
+    }
+    return row
+
+
+def difference(text: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return by how many nats per token two measurements of the same windows differ, paired."""
+    return estimate(np.subtract(text["windows"], other["windows"]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from modeling_treediff.tree_tables import smallest_branching
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
 
+CHILD = {"schedule": "sequential", "head": "child"}
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -38,11 +40,11 @@ CONTENDERS: dict[str, Contender] = {
     "mdlm": Contender("MDLM (flat)", depth=1),
     "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, fields={"loss_chunk_size": CHUNK}),
     "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
-    "tdlm-child": Contender("TDLM, child head", fields={"head": "child"}),
-    "tdlm-node": Contender("TDLM, node head", fields={"head": "node"}),
-    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields={"head": "child"}),
-    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields={"head": "child"}),
-    "tdlm-random": Contender("TDLM, child head, random tree", fields={"head": "child"}, random_tree=True),
+    "tdlm-child": Contender("TDLM, child head", fields=CHILD),
+    "tdlm-node": Contender("TDLM, node head", fields={"schedule": "sequential", "head": "node"}),
+    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=CHILD),
+    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=CHILD),
+    "tdlm-random": Contender("TDLM, child head, random tree", fields=CHILD, random_tree=True),
 }
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256")  # fields of a config
 REFERENCE = "mdlm"

@@ -204,21 +204,31 @@ def model_sizes(model: TreeDiffForDiffusionLM) -> Facts:
     }
 
 
-def measured_text(model: TreeDiffForDiffusionLM, windows: torch.Tensor, samples: int) -> Facts:
-    """Return nats per token of every window, and the share of each level."""
-    nats, levels = bound_of_windows(model, windows, samples)
+def measured_text(
+    model: TreeDiffForDiffusionLM, windows: torch.Tensor, samples: int, given_T: torch.Tensor | None = None
+) -> Facts:
+    """Return nats per token of every window, and the share of each level; see `bound_of_windows`."""
+    nats, levels = bound_of_windows(model, windows, samples, given_T=given_T)
     return {"windows": listed(nats), "level_losses": levels}
 
 
 def bound_of_windows(
-    model: TreeDiffForDiffusionLM, windows: torch.Tensor, samples: int, seed: int = 0
+    model: TreeDiffForDiffusionLM,
+    windows: torch.Tensor,
+    samples: int,
+    seed: int = 0,
+    given_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[float]]:
-    """Return (W,) the bound of each window in nats per token, and the share of each level, coarsest first."""
+    """Return (W,) the bound of each window in nats per token, and the share of each level, coarsest first.
+
+    Of (W, T) windows, the tokens at the places where `given_T` is True are given; only the others count.
+    """
     generator = torch.Generator(model.device).manual_seed(seed)
     nats, levels = [], []
     for part in windows.split(WINDOWS_PER_CALL):
-        estimate = model.nelbo(part, num_samples=samples, batch_size=64, generator=generator)
-        nats.append(estimate.token_losses.mean(dim=1))
+        prefix = None if given_T is None else given_T.expand_as(part)
+        estimate = model.nelbo(part, prefix_mask=prefix, num_samples=samples, batch_size=64, generator=generator)
+        nats.append(estimate.token_losses.sum(dim=1) * len(part) / estimate.num_tokens)
         levels.append(np.array(estimate.level_losses) * len(part) / len(windows))
     return torch.cat(nats), np.sum(levels, axis=0).tolist()
 

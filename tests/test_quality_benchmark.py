@@ -614,7 +614,7 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     runs = ablations.wanted_runs(long=False)
     assert sorted(runs) == [(ablations.BASE, 0), (ablations.BASE, 1), ("coarse", 0), ("mdlm", 0)]
     for name, seed in runs:
-        options = argparse.Namespace(form="tiny", embeddings="", seed=seed, long=False)
+        options = argparse.Namespace(form="tiny", embeddings="", seed=seed, long=True)  # `tiny` is short as it is
         ablations.run(name, options, tmp_path / f"{name}-seed{seed}")
     records = quality_record.read_runs(tmp_path)
     ablations.collect(tmp_path / "ablations.json", records, runs)
@@ -632,8 +632,25 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     candidates = ablation_table.read_candidates()
     means = [nats[name, 0] for name in ablation_table.ranked_candidates(candidates)]
     assert means == sorted(means)
-    (line,) = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
+    line, given = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
+    assert given.count(" ± ") == len(ablations.given_places(16))
     assert f"| {math.exp(nats['coarse', 0] - nats['mdlm', 0]):.3f} (" in line
+
+
+def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):
+    """Places around a gap, or before it; the figure is the bound on the rest, per token of the rest."""
+    model, windows = tiny_model(packed.tree(CONTENDERS["tdlm-child"])), packed.measured_windows("other", 16, 6)
+    places = ablations.given_places(16)
+    assert [row.int().tolist() for row in places.values()] == [[1] * 8 + [0] * 8, [1] * 4 + [0] * 8 + [1] * 4]
+    for given_T in places.values():
+        nats, levels = quality_run.bound_of_windows(model, windows, 2, given_T=given_T)
+        generator, prefix = torch.Generator().manual_seed(0), given_T.expand_as(windows)
+        expected = model.nelbo(windows, prefix_mask=prefix, num_samples=2, batch_size=64, generator=generator)
+        assert float(nats.mean()) == pytest.approx(expected.value) == pytest.approx(sum(levels))
+        changed = windows.where(given_T, windows.flip(0))
+        generator.manual_seed(0)
+        other = model.nelbo(changed, prefix_mask=prefix, num_samples=2, batch_size=64, generator=generator)
+        assert other.value != expected.value and not expected.token_losses[:, given_T].any()
 
 
 def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_protocol():
