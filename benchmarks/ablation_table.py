@@ -65,6 +65,17 @@ def candidates_table(record: Record) -> str:
     return f"{whole}\n{given}\n{_facts(record)}"
 
 
+def headline(record: Record) -> str:
+    """Return what the best variant, which is the default, is against MDLM."""
+    best, *_ = ranked_candidates(record)
+    runs = candidate_runs(record, best)
+    ratios = " and ".join(f"{_ratio(run)} with seed {run['seed']}" for run in runs)
+    return (
+        f"**The default** ({runs[0]['title']}) is the best of {len(ranked_candidates(record))} candidates in the same "
+        f"training, its perplexity to MDLM's {ratios}, on the windows that learning rates were chosen by."
+    )
+
+
 def ranked_candidates(record: Record) -> list[str]:
     """Return the variants, the best mean over seeds first."""
     variants = dict.fromkeys(run["variant"] for run in record["runs"])

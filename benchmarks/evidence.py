@@ -5,6 +5,7 @@ from typing import Any
 
 import ablation_table
 import error_tables
+import generation_figures
 import memory_tables
 import quality_tables
 import speed_tables
@@ -15,7 +16,8 @@ from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.evaluation.error_tables import summary
 
 FIGURES = Path(__file__).resolve().parent / "figures"
-ERRORS = Path(__file__).resolve().parent / "results" / "errors.json"
+RESULTS = Path(__file__).resolve().parent / "results"
+ERRORS, SCHEDULES = RESULTS / "errors.json", RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
 SPEED_SIZE = "quality"  # of speed.py: that of the models of quality.py
 
@@ -33,6 +35,7 @@ def sections() -> dict[tuple[str, str], str]:
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
         "candidates table": ablation_table.candidates_table(ablation_table.read_candidates()),
+        "schedules table": generation_figures.quality_table(read_record(SCHEDULES, generation_figures.SCHEMA)),
         "ablation table": ablation_table.ablation_table(ablation_table.read_ablations()),
     }
     return {marks(name): content for name, content in contents.items()}
@@ -48,6 +51,7 @@ def headline() -> str:
     quality = quality_tables.read_quality("cpu")
     errors = read_record(ERRORS, error_tables.ERRORS_SCHEMA)
     points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
+    points.append(ablation_table.headline(ablation_table.read_candidates()))
     title = errors["models"]["model"]["title"]
     points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
     return "".join(f"- {point}\n" for point in points)
@@ -78,8 +82,8 @@ def _memory(record: Record) -> str:
     sizes = sorted({row["hidden_size"] for row in record["rows"]})
     small, large = sizes[0], sizes[-1]
     return (
-        f"**Memory** of a training step, planned, with MDLM's parameters spent on depth: {at(CHILD, small, 32):.2f} of "
-        f"MDLM's at d = {small}, {at(CHILD, large, 32):.2f} at d = {large} (batch 32, 512 tokens, GPT-2's vocabulary, "
+        f"**Memory** of a training step, planned, with MDLM's parameters spent on depth: {at(NODE, small, 32):.2f} of "
+        f"MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, 512 tokens, GPT-2's vocabulary, "
         f"bf16). MDLM with its loss in chunks needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
     )
 

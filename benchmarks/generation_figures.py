@@ -14,7 +14,7 @@ from modeling_treediff.atomic_files import write_atomically
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "generation_quality.json"
 FIGURE = ROOT / "docs" / "images" / "generation_quality.png"
-SHOWN_PASSES = (8, 32, 128)  # in the table; the figure and the record have all
+SHOWN_STEPS = (8, 32, 128)  # in the table; the figure and the record have all
 SHOWN_SAMPLERS = (
     "random",
     "random, temperature 0.8",
@@ -121,25 +121,32 @@ def _line(axes: Axes, places: list[float], points: list[Point], style: dict[str,
 def quality_table(record: dict[str, Any]) -> str:
     """Return the table: a row for each reference, model and sampler; nats of the judge / entropy."""
     check_record(record)
-    rows = [["", reference["name"], *[""] * len(SHOWN_PASSES), _cell(reference)] for reference in record["references"]]
+    rows = [["", reference["name"], *[""] * len(SHOWN_STEPS), _cell(reference)] for reference in record["references"]]
     for model in record["models"]:
         curves = by_sampler([point for point in record["points"] if point["model"] == model])
         rows += [_row(model, sampler, curves[sampler]) for sampler in SHOWN_SAMPLERS if sampler in curves]
-    header = ("model", "sampler", *(f"{passes} passes" for passes in SHOWN_PASSES), "otherwise")
+    header = ("model", "sampler", *(f"{steps} steps" for steps in SHOWN_STEPS), "otherwise")
     protocol = record["protocol"]
     largest = max(row["judge"]["standard_error"] for row in record["references"] + record["points"])
     commits = ", ".join(dict.fromkeys(point["commit"] for point in record["points"]))
     return table(header, rows) + (
-        f"\nNats per token of the judge ({protocol['judge']}) / entropy of the tokens of a text in nats. "
+        f"\nNats per token of the judge ({protocol['judge']}) / entropy of the tokens of a text in nats; passes where "
+        f"they are not the steps. "
         f"{protocol['texts']} texts of {protocol['length']} tokens each; standard errors of the judge's nats up to "
         f"{largest:.2f}; commit {commits}.\n"
     )
 
 
 def _row(model: str, sampler: str, points: list[Point]) -> list[str]:
-    shown = {point["num_steps"]: _cell(point) for point in points if not point["chooses_passes"]}
     own = [f"{_cell(point)}, {point['forward_passes']:.0f} passes" for point in points if point["chooses_passes"]]
-    return [model, sampler, *(shown.get(passes, "") for passes in SHOWN_PASSES), "; ".join(own)]
+    shown = {
+        point["num_steps"]: _cell(point)
+        if point["forward_passes"] == point["num_steps"]
+        else f"{_cell(point)}, {point['forward_passes']:.0f} passes"
+        for point in points
+        if not point["chooses_passes"]
+    }
+    return [model, sampler, *(shown.get(steps, "") for steps in SHOWN_STEPS), "; ".join(own)]
 
 
 def _cell(row: Point) -> str:

@@ -80,7 +80,8 @@ def make_models(options: argparse.Namespace) -> dict[str, TreeDiffForDiffusionLM
     torch.manual_seed(0)
     models = {REFERENCE: TreeDiffForDiffusionLM.from_tree(VocabularyTree.flat(options.vocabulary), **sizes)}
     models |= {
-        f"tree, {head} head": TreeDiffForDiffusionLM.from_tree(tree, head=head, **sizes) for head in ("child", "node")
+        f"tree, {head} head": TreeDiffForDiffusionLM.from_tree(tree, schedule="sequential", head=head, **sizes)
+        for head in ("child", "node")
     }
     for model in models.values():
         torch.nn.Module.to(model.eval(), options.device)

@@ -31,11 +31,13 @@ class TreeDiffConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         schedule: how positions lose depth over time, see `level_schedules.py`: "sequential" = one level after the other
             (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
+            The default predicts best in `benchmarks/README.md`.
         window_lengths: of the sequential schedule, relative, coarsest level first; by default all are equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
-            that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child.
+            that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child. By
+            default "node", and on the flat tree "child", which is MDLM's head there.
         head_rank: size of the output vectors of the "node" head; the others have none.
         loss_chunk_size: positions for which logits are kept at a time in the loss; by default for all. It saves memory
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
@@ -54,7 +56,7 @@ class TreeDiffConfig(PreTrainedConfig):
 
     vocab_size: int = 50257
     tree_depth: int = 1
-    max_branching: int = None  # type: ignore[assignment]  # these three are filled in below
+    max_branching: int = None  # type: ignore[assignment]  # such fields are filled in below
     num_tree_nodes: int = None  # type: ignore[assignment]
     format_version: int = FORMAT_VERSION
     tree_sha256: str | None = None
@@ -66,11 +68,11 @@ class TreeDiffConfig(PreTrainedConfig):
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
-    schedule: str = "sequential"
+    schedule: str = "binomial"
     window_lengths: list[float] | None = None
     time_warp: str = "linear"
     num_timesteps: int | None = None
-    head: str = "child"
+    head: str = None  # type: ignore[assignment]
     head_rank: int = 64
     loss_chunk_size: int | None = None
     node_embedding: str = "path"
@@ -87,6 +89,8 @@ class TreeDiffConfig(PreTrainedConfig):
             self.num_tree_nodes = self.vocab_size + 1
         if self.intermediate_size is None:
             self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
+        if self.head is None:
+            self.head = "child" if self.tree_depth == 1 else "node"
         self._check()
         super().__post_init__(**kwargs)
         model_class = "modeling_treediff.TreeDiffForDiffusionLM"

@@ -62,6 +62,9 @@ def forget_accelerate():
     GradientState._reset_state()
 
 
+SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
+
+
 def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
     """A model of a few thousand parameters with weights large enough to matter."""
     torch.manual_seed(seed)
@@ -134,7 +137,7 @@ def tokenizer():
 
 @pytest.fixture
 def model(tree) -> TreeDiffForDiffusionLM:
-    return tiny_model(tree)
+    return tiny_model(tree, **SEQUENTIAL)
 
 
 def environment_on_the_cpu(**more: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model, tokens_by_enumeration
+from conftest import SEQUENTIAL, tiny_model, tokens_by_enumeration
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 
@@ -66,9 +66,9 @@ def test_no_more_forward_passes_than_asked_for_and_none_in_vain(model):
 SCHEDULES = {
     "binomial": {"schedule": "binomial"},
     "poisson": {"schedule": "poisson"},
-    "uneven": {"window_lengths": [3.0, 1.0, 1.0]},
+    "uneven": SEQUENTIAL | {"window_lengths": [3.0, 1.0, 1.0]},
     "cosine": {"schedule": "binomial", "time_warp": "cosine"},
-    "discrete": {"num_timesteps": 30},
+    "discrete": SEQUENTIAL | {"num_timesteps": 30},
 }
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, tiny_model
+from conftest import REPOSITORY, SAMPLE, SEQUENTIAL, tiny_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
@@ -41,7 +41,11 @@ def folders(tokenizer, judge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     tree = VocabularyTree.from_pretrained(SAMPLE)
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    models = {"tree": tiny_model(tree, **special), "flat": tiny_model(VocabularyTree.flat(tree.vocab_size), **special)}
+    # One level after the other: as many passes as steps.
+    models = {
+        "tree": tiny_model(tree, **SEQUENTIAL, **special),
+        "flat": tiny_model(VocabularyTree.flat(tree.vocab_size), **special),
+    }
     for name, model in {**models, "judge": judge.model}.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

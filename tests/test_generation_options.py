@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch._dynamo.testing
-from conftest import generate_recorded, tiny_model
+from conftest import SEQUENTIAL, generate_recorded, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextDiffusionStreamer, TextStreamer
 
@@ -205,7 +205,7 @@ def test_a_vanishing_temperature_is_greedy(model, name):
 
 
 def test_scores_that_are_no_numbers_are_refused(tree):
-    model = tiny_model(tree)
+    model = tiny_model(tree, **SEQUENTIAL)
     torch.nn.init.constant_(next(model.head.parameters()), torch.nan)
     for do_sample in (True, False):
         with pytest.raises(ValueError, match="scores that are not numbers at 4 positions"):

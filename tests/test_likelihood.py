@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import quadrature, tiny_model
+from conftest import SEQUENTIAL, quadrature, tiny_model
 
 from modeling_treediff import VocabularyTree, corrupt
 
@@ -17,9 +17,9 @@ TREES = {
     "three levels": VocabularyTree.random(4, 2, 3, seed=1),
 }
 SCHEDULES = {
-    "sequential": {},
-    "uneven": {"window_lengths": "by depth"},
-    "cosine": {"time_warp": "cosine"},
+    "sequential": SEQUENTIAL,
+    "uneven": SEQUENTIAL | {"window_lengths": "by depth"},
+    "cosine": SEQUENTIAL | {"time_warp": "cosine"},
     "binomial": {"schedule": "binomial"},
     "poisson": {"schedule": "poisson"},
 }

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model, tokens_by_enumeration
+from conftest import SEQUENTIAL, tiny_model, tokens_by_enumeration
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, masked_lm_treediff
@@ -106,7 +106,13 @@ def test_neither_company_nor_padding_nor_the_size_of_passes_matters(schedule, mo
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"schedule": "binomial"}, {"schedule": "poisson"}, {"time_warp": "cosine"}, {"num_timesteps": 9}],
+    [
+        SEQUENTIAL,
+        {"schedule": "binomial"},
+        {"schedule": "poisson"},
+        SEQUENTIAL | {"time_warp": "cosine"},
+        SEQUENTIAL | {"num_timesteps": 9},
+    ],
     ids=str,
 )
 def test_deepest_beside_is_what_the_forward_process_shows(fields):

@@ -18,7 +18,7 @@ from modeling_treediff.training.memory import GIBIBYTE
 from modeling_treediff.training.memory_plan import USABLE, TrainingStep, largest_batch, plan_memory, plan_step
 
 SMALL = TreeDiffConfig(
-    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=320, hidden_size=64, num_hidden_layers=3,
+    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
     num_attention_heads=4, max_position_embeddings=128,
 )  # fmt: skip
 REFERENCE = {"hidden_size": 768, "num_attention_heads": 12}
@@ -89,7 +89,7 @@ def test_what_a_model_is_made_of_is_counted_exactly():
 
 def tiny_model_of(config):
     tree = VocabularyTree.random(config.vocab_size, config.max_branching, config.tree_depth)
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "head")
     return tiny_model(tree, **{name: getattr(config, name) for name in sizes})
 
 
@@ -160,7 +160,9 @@ def test_accumulation_adds_the_gradients_and_no_more():
     once, twice, often = (plan_memory(SMALL, 16, 64, accumulation=count) for count in (1, 2, 7))
     gradients = once.timeline["gradients"].max()
     assert twice.peak == often.peak
-    assert 0.9 * gradients <= twice.peak - once.peak <= gradients
+    # Less than all of them: at the peak of a single batch those of the head are there already.
+    head = 4 * SMALL.count_parameters()["head"]
+    assert 0.95 * (gradients - head) <= twice.peak - once.peak <= gradients
 
 
 def test_processes_divide_what_is_sharded():

@@ -15,11 +15,11 @@ from modeling_treediff.configuration_treediff import HEADS
 TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
 IDS = ["flat", "depth 2", "depth 3"]
 FAMILY = [
-    {"window_lengths": [3.0, 1.0]},
+    {"schedule": "sequential", "window_lengths": [3.0, 1.0]},
     {"schedule": "binomial", "time_warp": "cosine", "node_embedding": "free"},
     {"schedule": "poisson", "head": "leaf", "loss_chunk_size": 5},
     {"schedule": "binomial", "head": "node", "head_rank": 3},
-    {"num_timesteps": 7},
+    {"schedule": "sequential", "num_timesteps": 7},
 ]
 
 
@@ -197,7 +197,7 @@ def test_training_graph_has_no_vocabulary_axis(branching, depth):
     vocab_size = 811
 
     def vocabulary_sized(tree):
-        model = tiny_model(tree).train()
+        model = tiny_model(tree, head="child").train()
         batch = corrupted(model)
         with _Shapes() as shapes:
             model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss.backward()
@@ -351,7 +351,7 @@ def test_cuda_agrees_with_the_cpu():
 
 def test_head_levels_are_separate():
     """Changing one level's projection changes the scores at nodes of that depth alone."""
-    model = tiny_model(TREES[2])
+    model = tiny_model(TREES[2], head="child")
     nodes = torch.tensor([[model.tree.root_id, int(model.tree.ancestors[0, 1]), int(model.tree.ancestors[0, 2])]])
     before = model(nodes).logits
     for depth in range(3):

@@ -637,6 +637,13 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     assert f"| {math.exp(nats['coarse', 0] - nats['mdlm', 0]):.3f} (" in line
 
 
+def test_the_default_is_the_candidate_that_predicted_best():
+    best, *_ = ablation_table.ranked_candidates(ablation_table.read_candidates())
+    config = TreeDiffConfig.from_tree(VocabularyTree.random(20, 5, 2))
+    fields = ablations.VARIANTS[best].contender.fields
+    assert {name: getattr(config, name) for name in fields} == dict(fields)
+
+
 def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):
     """Places around a gap, or before it; the figure is the bound on the rest, per token of the rest."""
     model, windows = tiny_model(packed.tree(CONTENDERS["tdlm-child"])), packed.measured_windows("other", 16, 6)

@@ -6,17 +6,17 @@ Chi-square statistics are held below the 99.9 % point of their distribution (sci
 import pytest
 import torch
 from bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
-from conftest import tiny_model, tokens_by_enumeration
+from conftest import SEQUENTIAL, tiny_model, tokens_by_enumeration
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
 
 PROCESSES = {
-    "sequential": {},
-    "windows": {"window_lengths": "uneven"},
+    "sequential": SEQUENTIAL,
+    "windows": SEQUENTIAL | {"window_lengths": "uneven"},
     "binomial": {"schedule": "binomial"},
     "poisson": {"schedule": "poisson"},
-    "cosine": {"time_warp": "cosine"},
+    "cosine": SEQUENTIAL | {"time_warp": "cosine"},
 }
 DRAWS = 4_000
 
@@ -32,7 +32,7 @@ def draw(model, length: int, draws: int = DRAWS, seed: int = 0, **settings) -> t
 def test_exact_samplers_reproduce_the_data(tree, process, settings):
     """Two dependent positions, 25 texts. Of 150 steps, both positions take the same one in less than 1 % of draws."""
     if "window_lengths" in process:
-        process = {"window_lengths": [1.0 + level for level in range(tree.tree_depth)]}
+        process = process | {"window_lengths": [1.0 + level for level in range(tree.tree_depth)]}
     joint = random_joint(5, 5)
     texts = draw(bayes_optimal(tree, joint, **process), 2, **settings)
     assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)
@@ -45,7 +45,7 @@ def test_the_test_tells_a_wrong_sampler():
     assert chi_square(texts, joint) > 10 * chi2.ppf(0.999, joint.numel() - 1)
 
 
-@pytest.mark.parametrize("process", [{}, {"schedule": "binomial"}], ids=["sequential", "binomial"])
+@pytest.mark.parametrize("process", [SEQUENTIAL, {"schedule": "binomial"}], ids=["sequential", "binomial"])
 def test_the_error_falls_as_steps_grow(process):
     """Total variation over 25 texts, 8,000 draws each: the noise of one is about 0.02."""
     joint = random_joint(5, 5)

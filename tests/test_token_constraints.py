@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
-from conftest import generate_recorded, tiny_model
+from conftest import SEQUENTIAL, generate_recorded, tiny_model
 from scipy.stats import chi2
 from transformers import GenerationConfig
 
@@ -160,7 +160,7 @@ def test_words_are_not_written_across_the_borders_of_blocks(model):
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-@pytest.mark.parametrize("process", [{}, {"schedule": "binomial"}], ids=["sequential", "binomial"])
+@pytest.mark.parametrize("process", [SEQUENTIAL, {"schedule": "binomial"}], ids=["sequential", "binomial"])
 def test_exact_constraints_give_the_conditional_beside_any_text(tree, process):
     """One open position whose distribution depends on the token beside it."""
     joint = random_joint(5, 5, seed=2)

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 from bayes_optimal import bayes_optimal, chi_square
-from conftest import generate_recorded, tiny_model
+from conftest import SEQUENTIAL, generate_recorded, tiny_model
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.generation_config_treediff import ORDERED
+from modeling_treediff.generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from modeling_treediff.unmasking_treediff import Noise, plan_stages, surest
 
 INTERLEAVED = {"schedule": "binomial"}
@@ -21,7 +21,7 @@ def moves(result) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, INTERLEAVED, {"schedule": "poisson"}], ids=["sequential", "binomial", "poisson"]
+    "fields", [SEQUENTIAL, INTERLEAVED, {"schedule": "poisson"}], ids=["sequential", "binomial", "poisson"]
 )
 def test_first_hitting_moves_one_position_per_pass_in_the_order_of_the_process(tree, fields):
     model = tiny_model(tree, **fields)
@@ -35,11 +35,11 @@ def test_first_hitting_moves_one_position_per_pass_in_the_order_of_the_process(t
     assert torch.equal(
         generate_recorded(model, input_ids=start, unmasking="first_hitting", num_steps=1).sequences, result.sequences
     )
-    if not fields:
+    if fields == SEQUENTIAL:
         assert all((depth[0].max() - depth[0].min()) <= 1 for depth in result.depths)
 
 
-@pytest.mark.parametrize("fields", [{}, INTERLEAVED], ids=["sequential", "binomial"])
+@pytest.mark.parametrize("fields", [SEQUENTIAL, INTERLEAVED], ids=["sequential", "binomial"])
 @pytest.mark.parametrize("unmasking", ORDERED)
 @pytest.mark.parametrize("steps", [3, 5, 17, 48])
 def test_ordered_unmasking_spends_the_budget_in_equal_shares(tree, fields, unmasking, steps):
@@ -49,7 +49,7 @@ def test_ordered_unmasking_spends_the_budget_in_equal_shares(tree, fields, unmas
     counts = torch.stack([step.sum(dim=1) for step in moves(result)])
     assert all(step.max() == 1 for step in moves(result))
     # 16 positions, 3 levels; the last passes may have to take more than their share for levels one by one.
-    assert counts.min() >= 48 // steps - (2 if fields else 1) and (counts.sum(dim=0) == 48).all()
+    assert counts.min() >= 48 // steps - (1 if fields == SEQUENTIAL else 2) and (counts.sum(dim=0) == 48).all()
 
 
 @pytest.mark.parametrize("unmasking", ORDERED)
@@ -116,13 +116,13 @@ def test_steps_of_each_level(model, unmasking):
 def test_automatic_steps_follow_the_bits_of_each_level():
     tree = VocabularyTree.from_paths([[a, b] for a in range(2) for b in range(32)], 32)
     stages = plan_stages(
-        tiny_model(tree).generation_config_class(num_steps=60, steps_per_level="auto"), tiny_model(tree).schedule, tree
+        TreeDiffGenerationConfig(num_steps=60, steps_per_level="auto"), tiny_model(tree, **SEQUENTIAL).schedule, tree
     )
     # 1 bit and 5 bits: 58 steps beyond the one that each level has, in these shares.
     assert [stage.steps for stage in stages] == [1 + 10, 1 + 48]
 
 
-@pytest.mark.parametrize("fields", [{}, INTERLEAVED], ids=["sequential", "binomial"])
+@pytest.mark.parametrize("fields", [SEQUENTIAL, INTERLEAVED], ids=["sequential", "binomial"])
 @pytest.mark.parametrize("unmasking", ["random", "confidence"])
 @pytest.mark.parametrize("climb", [1, 2])
 def test_corrections_climb_and_come_down_within_the_budget(tree, fields, unmasking, climb):
@@ -142,7 +142,7 @@ def test_corrections_climb_and_come_down_within_the_budget(tree, fields, unmaski
         generator=torch.Generator().manual_seed(0),
     )
     assert (tree.depth[result.sequences] == 3).all()
-    if unmasking == "confidence" or not fields:
+    if unmasking == "confidence" or fields == SEQUENTIAL:
         assert 21 - 3 <= result.num_forward_passes <= 21
     assert seen[-1].num_forward_passes == result.num_forward_passes
     given = tree.depth[start]

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, load_example, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, SEQUENTIAL, load_example, run_python, tiny_model
 from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -53,7 +53,7 @@ def sample_tree():
 
 @pytest.fixture(scope="module")
 def writer(sample_tree):
-    return tiny_model(sample_tree, max_position_embeddings=64)
+    return tiny_model(sample_tree, max_position_embeddings=64, **SEQUENTIAL)
 
 
 @pytest.fixture(scope="module")
