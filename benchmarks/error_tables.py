@@ -4,7 +4,7 @@ from typing import Any
 
 from record_schema import Schema, check_schema
 
-from modeling_treediff.evaluation.error_tables import error_markdown
+from modeling_treediff.evaluation.error_tables import error_markdown, summary
 
 ESTIMATE: Schema = {"value": float, "standard_error": float, "interval": [float]}
 ESTIMATES: Schema = {"total": ESTIMATE, "levels": [ESTIMATE]}
@@ -47,13 +47,23 @@ def check_errors(record: dict[str, Any]) -> None:
 def errors_section(record: dict[str, Any]) -> str:
     """Return what was found in sentences, the tables, and how it was measured."""
     check_errors(record)
+    return f"{error_markdown(record)}\n{_facts(record)}"
+
+
+def errors_in_short(record: dict[str, Any]) -> str:
+    """Return what was found in sentences alone, and how it was measured."""
+    check_errors(record)
+    return "".join(f"- {sentence}\n" for sentence in summary(record)) + f"\n{_facts(record)}"
+
+
+def _facts(record: dict[str, Any]) -> str:
     models = " and ".join(
         f"{one['title']} with {one['num_hidden_layers']} layers of {one['hidden_size']}, "
         f"{one['parameters'] / 1e6:.2f}M parameters"
         for one in record["models"].values()
     )
-    return error_markdown(record) + (
-        f"\n{models[0].upper()}{models[1:]}, on {record['text']['name']}, {record['num_samples']} corruptions of a "
+    return (
+        f"{models[0].upper()}{models[1:]}, on {record['text']['name']}, {record['num_samples']} corruptions of a "
         f"window, seed {record['seed']}; frequencies of {record['counts_of']}; {record['device']}, commit "
         f"{record['commit']}.\n"
     )

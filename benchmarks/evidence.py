@@ -17,7 +17,8 @@ from modeling_treediff.evaluation.error_tables import summary
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 RESULTS = Path(__file__).resolve().parent / "results"
-ERRORS, SCHEDULES = RESULTS / "errors.json", RESULTS / "generation_schedules.json"
+ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
+SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
 SPEED_SIZE = "quality"  # of speed.py: that of the models of quality.py
 
@@ -34,8 +35,11 @@ def sections() -> dict[tuple[str, str], str]:
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
+        "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
         "candidates table": ablation_table.candidates_table(ablation_table.read_candidates()),
-        "schedules table": generation_figures.quality_table(read_record(SCHEDULES, generation_figures.SCHEMA)),
+        "schedules table": generation_figures.quality_table(
+            read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
+        ),
         "ablation table": ablation_table.ablation_table(ablation_table.read_ablations()),
     }
     return {marks(name): content for name, content in contents.items()}

@@ -1,5 +1,6 @@
 """The record of `generation_quality.py` as a figure and as a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,14 @@ def _line(axes: Axes, places: list[float], points: list[Point], style: dict[str,
     axes.errorbar(places, nats, errors, elinewidth=0.6, label=label, **style)
 
 
-def quality_table(record: dict[str, Any]) -> str:
-    """Return the table: a row for each reference, model and sampler; nats of the judge / entropy."""
+def quality_table(record: dict[str, Any], steps: Sequence[int] = SHOWN_STEPS) -> str:
+    """Return the table: a row for each reference, model and sampler; nats of the judge / entropy, by steps."""
     check_record(record)
-    rows = [["", reference["name"], *[""] * len(SHOWN_STEPS), _cell(reference)] for reference in record["references"]]
+    rows = [["", reference["name"], *[""] * len(steps), _cell(reference)] for reference in record["references"]]
     for model in record["models"]:
         curves = by_sampler([point for point in record["points"] if point["model"] == model])
-        rows += [_row(model, sampler, curves[sampler]) for sampler in SHOWN_SAMPLERS if sampler in curves]
-    header = ("model", "sampler", *(f"{steps} steps" for steps in SHOWN_STEPS), "otherwise")
+        rows += [_row(model, sampler, curves[sampler], steps) for sampler in SHOWN_SAMPLERS if sampler in curves]
+    header = ("model", "sampler", *(f"{count} steps" for count in steps), "otherwise")
     protocol = record["protocol"]
     largest = max(row["judge"]["standard_error"] for row in record["references"] + record["points"])
     commits = ", ".join(dict.fromkeys(point["commit"] for point in record["points"]))
@@ -137,7 +138,7 @@ def quality_table(record: dict[str, Any]) -> str:
     )
 
 
-def _row(model: str, sampler: str, points: list[Point]) -> list[str]:
+def _row(model: str, sampler: str, points: list[Point], steps: Sequence[int]) -> list[str]:
     own = [f"{_cell(point)}, {point['forward_passes']:.0f} passes" for point in points if point["chooses_passes"]]
     shown = {
         point["num_steps"]: _cell(point)
@@ -146,7 +147,7 @@ def _row(model: str, sampler: str, points: list[Point]) -> list[str]:
         for point in points
         if not point["chooses_passes"]
     }
-    return [model, sampler, *(shown.get(steps, "") for steps in SHOWN_STEPS), "; ".join(own)]
+    return [model, sampler, *(shown.get(count, "") for count in steps), "; ".join(own)]
 
 
 def _cell(row: Point) -> str:

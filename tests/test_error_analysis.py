@@ -138,7 +138,7 @@ def perfect(tree, joint):
 
 def constant(tree, *level_probabilities):
     """A model whose children have the same probabilities everywhere."""
-    model = tiny_model(tree, max_position_embeddings=1).double()
+    model = tiny_model(tree, head="child", max_position_embeddings=1).double()
     for level, probabilities in zip(model.head.levels, level_probabilities, strict=True):
         torch.nn.init.zeros_(level.weight)
         level.bias.data = torch.tensor(probabilities, dtype=torch.float64).log()

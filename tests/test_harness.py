@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SAMPLE, environment_on_the_cpu, run_python, tiny_model
+from conftest import REPOSITORY, SAMPLE, SEQUENTIAL, environment_on_the_cpu, run_python, tiny_model
 from test_evaluation import BINARY, FLAT, TEXTS, make_tokenizer, uniform_model
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,7 +31,9 @@ def harness():
 
 @pytest.fixture(params=[BINARY, FLAT], ids=["tree", "flat"])
 def small(harness, request):
-    return harness.HarnessModel(tiny_model(request.param), make_tokenizer(), num_samples=6, batch_size=4)
+    return harness.HarnessModel(
+        tiny_model(request.param, head="child", **SEQUENTIAL), make_tokenizer(), num_samples=6, batch_size=4
+    )
 
 
 def requests(*arguments):
@@ -237,9 +239,8 @@ def test_without_the_harness_the_extra_is_named():
 
 def test_the_command_line_runs_the_tasks_of_the_examples(harness, tokenizer, tmp_path):
     tree = VocabularyTree.from_pretrained(SAMPLE)
-    tiny_model(tree, num_hidden_layers=1, hidden_size=16, initializer_range=0.02).save_pretrained(
-        tmp_path / "model", tokenizer=tokenizer
-    )
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "initializer_range": 0.02}
+    tiny_model(tree, head="child", **sizes).save_pretrained(tmp_path / "model", tokenizer=tokenizer)
     ran = run_python(
         *["-m", "modeling_treediff.evaluation.harness", "--model", "treediff", "--include_path", TASKS],
         *["--model_args", f"pretrained={tmp_path / 'model'},num_samples=4,dtype=float32", "--batch_size", "64"],

@@ -146,7 +146,7 @@ def test_a_record_that_names_no_weights_does_not_count(loaded, checkpoint, tmp_p
 def test_other_weights_are_not_measured(loaded, checkpoint, tmp_path):
     bare = without_records(loaded, checkpoint, tmp_path)
     with torch.no_grad():
-        loaded.head.levels[0].bias[0] += 1
+        loaded.head.nodes.bias[0] += 1
     loaded.save_pretrained(checkpoint)
     assert (checkpoint / "result.json").exists()
     assert (checkpoint / "README.md").read_text("utf-8") == bare == render_model_card(loaded, checkpoint)

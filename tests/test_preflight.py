@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_written_is_reported_first(tmp_path, monkeypatch
 
 def test_a_disk_too_small_for_the_checkpoints_is_reported_first(tmp_path, monkeypatch):
     """Weights in fp32, two moments, tables: known beforehand within a few per cent of a real checkpoint's tensors."""
-    usage = type("Usage", (), {"free": 10**5})
+    usage = type("Usage", (), {"free": 2 * 10**5})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match="the model and 3 more checkpoints of .*lower --keep-checkpoints"):
         tiny_run(tmp_path)
