@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from ablations import BASE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
 from marked_tables import table
 from record_schema import Schema, check_schema, read_record
 
@@ -21,31 +22,45 @@ SCHEMA: Schema = {
     "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
     "runs": [RUN],
 }
-LONG_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "given": dict}]}
+CANDIDATES_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "given": dict}]}
 GIVEN: Schema = ESTIMATE | {"difference": ESTIMATE}
+UNCHANGED = (BASE, "mdlm")  # what differences are to
 COMMON = ("layers", "seed", "nats/token", "by level")  # columns
 
 Record = dict[str, Any]
 
 
-def read_ablations() -> Record:
-    """Return the record of the short trainings; ValueError if it is missing or lacks anything."""
-    return read_record(RESULTS / "ablations.json", SCHEMA)
-
-
-def read_candidates() -> Record:
-    """Return the record of the long trainings; ValueError if it is missing or lacks anything."""
-    record = read_record(RESULTS / "ablations_long.json", LONG_SCHEMA)
+def read_part(part: str) -> Record:
+    """Return the record of a part of the ablations; ValueError if it is missing or lacks anything."""
+    record = read_record(RESULTS / f"{RECORDS[part]}.json", CANDIDATES_SCHEMA if part == "candidates" else SCHEMA)
     for index, run in enumerate(record["runs"]):
-        for title in record["runs"][0]["given"]:
-            check_schema(run["given"].get(title), GIVEN, f"ablations_long.runs[{index}].given.{title}")
+        for title in record["runs"][0].get("given", {}):
+            check_schema(run["given"].get(title), GIVEN, f"{RECORDS[part]}.runs[{index}].given.{title}")
     return record
 
 
+def trees_table(record: Record) -> str:
+    """Return a row for each source of clusters, a column for each order of siblings; differences to the base."""
+    found = {run["variant"]: run for run in record["runs"] if run["seed"] == SEEDS[0]}
+    names = {(VARIANTS[name].source, VARIANTS[name].order): name for name in found if name in VARIANTS}
+    if missing := [f"{source}, {order}" for source in SOURCES for order in ORDERS if (source, order) not in names]:
+        raise ValueError(f"{RECORDS['trees']} lacks trees: {'; '.join(missing)}.")
+    rows = [
+        [title, *(_with_difference(found[names[source, order]]) for order in ORDERS)]
+        for source, title in SOURCES.items()
+    ]
+    header = ("clusters", *(f"siblings {title}" for title in ORDERS.values()))
+    return f"{table(header, rows)}\n{_facts(record)}"
+
+
 def ablation_table(record: Record) -> str:
-    """Return a row for each variant, the best of a group first; differences to the base, or MDLM, of the same seed."""
-    groups = list(dict.fromkeys(run["group"] for run in record["runs"]))
-    ordered = sorted(record["runs"], key=lambda run: (groups.index(run["group"]), run["nats"]))
+    """Return a row for each variant, the best of a group first; differences to the base, or MDLM, of the same seed.
+
+    Trees have a table of their own.
+    """
+    shown = [run for run in record["runs"] if run["group"] != TREE]
+    groups = list(dict.fromkeys(run["group"] for run in shown))
+    ordered = sorted(shown, key=lambda run: (groups.index(run["group"]), run["nats"]))
     header = ("question", "variant", *COMMON, "to the base (to MDLM among its own)")
     rows = [[run["group"], run["title"], *_common(run), _difference(run)] for run in ordered]
     return f"{table(header, rows)}\n{_facts(record)}"
@@ -92,8 +107,11 @@ def _name(run: Record) -> str:
 
 
 def _given(run: Record, title: str) -> str:
-    figures = run["given"][title]
-    change = "" if run["variant"] in ("base", "mdlm") else f" ({_spread(figures['difference'], '+')})"
+    return _with_difference(run["given"][title] | {"variant": run["variant"]})
+
+
+def _with_difference(figures: Record) -> str:
+    change = "" if figures["variant"] in UNCHANGED else f" ({_spread(figures['difference'], '+')})"
     return f"{figures['nats']:.3f}{change}"
 
 
@@ -103,7 +121,7 @@ def _common(run: Record) -> list[str]:
 
 
 def _difference(run: Record) -> str:
-    return "–" if run["variant"] in ("base", "mdlm") else _spread(run["difference"], "+")
+    return "–" if run["variant"] in UNCHANGED else _spread(run["difference"], "+")
 
 
 def _ratio(run: Record) -> str:
@@ -123,7 +141,7 @@ def _facts(record: Record) -> str:
         f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
         f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % interval over "
         f"blocks of the text, of differences paired; it says nothing of other seeds: the base's differ by "
-        f"{_gap(run['nats'] for run in candidate_runs(record, 'base')):.3f}. {made['device']}, torch "
+        f"{_gap(run['nats'] for run in candidate_runs(record, BASE)):.3f}. {made['device']}, torch "
         f"{made['versions']['torch']}, commit {made['commit']}.\n"
     )
 

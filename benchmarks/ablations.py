@@ -4,11 +4,12 @@ python benchmarks/quality.py pack --form cpu                                    
 python benchmarks/ablations.py train --parallel 2 --embeddings runs/embeddings.safetensors
 python benchmarks/ablations.py collect                                             # benchmarks/results/ablations.json
 
+Both with `--part trees`: where clusters come from, in every order of siblings. With `--part candidates`: what may
+become a default, trained as long as in `quality.py` and with its seeds, and also measured on texts partly given.
+
 The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
-learning rate, and one seed but for the base. `--long` trains the candidates for a default as long as `quality.py` does,
-with its seeds, into `ablations_long.json`, and also measures what they do with a text of which a part is given. What is
-measured are the windows that `quality.py` selects by, so that its validation windows stay unseen. `--embeddings` are
-(50257, E) vectors of GPT-2's tokens under the name `embedding`.
+learning rate, and one seed but for the base. What is measured are the windows that `quality.py` selects by, so that its
+validation windows stay unseen. `--embeddings` are (50257, E) vectors of GPT-2's tokens under the name `embedding`.
 """
 
 import argparse
@@ -38,8 +39,9 @@ from modeling_treediff.training import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
-BASE = "base"
-CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")  # of `--long`
+BASE, TREE = "base", "tree"  # a variant, a group
+CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")
+RECORDS = {"choices": "ablations", "trees": "ablations_trees", "candidates": "ablations_candidates"}  # by part
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ SOURCES = {
 def _trees() -> dict[str, Variant]:
     found = {
         f"tree-{source}-{order}": Variant(
-            "tree", f"clusters {SOURCES[source]}, siblings {ORDERS[order]}", source=source, order=order
+            TREE, f"clusters {SOURCES[source]}, siblings {ORDERS[order]}", source=source, order=order
         )
         for source in SOURCES
         for order in ORDERS
@@ -131,29 +133,27 @@ VARIANTS: dict[str, Variant] = {
 def main() -> None:
     """Do what the command line says."""
     options = parse_arguments()
-    stem = "ablations_long" if options.long else "ablations"
+    stem, wanted = RECORDS[options.part], wanted_runs(options.part)
     folder = options.folder or Path("runs", stem, options.form)
     if options.what == "collect":
         path = options.output or ROOT / "benchmarks" / "results" / f"{stem}.json"
-        collect(path, read_runs(folder), wanted_runs(options.long))
+        collect(path, read_runs(folder), wanted)
     elif options.what == "run":
         run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
     else:
         shared = [os.path.relpath(__file__), "run", "--form", options.form, "--folder", str(folder)]
-        shared += ["--embeddings", options.embeddings, *["--long"] * options.long]
+        shared += ["--embeddings", options.embeddings, "--part", options.part]
         RunQueue(folder, options.parallel).take(
-            {
-                f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)]
-                for name, seed in wanted_runs(options.long)
-            }
+            {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in wanted}
         )
 
 
-def wanted_runs(long: bool) -> list[tuple[str, int]]:
-    """Return variants and seeds."""
-    if long:
+def wanted_runs(part: str) -> list[tuple[str, int]]:
+    """Return variants and seeds of a part."""
+    if part == "candidates":
         return [(name, seed) for seed in SEEDS for name in CANDIDATES]
-    return [(name, seed) for seed in SEEDS for name in VARIANTS if seed == SEEDS[0] or name == BASE]
+    names = [name for name in VARIANTS if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
+    return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -162,8 +162,8 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
-    shared.add_argument("--long", action="store_true", help="the candidates, with the steps and seeds of quality.py")
-    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/ablations/FORM, with --long _long")
+    shared.add_argument("--part", choices=RECORDS, default="choices", help="(default %(default)s)")
+    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/ablations/FORM, or so, by the part")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
     training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
     single = commands.add_parser("run", parents=[shared], help="a single run")
@@ -172,14 +172,14 @@ def parse_arguments() -> argparse.Namespace:
     for command in (training, single):
         command.add_argument("--embeddings", required=True, help=".safetensors file with vectors of GPT-2's tokens")
     collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
-    collecting.add_argument("--output", type=Path, help="default: benchmarks/results/ablations.json")
+    collecting.add_argument("--output", type=Path, help="default: in benchmarks/results, by the part")
     return parser.parse_args()
 
 
 def run(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Train one variant, measure it, and write the record."""
     variant, protocol = VARIANTS[name], PROTOCOLS[options.form]
-    if not options.long:
+    if options.part != "candidates":
         protocol = shortened(protocol)
     data = PackedData.load(Path("runs", "quality", options.form, "data"))
     settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed, **variant.settings)
@@ -195,7 +195,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         model = load_model(settings.output_dir)
         windows = data.measured_windows(SELECTION, protocol.window, protocol.measured_windows)
         facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
-        if options.long:
+        if options.part == "candidates":
             given = given_places(protocol.window)
             facts["given"] = {
                 title: measured_text(model, windows, protocol.samples, given_T) for title, given_T in given.items()

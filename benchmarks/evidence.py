@@ -36,11 +36,12 @@ def sections() -> dict[tuple[str, str], str]:
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
         "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
-        "candidates table": ablation_table.candidates_table(ablation_table.read_candidates()),
+        "candidates table": ablation_table.candidates_table(ablation_table.read_part("candidates")),
+        "trees table": ablation_table.trees_table(ablation_table.read_part("trees")),
         "schedules table": generation_figures.quality_table(
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
         ),
-        "ablation table": ablation_table.ablation_table(ablation_table.read_ablations()),
+        "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
     return {marks(name): content for name, content in contents.items()}
 
@@ -55,7 +56,7 @@ def headline() -> str:
     quality = quality_tables.read_quality("cpu")
     errors = read_record(ERRORS, error_tables.ERRORS_SCHEMA)
     points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
-    points.append(ablation_table.headline(ablation_table.read_candidates()))
+    points.append(ablation_table.headline(ablation_table.read_part("candidates")))
     title = errors["models"]["model"]["title"]
     points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
     return "".join(f"- {point}\n" for point in points)
@@ -74,7 +75,7 @@ def tokens_per_second(speed: Record) -> dict[str, float]:
     """Return the training speed at the size of the quality benchmark, same budget, by contender."""
     (size,) = (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
     speeds = {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
-    return speeds | {"tdlm-random": speeds[CHILD]}  # the same network
+    return speeds | {"tdlm-random": speeds[CHILD], "tdlm-binomial": speeds[NODE]}  # the same networks
 
 
 def _memory(record: Record) -> str:

@@ -37,6 +37,7 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(1e-3, 2e-3, 4e-3),
         seeds=(0, 1),
+        curve_windows=512,
     ),
     "gpu": Protocol(
         reference_layers=8,

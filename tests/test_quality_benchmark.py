@@ -1,6 +1,7 @@
 """The comparison of models: equal budgets, one protocol, texts kept apart, ratios of paired windows."""
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -457,9 +458,9 @@ def test_missing_records_are_not_shown(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"quality_gpu\.json is missing"):
         quality_tables.read_quality("gpu")
     with pytest.raises(ValueError, match=r"ablations\.json is missing"):
-        ablation_table.read_ablations()
-    with pytest.raises(ValueError, match=r"ablations_long\.json is missing"):
-        ablation_table.read_candidates()
+        ablation_table.read_part("choices")
+    with pytest.raises(ValueError, match=r"ablations_candidates\.json is missing"):
+        ablation_table.read_part("candidates")
 
 
 def test_records_name_no_place_of_a_machine():
@@ -611,25 +612,25 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     wanted = {name: ablations.VARIANTS[name] for name in (ablations.BASE, "coarse", "mdlm")}
     monkeypatch.setattr(ablations, "VARIANTS", wanted)
     monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
-    runs = ablations.wanted_runs(long=False)
+    runs = ablations.wanted_runs("choices")
     assert sorted(runs) == [(ablations.BASE, 0), (ablations.BASE, 1), ("coarse", 0), ("mdlm", 0)]
     for name, seed in runs:
-        options = argparse.Namespace(form="tiny", embeddings="", seed=seed, long=True)  # `tiny` is short as it is
+        options = argparse.Namespace(form="tiny", embeddings="", seed=seed, part="candidates")  # `tiny` is short
         ablations.run(name, options, tmp_path / f"{name}-seed{seed}")
     records = quality_record.read_runs(tmp_path)
     ablations.collect(tmp_path / "ablations.json", records, runs)
     monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
-    lines = ablation_table.ablation_table(ablation_table.read_ablations()).splitlines()
+    lines = ablation_table.ablation_table(ablation_table.read_part("choices")).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "base", "level weights", "MDLM"]
     nats = {(one["variant"], one["seed"]): np.mean(one["windows"]) for one in records}
     assert f"{nats['coarse', 0] - nats[ablations.BASE, 0]:+.3f} ±" in lines[4]
     with pytest.raises(ValueError, match="missing: mdlm, seed 0. ablations"):
         ablations.collect(tmp_path / "other.json", [one for one in records if one["variant"] != "mdlm"], runs)
-    ablations.collect(tmp_path / "ablations_long.json", records, runs)
+    ablations.collect(tmp_path / "ablations_candidates.json", records, runs)
     with pytest.raises(ValueError, match="lacks to_mdlm"):  # of the second seed
-        ablation_table.read_candidates()
-    ablations.collect(tmp_path / "ablations_long.json", records, [run for run in runs if run[1] == 0])
-    candidates = ablation_table.read_candidates()
+        ablation_table.read_part("candidates")
+    ablations.collect(tmp_path / "ablations_candidates.json", records, [run for run in runs if run[1] == 0])
+    candidates = ablation_table.read_part("candidates")
     means = [nats[name, 0] for name in ablation_table.ranked_candidates(candidates)]
     assert means == sorted(means)
     line, given = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
@@ -637,8 +638,32 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     assert f"| {math.exp(nats['coarse', 0] - nats['mdlm', 0]):.3f} (" in line
 
 
+def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
+    runs = ablations.wanted_runs("trees")
+    first = [ablations.VARIANTS[name] for name, seed in runs if seed == 0]
+    pairs = [(variant.source, variant.order) for variant in first]
+    assert sorted(pairs) == sorted(itertools.product(ablations.SOURCES, ablations.ORDERS))
+    assert {name for name, _ in runs}.isdisjoint({name for name, _ in ablations.wanted_runs("choices")} - {"base"})
+    nats = np.random.default_rng(0).uniform(5, 6, (len(runs), 40))
+    shown = [
+        {"variant": name, "seed": seed, "difference": quality_record.estimate(own - nats[0])}
+        | quality_record.estimate(own)
+        for (name, seed), own in zip(runs, nats, strict=True)
+    ]
+    record = {"protocol": quality_run.plain({"steps": 1, "batch_size": 1, "window": 1}), "learning_rate": 1.0}
+    record |= {"trained_with": {"device": "", "commit": "", "versions": {"torch": ""}}, "runs": shown}
+    cells = [cell for line in ablation_table.trees_table(record).splitlines()[2:7] for cell in line.split(" | ")[1:]]
+    for index, (source, order) in enumerate(pairs):
+        cell = cells[list(ablations.SOURCES).index(source) * 3 + list(ablations.ORDERS).index(order)]
+        assert cell.startswith(f"{nats[index].mean():.3f}")
+        assert (f"({(nats[index] - nats[0]).mean():+.3f} ±" in cell) == (index > 0)
+    record["runs"] = shown[:-2]
+    with pytest.raises(ValueError, match="ablations_trees lacks trees: frequency, aligned"):
+        ablation_table.trees_table(record)
+
+
 def test_the_default_is_the_candidate_that_predicted_best():
-    best, *_ = ablation_table.ranked_candidates(ablation_table.read_candidates())
+    best, *_ = ablation_table.ranked_candidates(ablation_table.read_part("candidates"))
     config = TreeDiffConfig.from_tree(VocabularyTree.random(20, 5, 2))
     fields = ablations.VARIANTS[best].contender.fields
     assert {name: getattr(config, name) for name in fields} == dict(fields)
@@ -661,7 +686,7 @@ def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):
 
 
 def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_protocol():
-    runs = ablations.wanted_runs(long=True)
+    runs = ablations.wanted_runs("candidates")
     assert {name for name, _ in runs} == set(ablations.CANDIDATES) <= set(ablations.VARIANTS)
     for name in ablations.CANDIDATES:
         assert tuple(seed for one, seed in runs if one == name) == quality.PROTOCOLS["cpu"].seeds
