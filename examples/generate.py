@@ -79,7 +79,7 @@ def main() -> None:
     result = model.generate(**settings, output_history=True, return_dict_in_generate=True)
     last = len(result.history) - 1
     for step in sorted({round(last * index / options.snapshots) for index in range(options.snapshots)}):
-        print(f"pass {step:3d}/{last}: {model.decode_draft(result.history[step][0], tokenizer)}")
+        print(f"step {step:3d}/{last}: {model.decode_draft(result.history[step][0], tokenizer)}")
     print(f"\n{tokenizer.decode(result.sequences[0])}")
 
 

@@ -138,7 +138,7 @@ def test_generation_shows_the_text_becoming_concrete(trained, options):
     ran = run("examples/generate.py", output, "--num-steps", "6", "--max-new-tokens", "8", *options)
     assert ran.returncode == 0, ran.stderr
     *drafts, blank, text = ran.stdout.rstrip("\n").split("\n", 6)
-    assert len(drafts) == 5 and drafts[0].startswith("pass   0/6: ") and blank == ""
+    assert len(drafts) == 5 and drafts[0].startswith("step   0/6: ") and blank == ""
     assert "_" in drafts[0] and "<" not in drafts[0]  # first all is open,
     assert any("<" in draft for draft in drafts)  # then clusters appear,
     assert "_" not in text  # in the end there are only tokens

@@ -387,7 +387,7 @@ def test_the_script_needs_the_package_only_for_watching(checkpoint, script, monk
 def test_the_script_writes_without_bad_words(script, checkpoint, capsys):
     script(checkpoint, "--steps-per-level", "2,3")
     drafts, text = capsys.readouterr().out.split("\n\n")
-    assert "pass   0/5: " in drafts
+    assert "step   0/5: " in drafts
     word = text.split()[0]
     script(checkpoint, "--steps-per-level", "2,3", "--bad-words", word)
     assert word not in capsys.readouterr().out.split("\n\n")[1]
