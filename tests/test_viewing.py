@@ -378,7 +378,7 @@ def test_the_script_needs_the_package_only_for_watching(checkpoint, script, monk
     more = ["--prompt", "We", "--temperature", "0.9,0.5", "--unmasking", "confidence", "--remasking-steps", "1"]
     ran = run_python(checkpoint, *SIZES, *more, code=code)
     assert ran.returncode == 0, ran.stderr
-    assert re.search(r"pass   0/\d: We _ _ _ _ _ _\n", ran.stdout)
+    assert re.search(r"step   0/\d: We _ _ _ _ _ _\n", ran.stdout)
     monkeypatch.setitem(sys.modules, "modeling_treediff", None)
     with pytest.raises(ImportError, match=r"--watch and --animation need the package .*modeling-treediff\[demo\]"):
         script(checkpoint, "--watch")
