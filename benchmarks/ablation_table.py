@@ -1,13 +1,14 @@
 """The records of `ablations.py` as tables."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from ablations import BASE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
 from marked_tables import table
+from quality_data import VALIDATION
 from record_schema import Schema, check_schema, read_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -22,8 +23,8 @@ SCHEMA: Schema = {
     "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
     "runs": [RUN],
 }
-CANDIDATES_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "given": dict}]}
-GIVEN: Schema = ESTIMATE | {"difference": ESTIMATE}
+FURTHER: Schema = ESTIMATE | {"to_mdlm": ESTIMATE}
+CANDIDATES_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "further": {VALIDATION: FURTHER}}]}
 UNCHANGED = (BASE, "mdlm")  # what differences are to
 COMMON = ("layers", "seed", "nats/token", "by level")  # columns
 
@@ -33,9 +34,10 @@ Record = dict[str, Any]
 def read_part(part: str) -> Record:
     """Return the record of a part of the ablations; ValueError if it is missing or lacks anything."""
     record = read_record(RESULTS / f"{RECORDS[part]}.json", CANDIDATES_SCHEMA if part == "candidates" else SCHEMA)
-    for index, run in enumerate(record["runs"]):
-        for title in record["runs"][0].get("given", {}):
-            check_schema(run["given"].get(title), GIVEN, f"{RECORDS[part]}.runs[{index}].given.{title}")
+    if part == "candidates":
+        for index, run in enumerate(record["runs"]):
+            for title in record["runs"][0]["further"]:
+                check_schema(run["further"].get(title), FURTHER, f"{RECORDS[part]}.runs[{index}].further.{title}")
     return record
 
 
@@ -67,27 +69,30 @@ def ablation_table(record: Record) -> str:
 
 
 def candidates_table(record: Record) -> str:
-    """Return a row for each variant and seed, the best variant first, with the ratio to MDLM's perplexity.
+    """Return a row for each variant and seed, the best variant first; a second table has what is measured further.
 
-    A second table has the nats of texts of which a part is given, with the differences to the base.
+    The first has the windows that the default is chosen by, the second the ratios to MDLM's perplexity on others.
     """
     runs = [run for variant in ranked_candidates(record) for run in candidate_runs(record, variant)]
-    header = ("variant (question)", *COMMON, "to the base", "perplexity, to MDLM's")
-    whole = table(header, [[_name(run), *_common(run), _difference(run), _ratio(run)] for run in runs])
-    titles = list(runs[0]["given"])
-    rows = [[_name(run), f"{run['seed']}", *(_given(run, title) for title in titles)] for run in runs]
-    given = table(("nats/token (to the base)", "seed", *titles), rows)
-    return f"{whole}\n{given}\n{_facts(record)}"
+    header = ("variant (question)", *COMMON, "to the base", "to the same with `sequential`")
+    chosen = table(header, [[_name(run), *_common(run), _difference(run), _schedule_alone(run)] for run in runs])
+    titles = list(runs[0]["further"])
+    rows = [[_name(run), f"{run['seed']}", *(_ratio(run, title) for title in titles)] for run in runs]
+    further = table(("perplexity, to MDLM's", "seed", *titles), rows)
+    return f"{chosen}\n{further}\n{_facts(record)}"
 
 
-def headline(record: Record) -> str:
-    """Return what the best variant, which is the default, is against MDLM."""
-    best, *_ = ranked_candidates(record)
-    runs = candidate_runs(record, best)
-    ratios = " and ".join(f"{_ratio(run)} with seed {run['seed']}" for run in runs)
+def headline(record: Record, texts: Sequence[str]) -> str:
+    """Return what the best variant, which is the default, is against MDLM, on the held-out text and on others."""
+    trees = [name for name in ranked_candidates(record) if name != "mdlm"]
+    runs = candidate_runs(record, trees[0])
+    ratios = " and ".join(f"{_ratio(run, VALIDATION)} with seed {run['seed']}" for run in runs)
+    elsewhere = "; ".join(
+        ", ".join(f"{math.exp(run['further'][text]['to_mdlm']['nats']):.2f}" for text in texts) for run in runs
+    )
     return (
-        f"**The default** ({runs[0]['title']}) is the best of {len(ranked_candidates(record))} candidates in the same "
-        f"training, its perplexity to MDLM's {ratios}, on the windows that learning rates were chosen by."
+        f"**The default** ({runs[0]['title']}) predicted best among {len(trees)} trees with one learning rate, "
+        f"{record['learning_rate']:g}. Perplexity to MDLM's: {ratios}; on the texts of other kinds {elsewhere}."
     )
 
 
@@ -106,13 +111,12 @@ def _name(run: Record) -> str:
     return f"{run['title']} ({run['group']})"
 
 
-def _given(run: Record, title: str) -> str:
-    return _with_difference(run["given"][title] | {"variant": run["variant"]})
+def _schedule_alone(run: Record) -> str:
+    return _spread(run["to_sequential"], "+") if "to_sequential" in run else ""
 
 
-def _with_difference(figures: Record) -> str:
-    change = "" if figures["variant"] in UNCHANGED else f" ({_spread(figures['difference'], '+')})"
-    return f"{figures['nats']:.3f}{change}"
+def _with_difference(run: Record) -> str:
+    return f"{run['nats']:.3f}" + ("" if run["variant"] in UNCHANGED else f" ({_difference(run)})")
 
 
 def _common(run: Record) -> list[str]:
@@ -124,9 +128,10 @@ def _difference(run: Record) -> str:
     return "–" if run["variant"] in UNCHANGED else _spread(run["difference"], "+")
 
 
-def _ratio(run: Record) -> str:
-    low, high = (math.exp(end) for end in run["to_mdlm"]["interval"])
-    return "1" if run["variant"] == "mdlm" else f"{math.exp(run['to_mdlm']['nats']):.3f} ({low:.3f} to {high:.3f})"
+def _ratio(run: Record, title: str) -> str:
+    figures = run["further"][title]["to_mdlm"]
+    low, high = (math.exp(end) for end in figures["interval"])
+    return "1" if run["variant"] == "mdlm" else f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
 
 
 def _spread(estimate: Record, sign: str) -> str:
@@ -140,12 +145,11 @@ def _facts(record: Record) -> str:
     return (
         f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
         f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % interval over "
-        f"blocks of the text, of differences paired; it says nothing of other seeds: the base's differ by "
-        f"{_gap(run['nats'] for run in candidate_runs(record, BASE)):.3f}. {made['device']}, torch "
-        f"{made['versions']['torch']}, commit {made['commit']}.\n"
+        f"blocks of the text, of differences paired; it says nothing of other seeds: two of one variant differ by up "
+        f"to {_seed_gap(record):.3f}. {made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
     )
 
 
-def _gap(numbers: Iterable[float]) -> float:
-    found = list(numbers)
-    return max(found) - min(found)
+def _seed_gap(record: Record) -> float:
+    runs = [[run["nats"] for run in candidate_runs(record, name)] for name in ranked_candidates(record)]
+    return max(max(nats) - min(nats) for nats in runs)

@@ -40,6 +40,8 @@ class TreeSources:
     @cached_property
     def model_embeddings(self) -> np.ndarray:
         """(V, E): for each token the mean vector of the GPT-2 tokens that its text has."""
+        if not self.embeddings_file:
+            raise ValueError("Clusters of another model's embeddings need these: give --embeddings.")
         matrix = load_file(self.embeddings_file)["embedding"].astype(np.float32)
         gpt2 = AutoTokenizer.from_pretrained(self.gpt2)
         texts = [self.data.tokenizer.decode([token]) for token in range(self.vocab_size)]

@@ -5,11 +5,13 @@ python benchmarks/ablations.py train --parallel 2 --embeddings runs/embeddings.s
 python benchmarks/ablations.py collect                                             # benchmarks/results/ablations.json
 
 Both with `--part trees`: where clusters come from, in every order of siblings. With `--part candidates`: what may
-become a default, trained as long as in `quality.py` and with its seeds, and also measured on texts partly given.
+become a default, trained as long as in `quality.py` and with its seeds; when it is chosen by the same windows as all
+others, also measured on what `quality.py` reports, and on windows of which a part is given.
 
 The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
 learning rate, and one seed but for the base. What is measured are the windows that `quality.py` selects by, so that its
-validation windows stay unseen. `--embeddings` are (50257, E) vectors of GPT-2's tokens under the name `embedding`.
+validation windows stay unseen. `--embeddings`, needed by some trees, are (50257, E) vectors of GPT-2's tokens under the
+name `embedding`.
 """
 
 import argparse
@@ -41,6 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 BASE, TREE = "base", "tree"  # a variant, a group
 CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")
+# The variant that differs in nothing but the schedule.
+SEQUENTIAL = {"binomial": BASE, "binomial-node": "node-64", "poisson": BASE, "poisson-node": "node-64"}
 RECORDS = {"choices": "ablations", "trees": "ablations_trees", "candidates": "ablations_candidates"}  # by part
 
 
@@ -163,14 +167,14 @@ def parse_arguments() -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
     shared.add_argument("--part", choices=RECORDS, default="choices", help="(default %(default)s)")
-    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/ablations/FORM, or so, by the part")
+    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/NAME OF THE RECORD/FORM")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
     training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
     single = commands.add_parser("run", parents=[shared], help="a single run")
     single.add_argument("--variant", choices=VARIANTS, required=True)
     single.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     for command in (training, single):
-        command.add_argument("--embeddings", required=True, help=".safetensors file with vectors of GPT-2's tokens")
+        command.add_argument("--embeddings", default="", help=".safetensors file with vectors of GPT-2's tokens")
     collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
     collecting.add_argument("--output", type=Path, help="default: in benchmarks/results, by the part")
     return parser.parse_args()
@@ -196,9 +200,13 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         windows = data.measured_windows(SELECTION, protocol.window, protocol.measured_windows)
         facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
         if options.part == "candidates":
-            given = given_places(protocol.window)
-            facts["given"] = {
-                title: measured_text(model, windows, protocol.samples, given_T) for title, given_T in given.items()
+            others = [text for text in data.measured if text != SELECTION]
+            measured = [data.measured_windows(text, protocol.window, protocol.measured_windows) for text in others]
+            facts["further"] = {
+                text: measured_text(model, some, protocol.samples) for text, some in zip(others, measured, strict=True)
+            } | {
+                title: measured_text(model, windows, protocol.samples, given_T)
+                for title, given_T in given_places(protocol.window).items()
             }
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
@@ -256,8 +264,9 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         raise ValueError(f"These runs are missing: {'; '.join(missing)}. ablations.py train makes them.")
     rows = []
     for name, seed in wanted:
-        base = found["mdlm" if name.startswith("mdlm") else BASE, seed]
-        rows.append(summarised(found[name, seed], base, found.get(("mdlm", seed))))
+        base = "mdlm" if name.startswith("mdlm") else BASE
+        others = {"difference": base, "to_mdlm": "mdlm", "to_sequential": SEQUENTIAL.get(name, "")}
+        rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))
     order = list(VARIANTS)
     rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
     facts = {
@@ -269,17 +278,16 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
     write_record(path, facts, seed=SEEDS[0])
 
 
-def summarised(record: dict[str, Any], base: dict[str, Any], mdlm: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a run as the record keeps it: figures in place of windows, with differences to others of its seed."""
+def summarised(record: dict[str, Any], others: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """Return a run as the record keeps it: figures in place of windows, with differences to others that there are."""
     own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
     row = {name: record[name] for name in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
-    row["difference"] = difference(record, base)
-    if mdlm is not None:
-        row["to_mdlm"] = difference(record, mdlm)
-    row["given"] = {
-        title: estimate(text["windows"]) | {"difference": difference(text, base["given"][title])}
-        for title, text in record.get("given", {}).items()
-    }
+    row |= {name: difference(record, other) for name, other in others.items() if other is not None}
+    if "further" in record and (mdlm := others["to_mdlm"]) is not None:
+        row["further"] = {
+            title: estimate(text["windows"]) | {"to_mdlm": difference(text, mdlm["further"][title])}
+            for title, text in record["further"].items()
+        }
     return row
 
 

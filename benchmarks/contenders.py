@@ -14,7 +14,6 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, Vocabulary
 from modeling_treediff.tree_tables import smallest_branching
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
-
 CHILD = {"schedule": "sequential", "head": "child"}
 
 
@@ -42,7 +41,7 @@ CONTENDERS: dict[str, Contender] = {
     "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
     "tdlm-child": Contender("TDLM, child head", fields=CHILD),
     "tdlm-node": Contender("TDLM, node head", fields={"schedule": "sequential", "head": "node"}),
-    "tdlm-binomial": Contender("tree, binomial, node head (default)", fields={"schedule": "binomial", "head": "node"}),
+    "tree-binomial": Contender("tree, binomial, node head", fields={"schedule": "binomial", "head": "node"}),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=CHILD),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=CHILD),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=CHILD, random_tree=True),

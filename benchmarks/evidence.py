@@ -54,9 +54,10 @@ def marks(name: str) -> tuple[str, str]:
 def headline() -> str:
     """Return the findings as a list, each with its scale."""
     quality = quality_tables.read_quality("cpu")
-    errors = read_record(ERRORS, error_tables.ERRORS_SCHEMA)
+    errors = read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)
     points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
-    points.append(ablation_table.headline(ablation_table.read_part("candidates")))
+    texts = quality_tables.zero_shot_texts(quality)
+    points.append(ablation_table.headline(ablation_table.read_part("candidates"), texts))
     title = errors["models"]["model"]["title"]
     points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
     return "".join(f"- {point}\n" for point in points)
@@ -75,7 +76,7 @@ def tokens_per_second(speed: Record) -> dict[str, float]:
     """Return the training speed at the size of the quality benchmark, same budget, by contender."""
     (size,) = (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
     speeds = {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
-    return speeds | {"tdlm-random": speeds[CHILD], "tdlm-binomial": speeds[NODE]}  # the same networks
+    return speeds | {"tdlm-random": speeds[CHILD], "tree-binomial": speeds[NODE]}  # the same networks
 
 
 def _memory(record: Record) -> str:
@@ -87,9 +88,10 @@ def _memory(record: Record) -> str:
     sizes = sorted({row["hidden_size"] for row in record["rows"]})
     small, large = sizes[0], sizes[-1]
     return (
-        f"**Memory** of a training step, planned, with MDLM's parameters spent on depth: {at(NODE, small, 32):.2f} of "
-        f"MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, 512 tokens, GPT-2's vocabulary, "
-        f"bf16). MDLM with its loss in chunks needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
+        f"**Memory** of a training step, planned, with MDLM's parameters spent on depth (node head): "
+        f"{at(NODE, small, 32):.2f} of MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, 512 "
+        f"tokens, GPT-2's vocabulary, bf16). MDLM with its loss in chunks needs {at(CHUNKED, small, 32):.2f} and "
+        f"{at(CHUNKED, large, 32):.2f}."
     )
 
 

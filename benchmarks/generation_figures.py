@@ -139,15 +139,14 @@ def quality_table(record: dict[str, Any], steps: Sequence[int] = SHOWN_STEPS) ->
 
 
 def _row(model: str, sampler: str, points: list[Point], steps: Sequence[int]) -> list[str]:
-    own = [f"{_cell(point)}, {point['forward_passes']:.0f} passes" for point in points if point["chooses_passes"]]
-    shown = {
-        point["num_steps"]: _cell(point)
-        if point["forward_passes"] == point["num_steps"]
-        else f"{_cell(point)}, {point['forward_passes']:.0f} passes"
-        for point in points
-        if not point["chooses_passes"]
-    }
+    shown = {point["num_steps"]: _with_passes(point, False) for point in points if not point["chooses_passes"]}
+    own = [_with_passes(point, True) for point in points if point["chooses_passes"]]
     return [model, sampler, *(shown.get(count, "") for count in steps), "; ".join(own)]
+
+
+def _with_passes(point: Point, always: bool) -> str:
+    passes = f", {point['forward_passes']:.0f} passes"
+    return _cell(point) + (passes if always or point["forward_passes"] != point["num_steps"] else "")
 
 
 def _cell(row: Point) -> str:

@@ -37,7 +37,6 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(1e-3, 2e-3, 4e-3),
         seeds=(0, 1),
-        curve_windows=512,
     ),
     "gpu": Protocol(
         reference_layers=8,
@@ -52,7 +51,8 @@ PROTOCOLS = {
     ),
     "rehearsal": Protocol(
         reference_layers=1,
-        sizes={"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 32},
+        # Wide enough that the node head, 64 numbers for each of GPT-2's tokens, leaves something for layers.
+        sizes={"hidden_size": 80, "num_attention_heads": 2, "max_position_embeddings": 32},
         window=32,
         batch_size=2,
         steps=4,

@@ -147,7 +147,7 @@ def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> 
 
 def headline(record: Record) -> str:
     """Return what the best tree, by the windows for selection, is against MDLM, on the held-out text and on others."""
-    trees = [name for name in record["best"] if name.startswith("tdlm")]
+    trees = [name for name in record["best"] if name.startswith(("tdlm", "tree"))]
     best = min(trees, key=lambda name: runs_of(record, name)[0]["texts"][SELECTION]["nats"])
     ratios, first = record["best"][best]["ratios"], runs_of(record, best)[0]
     parts = [

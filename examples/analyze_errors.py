@@ -111,8 +111,8 @@ def count(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, vocab
 def describe(source: str, model: TreeDiffForDiffusionLM) -> dict[str, Any]:
     """Return what tells a model from others."""
     config = model.config
-    schedule = "" if config.schedule == "sequential" else f", {config.schedule}"
-    title = "flat" if config.tree_depth == 1 else f"tree (D={config.tree_depth}, {config.head} head{schedule})"
+    shape = f"D={config.tree_depth}, {config.head} head, {config.schedule}"
+    title = "flat" if config.tree_depth == 1 else f"tree ({shape})"
     return {
         "title": title,
         "source": Path(source).name if Path(source).exists() else source,

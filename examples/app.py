@@ -192,7 +192,7 @@ def setting_fields(model: TreeDiffForDiffusionLM) -> list[gradio.components.Comp
     with gradio.Accordion("Settings"):
         with gradio.Row():
             length = slider(1, longest, min(48, longest), step=1, label="New tokens")
-            passes = slider(depth, 512, max(own.num_steps, depth), step=1, label="Forward passes")
+            passes = slider(depth, 512, max(own.num_steps, depth), step=1, label="Steps")
             remasking_steps = slider(0, 64, own.remasking_steps, step=1, label="of them corrections")
         with gradio.Row():
             temperatures = [

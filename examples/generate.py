@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     text.add_argument("--prompt", help="text to continue")
     text.add_argument("--infill", help="text with gaps: every _ is one token to fill")
     parser.add_argument("--max-new-tokens", type=int, default=48, help="length of new text (default %(default)s)")
-    parser.add_argument("--num-steps", type=int, help="forward passes, by default the model's own number")
+    parser.add_argument("--num-steps", type=int, help="steps, mostly of one pass; by default the model's own number")
     parser.add_argument("--temperature", type=one_or_several, help="one for all levels, or 1.1,0.8: coarsest first")
     parser.add_argument("--top-k", type=int, help="draw among the k likeliest children of a node")
     parser.add_argument("--top-p", type=float, help="draw among the likeliest children with this total probability")

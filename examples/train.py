@@ -66,7 +66,10 @@ def make_parser() -> OptionParser:
     model.add_argument("--tokenizer", help="tokenizer folder or Hub id; default: the tree's; for `flat` the sample's")
     add_size_options(model, tree=SAMPLE)
     add_family_options(
-        parser.add_argument_group("process and head", "MDLM: --tree flat; HDLM: --schedule poisson --head leaf")
+        parser.add_argument_group(
+            "process and head",
+            "MDLM: --tree flat; TDLM: --schedule sequential --head child; HDLM: --schedule poisson --head leaf",
+        )
     )
     add_run_options(parser.add_argument_group("run"))
     add_optimization_options(parser.add_argument_group("optimization"))

@@ -31,13 +31,13 @@ class TreeDiffConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         schedule: how positions lose depth over time, see `level_schedules.py`: "sequential" = one level after the other
             (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
-            The default predicts best in `benchmarks/README.md`.
+            The default predicted best in small trials at depth 2, see `benchmarks/README.md`.
         window_lengths: of the sequential schedule, relative, coarsest level first; by default all are equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
             that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child. By
-            default "node", and on the flat tree "child", which is MDLM's head there.
+            default "node" over trees of depth 2, where it predicted best, else "child", on the flat tree MDLM's head.
         head_rank: size of the output vectors of the "node" head; the others have none.
         loss_chunk_size: positions for which logits are kept at a time in the loss; by default for all. It saves memory
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
@@ -90,7 +90,7 @@ class TreeDiffConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
         if self.head is None:
-            self.head = "child" if self.tree_depth == 1 else "node"
+            self.head = "node" if self.tree_depth == 2 else "child"
         self._check()
         super().__post_init__(**kwargs)
         model_class = "modeling_treediff.TreeDiffForDiffusionLM"
@@ -202,7 +202,8 @@ class TreeDiffConfig(PreTrainedConfig):
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
         if self.window_lengths is not None and self.schedule != "sequential":
             raise ValueError(
-                f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths."
+                f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths, or give "
+                "schedule='sequential'."
             )
         if self.recompute_mlp_layers < 0:
             raise ValueError(f"recompute_mlp_layers must not be negative, got {self.recompute_mlp_layers}.")

@@ -131,5 +131,5 @@ def test_the_fields_start_as_the_models_own_settings(app, model, tokenizer, monk
     components = [component["props"] for component in app.build_page(model, tokenizer).config["components"]]
     values = {component["label"]: component.get("value") for component in components if component.get("label")}
     assert values["Temperature, level 1"] == 1.2 and values["Temperature, tokens"] == 0.7
-    assert (values["Forward passes"], values["Top-p"], values["Order of positions"]) == (99, 0.9, "margin")
+    assert (values["Steps"], values["Top-p"], values["Order of positions"]) == (99, 0.9, "margin")
     assert ".depth-2" in app.looks(model)["css"]

@@ -633,9 +633,12 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     candidates = ablation_table.read_part("candidates")
     means = [nats[name, 0] for name in ablation_table.ranked_candidates(candidates)]
     assert means == sorted(means)
-    line, given = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
-    assert given.count(" ± ") == len(ablations.given_places(16))
-    assert f"| {math.exp(nats['coarse', 0] - nats['mdlm', 0]):.3f} (" in line
+    _, line = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
+    texts = {one["variant"]: one["further"] for one in records if one["seed"] == 0}
+    assert list(texts["coarse"]) == ["validation", "other", *ablations.given_places(16)]
+    for text, measured in texts["coarse"].items():
+        difference = np.mean(measured["windows"]) - np.mean(texts["mdlm"][text]["windows"])
+        assert f"| {math.exp(difference):.3f} (" in line
 
 
 def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
@@ -667,6 +670,18 @@ def test_the_default_is_the_candidate_that_predicted_best():
     config = TreeDiffConfig.from_tree(VocabularyTree.random(20, 5, 2))
     fields = ablations.VARIANTS[best].contender.fields
     assert {name: getattr(config, name) for name in fields} == dict(fields)
+    heads = [TreeDiffConfig.from_tree(VocabularyTree.random(20, 20, depth)).head for depth in (1, 2, 3)]
+    assert heads == ["child", "node", "child"]
+
+
+def test_schedules_are_compared_with_nothing_else_changed():
+    tree = VocabularyTree.random(20, 5, 2)
+    for name, other in ablations.SEQUENTIAL.items():
+        own, sequential = (
+            TreeDiffConfig.from_tree(tree, **ablations.VARIANTS[one].contender.fields) for one in (name, other)
+        )
+        differing = [field for field, value in own.to_dict().items() if sequential.to_dict()[field] != value]
+        assert differing == ["schedule"] and sequential.schedule == "sequential"
 
 
 def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):

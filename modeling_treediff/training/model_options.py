@@ -42,8 +42,10 @@ def add_family_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--schedule", choices=SCHEDULES, default=TreeDiffConfig.schedule, help="(default %(default)s)")
     group.add_argument("--window-lengths", type=float, nargs="+", help="of the sequential schedule, coarse to fine")
     group.add_argument("--time-warp", choices=TIME_WARPS, default=TIME_WARPS[0], help="(default %(default)s)")
-    group.add_argument("--num-timesteps", type=int, metavar="T", help="discrete time (D3PM)")
-    group.add_argument("--head", choices=HEADS, help="(default: node; with --tree flat: child)")
+    group.add_argument(
+        "--num-timesteps", type=int, metavar="T", help="discrete time (D3PM), on flat trees or sequential"
+    )
+    group.add_argument("--head", choices=HEADS, help="(default: node over trees of depth 2, else child)")
     group.add_argument("--head-rank", type=int, default=64, help="of the node head (default %(default)s)")
     group.add_argument("--node-embedding", choices=NODE_EMBEDDINGS, default=NODE_EMBEDDINGS[0], help="(default path)")
     group.add_argument("--loss-chunk-size", type=int, help="positions whose logits are kept at a time")
