@@ -300,10 +300,10 @@ def test_a_kill_while_saving_leaves_a_checkpoint_that_loads(model, checkpoint):
 def test_a_model_trains_on_tiny_sizes_after_loading(checkpoint):
     """Loaded weights are parameters like any other: a step changes them, never the tree."""
     model = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
-    before, bias = model.tree.sha256, model.head.nodes.bias.detach().clone()
+    before, heads = model.tree.sha256, [parameter.detach().clone() for parameter in model.head.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     out = model.train()(torch.tensor([[100, 100]]), labels=torch.tensor([[1, 2]]), timesteps=torch.tensor([0.9]))
     out.loss.backward()
     optimizer.step()
     assert model.tree.sha256 == before
-    assert not torch.equal(model.head.nodes.bias, bias)
+    assert not all(torch.equal(*pair) for pair in zip(model.head.parameters(), heads, strict=True))
