@@ -10,9 +10,8 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff import LevelSchedule, TreeDiffConfig, VocabularyTree
 from modeling_treediff.corpora import Corpus
-from modeling_treediff.level_schedules import SequentialSchedule
 from modeling_treediff.training import (
     DataOptions,
     DiffusionCollator,
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT, help="(default %(default)s)")
     options = parser.parse_args()
     tree, tokenizer = VocabularyTree.from_pretrained(SAMPLE), AutoTokenizer.from_pretrained(SAMPLE)
-    collator = DiffusionCollator(tree, SequentialSchedule(tree.tree_depth))
+    collator = DiffusionCollator(tree, LevelSchedule.from_config(TreeDiffConfig.from_tree(tree)))
     rows = []
     for window in (64, 512):
         for streaming, workers in ((False, 0), (False, 1), (False, 2), (True, 0), (True, 1)):
