@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from ablation_trees import TreeSources
 from autoregressive import WEIGHTS_NAME
-from contenders import CHILD, Contender, budget_config, reference_parameters
+from contenders import TDLM, Contender, budget_config, reference_parameters
 from quality import PROTOCOLS
 from quality_data import SELECTION, PackedData
 from quality_record import OF_TRAINING, check_same, estimate, read_runs
@@ -77,7 +77,7 @@ class Variant:
     @property
     def contender(self) -> Contender:
         """Its model: that of the base, TDLM with the child head, where nothing else is said."""
-        return Contender(self.title, fields=CHILD | dict(self.fields))
+        return Contender(self.title, fields=TDLM | dict(self.fields))
 
 
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}

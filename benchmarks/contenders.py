@@ -14,7 +14,7 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, Vocabulary
 from modeling_treediff.tree_tables import smallest_branching
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
-CHILD = {"schedule": "sequential", "head": "child"}
+TDLM = {"schedule": "sequential", "head": "child"}  # as published
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ CONTENDERS: dict[str, Contender] = {
     "mdlm": Contender("MDLM (flat)", depth=1),
     "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, fields={"loss_chunk_size": CHUNK}),
     "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
-    "tdlm-child": Contender("TDLM, child head", fields=CHILD),
-    "tdlm-node": Contender("TDLM, node head", fields={"schedule": "sequential", "head": "node"}),
+    "tdlm-child": Contender("TDLM, child head", fields=TDLM),
+    "tdlm-node": Contender("TDLM, node head", fields=TDLM | {"head": "node"}),
     "tree-binomial": Contender("tree, binomial, node head", fields={"schedule": "binomial", "head": "node"}),
-    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=CHILD),
-    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=CHILD),
-    "tdlm-random": Contender("TDLM, child head, random tree", fields=CHILD, random_tree=True),
+    "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
+    "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
+    "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
 }
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256")  # fields of a config
 REFERENCE = "mdlm"
