@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from contenders import (
+from benchmarks.contenders import (
     AUTOREGRESSIVE,
     AUTOREGRESSIVE_TITLE,
     CONTENDERS,
@@ -16,7 +16,6 @@ from contenders import (
     same_depth_config,
     unclustered_tree,
 )
-
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 
 COMPARED = ("mdlm", "mdlm-chunked", "hdlm", "tdlm-child", "tdlm-node")

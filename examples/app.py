@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.generation_config_treediff import UNMASKING
-from modeling_treediff.viewing import (
+from modeling_treediff.viewing.drafts import (
     Draft,
     DraftRecorder,
     depth_name,

@@ -39,7 +39,7 @@ from modeling_treediff.building import (
     token_embeddings,
     train_tokenizer,
 )
-from modeling_treediff.corpora import iterate_documents
+from modeling_treediff.text import iterate_documents
 from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, write_tokenizer
 from modeling_treediff.tree_tables import check_feasible, smallest_branching, smallest_depth, tokenizer_size
 from modeling_treediff.vocabulary_tree import VocabularyTree

@@ -17,8 +17,8 @@ from transformers.utils import cached_file
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings
+from modeling_treediff.cli.model_options import FAMILY, MEMORY_FIELDS, add_family_options
 from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
-from modeling_treediff.training.model_options import FAMILY, MEMORY_FIELDS, add_family_options
 from modeling_treediff.tree_tables import smallest_branching, tokenizer_size
 
 DEPTH = 2  # of a tree that is built here

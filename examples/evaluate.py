@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
-from modeling_treediff.corpora import Corpus
 from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts
 from modeling_treediff.model_card_treediff import write_model_card
 from modeling_treediff.model_records_treediff import EVALUATION_RECORD, weights_sha256
+from modeling_treediff.text import Corpus
 from modeling_treediff.training import write_record
 
 

@@ -88,7 +88,7 @@ def load_viewing(options: argparse.Namespace) -> Any:  # noqa: ANN401 -- a modul
     if not options.watch and options.animation is None:
         return None
     try:
-        from modeling_treediff import viewing
+        from modeling_treediff.viewing import drafts as viewing
     except ModuleNotFoundError as error:
         raise ImportError(
             "--watch and --animation need the package and its extra: pip install 'modeling-treediff[demo]'."

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from modeling_treediff.viewing.drafts.tree_map import ReportTable, render_page, report_tables, report_tree
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
@@ -21,9 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building import PIECE_CHARACTERS, TextCounts, count_text, encode_documents, load_embeddings
-from modeling_treediff.corpora import iterate_documents
-from modeling_treediff.inspection import ReportTable, render_page, report_tables, report_tree
-from modeling_treediff.tokens import find_tokens, leading_tokens, token_kinds, token_names
+from modeling_treediff.text import find_tokens, iterate_documents, leading_tokens, token_kinds, token_names
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 MATCHES = 3  # tokens shown for one search

@@ -12,14 +12,12 @@ import re
 import sys
 from pathlib import Path
 
+from modeling_treediff.training.memory.tracker.plan import PRECISIONS, USABLE
 from transformers import AutoConfig
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
-from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
-from modeling_treediff.training.memory import GIBIBYTE, readable
-from modeling_treediff.training.memory_plan import PRECISIONS, USABLE
-from modeling_treediff.training.model_options import (
+from modeling_treediff.cli.model_options import (
     BATCH_SIZE,
     WINDOW,
     add_family_options,
@@ -27,7 +25,9 @@ from modeling_treediff.training.model_options import (
     beside_checkpoint,
     model_fields,
 )
-from modeling_treediff.training.option_files import OptionParser
+from modeling_treediff.cli.option_files import OptionParser
+from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
+from modeling_treediff.training.memory.tracker import GIBIBYTE, readable
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 UNITS = {"M": 2**20, "G": 2**30}  # what makers of GPUs call 24GB is 24 GiB

@@ -14,12 +14,24 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from modeling_treediff.training.memory.tracker.out_of_memory import device_memory, plan_run
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.corpora import Corpus
+from modeling_treediff.cli.model_options import (
+    BATCH_SIZE,
+    FAMILY,
+    MEMORY_FIELDS,
+    WINDOW,
+    add_family_options,
+    add_size_options,
+    beside_checkpoint,
+    model_fields,
+)
+from modeling_treediff.cli.option_files import OptionParser
 from modeling_treediff.model_card_treediff import write_model_card
 from modeling_treediff.model_records_treediff import weights_sha256
+from modeling_treediff.text import Corpus, unigram_entropy
 from modeling_treediff.training import (
     DataOptions,
     TrainingConfig,
@@ -31,22 +43,9 @@ from modeling_treediff.training import (
     memory_report,
     open_training_data,
     train,
-    unigram_entropy,
     write_record,
 )
-from modeling_treediff.training.model_options import (
-    BATCH_SIZE,
-    FAMILY,
-    MEMORY_FIELDS,
-    WINDOW,
-    add_family_options,
-    add_size_options,
-    beside_checkpoint,
-    model_fields,
-)
-from modeling_treediff.training.option_files import OptionParser
-from modeling_treediff.training.out_of_memory import device_memory, plan_run
-from modeling_treediff.training.settings import LEARNING_RATE_SCHEDULES, TRACKERS
+from modeling_treediff.training.run.settings import LEARNING_RATE_SCHEDULES, TRACKERS
 from modeling_treediff.tree_tables import tokenizer_size
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"

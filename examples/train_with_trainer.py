@@ -18,8 +18,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.corpora import read_documents, split_documents
 from modeling_treediff.mask_token import refuse_mask
+from modeling_treediff.text import read_documents, split_documents
 from modeling_treediff.training import DiffusionCollator
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"

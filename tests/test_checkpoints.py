@@ -12,7 +12,8 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_python, tiny_model
+from helpers.models import tiny_model
+from helpers.processes import REPOSITORY, run_python
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_relative_import_files

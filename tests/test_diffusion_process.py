@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import quadrature
+from helpers.quadrature import quadrature
 from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt

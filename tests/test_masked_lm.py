@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import SEQUENTIAL, tiny_model, tokens_by_enumeration
+from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, masked_lm_treediff

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_python, tiny_model, tokens_by_enumeration
+from helpers.models import tiny_model, tokens_by_enumeration
+from helpers.processes import REPOSITORY, run_python
 from transformers import pipeline
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree

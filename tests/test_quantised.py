@@ -6,8 +6,9 @@ torch prints warnings under another, in every process that imports transformers.
 
 import pytest
 import torch
-from conftest import run_python, tiny_model
-from tiny_run import tiny_tree
+from helpers.models import tiny_model
+from helpers.processes import run_python
+from helpers.tiny_run import tiny_tree
 from torch import nn
 from transformers import AutoModel
 

@@ -6,9 +6,9 @@ the data in pickles, and reads the last with all that a pickle can do. So what i
 
 import ast
 
-from conftest import REPOSITORY
+from helpers.processes import REPOSITORY
+from helpers.tiny_run import tiny_network, tiny_run, tiny_tokenizer, tiny_tree
 from peft import LoraConfig, get_peft_model
-from tiny_run import tiny_network, tiny_run, tiny_tokenizer, tiny_tree
 
 PICKLING = {
     "torch.save",

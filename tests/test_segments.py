@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_model
+from helpers.models import tiny_model
 
 LENGTHS = (7, 1, 5, 3)
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_python
+from helpers.processes import REPOSITORY, run_python
 from transformers import AutoTokenizer
 
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -76,7 +76,7 @@ def test_embeddings_alone_gather_the_frequent_tokens():
 
 
 def test_the_tables_show_the_recorded_reports():
-    ran = run_python("benchmarks/trees.py", "--render", "--check")
+    ran = run_python("-m", "benchmarks.trees.run", "--render", "--check")
     assert ran.returncode == 0, ran.stderr
     for file in RECORDS.glob("*.json"):
         assert "dirty" not in record(file.stem)["commit"]

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from bayes_optimal import bayes_optimal, chi_square
-from conftest import SEQUENTIAL, generate_recorded, tiny_model
+from helpers.bayes_optimal import bayes_optimal, chi_square
+from helpers.models import SEQUENTIAL, generate_recorded, tiny_model
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from modeling_treediff.corpora import read_documents
+from modeling_treediff.text import read_documents
 
 SAMPLE = Path(__file__).parents[2] / "tree_artifacts" / "sotu-8k" / "validation.txt.xz"
 CONTEXT, ENDING = 40, 8  # words

@@ -8,19 +8,25 @@ except ImportError as error:
 from .checkpoint_embeddings import load_embeddings
 from .corpus_embeddings import token_embeddings
 from .embedding_matrix import reduce_embeddings
+from .report_tables import ReportTable, report_tables
 from .text_counts import PIECE_CHARACTERS, TextCounts, count_text, encode_documents
 from .tokenizer import train_tokenizer
 from .tree_builder import METHODS, build_tree
+from .tree_report import TreeReport, report_tree
 
 __all__ = [
     "METHODS",
     "PIECE_CHARACTERS",
+    "ReportTable",
     "TextCounts",
+    "TreeReport",
     "build_tree",
     "count_text",
     "encode_documents",
     "load_embeddings",
     "reduce_embeddings",
+    "report_tables",
+    "report_tree",
     "token_embeddings",
     "train_tokenizer",
 ]

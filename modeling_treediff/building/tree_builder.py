@@ -13,8 +13,9 @@ import torch
 from scipy import sparse
 from tqdm import tqdm
 
-from ..tree_tables import check_feasible, smallest_branching
-from ..vocabulary_tree import VocabularyTree
+from modeling_treediff.tree_tables import check_feasible, smallest_branching
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
 from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise_weights
 from .class_bigrams import ROUNDS, Neighbours, cluster_by_neighbours, neighbour_classes
 from .embedding_matrix import checked_embeddings

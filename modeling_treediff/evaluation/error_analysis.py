@@ -17,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.tokens import leading_tokens, token_names
+from modeling_treediff.text import leading_tokens, token_names
 
 from .intervals import NORMAL_QUANTILE, ratio_and_error
 from .level_terms import LevelTerms, Looks, check_readable, measure_levels
@@ -79,7 +79,7 @@ def analyze_errors(
         progress: show bars.
 
     Returns:
-        What `ERRORS_SCHEMA` of benchmarks/error_tables.py says, ready for JSON.
+        What `ERRORS_SCHEMA` of benchmarks/quality/error_tables.py says, ready for JSON.
 
     Raises:
         ValueError: as of `evaluate_texts` and `measure_levels`; fewer than two windows, or fewer corruptions of a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.tokens import KINDS, SPACE, token_kinds, token_names
+from modeling_treediff.text import KINDS, SPACE, token_kinds, token_names
 
 DECILES = 10
 # Articles, pronouns, prepositions, conjunctions, auxiliaries and particles of English.

@@ -5,18 +5,16 @@ try:
 except ImportError as error:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
 
-from .chat import chat_windows
-from .collator import DiffusionCollator
-from .loop import TrainingResult, train
-from .memory import MemoryTracker, PeakMemory, memory_report
-from .memory_plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
-from .preflight import check_run, check_settings, check_windows
-from .records import write_record
-from .settings import TrainingConfig
-from .sources import DataOptions, open_training_data
-from .streaming import StreamedWindows
-from .tokenizing import tokenize_documents
-from .windows import TokenWindows, pack_windows, unigram_entropy
+from .data.chat import chat_windows
+from .data.collator import DiffusionCollator
+from .data.sources import DataOptions, open_training_data
+from .data.streaming import StreamedWindows
+from .memory.plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
+from .memory.tracker import MemoryTracker, PeakMemory, memory_report
+from .run.loop import TrainingResult, train
+from .run.preflight import check_run, check_settings, check_windows
+from .run.records import write_record
+from .run.settings import TrainingConfig
 
 __all__ = [
     "DataOptions",
@@ -25,7 +23,6 @@ __all__ = [
     "MemoryTracker",
     "PeakMemory",
     "StreamedWindows",
-    "TokenWindows",
     "TrainingConfig",
     "TrainingResult",
     "TrainingStep",
@@ -36,10 +33,7 @@ __all__ = [
     "largest_batch",
     "memory_report",
     "open_training_data",
-    "pack_windows",
     "plan_memory",
-    "tokenize_documents",
     "train",
-    "unigram_entropy",
     "write_record",
 ]

@@ -1,0 +1,175 @@
+"""The records of `memory.py` as tables and as a figure; the memory of MDLM is what all others are compared to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.contenders import CONTENDERS, REFERENCE
+from benchmarks.matched_models import BUDGET, DEPTH, by_title
+from benchmarks.places import ROOT
+from benchmarks.report.marked_tables import table
+from benchmarks.report.record_schema import Schema, read_record
+from modeling_treediff.atomic_files import write_atomically
+
+RECORD = ROOT / "benchmarks" / "results" / "memory.json"
+FIGURE = ROOT / "benchmarks" / "figures" / "memory.png"
+GIBIBYTE = 2**30
+VOCABULARY, HIDDEN_SIZE, BATCH = 50_257, 768, 32  # the reference point
+ROW: Schema = {
+    **dict.fromkeys(("contender", "variant", "peak_phase"), str),
+    **dict.fromkeys(("layers", "parameters", "batch_size", "vocab_size", "hidden_size", "peak_bytes"), int),
+    "matched": [str],
+    "parts_bytes": dict,
+}
+SCHEMA: Schema = {"commit": str, "device": str, "length": int, "precision": str, "measured": bool, "rows": [ROW]}
+COLOURS = {name: f"C{number}" for number, name in enumerate(CONTENDERS)}
+
+Record = dict[str, Any]
+Row = Mapping[str, Any]
+
+
+def read_memory(file: Path = RECORD) -> Record:
+    """Return the record; ValueError if it is missing, lacks anything, or the parts of a row are not its peak."""
+    record = read_record(file, SCHEMA)
+    for row in record["rows"]:
+        if sum(row["parts_bytes"].values()) != row["peak_bytes"]:
+            raise ValueError(f"{file.stem}: the parts of a row of {row['contender']} do not sum to its peak.")
+    return record
+
+
+def select(record: Record, **fields: Any) -> list[Row]:  # noqa: ANN401
+    """Return the rows with these values; with variant "lean", the default, unless that is given."""
+    fields = {"variant": "lean"} | fields
+    return [row for row in record["rows"] if all(row[name] == value for name, value in fields.items())]
+
+
+def peaks_table(record: Record) -> str:
+    """Return planned peaks at the reference point, by batch, with their ratio to MDLM's."""
+    rows = select(record, vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)
+    batches = sorted({row["batch_size"] for row in rows})
+    lines = []
+    for title, models in by_title(rows).items():
+        cells = {
+            row["batch_size"]: f"{row['peak_bytes'] / GIBIBYTE:.2f} GiB ({ratio(record, row):.2f})" for row in models
+        }
+        lines.append([title, str(models[0]["layers"]), *(cells[batch] for batch in batches)])
+    return table(("model", "layers", *(f"batch {batch}" for batch in batches)), lines) + (
+        f"\nPlanned peak of a training step, and its ratio to MDLM's; V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, "
+        f"{_protocol(record)}.\n"
+    )
+
+
+def ratios_table(record: Record) -> str:
+    """Return the ratio of planned peaks to MDLM's by vocabulary and hidden size, at one batch."""
+    rows = select(record, batch_size=BATCH)
+    columns = sorted({(row["hidden_size"], row["vocab_size"]) for row in rows})
+    lines = []
+    for title, models in by_title(rows).items():
+        cells = {(row["hidden_size"], row["vocab_size"]): f"{ratio(record, row):.2f}" for row in models}
+        lines.append([title, *(cells[column] for column in columns)])
+    header = (f"d = {hidden_size}, V = {vocab_size:,}" for hidden_size, vocab_size in columns)
+    return table(("model", *header), lines) + (
+        f"\nPlanned peak of a training step, as a ratio to MDLM's; batch {BATCH}, {_protocol(record)}.\n"
+    )
+
+
+def measured_table(record: Record) -> str:
+    """Return what a GPU allocated beside what was planned, row by row; ValueError if the record has plans alone."""
+    if not record["measured"]:
+        raise ValueError("The record has plans alone, no measurement: run memory.py --device cuda.")
+    lines = []
+    for title, models in by_title(record["rows"]).items():
+        for row in models:
+            sizes = (f"{row[name]:,}" for name in ("vocab_size", "hidden_size", "batch_size"))
+            lines.append([title, row["variant"], *sizes, *_measured_cells(row)])
+    header = (
+        "model",
+        "variant",
+        "V",
+        "d",
+        "batch",
+        "planned",
+        "allocated",
+        "reserved",
+        "planned / allocated",
+        "a step",
+    )
+    return table(header, lines) + f"\n{record['device']}; {_protocol(record)}.\n"
+
+
+def ratio(record: Record, row: Row) -> float:
+    """Return a row's peak as a ratio to MDLM's in a step of the same batch, vocabulary, size and variant."""
+    names = ("variant", "batch_size", "vocab_size", "hidden_size")
+    (reference,) = select(record, contender=REFERENCE, **{name: row[name] for name in names})
+    return row["peak_bytes"] / reference["peak_bytes"]
+
+
+def draw(record: Record, file: Path = FIGURE) -> None:
+    """Draw the peak over the batch, what it is made of, and its ratio to MDLM's over the vocabulary."""
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    over_batch, by_part, over_vocabulary = figure.subplots(1, 3)
+    rows = select(record, vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)
+    _draw_peaks(over_batch, rows)
+    _draw_parts(by_part, [row for row in rows if row["batch_size"] == BATCH])
+    _draw_ratios(over_vocabulary, select(record, batch_size=BATCH), record)
+    figure.suptitle(f"Planned memory of a training step; {_protocol(record)}", fontsize="medium")
+    handles, labels = over_batch.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=80))
+
+
+def _measured_cells(row: Row) -> list[str]:
+    plan = f"{row['peak_bytes'] / GIBIBYTE:.2f} GiB"
+    if "not_measured" in row:
+        return [plan, row["not_measured"], "", "", ""]
+    measured = (f"{row[name] / GIBIBYTE:.2f} GiB" for name in ("allocated_bytes", "reserved_bytes"))
+    share = row["peak_bytes"] / row["allocated_bytes"]
+    return [plan, *measured, f"{share:.2f}", f"{1000 * row['step_seconds']:.0f} ms"]
+
+
+def _draw_peaks(axes: Axes, rows: list[Row]) -> None:
+    for kind, line in ((BUDGET, "-"), (DEPTH, "--")):
+        for title, models in by_title(rows, [kind]).items():
+            places = [row["batch_size"] for row in models]
+            peaks = [row["peak_bytes"] / GIBIBYTE for row in models]
+            label = title if kind == BUDGET else None
+            axes.plot(places, peaks, "o", color=COLOURS[models[0]["contender"]], linestyle=line, label=label)
+    axes.set(xlabel="windows per batch", ylabel="peak, GiB", ylim=(0, None))
+    axes.set_title(f"V = {VOCABULARY:,}, d = {HIDDEN_SIZE}; dashed: same depth", fontsize="medium")
+    axes.grid(alpha=0.3)
+
+
+def _draw_parts(axes: Axes, rows: list[Row]) -> None:
+    models = {title: row for title, (row,) in by_title(rows, [BUDGET]).items()}
+    titles = [f"{title}\n{row['layers']} layers" for title, row in models.items()]
+    axes.set_prop_cycle(color=list(colormaps["Dark2"](range(8))))  # not those of the models
+    base = [0.0] * len(models)
+    for name in dict.fromkeys(name for row in models.values() for name in row["parts_bytes"]):
+        sizes = [row["parts_bytes"].get(name, 0) / GIBIBYTE for row in models.values()]
+        axes.barh(titles, sizes, left=base, label=name)
+        base = [start + size for start, size in zip(base, sizes, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlabel="GiB at the peak")
+    axes.set_title(f"same budget, batch {BATCH}, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}", fontsize="medium")
+    axes.legend(fontsize="small", loc="lower right")
+
+
+def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
+    widths = sorted({row["hidden_size"] for row in rows})
+    for hidden_size, line in zip(widths, ("-", "--"), strict=False):
+        of_width = [row for row in rows if row["hidden_size"] == hidden_size]
+        for models in by_title(of_width, [BUDGET]).values():
+            places, ratios = [row["vocab_size"] / 1000 for row in models], [ratio(record, row) for row in models]
+            axes.plot(places, ratios, "o", color=COLOURS[models[0]["contender"]], linestyle=line)
+    axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / MDLM's", ylim=(0, None))
+    axes.set_title(f"same budget, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
+    axes.grid(alpha=0.3)
+
+
+def _protocol(record: Record) -> str:
+    return f"windows of {record['length']} tokens, {record['precision']}, AdamW; commit {record['commit']}"

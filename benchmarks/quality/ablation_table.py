@@ -1,0 +1,154 @@
+"""The records of `ablations.py` as tables."""
+
+import math
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from benchmarks.places import RESULTS
+from benchmarks.quality.ablations import BASE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
+from benchmarks.quality.data import VALIDATION
+from benchmarks.report.marked_tables import table
+from benchmarks.report.record_schema import Schema, check_schema, read_record
+
+ESTIMATE: dict[str, Schema] = {"nats": float, "standard_error": float, "interval": [float]}
+RUN: dict[str, Schema] = {
+    **{"variant": str, "group": str, "title": str, "seed": int, "num_hidden_layers": int, "parameters": int},
+    **{"nats": float, "interval": [float], "difference": ESTIMATE, "level_losses": [float], "branching": int},
+}
+SCHEMA: dict[str, Schema] = {
+    "protocol": {"steps": int, "batch_size": int, "window": int},
+    "learning_rate": float,
+    "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
+    "runs": [RUN],
+}
+FURTHER: Schema = ESTIMATE | {"to_mdlm": ESTIMATE}
+CANDIDATES_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "further": {VALIDATION: FURTHER}}]}
+UNCHANGED = (BASE, "mdlm")  # what differences are to
+COMMON = ("layers", "seed", "nats/token", "by level")  # columns
+
+Record = dict[str, Any]
+
+
+def read_part(part: str) -> Record:
+    """Return the record of a part of the ablations; ValueError if it is missing or lacks anything."""
+    record = read_record(RESULTS / f"{RECORDS[part]}.json", CANDIDATES_SCHEMA if part == "candidates" else SCHEMA)
+    if part == "candidates":
+        for index, run in enumerate(record["runs"]):
+            for title in record["runs"][0]["further"]:
+                check_schema(run["further"].get(title), FURTHER, f"{RECORDS[part]}.runs[{index}].further.{title}")
+    return record
+
+
+def trees_table(record: Record) -> str:
+    """Return a row for each source of clusters, a column for each order of siblings; differences to the base."""
+    found = {run["variant"]: run for run in record["runs"] if run["seed"] == SEEDS[0]}
+    names = {(VARIANTS[name].source, VARIANTS[name].order): name for name in found if name in VARIANTS}
+    if missing := [f"{source}, {order}" for source in SOURCES for order in ORDERS if (source, order) not in names]:
+        raise ValueError(f"{RECORDS['trees']} lacks trees: {'; '.join(missing)}.")
+    rows = [
+        [title, *(_with_difference(found[names[source, order]]) for order in ORDERS)]
+        for source, title in SOURCES.items()
+    ]
+    header = ("clusters", *(f"siblings {title}" for title in ORDERS.values()))
+    return f"{table(header, rows)}\n{_facts(record)}"
+
+
+def ablation_table(record: Record) -> str:
+    """Return a row for each variant, the best of a group first; differences to the base, or MDLM, of the same seed.
+
+    Trees have a table of their own.
+    """
+    shown = [run for run in record["runs"] if run["group"] != TREE]
+    groups = list(dict.fromkeys(run["group"] for run in shown))
+    ordered = sorted(shown, key=lambda run: (groups.index(run["group"]), run["nats"]))
+    header = ("question", "variant", *COMMON, "to the base (to MDLM among its own)")
+    rows = [[run["group"], run["title"], *_common(run), _difference(run)] for run in ordered]
+    return f"{table(header, rows)}\n{_facts(record)}"
+
+
+def candidates_table(record: Record) -> str:
+    """Return a row for each variant and seed, the best variant first; a second table has what is measured further.
+
+    The first has the windows that the default is chosen by, the second the ratios to MDLM's perplexity on others.
+    """
+    runs = [run for variant in ranked_candidates(record) for run in candidate_runs(record, variant)]
+    header = ("variant (question)", *COMMON, "to the base", "to the same with `sequential`")
+    chosen = table(header, [[_name(run), *_common(run), _difference(run), _schedule_alone(run)] for run in runs])
+    titles = list(runs[0]["further"])
+    rows = [[_name(run), f"{run['seed']}", *(_ratio(run, title) for title in titles)] for run in runs]
+    further = table(("perplexity, to MDLM's", "seed", *titles), rows)
+    return f"{chosen}\n{further}\n{_facts(record)}"
+
+
+def headline(record: Record, texts: Sequence[str]) -> str:
+    """Return what the best variant, which is the default, is against MDLM, on the held-out text and on others."""
+    trees = [name for name in ranked_candidates(record) if name != "mdlm"]
+    runs = candidate_runs(record, trees[0])
+    ratios = " and ".join(f"{_ratio(run, VALIDATION)} with seed {run['seed']}" for run in runs)
+    elsewhere = "; ".join(
+        ", ".join(f"{math.exp(run['further'][text]['to_mdlm']['nats']):.2f}" for text in texts) for run in runs
+    )
+    return (
+        f"**The default** ({runs[0]['title']}) predicted best among {len(trees)} trees with one learning rate, "
+        f"{record['learning_rate']:g}. Perplexity to MDLM's: {ratios}; on the texts of other kinds {elsewhere}."
+    )
+
+
+def ranked_candidates(record: Record) -> list[str]:
+    """Return the variants, the best mean over seeds first."""
+    variants = dict.fromkeys(run["variant"] for run in record["runs"])
+    return sorted(variants, key=lambda name: mean(run["nats"] for run in candidate_runs(record, name)))
+
+
+def candidate_runs(record: Record, variant: str) -> list[Record]:
+    """Return the runs of a variant, one for each seed."""
+    return sorted((run for run in record["runs"] if run["variant"] == variant), key=lambda run: run["seed"])
+
+
+def _name(run: Record) -> str:
+    return f"{run['title']} ({run['group']})"
+
+
+def _schedule_alone(run: Record) -> str:
+    return _spread(run["to_sequential"], "+") if "to_sequential" in run else ""
+
+
+def _with_difference(run: Record) -> str:
+    return f"{run['nats']:.3f}" + ("" if run["variant"] in UNCHANGED else f" ({_difference(run)})")
+
+
+def _common(run: Record) -> list[str]:
+    levels = " + ".join(f"{share:.2f}" for share in run["level_losses"])
+    return [f"{run['num_hidden_layers']}", f"{run['seed']}", _spread(run, ""), levels]
+
+
+def _difference(run: Record) -> str:
+    return "–" if run["variant"] in UNCHANGED else _spread(run["difference"], "+")
+
+
+def _ratio(run: Record, title: str) -> str:
+    figures = run["further"][title]["to_mdlm"]
+    low, high = (math.exp(end) for end in figures["interval"])
+    return "1" if run["variant"] == "mdlm" else f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
+
+
+def _spread(estimate: Record, sign: str) -> str:
+    low, high = estimate["interval"]
+    return f"{estimate['nats']:{sign}.3f} ± {(high - low) / 2:.3f}"
+
+
+def _facts(record: Record) -> str:
+    protocol, made = record["protocol"], record["trained_with"]
+    seen = protocol["steps"] * protocol["batch_size"] * protocol["window"]
+    return (
+        f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
+        f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % interval over "
+        f"blocks of the text, of differences paired; it says nothing of other seeds: two of one variant differ by up "
+        f"to {_seed_gap(record):.3f}. {made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
+    )
+
+
+def _seed_gap(record: Record) -> float:
+    runs = [[run["nats"] for run in candidate_runs(record, name)] for name in ranked_candidates(record)]
+    return max(max(nats) - min(nats) for nats in runs)

@@ -1,0 +1,302 @@
+"""Which choices matter: one thing at a time is changed in the TDLM model of the quality benchmark.
+
+python -m benchmarks.quality.run pack --form cpu                                       # once: texts to tokens
+python -m benchmarks.quality.ablations train --parallel 2 --embeddings runs/embeddings.safetensors
+python -m benchmarks.quality.ablations collect                                             # benchmarks/results/ablations.json
+
+Both with `--part trees`: where clusters come from, in every order of siblings. With `--part candidates`: what may
+become a default, trained as long as in `quality.py` and with its seeds; when it is chosen by the same windows as all
+others, also measured on what `quality.py` reports, and on windows of which a part is given.
+
+The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
+learning rate, and one seed but for the base. What is measured are the windows that `quality.py` selects by, so that its
+validation windows stay unseen. `--embeddings`, needed by some trees, are (50257, E) vectors of GPT-2's tokens under the
+name `embedding`.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters
+from benchmarks.places import ROOT
+from benchmarks.quality.ablation_trees import TreeSources
+from benchmarks.quality.autoregressive import WEIGHTS_NAME
+from benchmarks.quality.data import SELECTION, PackedData
+from benchmarks.quality.record import OF_TRAINING, check_same, estimate, read_runs
+from benchmarks.quality.run import PROTOCOLS
+from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
+from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
+from modeling_treediff import VocabularyTree
+from modeling_treediff.diffusion_process import nelbo_terms
+from modeling_treediff.training import write_record
+
+STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
+BASE, TREE = "base", "tree"  # a variant, a group
+CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")
+# The variant that differs in nothing but the schedule.
+SEQUENTIAL = {"binomial": BASE, "binomial-node": "node-64", "poisson": BASE, "poisson-node": "node-64"}
+RECORDS = {"choices": "ablations", "trees": "ablations_trees", "candidates": "ablations_candidates"}  # by part
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change.
+
+    Attributes:
+        group: the question that it belongs to.
+        title: as the table names it.
+        fields: of the config.
+        source: of the tree's clusters, see SOURCES.
+        order: of siblings, see ORDERS.
+        depth, branching: of the tree, 1 for MDLM; the fan-out by default the smallest possible.
+        level_weights: of the training loss, coarsest level first; the bound has 1 for each.
+        settings: of the training.
+
+    """
+
+    group: str
+    title: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "class-bigrams"
+    order: str = "frequency"
+    depth: int = 2
+    branching: int | None = None
+    level_weights: tuple[float, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def contender(self) -> Contender:
+        """Its model: that of the base, TDLM with the child head, where nothing else is said."""
+        return Contender(self.title, fields=TDLM | dict(self.fields))
+
+
+ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
+SOURCES = {
+    "class-bigrams": "by neighbours in the text",
+    "corpus": "k-means of embeddings from the text",
+    "embeddings": "k-means of another model's embeddings",
+    "random": "random",
+    "frequency": "by frequency",
+}
+
+
+def _trees() -> dict[str, Variant]:
+    found = {
+        f"tree-{source}-{order}": Variant(
+            TREE, f"clusters {SOURCES[source]}, siblings {ORDERS[order]}", source=source, order=order
+        )
+        for source in SOURCES
+        for order in ORDERS
+    }
+    del found["tree-class-bigrams-frequency"]  # the base
+    return found
+
+
+VARIANTS: dict[str, Variant] = {
+    BASE: Variant(BASE, "clusters by neighbours in the text, siblings by frequency, D=2, K=91, child head, sequential"),
+    **_trees(),
+    **{
+        f"node-{rank}": Variant("head", f"node head, rank {rank}", {"head": "node", "head_rank": rank})
+        for rank in (16, 32, 64, 128)
+    },
+    "leaf": Variant("head", "leaf head", {"head": "leaf"}),
+    "free": Variant("embedding", "free input embedding", {"node_embedding": "free"}),
+    "free-node": Variant("embedding", "free, node head", {"node_embedding": "free", "head": "node"}),
+    "k128": Variant("shape", "D=2, K=128", branching=128),
+    "d3": Variant("shape", "D=3, K=21", depth=3),
+    "d3-node": Variant("shape", "D=3, K=21, node head", {"head": "node"}, depth=3),
+    "d4": Variant("shape", "D=4, K=10", depth=4),
+    "d6": Variant("shape", "D=6, K=5", depth=6),
+    **{
+        f"{schedule}{'-node' * (head == 'node')}": Variant(
+            "schedule", f"{schedule}, {head} head", {"schedule": schedule, "head": head}
+        )
+        for schedule in ("binomial", "poisson")
+        for head in ("child", "node")
+    },
+    "mdlm": Variant("MDLM", "flat", depth=1),
+    "mdlm-free": Variant("MDLM", "flat, free input embedding", {"node_embedding": "free"}, depth=1),
+    "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"smallest_fraction": 1e-3}),
+    "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
+    "early": Variant("training times", "from 0.001 of a window", settings={"smallest_fraction": 1e-3}),
+    "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
+    "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
+}
+
+
+def main() -> None:
+    """Do what the command line says."""
+    options = parse_arguments()
+    stem, wanted = RECORDS[options.part], wanted_runs(options.part)
+    folder = options.folder or Path("runs", stem, options.form)
+    if options.what == "collect":
+        path = options.output or ROOT / "benchmarks" / "results" / f"{stem}.json"
+        collect(path, read_runs(folder), wanted)
+    elif options.what == "run":
+        run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
+    else:
+        shared = ["-m", "benchmarks.quality.ablations", "run", "--form", options.form, "--folder", str(folder)]
+        shared += ["--embeddings", options.embeddings, "--part", options.part]
+        RunQueue(folder, options.parallel).take(
+            {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in wanted}
+        )
+
+
+def wanted_runs(part: str) -> list[tuple[str, int]]:
+    """Return variants and seeds of a part."""
+    if part == "candidates":
+        return [(name, seed) for seed in SEEDS for name in CANDIDATES]
+    names = [name for name in VARIANTS if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
+    return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
+    shared.add_argument("--part", choices=RECORDS, default="choices", help="(default %(default)s)")
+    shared.add_argument("--folder", type=Path, help="of the runs; default: runs/NAME OF THE RECORD/FORM")
+    training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
+    training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
+    single = commands.add_parser("run", parents=[shared], help="a single run")
+    single.add_argument("--variant", choices=VARIANTS, required=True)
+    single.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    for command in (training, single):
+        command.add_argument("--embeddings", default="", help=".safetensors file with vectors of GPT-2's tokens")
+    collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
+    collecting.add_argument("--output", type=Path, help="default: in benchmarks/results, by the part")
+    return parser.parse_args()
+
+
+def run(name: str, options: argparse.Namespace, folder: Path) -> None:
+    """Train one variant, measure it, and write the record."""
+    variant, protocol = VARIANTS[name], PROTOCOLS[options.form]
+    if options.part != "candidates":
+        protocol = shortened(protocol)
+    data = PackedData.load(Path("runs", "quality", options.form, "data"))
+    settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed, **variant.settings)
+    identity = {"variant": name, "learning_rate": LEARNING_RATE, "protocol": plain(asdict(protocol))}
+    with locked(folder):
+        trained = begin(folder, identity, data, options.seed)
+        if not (settings.output_dir / WEIGHTS_NAME).exists():
+            tree = make_tree(variant, data, options.embeddings)
+            budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
+            config = budget_config(variant.contender, tree, budget, **protocol.sizes)
+            with weighted_levels(variant.level_weights):
+                train_model(config, tree, data, protocol, settings)
+        model = load_model(settings.output_dir)
+        windows = data.measured_windows(SELECTION, protocol.window, protocol.measured_windows)
+        facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
+        if options.part == "candidates":
+            others = [text for text in data.measured if text != SELECTION]
+            measured = [data.measured_windows(text, protocol.window, protocol.measured_windows) for text in others]
+            facts["further"] = {
+                text: measured_text(model, some, protocol.samples) for text, some in zip(others, measured, strict=True)
+            } | {
+                title: measured_text(model, windows, protocol.samples, given_T)
+                for title, given_T in given_places(protocol.window).items()
+            }
+        facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
+        shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
+        write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
+
+
+def given_places(length: int) -> dict[str, torch.Tensor]:
+    """Return which places of a window (T,) are given where not all of it is to be written, as a prompt or around a gap.
+
+    In both, the open half has the same length.
+    """
+    place_T = torch.arange(length)
+    after, within = length // 2, length // 4
+    return {
+        "the second half, given the first": place_T < after,
+        "the middle half, given what is around it": (place_T < within) | (place_T >= within + length - after),
+    }
+
+
+def make_tree(variant: Variant, data: PackedData, embeddings: str) -> VocabularyTree:
+    """Return the tree of a variant."""
+    sources = TreeSources(data, embeddings, str(ROOT / "tree_artifacts" / "gpt2"))
+    if variant.depth == 1:
+        return VocabularyTree.flat(sources.vocab_size)
+    return sources.build(variant.source, variant.order, variant.depth, variant.branching)
+
+
+def shortened(protocol: Protocol) -> Protocol:
+    """Return the protocol with the steps of an ablation, unless it has fewer."""
+    return replace(protocol, steps=min(STEPS, protocol.steps))
+
+
+def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager:
+    """Return the context in which the training loss has these weights for the levels; measuring has none."""
+    if weights is None:
+        return nullcontext()
+
+    def weighted(*arguments: Any) -> torch.Tensor:  # noqa: ANN401 -- those of `nelbo_terms`
+        terms_BTD = nelbo_terms(*arguments)
+        return terms_BTD * torch.tensor(weights, device=terms_BTD.device)
+
+    return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
+
+
+def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:
+    """Write all wanted runs into one record, with differences to the base, or to MDLM among its variants, and to MDLM.
+
+    Raises:
+        ValueError: runs are missing, or do not compare.
+
+    """
+    check_same(runs)
+    found = {(record["variant"], record["seed"]): record for record in runs}
+    if missing := [f"{name}, seed {seed}" for name, seed in wanted if (name, seed) not in found]:
+        raise ValueError(f"These runs are missing: {'; '.join(missing)}. ablations.py train makes them.")
+    rows = []
+    for name, seed in wanted:
+        base = "mdlm" if name.startswith("mdlm") else BASE
+        others = {"difference": base, "to_mdlm": "mdlm", "to_sequential": SEQUENTIAL.get(name, "")}
+        rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))
+    order = list(VARIANTS)
+    rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
+    facts = {
+        "protocol": runs[0]["protocol"],
+        "learning_rate": LEARNING_RATE,
+        "trained_with": {name: runs[0]["trained"][name] for name in (*OF_TRAINING, "device")},
+        "runs": rows,
+    }
+    write_record(path, facts, seed=SEEDS[0])
+
+
+def summarised(record: dict[str, Any], others: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """Return a run as the record keeps it: figures in place of windows, with differences to others that there are."""
+    own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
+    row = {name: record[name] for name in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
+    row |= {name: difference(record, other) for name, other in others.items() if other is not None}
+    if "further" in record and (mdlm := others["to_mdlm"]) is not None:
+        row["further"] = {
+            title: estimate(text["windows"]) | {"to_mdlm": difference(text, mdlm["further"][title])}
+            for title, text in record["further"].items()
+        }
+    return row
+
+
+def difference(text: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return by how many nats per token two measurements of the same windows differ, paired."""
+    return estimate(np.subtract(text["windows"], other["windows"]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"ablations.py: error: {error}")

@@ -1,0 +1,68 @@
+"""What `examples/analyze_errors.py` records of two models, and the page of it as Markdown."""
+
+from typing import Any
+
+from benchmarks.report.record_schema import Schema, check_schema
+from modeling_treediff.evaluation.error_tables import error_markdown, summary
+
+ESTIMATE: Schema = {"value": float, "standard_error": float, "interval": [float]}
+ESTIMATES: Schema = {"total": ESTIMATE, "levels": [ESTIMATE]}
+COMPARED: dict[str, Schema] = dict.fromkeys(("model", "reference", "difference"), ESTIMATES)
+COUNTED: dict[str, Schema] = {"tokens": int, "windows": int, "relative": ESTIMATE}
+MODEL: Schema = {
+    **dict.fromkeys(("title", "source", "head", "schedule", "tree_sha256"), str),
+    **dict.fromkeys(("tree_depth", "num_hidden_layers", "hidden_size", "parameters"), int),
+    "weights_sha256": dict,
+}
+NODE: dict[str, Schema] = {"level": int, "node": int, "node_tokens": [str]}
+ERRORS_SCHEMA: Schema = {
+    **dict.fromkeys(("command", "commit", "device", "counts_of", "protocol"), str),
+    **dict.fromkeys(("seed", "num_windows", "num_tokens", "num_samples", "tree_depth"), int),
+    "versions": dict,
+    "text": {"name": str},
+    "models": {"model": MODEL, "reference": MODEL},
+    "rows": [{"grouping": str, "group": str, **COUNTED, **COMPARED}],
+    "right": [{"level": int, **dict.fromkeys(COMPARED, ESTIMATE)}],
+    "confusions": list,
+    "clusters": list,
+}
+CONFUSION: Schema = {
+    **NODE,
+    "taken_for": int,
+    "taken_for_tokens": [str],
+    **dict.fromkeys(("tokens", "share", "probability", "reference_share"), float),
+}
+CLUSTER: Schema = {**NODE, "nats": float, **COUNTED, **COMPARED}
+
+
+def check_errors(record: dict[str, Any]) -> None:
+    """Raise ValueError unless a record is that of a comparison; only lists of clusters may be empty."""
+    check_schema(record, ERRORS_SCHEMA, "errors")
+    for name, schema in (("confusions", CONFUSION), ("clusters", CLUSTER)):
+        for index, row in enumerate(record[name]):
+            check_schema(row, schema, f"errors.{name}[{index}]")
+
+
+def errors_section(record: dict[str, Any]) -> str:
+    """Return what was found in sentences, the tables, and how it was measured."""
+    check_errors(record)
+    return f"{error_markdown(record)}\n{_facts(record)}"
+
+
+def errors_in_short(record: dict[str, Any]) -> str:
+    """Return what was found in sentences alone, and how it was measured."""
+    check_errors(record)
+    return "".join(f"- {sentence}\n" for sentence in summary(record)) + f"\n{_facts(record)}"
+
+
+def _facts(record: dict[str, Any]) -> str:
+    models = " and ".join(
+        f"{one['title']} with {one['num_hidden_layers']} layers of {one['hidden_size']}, "
+        f"{one['parameters'] / 1e6:.2f}M parameters"
+        for one in record["models"].values()
+    )
+    return (
+        f"{models[0].upper()}{models[1:]}, on {record['text']['name']}, {record['num_samples']} corruptions of a "
+        f"window, seed {record['seed']}; frequencies of {record['counts_of']}; {record['device']}, commit "
+        f"{record['commit']}.\n"
+    )

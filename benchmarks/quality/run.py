@@ -1,0 +1,146 @@
+"""Perplexity side by side: every contender with the same parameters, text, order, tokens seen and optimizer grid.
+
+python -m benchmarks.quality.run pack --form cpu --zero-shot runs/zero_shot/*.txt.xz   # texts to tokens, and trees
+python -m benchmarks.quality.run train --form cpu --parallel 2                         # all runs that are not done
+python -m benchmarks.quality.run collect --form cpu                                    # benchmarks/results/quality_cpu.json
+
+Forms: `cpu`, on the embedded sample (8,192 tokens); `gpu`, on texts given to `pack`, in GPT-2's tokens; `rehearsal`,
+the same on two cores in minutes; `tiny`, for tests. Everything goes on from where it stopped: with `--seconds` a call
+ends after so many, saving first.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS
+from benchmarks.places import ROOT
+from benchmarks.quality.data import PackedData, pack
+from benchmarks.quality.record import Run, best_runs, check_same, leaders, read_runs, write_quality
+from benchmarks.quality.run_queue import RunQueue
+from benchmarks.quality.training import Protocol, run
+
+SAMPLE = ROOT / "tree_artifacts" / "sotu-8k"
+NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIVE)  # whose result is MDLM's
+LEADERS = 2
+DEPTHS = (2, 3, 4)
+SMALL = {"hidden_size": 128, "num_attention_heads": 4, "max_position_embeddings": 64, "rope_theta": 100.0}
+PROTOCOLS = {
+    "cpu": Protocol(
+        reference_layers=4,
+        sizes=SMALL,
+        window=64,
+        batch_size=16,
+        steps=2500,
+        warmup_steps=100,
+        learning_rates=(1e-3, 2e-3, 4e-3),
+        seeds=(0, 1),
+    ),
+    "gpu": Protocol(
+        reference_layers=8,
+        sizes={"hidden_size": 512, "num_attention_heads": 8, "max_position_embeddings": 256, "rope_theta": 1000.0},
+        window=256,
+        batch_size=64,
+        steps=1200,
+        warmup_steps=100,
+        learning_rates=(7e-4, 2e-3),
+        seeds=(0, 1),
+        precision="bf16",
+    ),
+    "rehearsal": Protocol(
+        reference_layers=1,
+        # Wide enough that the node head, 64 numbers for each of GPT-2's tokens, leaves something for layers.
+        sizes={"hidden_size": 80, "num_attention_heads": 2, "max_position_embeddings": 32},
+        window=32,
+        batch_size=2,
+        steps=4,
+        warmup_steps=1,
+        learning_rates=(1e-3,),
+        seeds=(0, 1),
+        precision="bf16",
+        curve_points=1,
+        curve_windows=8,
+        measured_windows=4,
+    ),
+    "tiny": Protocol(
+        reference_layers=2,
+        sizes=SMALL | {"hidden_size": 64, "max_position_embeddings": 16},
+        window=16,
+        batch_size=4,
+        steps=8,
+        warmup_steps=2,
+        learning_rates=(1e-3,),
+        seeds=(0, 1),
+        curve_points=2,
+        curve_windows=4,
+        measured_windows=8,
+    ),
+}
+
+
+def main() -> None:
+    """Do what the command line says."""
+    options = parse_arguments()
+    folder = options.folder or Path("runs", "quality", options.form)
+    protocol = PROTOCOLS[options.form]
+    if options.what == "pack":
+        validation = None if options.text else SAMPLE / "validation.txt.xz"
+        texts = options.text or [SAMPLE / "train.txt.xz"]
+        pack(folder / "data", options.tokenizer, texts, validation, options.zero_shot, DEPTHS)
+    elif options.what == "train":
+        PackedData.load(folder / "data")  # says what is missing before any run is begun
+        take_all(RunQueue(folder, options.parallel, options.seconds), options.form, protocol)
+    elif options.what == "run":
+        target = folder / Run(options.contender, options.learning_rate, options.seed).name
+        data = PackedData.load(folder / "data")
+        run(options.contender, data, protocol, target, options.learning_rate, options.seed)
+    else:
+        output = options.output or ROOT / "benchmarks" / "results" / f"quality_{options.form}.json"
+        write_quality(output, read_runs(folder), PackedData.load(folder / "data").manifest, NAMES)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="(default %(default)s)")
+    shared.add_argument("--folder", type=Path, help="of data and runs; default: runs/quality/FORM")
+    packing = commands.add_parser("pack", parents=[shared], help="texts to tokens, and trees")
+    packing.add_argument("--zero-shot", type=Path, nargs="+", default=[], help="texts that are only measured on")
+    packing.add_argument("--text", type=Path, nargs="+", help="texts to train on (default: the embedded sample)")
+    packing.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
+    training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
+    training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
+    training.add_argument("--seconds", type=float, help="stop after so many, saving first")
+    single = commands.add_parser("run", parents=[shared], help="a single run")
+    single.add_argument("--contender", choices=NAMES, required=True)
+    single.add_argument("--learning-rate", type=float, required=True)
+    single.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
+    collecting.add_argument("--output", type=Path, help="default: benchmarks/results/quality_FORM.json")
+    return parser.parse_args()
+
+
+def take_all(queue: RunQueue, form: str, protocol: Protocol) -> None:
+    """Take the grid with the first seed, then the leading contenders and MDLM with the other seeds."""
+
+    def commands(runs: Iterable[Run]) -> dict[str, list[str]]:
+        shared = ["-m", "benchmarks.quality.run", "run", "--form", form, "--folder", str(queue.folder)]
+        return {run.name: [*shared, *run.arguments] for run in runs}
+
+    first, *others = protocol.seeds
+    queue.take(commands(Run(name, rate, first) for rate in protocol.learning_rates for name in NAMES))
+    done = read_runs(queue.folder)
+    check_same(done)
+    best = best_runs(done)
+    chosen = [(name, best[name]["learning_rate"]) for name in leaders(done, LEADERS)]
+    queue.take(commands(Run(name, rate, seed) for seed in others for name, rate in chosen))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"quality.py: error: {error}")

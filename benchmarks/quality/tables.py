@@ -1,0 +1,209 @@
+"""The record of `quality.py` as tables and as a figure."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.contenders import AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE, CONTENDERS, REFERENCE
+from benchmarks.places import RESULTS
+from benchmarks.quality.data import SELECTION, VALIDATION
+from benchmarks.report.marked_tables import table
+from benchmarks.report.record_schema import Schema, check_schema, read_record
+from modeling_treediff.atomic_files import write_atomically
+
+TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {AUTOREGRESSIVE: AUTOREGRESSIVE_TITLE}
+TEXT: Schema = {"nats": float, "standard_error": float, "interval": [float], "level_losses": list}
+RUN: Schema = {
+    **{"num_hidden_layers": int, "parameters": int, "head_parameters": object, "texts": {VALIDATION: TEXT}},
+    **{"training_seconds": float, "measuring_seconds": float, "curve": [{"step": int, "nelbo": float}]},
+}
+SCHEMA: Schema = {
+    "protocol": {"steps": int, "batch_size": int, "window": int, "samples": int, "measured_windows": int},
+    "manifest": {"training": [{"name": str, "sha256": str}], "zero_shot": list, "tokens": dict},
+    "trained_with": {"commit": str, "versions": {"torch": str}},
+    "measured_with": {"commit": str},
+    "runs": [{"contender": str, "learning_rate": float, "seed": int, "trained": {"command": str, "device": str}}],
+    "best": {REFERENCE: {"learning_rate": float, "ratios": dict}},
+}
+Record = dict[str, Any]
+
+
+def read_quality(form: str) -> Record:
+    """Return the record of a form of the benchmark; ValueError if it is missing or lacks anything."""
+    record = read_record(RESULTS / f"quality_{form}.json", SCHEMA)
+    for index, run in enumerate(record["runs"]):
+        if not run["diverged"]:
+            check_schema(run, RUN, f"quality_{form}.runs[{index}]")
+            for text, figures in run["texts"].items():
+                check_schema(figures, TEXT, f"quality_{form}.runs[{index}].texts.{text}")
+    return record
+
+
+def runs_of(record: Record, name: str) -> list[Record]:
+    """Return the runs of a contender with its best learning rate, one for each seed."""
+    rate = record["best"][name]["learning_rate"]
+    runs = [run for run in record["runs"] if run["contender"] == name and run["learning_rate"] == rate]
+    return sorted((run for run in runs if not run["diverged"]), key=lambda run: run["seed"])
+
+
+def main_table(record: Record) -> str:
+    """Return the validation perplexity of each contender, and its ratio to MDLM's, a line for each seed."""
+    rows = []
+    for name in _ordered(record):
+        for run in runs_of(record, name):
+            figures = run["texts"][VALIDATION]
+            head = "tied" if run["head_parameters"] is None else f"{run['head_parameters'] / 1e6:.2f}M"
+            shares = figures["level_losses"]
+            cells = [
+                f"{TITLES[name]}, {run['num_hidden_layers']} layers",
+                f"{run['parameters'] / 1e6:.2f}M ({head})",
+                f"{run['learning_rate']:g}",
+                f"{run['seed']}",
+                f"{figures['nats']:.3f} ± {(figures['interval'][1] - figures['interval'][0]) / 2:.3f}",
+                " + ".join(f"{share:.2f}" for share in shares) if len(shares) > 1 else "",
+                f"{'' if name == AUTOREGRESSIVE else '≤ '}{math.exp(figures['nats']):.0f}",
+                _ratio(record, name, run["seed"], VALIDATION),
+            ]
+            rows.append(cells)
+    header = (
+        *("model", "parameters (head)", "learning rate", "seed", "nats/token", "by level, coarse first"),
+        *("perplexity", "to MDLM's"),
+    )
+    return table(header, rows) + "\n" + _facts(record)
+
+
+def zero_shot_table(record: Record) -> str:
+    """Return the perplexity on texts of other kinds, first seeds, and the ratio to MDLM's."""
+    texts = zero_shot_texts(record)
+    rows = []
+    for name in _ordered(record):
+        run = runs_of(record, name)[0]
+        bound = "" if name == AUTOREGRESSIVE else "≤ "
+        cells = [
+            f"{bound}{math.exp(run['texts'][text]['nats']):.0f}; {_ratio(record, name, run['seed'], text)}"
+            for text in texts
+        ]
+        rows.append([TITLES[name], *cells])
+    shared = record["manifest"]["shared_with_training"]
+    overlap = ", ".join(f"{text} {shared[text]:.2%}" for text in (VALIDATION, *texts))
+    return table(("perplexity; to MDLM's", *texts), rows) + (
+        f"\nOf the runs of 13 tokens in these texts, so many also stand in the training text: {overlap}.\n"
+    )
+
+
+def zero_shot_texts(record: Record) -> list[str]:
+    """Return the names of the texts that are neither trained on nor held out of the training texts."""
+    return [file["name"].split(".")[0] for file in record["manifest"]["zero_shot"]]
+
+
+def grid_table(record: Record) -> str:
+    """Return the nats of each contender at each learning rate, first seed, on the windows for selection.
+
+    Below it stands whose best rate is the largest or smallest tried, so that a better one may lie beyond.
+    """
+    rates = sorted({run["learning_rate"] for run in record["runs"]})
+    first = min(run["seed"] for run in record["runs"])
+    found = {
+        (run["contender"], run["learning_rate"]): "diverged"
+        if run["diverged"]
+        else f"{run['texts'][SELECTION]['nats']:.3f}"
+        for run in record["runs"]
+        if run["seed"] == first
+    }
+    names = [name for name in TITLES if any(name == contender for contender, _ in found)]
+    rows = [[TITLES[name], *(found[name, rate] for rate in rates)] for name in names]
+    written = table(("nats/token", *(f"learning rate {rate:g}" for rate in rates)), rows)
+    at_edge = [name for name in _ordered(record) if record["best"][name]["learning_rate"] in (rates[0], rates[-1])]
+    if not at_edge:
+        return written
+    return f"{written}\nAt the edge of the grid, with a better rate perhaps beyond: {_titles(at_edge)}.\n"
+
+
+def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> None:
+    """Draw the validation bound of the first seeds by tokens seen, and by time at the speeds measured apart."""
+    step_tokens = record["protocol"]["batch_size"] * record["protocol"]["window"]
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    by_tokens, by_time = figure.subplots(1, 2, sharey=True)
+    for index, name in enumerate(_ordered(record)):
+        curve = runs_of(record, name)[0]["curve"]
+        tokens = [point["step"] * step_tokens for point in curve]
+        style: Record = {"color": f"C{index}", "marker": ".", "linestyle": "--" if name == AUTOREGRESSIVE else "-"}
+        style |= {"label": TITLES[name], "linewidth": 1.2, "elinewidth": 0.5}
+        nats = [point["nelbo"] for point in curve]
+        errors = [point.get("nelbo_standard_error", 0.0) for point in curve]  # GPT-2's have no noise of corruptions
+        by_tokens.errorbar([number / 1e6 for number in tokens], nats, errors, **style)
+        by_time.errorbar([number / tokens_per_second[name] / 60 for number in tokens], nats, errors, **style)
+    by_tokens.set(xlabel="million tokens seen", ylabel="validation, nats per token (bound)", title="by tokens")
+    by_time.set(xlabel="minutes at the speed measured apart", title="by time")
+    for axes in (by_tokens, by_time):
+        axes.grid(alpha=0.3)
+    figure.legend(*by_tokens.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=90))
+
+
+def headline(record: Record) -> str:
+    """Return what the best tree, by the windows for selection, is against MDLM, on the held-out text and on others."""
+    trees = [name for name in record["best"] if name.startswith(("tdlm", "tree"))]
+    best = min(trees, key=lambda name: runs_of(record, name)[0]["texts"][SELECTION]["nats"])
+    ratios, first = record["best"][best]["ratios"], runs_of(record, best)[0]
+    parts = [
+        f"{one[VALIDATION]['ratio']:.3f} ({_interval(one[VALIDATION]['interval'])}) with seed {seed}"
+        for seed, one in ratios.items()
+    ]
+    others = ", ".join(f"{ratios[str(first['seed'])][text]['ratio']:.2f}" for text in zero_shot_texts(record))
+    beside = [
+        f"{TITLES[name]} {one[VALIDATION]['ratio']:.3f}"
+        for name in ("hdlm", AUTOREGRESSIVE)
+        if name in record["best"] and (one := record["best"][name]["ratios"].get(str(first["seed"])))
+    ]
+    return (
+        f"**Perplexity** of held-out text, a bound, of the best of {len(trees)} trees ({TITLES[best]}) to MDLM's: "
+        f"{' and '.join(parts)}; on texts of other kinds {others}. Beside it: {', '.join(beside)}. "
+        f"{first['parameters'] / 1e6:.1f}M parameters and {_tokens_seen(record) / 1e6:.1f}M tokens for all, a small "
+        f"trial."
+    )
+
+
+def _titles(names: Iterable[str]) -> str:
+    return "; ".join(TITLES[name] for name in names)
+
+
+def _ordered(record: Record) -> list[str]:
+    return [name for name in TITLES if name in record["best"]]
+
+
+def _ratio(record: Record, name: str, seed: int, text: str) -> str:
+    figures = record["best"][name]["ratios"].get(str(seed))
+    if figures is None or name == REFERENCE:
+        return "1" if name == REFERENCE else "–"
+    return f"{figures[text]['ratio']:.3f} ({_interval(figures[text]['interval'])})"
+
+
+def _interval(ends: list[float]) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _tokens_seen(record: Record) -> int:
+    protocol = record["protocol"]
+    return protocol["steps"] * protocol["batch_size"] * protocol["window"]
+
+
+def _facts(record: Record) -> str:
+    protocol, manifest, made = record["protocol"], record["manifest"], record["trained_with"]
+    texts = ", ".join(file["name"] for file in manifest["training"])
+    seen, epoch = _tokens_seen(record), manifest["tokens"]["training"]
+    finished = [run for run in record["runs"] if not run["diverged"]]
+    hours = sum(run["training_seconds"] + run["measuring_seconds"] for run in finished) / 3600
+    devices = ", ".join(sorted({run["trained"]["device"] for run in finished}))
+    return (
+        f"{seen / 1e6:.2f}M tokens of {texts} ({epoch / 1e6:.2f}M tokens, so {seen / epoch:.1f} passes), "
+        f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['window']} tokens. Measured on "
+        f"{protocol['measured_windows']} windows of each text, {protocol['samples']} corruptions each; ± and intervals "
+        f"are 95 %, over blocks of neighbouring windows, those of ratios paired. {len(record['runs'])} runs, "
+        f"{hours:.1f} hours in all, each on: {devices}. torch {made['versions']['torch']}, trained at commit "
+        f"{made['commit']}, measured at {record['measured_with']['commit']}.\n"
+    )

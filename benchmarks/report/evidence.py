@@ -1,0 +1,105 @@
+"""What the records say, section by section of benchmarks/README.md, and in a few sentences at the head of README.md."""
+
+from typing import Any
+
+from benchmarks.generation import figures as generation_figures
+from benchmarks.matched_models import BUDGET, DEPTH
+from benchmarks.memory import tables as memory_tables
+from benchmarks.places import FIGURES, RESULTS
+from benchmarks.quality import ablation_table, error_tables
+from benchmarks.quality import tables as quality_tables
+from benchmarks.report.record_schema import read_record
+from benchmarks.speed import tables as speed_tables
+from modeling_treediff.evaluation.error_figure import draw_errors
+from modeling_treediff.evaluation.error_tables import summary
+
+ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
+SCHEDULES = RESULTS / "generation_schedules.json"
+CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
+SPEED_SIZE = "quality"  # of speed.py: that of the models of quality.py
+
+Record = dict[str, Any]
+
+
+def sections() -> dict[tuple[str, str], str]:
+    """Return what stands between which marks of the page."""
+    quality, memory = quality_tables.read_quality("cpu"), memory_tables.read_memory()
+    contents = {
+        "quality table": quality_tables.main_table(quality),
+        "zero-shot table": quality_tables.zero_shot_table(quality),
+        "grid table": quality_tables.grid_table(quality),
+        "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
+        "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
+        "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
+        "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
+        "candidates table": ablation_table.candidates_table(ablation_table.read_part("candidates")),
+        "trees table": ablation_table.trees_table(ablation_table.read_part("trees")),
+        "schedules table": generation_figures.quality_table(
+            read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
+        ),
+        "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
+    }
+    return {marks(name): content for name, content in contents.items()}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the comments between which a part of a page stands."""
+    return f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+
+
+def headline() -> str:
+    """Return the findings as a list, each with its scale."""
+    quality = quality_tables.read_quality("cpu")
+    errors = read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)
+    points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
+    texts = quality_tables.zero_shot_texts(quality)
+    points.append(ablation_table.headline(ablation_table.read_part("candidates"), texts))
+    title = errors["models"]["model"]["title"]
+    points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
+    return "".join(f"- {point}\n" for point in points)
+
+
+def draw_figures() -> None:
+    """Draw all figures of the page."""
+    memory_tables.draw(memory_tables.read_memory())
+    speed = speed_tables.read_speed()
+    speed_tables.draw(speed)
+    quality_tables.draw(quality_tables.read_quality("cpu"), tokens_per_second(speed), FIGURES / "quality.png")
+    draw_errors(read_record(ERRORS, error_tables.ERRORS_SCHEMA), FIGURES / "errors.png")
+
+
+def tokens_per_second(speed: Record) -> dict[str, float]:
+    """Return the training speed at the size of the quality benchmark, same budget, by contender."""
+    (size,) = (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
+    speeds = {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
+    return speeds | {"tdlm-random": speeds[CHILD], "tree-binomial": speeds[NODE]}  # the same networks
+
+
+def _memory(record: Record) -> str:
+    def at(contender: str, hidden_size: int, batch: int) -> float:
+        fields = {"vocab_size": memory_tables.VOCABULARY, "hidden_size": hidden_size, "batch_size": batch}
+        (row,) = (r for r in memory_tables.select(record, contender=contender, **fields) if BUDGET in r["matched"])
+        return memory_tables.ratio(record, row)
+
+    sizes = sorted({row["hidden_size"] for row in record["rows"]})
+    small, large = sizes[0], sizes[-1]
+    return (
+        f"**Memory** of a training step, planned, with MDLM's parameters spent on depth (node head): "
+        f"{at(NODE, small, 32):.2f} of MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, 512 "
+        f"tokens, GPT-2's vocabulary, bf16). MDLM with its loss in chunks needs {at(CHUNKED, small, 32):.2f} and "
+        f"{at(CHUNKED, large, 32):.2f}."
+    )
+
+
+def _speed(record: Record) -> str:
+    def ratio(size: Record, contender: str, matched: str) -> float:
+        (row,) = (r for r in size["training"] if r["contender"] == contender and matched in r["matched"])
+        return row["ratio"]
+
+    parts = [
+        f"{ratio(size, CHILD, BUDGET):.2f} and {ratio(size, NODE, BUDGET):.2f} (child and node head) with equal "
+        f"parameters, {ratio(size, CHILD, DEPTH):.2f} and {ratio(size, NODE, DEPTH):.2f} with equal depth, at "
+        f"V = {size['vocab_size']:,}, d = {size['hidden_size']}"
+        for size in record["sizes"]
+    ]
+    return f"**Training speed** to MDLM's, in tokens per second, {record['device']}: {'; '.join(parts)}."

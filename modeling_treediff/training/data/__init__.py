@@ -1,0 +1,1 @@
+"""Training data: windows of text as batches of corrupted tokens."""

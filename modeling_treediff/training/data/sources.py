@@ -1,0 +1,210 @@
+"""Corpora as training takes them: what to train on and what to validate on, cached or streamed."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
+
+from modeling_treediff.text.token_cache import CachedRows, CacheEntry, Chunk, cached
+from modeling_treediff.text.tokenizing import (
+    TextSource,
+    end_of_sequence,
+    is_held_out,
+    token_type,
+    tokenize_pieces,
+    tokenizer_fingerprint,
+)
+from modeling_treediff.text.windows import TokenWindows, pack_windows
+
+from .chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED, chat_windows, check_chat_template
+from .streaming import StreamedWindows
+
+TRAINING, HELD_OUT = "training", "held_out"
+STREAMED_HELD_OUT_WINDOWS = 512
+
+Windows = TokenWindows | StreamedWindows  # what a run trains on
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How documents become windows.
+
+    Attributes:
+        length: tokens per window.
+        separate_documents: documents in one window do not see one another.
+        chat: rows are conversations, see `chat_windows`; one window for each answer instead of packed documents.
+        fill_answers: the same, EOS fills the window after an answer and is counted.
+        streaming: read the training text while training goes on, instead of tokenising it all beforehand.
+        hold_out_every: without a validation text of its own, every n-th document is held out.
+        cache_folder: where tokens are kept; by default below the cache of `datasets`.
+
+    """
+
+    length: int
+    separate_documents: bool = False
+    chat: bool = False
+    fill_answers: bool = True
+    streaming: bool = False
+    hold_out_every: int = 20
+    cache_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, before anything is read."""
+        if self.length < 1:
+            raise ValueError(f"A window needs at least one token, got {self.length}.")
+        if self.hold_out_every < 2:
+            raise ValueError(f"One document in {self.hold_out_every} cannot be held out: take 2 or more.")
+        if self.chat and self.streaming:
+            raise ValueError("Conversations are not streamed: leave out either chat or streaming.")
+        if self.chat and self.separate_documents:
+            raise ValueError("Every conversation has a window of its own already: leave out separate_documents.")
+
+
+def open_training_data(
+    corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: DataOptions, validation: TextSource | None = None
+) -> tuple[Windows, TokenWindows]:
+    """Return what to train on and what to validate on.
+
+    Texts are tokenised once, into memory-mapped files that later runs and other processes find again for as long as
+    text and tokenizer are the same. Every process calls this.
+
+    Args:
+        corpus: the training text, a `modeling_treediff.corpora.Corpus`.
+        tokenizer: the tree's.
+        options: how its documents become windows.
+        validation: the held-out text; by default every n-th document of the corpus, in streaming the first
+            `STREAMED_HELD_OUT_WINDOWS` windows of these.
+
+    Raises:
+        ValueError: no EOS token or chat template, no text, less than a window of it, or nothing to hold out.
+        FileNotFoundError: there is no such text.
+
+    """
+    end_of_sequence(tokenizer)
+    if options.chat:
+        check_chat_template(tokenizer)
+    every = options.hold_out_every if validation is None else None
+    if options.streaming:
+        stream = StreamedWindows(corpus, tokenizer, options.length, options.separate_documents, every)
+        return stream, _whole(validation, tokenizer, options) if validation else _held_out_of_stream(stream)
+    entry = _cached(corpus, tokenizer, options, every)
+    if validation is None and TRAINING in entry.parts and HELD_OUT not in entry.parts:
+        raise _too_few(corpus, every)
+    training = _windows(entry, TRAINING, options, f"training text {corpus}")
+    if validation is not None:
+        return training, _whole(validation, tokenizer, options)
+    return training, _windows(entry, HELD_OUT, options, f"held-out part of {corpus}")
+
+
+def _too_few(corpus: TextSource, hold_out_every: int | None) -> ValueError:
+    return ValueError(
+        f"{corpus} has too few documents to hold out one in {hold_out_every}. Separate documents by blank lines, or "
+        "give a validation text of its own."
+    )
+
+
+def _whole(corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> TokenWindows:
+    """Return all windows of a held-out text."""
+    return _windows(_cached(corpus, tokenizer, options, None), TRAINING, options, f"held-out text {corpus}")
+
+
+def _held_out_of_stream(stream: StreamedWindows) -> TokenWindows:
+    """Return the first windows of what a stream leaves out; they are read into memory."""
+    every = stream.hold_out_every
+    held_out = (document for document in stream.corpus.documents() if is_held_out(document[0], every))
+    rows: list[np.ndarray] = []
+    segments: list[np.ndarray] = []
+    wanted = STREAMED_HELD_OUT_WINDOWS * stream.length
+    for piece in tokenize_pieces(held_out, stream.tokenizer):
+        rows.append(piece.token_ids)
+        segments.append(np.full(len(piece.token_ids), piece.document))
+        wanted -= len(piece.token_ids)
+        if wanted <= 0:
+            break
+    if not rows:
+        raise _too_few(stream.corpus, every)
+    columns = {"input_ids": np.concatenate(rows)}
+    if stream.separate_documents:
+        columns["segment_ids"] = np.concatenate(segments)
+    name = f"held-out part of {stream.corpus}"
+    windows: dict[str, Any] = {column: pack_windows(row, stream.length, name) for column, row in columns.items()}
+    return TokenWindows(**windows)[:STREAMED_HELD_OUT_WINDOWS]
+
+
+def _cached(
+    corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: DataOptions, hold_out_every: int | None
+) -> CacheEntry:
+    """Tokenise a text, or find its tokens again; packed tokens serve windows of any length."""
+    facts: dict[str, Any] = {
+        "text": corpus.fingerprint(),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "hold_out_every": hold_out_every,
+    }
+    if options.chat:
+        facts["chat"] = [options.length, options.fill_answers]
+        make = partial(_chat_chunks, corpus, tokenizer, options, hold_out_every)
+    else:
+        facts["separate_documents"] = options.separate_documents
+        make = partial(_document_chunks, corpus, tokenizer, options.separate_documents, hold_out_every)
+    entry = cached(facts, make, options.cache_folder, str(corpus))
+    names = (EXAMPLES, TRUNCATED, DROPPED, NOT_FOUND)
+    if any(entry.counts.get(name, 0) for name in names[1:]) and PartialState().is_main_process:
+        counts = ", ".join(f"{entry.counts.get(name, 0)} {name}" for name in names)
+        logger.warning(
+            "Not all answers in %s are used whole in windows of %d tokens: %s.", corpus, options.length, counts
+        )
+    return entry
+
+
+def _document_chunks(
+    corpus: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    separate_documents: bool,
+    hold_out_every: int | None,
+    counts: Counter[str],
+) -> Iterator[Chunk]:
+    dtype = token_type(tokenizer)
+    for piece in tokenize_pieces(corpus.documents(), tokenizer):
+        counts["documents"] += piece.offset == 0
+        columns = {"input_ids": piece.token_ids.astype(dtype)}
+        if separate_documents:
+            columns["segment_ids"] = np.full(len(piece.token_ids), piece.document, np.uint32)
+        yield HELD_OUT if is_held_out(piece.document, hold_out_every) else TRAINING, columns
+
+
+def _chat_chunks(
+    corpus: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    options: DataOptions,
+    hold_out_every: int | None,
+    counts: Counter[str],
+) -> Iterator[Chunk]:
+    dtype = token_type(tokenizer)
+    for number, row in enumerate(corpus.rows()):
+        part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
+        for window in chat_windows(row, number, tokenizer, options.length, options.fill_answers, counts):
+            yield part, window | {"input_ids": window["input_ids"].astype(dtype)}
+    if counts[NOT_FOUND] and not counts[EXAMPLES]:
+        raise ValueError(
+            f"In {corpus} the beginning of no answer is found, since the chat template changes what stands before it: "
+            "put {% generation %} blocks around answers in the template."
+        )
+
+
+def _windows(entry: CacheEntry, part: str, options: DataOptions, name: str) -> TokenWindows:
+    """Cut a part of an entry into windows."""
+    if part not in entry.parts:
+        what = "answer that fits in a window" if options.chat else "document"
+        raise ValueError(f"The {name} has no {what}.")
+    rows: CachedRows = entry.parts[part]
+    columns: dict[str, Any] = {column: pack_windows(row, options.length, name) for column, row in rows.columns.items()}
+    return TokenWindows(**columns, content=rows.sha256)

@@ -1,0 +1,33 @@
+"""What makes a run the same run, so that a checkpoint can continue it."""
+
+from dataclasses import asdict
+from typing import Any
+
+from modeling_treediff.cli.model_options import MEMORY_FIELDS
+from modeling_treediff.configuration_treediff import TreeDiffConfig
+from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.training.data.sources import Windows
+
+from .settings import TrainingConfig
+
+# What changes no parameter but through the number of steps, or only how the windows of a step are split.
+FREE_SETTINGS = (
+    "output_dir", "max_steps", "decay_steps", "batch_size", "gradient_accumulation_steps", "global_batch_size",
+    "find_batch_size", "gradient_checkpointing", "validate_every", "validation_windows", "save_every",
+    "keep_checkpoints", "trackers", "workers",
+)  # fmt: skip
+FREE_FIELDS = (
+    "tree_sha256", "max_position_embeddings", "initializer_range", *MEMORY_FIELDS, "bos_token_id", "eos_token_id",
+    "pad_token_id",
+)  # fmt: skip
+
+
+def run_identity(model: TreeDiffForDiffusionLM, training: Windows, config: TrainingConfig) -> dict[str, Any]:
+    """Return network, data, order, noise and updates as JSON facts by name."""
+    return {
+        "tree": model.tree.sha256,
+        "training text": training.fingerprint,
+        "tokens per window": training.length,
+        **{name: getattr(model.config, name) for name in TreeDiffConfig.__annotations__ if name not in FREE_FIELDS},
+        **{name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS},
+    }

@@ -1,0 +1,140 @@
+"""What can be checked before any work: folder, disk, packages, processes, precision, windows."""
+
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    is_bf16_available,
+)
+from transformers import PreTrainedTokenizerBase
+
+from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.training.data.sources import Windows
+from modeling_treediff.training.data.streaming import StreamedWindows
+from modeling_treediff.training.memory.tracker import GIBIBYTE
+
+from .checkpoints import checkpoint_steps
+from .distributed import configure_sharding
+from .processes import join_processes, on_main
+from .run_log import METRICS_NAME, check_trackers
+from .settings import TrainingConfig
+from .trained_model import TrainedModel
+
+LOGS_NAME = "logs"
+PROBE_NAME = ".can-be-written"
+PROBE_BYTES = 2**16
+
+
+def check_run(config: TrainingConfig, resume: bool) -> None:
+    """Check all that needs neither text nor model; scripts call it before they read either.
+
+    Raises:
+        ValueError, ImportError: as `check_settings`.
+        FileExistsError: the output folder holds an earlier run and `resume` is off, or a finished model without
+            checkpoints.
+        OSError: the output folder cannot be written.
+
+    """
+    check_settings(config)
+    on_main(lambda: _check_folder(config.output_dir, resume))  # alone: it begins to write there soon
+
+
+def check_settings(config: TrainingConfig) -> None:
+    """Check the settings against processes, device and packages; nothing is written.
+
+    Raises:
+        ValueError: processes that do not know one another; a global batch or a precision that they do not have.
+        ImportError: the package of a tracker is missing.
+
+    """
+    state = join_processes()
+    config.on_processes(state.num_processes)
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and state.device.type != "cuda":
+        raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
+    if precision == "bf16" and not is_bf16_available():
+        raise ValueError(f"bf16 is not supported by this device ({state.device}). Use fp16 or fp32.")
+    check_trackers(config.trackers)
+
+
+def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Raise ValueError for windows longer than the model's positions, or a tokenizer that is not the tree's."""
+    limit = model.config.max_position_embeddings
+    if length > limit:
+        raise ValueError(f"Windows of {length} tokens are longer than the model's {limit} positions.")
+    model.tree.check_tokenizer(tokenizer)
+
+
+def check_workers(training: Windows, workers: int) -> None:
+    """Raise ValueError for a stream with several workers: each would read all of it."""
+    if workers > 1 and isinstance(training, StreamedWindows):
+        raise ValueError(f"A stream is read by at most one data loader worker, not {workers}: take --workers 1.")
+
+
+def check_room(model: TrainedModel, config: TrainingConfig) -> None:
+    """Raise OSError if the disk cannot hold the run's checkpoints and its final model."""
+    copies, size, saved = 0, model.checkpoint_bytes(), list(config.output_dir.glob("checkpoint-*[0-9]"))
+    if config.save_every:
+        best = 1 if config.validate_every else 0
+        copies = max(0, config.keep_checkpoints + best + 1 - len(saved))
+    if saved:
+        size = sum(file.stat().st_size for file in saved[0].iterdir())
+    free = shutil.disk_usage(config.output_dir).free
+    if free < (need := copies * size + size):
+        raise OSError(
+            f"{config.output_dir} has {free / GIBIBYTE:.3g} GiB free, the run needs up to {need / GIBIBYTE:.3g} GiB: "
+            f"the model and {copies} more checkpoints of {size / GIBIBYTE:.3g} GiB. Free some, or lower "
+            "--keep-checkpoints."
+        )
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Return the run's accelerator.
+
+    Raises:
+        ValueError: a way of sharding that is not supported.
+
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / LOGS_NAME)),
+        # Every process reads a stream for itself: no exchange for data, and what fails in it fails on all alike.
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        # The only buffers are the tree, which never changes.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    accelerator.gradient_accumulation_steps = 1  # `Updater` weighs the passes of a step itself
+    configure_sharding(accelerator)
+    if config.find_batch_size and accelerator.is_fsdp2:
+        raise ValueError(
+            "find_batch_size tries the whole model on each device: with FSDP2, find it with plan_memory.py --fsdp."
+        )
+    return accelerator
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    has_model, has_checkpoint = (folder / "model.safetensors").exists(), bool(checkpoint_steps(folder))
+    if not resume and (has_model or has_checkpoint or (folder / METRICS_NAME).exists()):
+        raise FileExistsError(f"{folder} holds an earlier run: go on with --resume, or take another --output.")
+    if has_model and not has_checkpoint:
+        raise FileExistsError(f"{folder} holds a finished model but no checkpoint to resume: take another --output.")
+    _probe(folder)
+
+
+def _probe(folder: Path) -> None:
+    """Write a file and remove it, in the folder or in the nearest one above it that exists."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    probe = existing / PROBE_NAME
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise OSError(f"{existing} cannot be written ({error.strerror}): take another --output.") from error
+    finally:
+        if probe.exists():
+            probe.unlink()

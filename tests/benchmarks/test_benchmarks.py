@@ -1,0 +1,60 @@
+"""The numbers in README.md and docs/ are the recorded ones, and the records hold what the quickstart promises."""
+
+import json
+
+from helpers.processes import REPOSITORY, run_python
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+
+def record(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def test_pages_show_the_recorded_results():
+    ran = run_python("-m", "benchmarks.report.render", "--check")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_quickstart_beats_the_unigram_entropy_by_half_a_nat():
+    tree = record("quickstart_tree")
+    assert tree["nelbo"] <= tree["unigram_entropy"] - 0.5
+
+
+def test_recorded_runs_had_the_same_budget_and_say_what_made_them():
+    tree, flat = record("quickstart_tree"), record("quickstart_flat")
+    sizes = [sum(run["parameters"].values()) for run in (tree, flat)]
+    assert abs(sizes[0] - sizes[1]) <= 0.01 * sizes[1]
+    for run in (tree, flat):
+        assert run["commit"] and "dirty" not in run["commit"]
+        assert "examples/train.py" in run["command"] and run["versions"]["torch"]
+
+
+def test_the_loader_was_twenty_times_as_fast_as_training():
+    quickstart = record("quickstart_tree")
+    consumed = quickstart["tokens_seen"] / quickstart["training_seconds"]
+    loader = record("loader_speed")
+    assert loader["batch_size"] == 16 and {row["window"] for row in loader["rows"]} >= {quickstart["window"]}
+    # By default; handing windows this short over from another process costs more than it saves.
+    rows = [row for row in loader["rows"] if row["workers"] == 0]
+    assert len(rows) == 4 and all(row["tokens_per_second"] >= 20 * consumed for row in rows)
+
+
+def test_a_pass_of_generation_took_at_most_half_of_the_flat_models():
+    speed = record("generation_speed")
+    assert (speed["vocabulary"], speed["hidden_size"], speed["layers"]) == (50_257, 256, 6)
+    trees = [figures for name, figures in speed["models"].items() if name.startswith("tree")]
+    assert len(trees) == 2 and all(figures["ratio_upper_quartile"] <= 0.5 for figures in trees)
+
+
+def test_the_judge_told_real_text_from_its_words_and_tokens_in_random_order():
+    quality = record("generation_quality")
+    real, words, tokens = quality["references"]
+    gaps = [(words, real), (tokens, words)]
+    for worse, better in gaps:
+        error = worse["judge"]["standard_error"] + better["judge"]["standard_error"]
+        assert worse["judge"]["nats_per_token"] > better["judge"]["nats_per_token"] + 4 * error
+    assert not any("dirty" in point["commit"] for point in quality["points"])
+    for point in quality["points"]:
+        if not point["chooses_passes"]:
+            assert point["forward_passes"] <= point["num_steps"]

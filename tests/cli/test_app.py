@@ -1,0 +1,136 @@
+"""The page: what its fields mean, that texts come step by step and can be stopped. The page itself needs gradio."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.models import tiny_model
+from helpers.processes import REPOSITORY, SAMPLE, load_example, run_python
+
+from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
+
+VISITOR = SimpleNamespace(session_hash="a visitor")
+FIELDS = [6, 1.0, "random", 0, 0, 1.0, 1.0]  # passes, top-p, order, corrections, seed, temperatures
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(VocabularyTree.from_pretrained(SAMPLE))
+
+
+@pytest.fixture
+def app(monkeypatch):
+    pytest.importorskip("gradio")
+    load_example("generate")
+    app = load_example("app")
+    monkeypatch.setattr(app, "SECONDS_PER_TEXT", 0)
+    return app
+
+
+@pytest.fixture
+def page(app, model, tokenizer):
+    return app.Page(model, tokenizer)
+
+
+def last_of(answers):
+    """Return the last shown HTML, and the last answer."""
+    answers = list(answers)
+    shown = [answer[0] for answer in answers if isinstance(answer[0], str)]
+    return shown[-1], answers[-1]
+
+
+def test_a_prompt_is_tokens_and_a_gap_an_open_position(tokenizer):
+    root, starting_nodes = 9999, load_example("generate").starting_nodes
+    assert starting_nodes(tokenizer, root, None, None) is None
+    prompt = starting_nodes(tokenizer, root, "The state", None)
+    assert tokenizer.decode(prompt[0]) == "The state"
+    infill = starting_nodes(tokenizer, root, None, "We must __ our _.")[0]
+    assert (infill == root).sum() == 3
+    assert tokenizer.decode(infill[infill != root]) == "We must  our ."
+    with pytest.raises(ValueError, match="at least one _"):
+        starting_nodes(tokenizer, root, None, "We must")
+
+
+def test_without_gradio_the_extra_is_named():
+    code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    ran = run_python(REPOSITORY / "examples" / "app.py", "model", code=code)
+    assert ran.returncode == 1
+    assert ran.stderr.strip() == "app.py needs gradio: pip install 'modeling-treediff[demo]'."
+
+
+def test_texts_come_step_by_step(page, model):
+    answers = list(page.continue_text(VISITOR, "The state", 6, *FIELDS))
+    shown, (_, _, recorder) = last_of(iter(answers))
+    assert "pass 0" in answers[0][0] and "tokens: 6" in shown
+    assert recorder.draft().counts == [0, 0, 6] and recorder.draft().text.startswith("The state")
+    assert not page.stops
+
+
+def test_the_fields_reach_generate(page):
+    settings = page.settings(None, 5, 7, 0.5, "margin", 2, 3, 0.9, 1.1)
+    generator = settings.pop("generator")
+    assert settings == {
+        "input_ids": None,
+        "max_new_tokens": 5,
+        "num_steps": 7,
+        "temperature": [0.9, 1.1],
+        "top_p": 0.5,
+        "unmasking": "margin",
+        "remasking_steps": 2,
+    }
+    assert generator.initial_seed() == 3
+
+
+def test_gaps_are_filled_and_the_rest_stays(page, tokenizer):
+    shown, (_, _, recorder) = last_of(page.fill_in(VISITOR, "We _ the _.", 6, *FIELDS))
+    start, end = recorder.steps[0][1], recorder.steps[-1][1]
+    is_given = start < page.model.config.vocab_size
+    assert torch.equal(start[is_given], end[is_given]) and int((~is_given).sum()) == 2
+    assert "tokens: 2" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "new_tokens", "fields", "message"),
+    [
+        ("We " * 12, 12, FIELDS, "max_position_embeddings"),
+        ("We", 6, [1, *FIELDS[1:]], "num_steps"),
+        ("We", 6, [*FIELDS[:2], "<b>", *FIELDS[3:]], "&lt;b&gt;"),
+    ],
+)
+def test_impossible_requests_are_shown(page, text, new_tokens, fields, message):
+    shown, (_, _, recorder) = last_of(page.continue_text(VISITOR, text, new_tokens, *fields))
+    assert 'role="alert"' in shown and message in shown and recorder is None
+
+
+def test_a_missing_gap_is_shown(page):
+    assert "at least one _" in last_of(page.fill_in(VISITOR, "We must", 6, *FIELDS))[0]
+
+
+def test_a_text_is_stopped_by_its_visitor_alone(app, page, monkeypatch):
+    monkeypatch.setattr(app, "SECONDS_PER_TEXT", 60)  # ten between two passes
+    answers = page.continue_text(VISITOR, "We", 6, *FIELDS)
+    next(answers)
+    page.stop(SimpleNamespace(session_hash="another"))
+    assert not page.stops[VISITOR.session_hash].is_set()
+    page.stop(VISITOR)
+    *_, (_, _, recorder) = answers
+    assert len(recorder) == 1 and not page.stops  # what there is stays to be looked at
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
+
+
+def test_a_finished_text_is_shown_at_every_level(app, page):
+    *_, (_, _, recorder) = page.continue_text(VISITOR, "We", 6, *FIELDS)
+    assert "open: 0 · level 1: 6" in app.show_level(recorder, 1)
+    assert "open: 6" in app.show_level(recorder, 0)
+    assert app.show_level(None, 1) == app.PLACEHOLDER
+
+
+def test_the_fields_start_as_the_models_own_settings(app, model, tokenizer, monkeypatch):
+    own = TreeDiffGenerationConfig(num_steps=99, temperature=[1.2, 0.7], top_p=0.9, unmasking="margin")
+    monkeypatch.setattr(model, "generation_config", own)
+    components = [component["props"] for component in app.build_page(model, tokenizer).config["components"]]
+    values = {component["label"]: component.get("value") for component in components if component.get("label")}
+    assert values["Temperature, level 1"] == 1.2 and values["Temperature, tokens"] == 0.7
+    assert (values["Steps"], values["Top-p"], values["Order of positions"]) == (99, 0.9, "margin")
+    assert ".depth-2" in app.looks(model)["css"]

@@ -1,0 +1,57 @@
+"""Small models, and what they should answer."""
+
+import functools
+import itertools
+
+import torch
+
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+
+SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
+
+
+def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
+    """A model of a few thousand parameters with weights large enough to matter."""
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 16,
+        "initializer_range": 0.2,
+    }
+    return TreeDiffForDiffusionLM.from_tree(tree, **(sizes | fields)).eval()
+
+
+def generate_recorded(model, seed: int = 0, **settings):
+    """What `generate` returns with everything it can tell."""
+    settings = {"output_history": True, "return_dict_in_generate": True} | settings
+    return model.generate(generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
+    """(V,) log-probabilities at a place of (T,) node ids: one forward for each node on the way to a token.
+
+    With the sequential schedule, all others stand at most one level below the node whose children are asked for.
+    """
+    tree, start = model.tree, int(node_ids[place])
+    log_V = torch.full((tree.vocab_size,), -torch.inf, dtype=torch.promote_types(model.dtype, torch.float32))
+
+    @functools.cache
+    @torch.no_grad()
+    def children(parent: int) -> torch.Tensor:
+        seen = node_ids.clone()
+        if model.config.schedule == "sequential":
+            for index, node in enumerate(node_ids.tolist()):
+                while tree.depth[node] > tree.depth[parent] + 1:
+                    node = int(tree.parent[node])
+                seen[index] = node
+        seen[place] = parent
+        return TreeDiffForDiffusionLM.forward(model, seen[None]).logits[0, place].log_softmax(-1)
+
+    for token in range(tree.vocab_size):
+        path = tree.ancestors[token].tolist()
+        if start in path:
+            steps = list(itertools.pairwise(path[path.index(start) :]))
+            log_V[token] = sum(children(parent)[tree.child_slot[child]] for parent, child in steps)
+    return log_V

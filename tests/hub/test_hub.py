@@ -1,0 +1,356 @@
+"""Loading from a folder and from the Hub: all that users of transformers ask for, from the repository alone."""
+
+import hashlib
+import json
+import os
+import re
+
+import huggingface_hub
+import pytest
+import torch
+from helpers.hub_double import HubDouble, hub_in_this_process
+from helpers.models import tiny_model
+from helpers.processes import run_python
+from safetensors.torch import load_file, save
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree
+from modeling_treediff.modeling_treediff import TreeDiffModel
+
+REPO = "someone/a-model"
+NODES = torch.arange(100, 112)[None]
+
+
+@pytest.fixture(scope="module")
+def model():
+    tree = VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+    model = tiny_model(tree, head="node")
+    model.generation_config.num_steps = 7
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """The model in shards, with its tokenizer."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"word{index}": index for index in range(99)} | {"<eos>": 99}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
+    )
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model.save_pretrained(path, tokenizer=tokenizer, max_shard_size="40KB")
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_in_this_process(monkeypatch, tmp_path / "home") as double:
+        yield double
+
+
+# ---- without the package --------------------------------------------------------------------------------------------
+
+LOAD = """
+import json, pathlib, socket, sys
+port, source, code, out = sys.argv[1:]
+sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
+connect, asked = socket.socket.connect, []
+def watched(self, address):
+    asked.append(address[1])
+    return connect(self, address)
+socket.socket.connect = watched
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+places = json.loads(source)
+for name, place in places.items():
+    place = [place.pop("source")], place | {"trust_remote_code": True}
+    load = lambda auto, **options: auto.from_pretrained(*place[0], **place[1], **options)
+    results = {
+        "causal": load(AutoModelForCausalLM),
+        "masked": load(AutoModelForMaskedLM),
+        "bfloat16": load(AutoModel, dtype=torch.bfloat16),
+        "cpu": load(AutoModel, device_map="cpu"),
+        "auto": load(AutoModel, device_map="auto"),
+        "eager": load(AutoModel, attn_implementation="eager"),
+        "sdpa": load(AutoModel, attn_implementation="sdpa"),
+    }
+    assert results["eager"].config._attn_implementation == "eager"
+    assert {type(model).__name__ for model in results.values()} == {"TreeDiffForDiffusionLM", "TreeDiffForMaskedLM"}
+    for model in results.values():
+        assert model.generation_config.num_steps == 7 and model.tree.metadata["tokenizer"] == "a test"
+        assert str(model.device) == "cpu"
+    assert load(AutoConfig).tree_sha256 == model.tree.sha256
+    assert load(AutoTokenizer).mask_token_id == 100
+    assert model.generate(max_new_tokens=4).max() < 100
+    with torch.no_grad():
+        torch.save({kind: model(torch.arange(100, 112)[None]).logits for kind, model in results.items()}, out + name)
+# What was executed are the repository's own files.
+for name, module in list(sys.modules.items()):
+    if name.startswith("transformers_modules.") and getattr(module, "__file__", None):
+        run = pathlib.Path(module.__file__)
+        if run.name != "__init__.py":
+            assert run.read_bytes() == pathlib.Path(code, run.name).read_bytes(), run
+assert set(asked) <= {int(port)}, asked
+"""
+
+
+def expected(model):
+    """The logits of each way to load, from the model itself."""
+    masked = TreeDiffForMaskedLM(model.config).eval()
+    masked.load_state_dict(model.state_dict())
+    coarse = TreeDiffForDiffusionLM(model.config).eval()
+    coarse.load_state_dict(model.state_dict())
+    coarse = coarse.to(torch.bfloat16)
+    with torch.no_grad():
+        logits = {name: model(NODES).logits for name in ("causal", "cpu", "auto", "eager", "sdpa")}
+        return logits | {"masked": masked(NODES).logits, "bfloat16": coarse(NODES).logits}
+
+
+def assert_loads(model, out, names):
+    for name in names:
+        found, wanted = torch.load(f"{out}{name}"), expected(model)
+        for kind, logits in wanted.items():
+            if kind == "eager":  # another order of summation
+                torch.testing.assert_close(found[kind], logits, rtol=1e-4, atol=1e-4)
+            else:
+                assert torch.equal(found[kind], logits), (name, kind)
+
+
+def load_elsewhere(places, folder, tmp_path, port=0, **environment):
+    ran = run_python(port, json.dumps(places), folder, tmp_path / "out-", code=LOAD, cwd=str(tmp_path), **environment)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_hub_repository_loads_by_its_own_code_alone_and_offline_ever_after(model, folder, files, tmp_path):
+    """Main, a branch and a subfolder: downloaded by a fresh process, then from its cache when there is no Hub."""
+    inside = {name if name.endswith(".py") else f"in/side/{name}": content for name, content in files.items()}
+    with HubDouble() as hub:
+        repository = hub.put(REPO, files)
+        repository.commit("dev", inside | {"malware.py": b"raise SystemExit('executed')"}, "elsewhere")
+        places = {
+            "main": {"source": REPO},
+            "commit": {"source": REPO, "revision": repository.refs["main"]},
+            "dev": {"source": REPO, "revision": "dev", "subfolder": "in/side"},
+        }
+        load_elsewhere(places, folder, tmp_path, hub.port, **hub.environment(tmp_path / "home"))
+        own = (f"/api/models/{REPO}", f"/{REPO}/resolve/", "/large/")
+        assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+        assert all(request.path.startswith(own) for request in hub.requests)
+        assert not [request for request in hub.requests if "malware" in request.path]
+    assert_loads(model, tmp_path / "out-", places)
+    for name in places:
+        (tmp_path / f"out-{name}").unlink()
+    offline = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(tmp_path / "new modules"))
+    load_elsewhere(places, folder, tmp_path, **offline)
+    assert_loads(model, tmp_path / "out-", places)
+
+
+def test_a_folder_loads_by_its_own_code_alone(model, folder, tmp_path):
+    environment = {"HF_HOME": str(tmp_path / "home")}
+    load_elsewhere({"folder": {"source": str(folder)}}, folder, tmp_path, **environment)
+    assert_loads(model, tmp_path / "out-", ["folder"])
+
+
+# ---- with the package -----------------------------------------------------------------------------------------------
+
+
+def test_with_the_package_nothing_is_trusted_and_no_code_is_fetched(hub, model, folder, files):
+    hub.put(REPO, files)
+    for source in (folder, REPO):
+        assert isinstance(AutoConfig.from_pretrained(source), TreeDiffConfig)
+        assert AutoTokenizer.from_pretrained(source).mask_token_id == 100
+        for auto in (AutoModel, AutoModelForCausalLM):
+            loaded = auto.from_pretrained(source)
+            assert type(loaded) is TreeDiffForDiffusionLM
+            with torch.no_grad():
+                assert torch.equal(loaded(NODES).logits, model(NODES).logits)
+        assert type(AutoModelForMaskedLM.from_pretrained(source)) is TreeDiffForMaskedLM
+        body = TreeDiffModel.from_pretrained(source)
+        assert torch.equal(body.embed_nodes.weight, model.model.embed_nodes.weight)
+    assert not [request for request in hub.requests if request.path.endswith(".py")]
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(hub, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    model.push_to_hub(REPO)
+    hub.mend()
+    TreeDiffForDiffusionLM.from_pretrained(REPO, cache_dir=tmp_path / "first")
+    weights = hub.repositories[REPO].files()["model.safetensors"]
+    place = f"/large/{hashlib.sha256(weights).hexdigest()}"
+    number = [(request.method, request.path) for request in hub.requests].index(("GET", place))
+    hub.break_off(number + 1, "halfway")
+    loaded = TreeDiffForDiffusionLM.from_pretrained(REPO, cache_dir=tmp_path / "second")
+    start = len(weights) // 2 // 4096 * 4096
+    assert f"bytes={start}-" in [request.headers.get("Range") for request in hub.requests]
+    with torch.no_grad():
+        assert torch.equal(loaded(NODES).logits, model(NODES).logits)
+
+
+def test_loading_tells_what_it_found_to_those_who_ask(folder):
+    loaded, info = TreeDiffForDiffusionLM.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(loaded, TreeDiffForDiffusionLM) and not info["missing_keys"]
+
+
+# ---- repositories in which something is wrong -----------------------------------------------------------------------
+
+
+class Executed:
+    """What its unpickling does is what a pickle can do."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def first_shard(files):
+    return min(name for name in files if name.startswith("model-0"))
+
+
+def without_weights(files):
+    return {name: content for name, content in files.items() if not name.startswith("model") or name.endswith(".py")}
+
+
+def without_tree(files, folder):
+    tensors = {}
+    for shard in folder.glob("model-*.safetensors"):
+        tensors |= {name: tensor for name, tensor in load_file(shard).items() if "table_" not in name}
+    return without_weights(files) | {"model.safetensors": save(tensors, metadata={"format": "pt"})}
+
+
+def with_another_tree(files, tmp_path):
+    VocabularyTree.random(90, 5, 3).save_pretrained(tmp_path / "tree")
+    return files | {file.name: file.read_bytes() for file in (tmp_path / "tree").iterdir()}
+
+
+def with_config(files, **fields):
+    return files | {"config.json": json.dumps(json.loads(files["config.json"]) | fields).encode()}
+
+
+def with_a_pickle(files, folder, tmp_path):
+    torch.save({"weight": Executed(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
+    return without_weights(files) | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
+
+
+WRONG = {
+    "no tree": (
+        lambda files, folder, _: without_tree(files, folder),
+        "hold no vocabulary tree .*: restore the original files, or save the model again",
+    ),
+    "another tree beside the weights": (
+        lambda files, _, tmp_path: with_another_tree(files, tmp_path),
+        "not the one the model was trained with: .* Restore the original files",
+    ),
+    "a vocabulary of another size": (
+        lambda files, *_: with_config(files, vocab_size=90, num_tree_nodes=121),
+        "other sizes than its config.json names. Restore the original files",
+    ),
+    "a truncated shard": (
+        lambda files, *_: files | {first_shard(files): files[first_shard(files)][:-100]},
+        "are damaged .* Save or download them again",
+    ),
+    "a missing shard": (
+        lambda files, *_: {name: content for name, content in files.items() if name != first_shard(files)},
+        "holds no model-00001-of-000.*.safetensors, .*: complete the files",
+    ),
+    "a pickle": (
+        with_a_pickle,
+        "holds no model.safetensors, and a pickle such as pytorch_model.bin is never loaded, since it can run code: "
+        "complete the files, or ask their author for safetensors",
+    ),
+    "a newer format": (
+        lambda files, *_: with_config(files, format_version=2, head="of the future"),
+        "saved in format 2, this version of modeling-treediff reads up to 1: upgrade the package, or load with trust",
+    ),
+}
+
+LOAD_WRONG = """
+import json, sys
+sys.modules["modeling_treediff"] = None
+from transformers import AutoModel, AutoModelForMaskedLM
+errors = {}
+for source in json.loads(sys.argv[1]):
+    try:
+        AutoModel.from_pretrained(source, trust_remote_code=True)
+    except Exception as error:
+        errors[source] = str(error)
+print(json.dumps(errors))
+"""
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_repository_is_refused_in_a_sentence_that_says_what_to_do(hub, folder, files, tmp_path, case):
+    spoil, message = WRONG[case]
+    spoiled = spoil(files, folder, tmp_path)
+    hub.put(REPO, spoiled)
+    (tmp_path / "folder").mkdir()
+    for name, content in spoiled.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    for source in (REPO, tmp_path / "folder"):
+        for auto in (AutoModel, TreeDiffForMaskedLM, TreeDiffModel):
+            with pytest.raises((OSError, ValueError), match=message) as error:
+                auto.from_pretrained(source)
+            assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+    assert not [request for request in hub.requests if "pytorch_model.bin" in request.path]
+
+
+def test_an_adapter_that_is_missing_is_not_taken_for_the_weights(monkeypatch):
+    """Errors about files of others keep their own words."""
+    for words in ("someone/a-model has no file named adapter_model.safetensors", "no my-model.safetensors, no x"):
+
+        def fail(*_, words=words, **__):
+            raise OSError(words)
+
+        monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", fail)
+        with pytest.raises(OSError, match=f"^{words}$"):
+            TreeDiffForDiffusionLM.from_pretrained(REPO)
+
+
+def test_remote_code_refuses_the_same_repositories(folder, files, tmp_path):
+    """In a fresh process without the package, where the code that refuses is the repository's own.
+
+    There, as the error says, a newer format loads by the newer code that its repository brings.
+    """
+    newer = with_config(files, format_version=2)
+    code = newer["configuration_treediff.py"].replace(b"FORMAT_VERSION = 1", b"FORMAT_VERSION = 2")
+    with HubDouble() as hub:
+        hub.put("someone/newer", newer | {"configuration_treediff.py": code})
+        sources = {}
+        for number, (spoil, message) in enumerate(WRONG.values()):
+            place = tmp_path / str(number)
+            place.mkdir()
+            hub.put(f"someone/model-{number}", spoil(files, folder, place))
+            sources[f"someone/model-{number}"] = message
+        environment = hub.environment(tmp_path / "home")
+        ran = run_python(json.dumps(["someone/newer", *sources]), code=LOAD_WRONG, cwd=str(tmp_path), **environment)
+        assert ran.returncode == 0, ran.stderr
+        errors = json.loads(ran.stdout.splitlines()[-1])
+        assert errors.keys() == sources.keys()
+        for source, message in sources.items():
+            assert re.search(message, errors[source]) and "\n" not in errors[source], errors[source]
+        asked = [request.path for request in hub.requests if not request.path.startswith("/large/")]
+        assert all(any(source in path for source in ("someone/newer", *sources)) for path in asked)
+        assert not [path for path in asked if "pytorch_model.bin" in path]
+    assert not list(tmp_path.glob("*/executed"))
+
+
+def test_pickles_are_not_loaded_on_demand_either(folder):
+    with pytest.raises(ValueError, match="leave out use_safetensors"):
+        TreeDiffForDiffusionLM.from_pretrained(folder, use_safetensors=False)
+
+
+def test_a_tree_of_a_newer_format_asks_for_an_upgrade(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_treediff.tree_files.FORMAT_VERSION", 2)
+    tree.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has format 2, this version of modeling-treediff reads up to 1: upgrade"):
+        VocabularyTree.from_pretrained(tmp_path)

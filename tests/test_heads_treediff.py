@@ -1,0 +1,477 @@
+"""Each head against a plain reference in double precision: values, gradients, shapes and sizes of what it computes."""
+
+import importlib.util
+
+import pytest
+import torch
+from helpers.processes import REPOSITORY, run_python
+from test_modeling import _Shapes
+from torch.nn import functional as F
+
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.configuration_treediff import TreeDiffConfig
+from modeling_treediff.heads_treediff import (
+    HEADS,
+    _flat_layer,
+    _fused_kernel,
+    child_nats,
+    fused_nats,
+    group_by_parent,
+    make_head,
+    subtree_logsumexp,
+)
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+TREES = {
+    "flat": VocabularyTree.flat(20),
+    "flat, shuffled, gaps": VocabularyTree.from_paths([[7 * token % 25] for token in range(20)], 25),
+    "depth 2": VocabularyTree.random(20, 6, 2),
+    "depth 3": VocabularyTree.random(40, 4, 3),
+    "depth 4, chains": VocabularyTree.from_paths([[0, 0, 0, 0], [2, 1, 0, 0], [2, 1, 3, 1], [2, 1, 3, 2]], 4),
+    "one token": VocabularyTree.from_paths([[1, 1, 1]], 3),
+}
+BELOW = [name for name in TREES if TREES[name].tree_depth > 1]
+
+
+def built(name, tree, seed=0, **fields):
+    """A head of double precision with weights of about 0.5, biases included."""
+    fields = {"hidden_size": 16, "num_attention_heads": 4, "head_rank": 6} | fields
+    head = make_head(TreeDiffConfig.from_tree(tree, head=name, **fields)).double()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in head.parameters():
+        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return head
+
+
+def layouts(tree):
+    """(B, T) nodes by name: at one parent, none at the root, every parent once, leaves in between, one, many."""
+    generator = torch.Generator().manual_seed(1)
+    internal = torch.arange(tree.vocab_size, tree.num_nodes)
+    return {
+        "all at the root": torch.full((2, 5), tree.root_id),
+        "all at the last parent": torch.full((3, 17), tree.num_nodes - 1),
+        "none at the root": internal[1:].repeat(3)[None] if len(internal) > 1 else internal[None],
+        "every parent once": internal.flip(0)[None],
+        "with leaves": torch.randint(0, tree.num_nodes, (3, 13), generator=generator),
+        "only leaves": torch.randint(0, tree.vocab_size, (2, 3), generator=generator),
+        "a single position": internal[-1:, None],
+        "many": torch.randint(tree.vocab_size, tree.num_nodes, (4, 101), generator=generator),
+    }
+
+
+def reference(name, head, hidden, nodes, tree):
+    """Position by position, child by child; None at leaves. `hidden` (B, T, E) -> B T vectors (K,)."""
+    rows = []
+    for vector, node in zip(hidden.flatten(0, 1), nodes.flatten().tolist(), strict=True):
+        depth = int(tree.depth[node])
+        if depth == tree.tree_depth:
+            rows.append(None)
+            continue
+        scores = []
+        for slot, child in enumerate(tree.children[node - tree.vocab_size].tolist()):
+            if child < 0:
+                scores.append(torch.tensor(-torch.inf, dtype=hidden.dtype))
+            elif name == "child":
+                layer = head.levels[depth]
+                scores.append(layer.weight[slot] @ vector + layer.bias[slot])
+            elif name == "node":
+                row = child if child < tree.vocab_size else child - 1
+                scores.append(head.nodes.weight[row] @ (head.levels[depth].weight @ vector) + head.nodes.bias[row])
+            else:
+                below = tree.ancestors[:, depth + 1] == child
+                scores.append((head.tokens.weight[below] @ vector + head.tokens.bias[below]).logsumexp(0))
+        rows.append(torch.stack(scores))
+    return rows
+
+
+def slots_of(tree, nodes, seed=2):
+    """A random existing child's slot at each position, -100 at leaves and at every fifth position."""
+    generator = torch.Generator().manual_seed(seed)
+    children = tree.children[(nodes - tree.vocab_size).clamp(min=0)]
+    noise = torch.rand(children.shape, generator=generator).masked_fill(children < 0, -1)
+    skipped = (torch.arange(nodes.numel()).view_as(nodes) % 5 == 4) | (tree.depth[nodes] == tree.tree_depth)
+    return noise.argmax(-1).masked_fill(skipped, -100)
+
+
+def gradients(loss, hidden, head):
+    parts = torch.autograd.grad(loss, [hidden, *head.parameters()], allow_unused=True, materialize_grads=True)
+    assert all(part.isfinite().all() for part in parts)
+    return parts
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("name", HEADS)
+def test_values_and_gradients_equal_the_plain_reference(name, tree):
+    head = built(name, tree)
+    for layout, nodes in layouts(tree).items():
+        generator = torch.Generator().manual_seed(3)
+        hidden = torch.randn(*nodes.shape, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+        slots = slots_of(tree, nodes)
+        rows = reference(name, head, hidden, nodes, tree)
+        if name == "leaf":  # whose fp32 sums are double here
+            assert head(hidden, nodes, tree).dtype == torch.float64
+        logits = head(hidden, nodes, tree).flatten(0, 1)
+        for row, expected in zip(logits, rows, strict=True):
+            if expected is not None:
+                torch.testing.assert_close(row, expected, msg=lambda text, layout=layout: f"{layout}: {text}")
+        pairs = [(row, slot) for row, slot in zip(rows, slots.flatten().tolist(), strict=True) if slot >= 0]
+        truth = sum(-row.log_softmax(-1)[slot] for row, slot in pairs) + 0 * hidden.sum()
+        nats = child_nats(head, hidden, nodes, slots, tree)
+        assert nats.shape == nodes.shape
+        assert (nats[slots == -100] == 0).all()
+        torch.testing.assert_close(nats.sum(), truth)
+        torch.testing.assert_close(gradients(nats.sum(), hidden, head), gradients(truth, hidden, head))
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("name", HEADS)
+def test_forward_is_node_scores_at_the_children(name, tree):
+    head = built(name, tree)
+    hidden = torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for level in range(1, tree.tree_depth + 1):
+        members = (tree.depth == level).nonzero()[:, 0]
+        scores = head.node_scores(hidden[0], level, tree)
+        assert scores.shape == (7, len(members))
+        for parent in (tree.depth == level - 1).nonzero()[:, 0]:
+            children = tree.children[parent - tree.vocab_size]
+            logits = head(hidden, parent.expand(1, 7), tree)[0]
+            assert torch.equal(logits.isneginf(), (children < 0).expand(7, -1))
+            exact = scores[:, torch.searchsorted(members, children[children >= 0])]
+            torch.testing.assert_close(logits[:, children >= 0], exact, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(logits.softmax(-1).sum(-1), torch.ones(7, dtype=torch.float64))
+
+
+def test_leaf_head_on_the_flat_tree_is_the_child_head():
+    tree = TREES["flat"]
+    child, leaf = built("child", tree), built("leaf", tree)
+    leaf.tokens.load_state_dict(child.levels[0].state_dict())
+    hidden = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nodes = torch.full((2, 9), tree.root_id)
+    assert torch.equal(leaf(hidden, nodes, tree), child(hidden, nodes, tree))
+
+
+def test_scores_of_the_node_head_do_not_depend_on_slots():
+    """The same tree with every node's children in reverse order: the same score for the same child."""
+    tree = TREES["depth 3"]
+    turned = VocabularyTree.from_paths(3 - tree.paths, 4)
+    head, other = built("node", tree), built("node", turned)
+    same = turned.ancestors[tree.representative, tree.depth]  # this tree's nodes in the other
+    rows = torch.arange(tree.num_nodes)[torch.arange(tree.num_nodes) != tree.root_id]
+    with torch.no_grad():
+        other.levels.load_state_dict(head.levels.state_dict())
+        other.nodes.weight[other._rows(same[rows], turned)] = head.nodes.weight
+        other.nodes.bias[other._rows(same[rows], turned)] = head.nodes.bias
+    nodes = torch.arange(tree.vocab_size, tree.num_nodes)[None]
+    hidden = torch.randn(1, nodes.numel(), 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(other(hidden, same[nodes], turned).flip(-1), head(hidden, nodes, tree))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16 weights", "autocast"])
+@pytest.mark.parametrize("layout", ["all at the last parent", "every parent once", "many"])
+@pytest.mark.parametrize("name", HEADS)
+def test_bf16_errors_are_bounded_by_those_of_the_naive_computation(name, layout, autocast):
+    """|fast bf16 - fp64| <= |naive bf16 - fp64| + 1 % of the scale, for nats and for all gradients."""
+    tree = TREES["depth 3"]
+    nodes = layouts(tree)[layout]
+    slots = slots_of(tree, nodes)
+    results = {}
+    for kind, dtype in (("truth", torch.float64), ("naive", torch.bfloat16), ("fast", torch.bfloat16)):
+        head = built(name, tree).to(torch.float32 if kind == "fast" and autocast else dtype)
+        hidden = torch.randn(*nodes.shape, 16, generator=torch.Generator().manual_seed(0))
+        hidden = hidden.to(dtype).requires_grad_()
+        if kind == "fast":
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                nats = child_nats(head, hidden, nodes, slots, tree).flatten()
+            assert nats.dtype == torch.float32
+        else:
+            rows = reference(name, head, hidden, nodes, tree)
+            pairs = zip(rows, slots.flatten().tolist(), strict=True)
+            nats = torch.stack([0 * row.sum() if slot < 0 else -row.log_softmax(-1)[slot] for row, slot in pairs])
+        results[kind] = [nats.detach(), *gradients(nats.nan_to_num().sum(), hidden, head)]
+    for truth, naive, fast in zip(*results.values(), strict=True):
+        naive_error, fast_error = (naive.double() - truth).abs().nan_to_num(), (fast.double() - truth).abs()
+        counted = truth.isfinite()
+        assert fast_error[counted].max() <= naive_error[counted].max() + 0.01 * truth[counted].abs().max()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 39, 1000])
+@pytest.mark.parametrize("name", HEADS)
+def test_chunks_change_neither_values_nor_gradients(name, chunk):
+    tree = TREES["depth 3"]
+    head, nodes = built(name, tree), layouts(tree)["with leaves"]
+    hidden = torch.randn(3, 13, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    slots = slots_of(tree, nodes)
+    weight = torch.rand(3, 13, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole, cut = (child_nats(head, hidden, nodes, slots, tree, size) for size in (None, chunk))
+    torch.testing.assert_close(cut, whole)
+    fast, slow = (gradients((weight * nats).sum(), hidden, head) for nats in (cut, whole))
+    torch.testing.assert_close(fast, slow)
+
+
+def test_a_chunk_has_at_least_one_position():
+    tree = TREES["flat"]
+    nodes, slots = torch.tensor([[tree.root_id]]), torch.tensor([[3]])
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        child_nats(built("child", tree), torch.zeros(1, 1, 16).double(), nodes, slots, tree, chunk=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 13, 100, 4000])
+def test_blocks_hold_every_position_with_its_parent(count):
+    parents = 12
+    for seed, largest in enumerate((1, 3, parents, parents + 1)):  # the last: some positions have none
+        parent = torch.randint(0, largest, (count,), generator=torch.Generator().manual_seed(seed))
+        blocks = group_by_parent(parent, parents)
+        size = blocks.source_GC.shape[1]
+        assert blocks.parent_G.shape == blocks.source_GC.shape[:1]
+        assert len(blocks.parent_G) < count / size + parents
+        has_parent = parent < parents
+        assert torch.equal(blocks.source_GC.flatten()[blocks.place_n][has_parent], torch.arange(count)[has_parent])
+        assert torch.equal(blocks.parent_G[blocks.place_n // size][has_parent], parent[has_parent])
+
+
+def test_subtree_logsumexp_is_stable_and_knows_minus_infinity():
+    tree = TREES["depth 2"]
+    scores = torch.zeros(1, 20)
+    below = tree.ancestors[:, 1] == tree.root_id + 1
+    scores[:, below] = -1e4  # underflows next to the others
+    scores[:, tree.ancestors[:, 1] == tree.root_id + 2] = 1e4
+    scores[:, tree.ancestors[:, 1] == tree.root_id + 3] = -torch.inf
+    scores[0, below.nonzero()[0]] = -torch.inf
+    scores.requires_grad_()
+    totals = subtree_logsumexp(scores, tree)[0]
+    clusters = range(tree.root_id + 1, tree.num_nodes)
+    expected = torch.stack([scores[0, tree.ancestors[:, 1] == node].logsumexp(0) for node in clusters])
+    torch.testing.assert_close(totals[1:], expected)
+    assert totals[0].isneginf()
+    totals[totals.isfinite()].sum().backward()
+    assert scores.grad.isfinite().all()
+    torch.testing.assert_close(scores.grad[0, below].sum(), torch.tensor(1.0))
+
+
+def test_leaf_head_adds_in_fp32_under_bf16():
+    """A sum of 600 equal terms: added one by one in bf16, it would stop growing at 256."""
+    tree = VocabularyTree.from_paths([[token >= 600, token % 600] for token in range(700)], 600)
+    head = built("leaf", tree).to(torch.bfloat16)
+    torch.nn.init.zeros_(head.tokens.weight)
+    torch.nn.init.zeros_(head.tokens.bias)
+    logits = head(torch.ones(1, 1, 16, dtype=torch.bfloat16), torch.tensor([[tree.root_id]]), tree)[0, 0, :2]
+    torch.testing.assert_close(logits, torch.tensor([600.0, 100.0]).log())
+
+
+def test_a_position_without_a_way_to_a_loss_leaves_no_nan():
+    """The softmax of every row is finite, at leaves too, and its gradient is."""
+    for tree in TREES.values():
+        for name in HEADS:
+            head, nodes = built(name, tree), layouts(tree)["with leaves"]
+            hidden = torch.ones(3, 13, 16, dtype=torch.float64, requires_grad=True)
+            probabilities = head(hidden, nodes, tree).softmax(-1)
+            assert probabilities.isfinite().all()
+            gradients(probabilities.square().sum(), hidden, head)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_compile_without_a_graph_break_and_once(name, backend):
+    """Other nodes of the same shape need no other graph: no shape depends on the data."""
+    tree = TREES["depth 3"]
+    head = built(name, tree)
+    torch._dynamo.reset()
+    compiled = torch.compile(child_nats, fullgraph=True, backend=backend, dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            nodes = torch.randint(0, tree.num_nodes, (2, 30), generator=generator)
+            hidden = torch.randn(2, 30, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+            arguments = head, hidden, nodes, slots_of(tree, nodes), tree
+            fast, slow = compiled(*arguments), child_nats(*arguments)
+            torch.testing.assert_close(fast, slow)
+            torch.testing.assert_close(gradients(fast.sum(), hidden, head), gradients(slow.sum(), hidden, head))
+
+
+def largest_seen(head, nodes, tree, chunk=None):
+    """Numbers in the largest floating-point tensor that any operation returns, forward and backward."""
+    hidden = torch.randn(*nodes.shape, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    slots = slots_of(tree, nodes)
+    with _Shapes() as shapes:
+        child_nats(head, hidden, nodes, slots, tree, chunk).sum().backward()
+    return max(torch.Size(shape).numel() for _, shape in shapes.seen)
+
+
+@pytest.mark.parametrize("positions", [64, 1000, 4096])
+def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(positions):
+    tree = VocabularyTree.random(900, 30, 2)
+    head = built("node", tree, head_rank=32).float()
+    generator = torch.Generator().manual_seed(0)
+    nodes = torch.randint(tree.root_id, tree.num_nodes, (2, positions // 2), generator=generator)
+    size = min(-(-positions // 30), 32)
+    largest = largest_seen(head, nodes, tree)
+    # In each block: the vectors of the children, the positions' queries, their logits.
+    assert largest <= (positions / size + 30) * max(30 * 32, size * 32, size * 30)
+    if positions > 1000:
+        assert largest < positions * 30 * 32 / 10
+
+
+@pytest.mark.parametrize(("name", "depth"), [("child", 1), ("leaf", 1), ("leaf", 2)])
+def test_chunked_loss_never_holds_the_logits_of_all_positions(name, depth):
+    tree = VocabularyTree.flat(811) if depth == 1 else VocabularyTree.random(811, 29, depth)
+    head, nodes = built(name, tree).float(), torch.full((4, 50), tree.root_id)
+    assert largest_seen(head, nodes, tree) >= 200 * 811
+    parameters, logits = 811 * 16, 20 * tree.num_nodes
+    assert largest_seen(head, nodes, tree, chunk=20) <= max(parameters, logits)
+
+
+def test_chunked_loss_keeps_no_logits_for_backward():
+    """Between forward and backward, chunks hold their inputs alone."""
+    tree = VocabularyTree.flat(811)
+    head, nodes = built("child", tree).float(), torch.full((4, 50), tree.root_id)
+    hidden, slots = torch.randn(4, 50, 16, requires_grad=True), slots_of(tree, nodes)
+    for chunk, keeps in ((None, True), (20, False)):
+        sizes = []
+
+        def note(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            child_nats(head, hidden, nodes, slots, tree, chunk)
+        assert (sum(sizes) >= 200 * 811) == keeps
+
+
+def check_fused_nats(kernel, name):
+    """Values and gradients by the kernel in fp32 are as close to those in fp64 as those of plain chunks."""
+    tree = VocabularyTree.from_order(torch.randperm(53, generator=torch.Generator().manual_seed(3)), 53, 1)
+    head, nodes = built(name, tree), torch.full((3, 13), tree.root_id)
+    slots, weight = slots_of(tree, nodes), torch.rand(3, 13, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for way, dtype in (("exact", torch.float64), ("chunks", torch.float32), ("fused", torch.float32)):
+        head.to(dtype)
+        hidden = torch.randn(3, 13, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        if way == "fused":
+            layer, rows = _flat_layer(head, slots.flatten(), tree)
+            nats = fused_nats(kernel, hidden.flatten(0, 1), layer, rows).view_as(slots)
+        else:
+            nats = child_nats(head, hidden, nodes, slots, tree, 7 if way == "chunks" else None)
+        assert nats.dtype == dtype
+        found[way] = [nats, *gradients((weight * nats).sum(), hidden, head)]
+    for exact, chunks, fused in zip(*found.values(), strict=True):
+        assert (fused - exact).abs().max() <= 2 * (chunks - exact).abs().max() + 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", ["child", "leaf"])
+def test_the_fused_kernel_is_given_the_flat_trees_layer_and_rows(name):
+    def stand_in(hidden, weight, rows, bias, ignore_index, reduction, accum_dtype):
+        logits = F.linear(hidden, weight, bias)
+        return F.cross_entropy(logits, rows, ignore_index=ignore_index, reduction=reduction)
+
+    check_fused_nats(stand_in, name)
+
+
+@pytest.mark.parametrize("name", ["child", "leaf"])
+def test_the_fused_kernel_in_tritons_interpreter(name):
+    if not all(importlib.util.find_spec(package) for package in ("liger_kernel", "triton")):
+        pytest.skip("needs liger-kernel and triton")
+    code = f"import test_heads; test_heads.check_fused_nats(test_heads._fused_kernel(), {name!r})"
+    done = run_python(code=code, TRITON_INTERPRET="1", cwd=REPOSITORY / "tests")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["child", "leaf"])
+def test_the_fused_kernel_on_cuda(name):
+    if _fused_kernel() is None:
+        pytest.skip("needs liger-kernel 0.8.5 or later")
+    tree = VocabularyTree.flat(811)
+    head, nodes = built(name, tree).float().cuda(), torch.full((4, 50), tree.root_id, device="cuda")
+    hidden = torch.randn(4, 50, 16, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+    slots = slots_of(tree, nodes.cpu()).cuda()
+    found = []
+    for chunk in (None, 20):
+        nats = child_nats(head, hidden, nodes, slots, tree.to("cuda"), chunk)
+        found.append([nats, *gradients(nats.sum(), hidden, head)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["node", "leaf"])
+def test_only_a_plain_layer_on_the_flat_tree_can_be_fused(name):
+    tree = TREES["flat" if name == "node" else "depth 2"]
+    assert _flat_layer(built(name, tree), torch.zeros(3, dtype=torch.long), tree) is None
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("name", HEADS)
+def test_parameter_count_is_the_heads(name, tree):
+    for size, rank in ((8, 1), (16, 5), (40, 64)):
+        config = TreeDiffConfig.from_tree(tree, hidden_size=size, num_attention_heads=4, head=name, head_rank=rank)
+        built_count = sum(parameter.numel() for parameter in make_head(config).parameters())
+        assert config.count_parameters()["head"] == built_count
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_budget_counts_the_head(name):
+    tree = VocabularyTree.random(8192, 91, 2)
+    fields = {"hidden_size": 224, "num_attention_heads": 7}
+    config = TreeDiffConfig.for_budget(tree, 9_000_000, head=name, **fields)
+    layer = config.count_parameters()["layers"] / config.num_hidden_layers
+    assert abs(sum(config.count_parameters().values()) - 9_000_000) <= layer / 2
+    with pytest.raises(ValueError, match="do not pay for one layer"):
+        TreeDiffConfig.for_budget(tree, 1_000_000, head=name, **fields)
+
+
+def test_config_says_what_is_wrong_with_a_head():
+    for fields, message in (
+        ({"head": "full"}, "Unknown head 'full'; known: child, node, leaf"),
+        ({"head_rank": 0}, "head_rank must be at least 1"),
+        ({"node_embedding": "sum"}, "Unknown node_embedding 'sum'; known: path, free"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TreeDiffConfig(**fields)
+
+
+def test_every_parameter_is_of_a_layer_that_transformers_initialises():
+    for name in HEADS:
+        head = make_head(TreeDiffConfig.from_tree(TREES["depth 3"], hidden_size=16, num_attention_heads=4, head=name))
+        owned = {id(p) for layer in head.modules() if isinstance(layer, torch.nn.Linear) for p in layer.parameters()}
+        assert {id(parameter) for parameter in head.parameters()} == owned
+
+
+def test_the_node_heads_first_scores_are_as_large_as_the_child_heads():
+    """Both products start at the size of <W h> with W of the config's standard deviation; kept when loaded."""
+    tree = VocabularyTree.random(900, 30, 2, seed=0)
+    torch.manual_seed(0)
+    spread = {}
+    for name in ("child", "node"):
+        model = TreeDiffForDiffusionLM.from_tree(
+            tree, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, head=name
+        )
+        with torch.no_grad():
+            logits = model(torch.arange(900, 931)[None]).logits
+        spread[name] = float(logits[logits.isfinite()].std())
+    assert 0.5 < spread["node"] / spread["child"] < 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", HEADS)
+def test_cuda_agrees_with_the_cpu(name):
+    tree = TREES["depth 3"]
+    head, nodes = built(name, tree).float(), layouts(tree)["many"]
+    hidden = torch.randn(*nodes.shape, 16, generator=torch.Generator().manual_seed(0))
+    here = head(hidden, nodes, tree).softmax(-1)
+    there = head.cuda()(hidden.cuda(), nodes.cuda(), tree.to("cuda")).softmax(-1)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-5)
+
+
+def test_node_scores_have_one_distribution_over_tokens():
+    """The product of child probabilities down the tree, from `node_scores` alone, sums to 1 over the tokens."""
+    for name in HEADS:
+        for tree in TREES.values():
+            head = built(name, tree)
+            hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            log_p = torch.zeros(5, tree.vocab_size, dtype=torch.float64)
+            for level in range(1, tree.tree_depth + 1):
+                members = (tree.depth == level).nonzero()[:, 0]
+                scores, parents = head.node_scores(hidden, level, tree), tree.parent[members]
+                sums = torch.stack([scores[:, parents == parent].logsumexp(-1) for parent in parents], dim=-1)
+                log_p += (scores - sums)[:, torch.searchsorted(members, tree.ancestors[:, level].contiguous())]
+            torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(5, dtype=torch.float64))
+            if name == "leaf":  # siblings normalised over subtrees: the chain of levels is one softmax over tokens
+                torch.testing.assert_close(log_p, F.log_softmax(head.tokens(hidden), -1))

@@ -1,0 +1,321 @@
+"""The plan of a step's memory: what the design promises of trees, and what must hold of any plan."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.models import tiny_model
+from helpers.processes import REPOSITORY, SAMPLE, load_example, run_here, run_python
+from modeling_treediff.training.memory.tracker.fake_step import BLOCK, norms_as_on_cuda
+from modeling_treediff.training.memory.tracker.plan import USABLE, TrainingStep, largest_batch, plan_memory, plan_step
+from transformers import GPT2Config
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.training.memory import plan as memory_plan
+from modeling_treediff.training.memory.tracker import GIBIBYTE
+
+SMALL = TreeDiffConfig(
+    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
+    num_attention_heads=4, max_position_embeddings=128,
+)  # fmt: skip
+REFERENCE = {"hidden_size": 768, "num_attention_heads": 12}
+
+
+def reference_flat(**fields):
+    """MDLM over GPT-2's vocabulary, 12 layers."""
+    return TreeDiffConfig(vocab_size=50_257, num_hidden_layers=12, **REFERENCE, **fields)
+
+
+def reference_tree(**fields):
+    """As many parameters over a tree of fan-out 225 and depth 2: 17 layers."""
+    shape = SimpleNamespace(vocab_size=50_257, tree_depth=2, max_branching=225, num_nodes=50_257 + 225, sha256=None)
+    budget = sum(reference_flat().count_parameters().values())
+    return TreeDiffConfig.for_budget(shape, budget, **REFERENCE, **fields)
+
+
+@cache
+def reference_peak(tree, batch_size=32, **fields):
+    config = (reference_tree if tree else reference_flat)(**fields)
+    return plan_memory(config, batch_size, 512).peak
+
+
+def test_the_reference_models_have_equal_budgets():
+    flat, tree = (sum(config.count_parameters().values()) for config in (reference_flat(), reference_tree()))
+    assert abs(tree - flat) <= 0.01 * flat and reference_tree().num_hidden_layers == 17
+
+
+def test_the_tree_halves_the_peak_with_free_savings_alone():
+    """B=32, L=512, d=768, V=50,257, bf16, AdamW, the same lean backbone on both sides."""
+    assert reference_peak(True) <= 0.50 * reference_peak(False)
+
+
+def test_the_recorded_figures_are_what_is_planned():
+    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "memory.json").read_text())["rows"]
+    at_reference = {"batch_size": 32, "vocab_size": 50_257, "hidden_size": 768}
+    rows = [row for row in rows if row.items() >= at_reference.items() and "budget" in row["matched"]]
+    recorded = {(row["contender"], row["variant"]): row["peak_bytes"] for row in rows}
+    fields = {"lean": {}, "recompute": {"recompute_mlp_layers": 14}}
+    for variant, options in fields.items():
+        assert reference_peak(True, **options) == pytest.approx(recorded["tdlm-child", variant], rel=0.02)
+    assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["mdlm-chunked", "lean"], rel=0.02)
+    assert recorded["tdlm-child", "plain"] > 1.6 * recorded["tdlm-child", "lean"]
+
+
+def test_recomputed_mlps_take_it_to_two_fifths():
+    """Recomputed in five of six layers, on both sides."""
+    assert reference_peak(True, recompute_mlp_layers=14) <= 0.40 * reference_peak(False, recompute_mlp_layers=10)
+
+
+def test_against_a_chunked_cross_entropy_the_tree_saves_no_memory():
+    """What it spends on depth its activations cost; what remains is that the flat head is computed, twice."""
+    ratio = reference_peak(True) / reference_peak(False, loss_chunk_size=1024)
+    assert 1.0 < ratio < 1.25
+
+
+def test_what_a_model_is_made_of_is_counted_exactly():
+    plan = plan_memory(SMALL, 2, 16, ema=True)
+    parameters = [4 * parameter.numel() for parameter in tiny_model_of(SMALL).parameters()]
+    rounded = sum(-(-size // BLOCK) * BLOCK for size in parameters)
+    tables = plan.timeline["parameters"] - rounded
+    assert (0 <= tables).all() and tables.max() <= 8 * (300 * 3 + 20 * 18 + 4 * 320) + 8 * BLOCK
+    assert (plan.timeline["EMA"] == rounded).all()
+    rest = plan.timeline["optimizer state"] - 2 * rounded - BLOCK * len(parameters)  # a count of steps for each
+    assert (0 <= rest).all() and rest.max() <= 4 * BLOCK
+    assert plan.timeline["gradients"].max() == rounded and plan.timeline["gradients"][0] == 0
+
+
+def tiny_model_of(config):
+    tree = VocabularyTree.random(config.vocab_size, config.max_branching, config.tree_depth)
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "head")
+    return tiny_model(tree, **{name: getattr(config, name) for name in sizes})
+
+
+def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
+    plan = plan_memory(SMALL, 8, 64)
+    assert sum(plan.parts.values()) == plan.peak == plan.total.max()
+    assert [name for name, _ in plan.phases] == ["forward", "backward", "optimizer"]
+    assert plan.timeline["activations"][-1] == plan.timeline["gradients"][-1] == 0
+    assert plan.peak_phase == "backward"
+
+
+def test_the_activations_are_what_autograd_keeps():
+    """Independent count on a real model: the storages that saved-tensor hooks see, parameters and inputs apart."""
+    model = tiny_model_of(SMALL).train()
+    batch = corrupt(torch.zeros(8, 64, dtype=torch.long), model.tree, model.schedule)
+    kept, known = {}, {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.model.backbone(model.model._embed_paths(batch.input_ids))
+    del hidden
+    real = sum(storage.nbytes() for storage in kept.values())
+    planned = plan_memory(SMALL, 8, 64, precision="fp32").timeline["activations"].max()
+    assert abs(planned - real) <= 0.03 * real
+
+
+def test_torchs_own_tracker_sees_the_same_peak():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    with FakeTensorMode(), norms_as_on_cuda():
+        model = TreeDiffForDiffusionLM(SMALL).train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        ids, times = torch.zeros(8, 64, dtype=torch.long), torch.ones(8)
+        for _ in range(2):  # the first step makes the optimizer's state
+            with tracker:
+                model(ids, labels=ids, timesteps=times).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            tracker.reset_mod_stats()
+        peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    assert plan_memory(SMALL, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
+
+
+def test_every_way_to_save_memory_saves_it():
+    flat = TreeDiffConfig(vocab_size=5000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+    plan = plan_memory(flat, 16, 64)
+    chunked = TreeDiffConfig(**{**_sizes(flat), "loss_chunk_size": 128})
+    assert plan_memory(chunked, 16, 64).parts["head and logits"] < 0.4 * plan.parts["head and logits"]
+    assert plan_memory(flat, 16, 64, gradient_checkpointing=True).peak < plan.peak
+    recomputed = plan_memory(TreeDiffConfig(**_sizes(SMALL), recompute_mlp_layers=3), 16, 64)
+    assert recomputed.peak < plan_memory(SMALL, 16, 64).peak < plan_memory(SMALL, 16, 64, precision="fp32").peak
+    assert plan_memory(SMALL, 16, 64, precision="fp16").peak == plan_memory(SMALL, 16, 64).peak
+
+
+def _sizes(config):
+    names = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "hidden_size", "num_hidden_layers")
+    return {name: getattr(config, name) for name in (*names, "num_attention_heads")}
+
+
+def test_accumulation_adds_the_gradients_and_no_more():
+    once, twice, often = (plan_memory(SMALL, 16, 64, accumulation=count) for count in (1, 2, 7))
+    gradients = once.timeline["gradients"].max()
+    assert twice.peak == often.peak
+    # Less than all of them: at the peak of a single batch those of the head are there already.
+    head = 4 * SMALL.count_parameters()["head"]
+    assert 0.95 * (gradients - head) <= twice.peak - once.peak <= gradients
+
+
+def test_processes_divide_what_is_sharded():
+    alone = plan_memory(SMALL, 8, 64, ema=True)
+    parallel = plan_memory(SMALL, 8, 64, ema=True, processes=4)
+    sharded = plan_memory(SMALL, 8, 64, ema=True, processes=4, sharded=True)
+    parameters = 4 * sum(SMALL.count_parameters().values())
+    assert parallel.peak == alone.peak + parameters  # the buckets
+    assert sharded.peak < alone.peak
+    for name in ("EMA", "optimizer state"):
+        assert sharded.timeline[name].max() == pytest.approx(alone.timeline[name].max() / 4, abs=BLOCK)
+    assert (sharded.timeline["activations"] == alone.timeline["activations"]).all()
+    assert 0 < sharded.timeline["exchange"].max() < parameters and sharded.timeline["exchange"][-1] == 0
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_the_largest_batch_fits_and_the_next_does_not(batch):
+    step = TrainingStep(SMALL, 1, 64)
+    memory = int(plan_memory(SMALL, batch, 64).peak / USABLE) + 1
+    found = largest_batch(step, memory)
+    assert found >= batch
+    assert plan_step(replace(step, batch_size=found)).peak <= USABLE * memory
+    assert plan_step(replace(step, batch_size=found + 1)).peak > USABLE * memory
+    assert largest_batch(step, 2**20) == 0
+
+
+def test_the_largest_batch_is_found_in_a_few_plans(monkeypatch):
+    """Also where the optimizer makes the peak of small batches, so that these say nothing about large ones."""
+    count, plan = [], memory_plan.plan_step
+    monkeypatch.setattr(memory_plan, "plan_step", lambda step: count.append(step) or plan(step))
+    step = TrainingStep(SMALL, 1, 2)
+    assert plan_memory(SMALL, 1, 2).peak_phase == "optimizer"
+    memory = int(plan_memory(SMALL, 777, 2).peak / USABLE) + 1
+    count.clear()
+    assert 777 <= largest_batch(step, memory) <= 780 and len(count) <= 20
+
+
+def test_advice_names_options_that_do_fit():
+    plan = plan_memory(SMALL, 12, 64, accumulation=2)
+    memory = int(0.75 * plan.peak / USABLE)
+    advice = plan.advice(memory)
+    ways = advice.split("The same step in less: ")[1].rstrip(".").split("; or ")
+    assert len(ways) == 3 and "--recompute-mlp-layers 3" in ways[1] and "--gradient-checkpointing" in ways[2]
+    words = ways[0].split()
+    batch, accumulation = int(words[1]), int(words[3])
+    assert batch * accumulation == 24
+    assert plan_memory(SMALL, batch, 64, accumulation=accumulation).peak <= USABLE * memory
+    assert "it fits" in plan.advice(2 * plan.peak)
+    assert "no batch fits" in plan.advice(2**20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"precision": "int8"}, "Unknown precision 'int8'; known: fp32, bf16, fp16"),
+        ({"length": 200}, "200 tokens are longer than the model's 128 positions"),
+    ],
+)
+def test_impossible_steps_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan_memory(**({"model_config": SMALL, "batch_size": 2, "length": 16} | changes))
+
+
+def test_the_script_plans_a_model_of_gpt2s_size(tmp_path):
+    picture, file = tmp_path / "step.png", tmp_path / "plan.json"
+    model = ("--tree", "flat", "--vocab-size", "50257", "--hidden-size", "768", "--heads", "12", "--layers", "12")
+    run = ("--window", "512", "--batch-size", "32", "--precision", "bf16")
+    ran = run_python("examples/plan_memory.py", *model, *run, "--picture", picture, "--json", file)
+    assert ran.returncode == 0, ran.stderr
+    plan = json.loads(file.read_text())
+    assert plan["peak_bytes"] == reference_peak(False) and sum(plan["parts_bytes"].values()) == plan["peak_bytes"]
+    assert f"{plan['peak_bytes'] / GIBIBYTE:.3g} GiB" in ran.stdout and "head and logits" in ran.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_script_finds_the_batch_for_a_device_and_refuses_nonsense():
+    ran = run_here("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "1GB")
+    assert ran.returncode == 0 and "largest batch" in ran.stdout, ran.stderr
+    ran = run_here("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "lots")
+    assert ran.returncode != 0 and "such as 24GB" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_the_script_plans_a_model_of_the_hub_by_its_config_alone(tmp_path):
+    repository = tmp_path / "models--someone--model"  # a cache that has nothing but the config
+    SMALL.save_pretrained(repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    options = ("--batch-size", "8", "--recompute-mlp-layers", "2", "--json", tmp_path / "plan")
+    ran = run_python("examples/plan_memory.py", "--from", "someone/model", *options, HF_HUB_CACHE=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    expected = plan_memory(TreeDiffConfig(**_sizes(SMALL), recompute_mlp_layers=2), 8, 128, precision="fp32")
+    assert json.loads((tmp_path / "plan").read_text()) == expected.summary()
+
+
+def test_the_script_refuses_other_models_and_other_sizes(tmp_path, monkeypatch):
+    script = load_example("plan_memory")
+
+    def plan(*options):
+        monkeypatch.setattr(sys, "argv", ["plan_memory.py", "--from", str(tmp_path), *options])
+        script.main()
+
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a gpt2 model, not one of treediff"):
+        plan()
+    SMALL.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="brings its own model along: leave out --layers"):
+        plan("--layers", "2")
+
+
+ESTIMATE = """
+import json, sys
+from types import SimpleNamespace
+sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
+from accelerate.commands import estimate
+folder = sys.argv[1]
+known = SimpleNamespace(library_name="transformers", config=json.load(open(folder + "/config.json")))
+estimate.model_info = lambda repo, token=None: known  # what the Hub tells of a repository; it has the code beside it
+options = ["--trust_remote_code", "--dtypes", "float32"]
+(row,) = estimate.gather_data(estimate.estimate_command_parser().parse_args([folder, *options]))
+print(row[2])
+"""
+
+
+def test_accelerate_estimates_the_size_of_what_loads_by_remote_code(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()  # nor does it read any weights
+    ran = run_python(tmp_path, code=ESTIMATE, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    tensors = [*model.parameters(), *model.buffers()]
+    assert int(ran.stdout.split()[-1]) == sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_is_within_a_tenth_of_what_cuda_allocates(depth, checkpointing):
+    tree = VocabularyTree.flat(8192) if depth == 1 else VocabularyTree.random(8192, 91, 2)
+    fields = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "max_position_embeddings": 256}
+    model = tiny_model(tree, **fields).cuda().train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batch = corrupt(torch.zeros(16, 256, dtype=torch.long, device="cuda"), model.tree, model.schedule)
+    for step in range(3):
+        if step == 2:
+            torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    plan = plan_memory(model.config, 16, 256, gradient_checkpointing=checkpointing)
+    assert plan.peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)

@@ -1,0 +1,169 @@
+"""The loop: what a step is, that it depends on nothing but the seed, and what is measured on the way."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_run import LENGTH, equal, logged, losses, ragged_windows, tiny_network, tiny_run, tiny_tree
+from torch.utils.data import IterableDataset
+
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text import TokenWindows
+from modeling_treediff.training import DiffusionCollator
+
+
+def reference_run(windows, steps, decay=0.0):
+    """Three lines of plain torch per step: one pass over the whole batch of 12, clip, AdamW; and an average."""
+    model = tiny_network(tiny_tree()).train()
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    items, collator = windows.dataset(0, 12 * steps, 0), DiffusionCollator(model.tree, model.schedule, 0)
+    measured = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (0.0 if step == 0 else (1 + np.cos(np.pi * (step - 1) / (steps - 1))) / 2)
+        batch = collator([items[index] for index in range(12 * step, 12 * step + 12)])
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        measured.append(loss.item())
+        kept = min(decay, (2 + step) / (11 + step))
+        for mean, parameter in zip(average, model.parameters(), strict=True):
+            mean.mul_(kept).add_((1 - kept) * parameter.detach())
+    return model, average, measured
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (6, 2), (4, 3), (1, 12)])
+def test_a_step_is_adamw_on_the_mean_over_all_labels_of_the_global_batch(tmp_path, batch_size, accumulation):
+    """Windows have 1 to 8 labels, so means of the passes' means would be another number."""
+    windows = ragged_windows()
+    model, average, measured = reference_run(windows, 4, decay=0.6)
+    trained, ours, _ = tiny_run(
+        tmp_path, windows=windows, max_steps=4, warmup_steps=1, learning_rate=1e-2, weight_decay=0.2,
+        max_grad_norm=0.5, batch_size=batch_size, gradient_accumulation_steps=accumulation, ema_decay=0.6,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, measured, rtol=1e-5)
+    for (name, _), mean in zip(model.named_parameters(), average, strict=True):
+        torch.testing.assert_close(trained[name], mean, rtol=1e-3, atol=1e-5)
+
+
+def test_the_global_batch_can_be_given_instead_of_the_accumulation(tmp_path):
+    given, first, _ = tiny_run(tmp_path / "a", batch_size=2, global_batch_size=6)
+    split, second, _ = tiny_run(tmp_path / "b", batch_size=2, gradient_accumulation_steps=3)
+    assert equal(given, split) and first == second
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path):
+    first, first_losses, result = tiny_run(tmp_path / "a")
+    second, second_losses, _ = tiny_run(tmp_path / "b")
+    _, other_losses, _ = tiny_run(tmp_path / "c", seed=1)
+    assert equal(first, second) and first_losses == second_losses != other_losses
+    assert len(first_losses) == 6 and result.tokens_seen == 6 * 4 * LENGTH
+
+
+def test_gradient_checkpointing_changes_nothing_and_warns_of_nothing(tmp_path, recwarn):
+    plain, *_ = tiny_run(tmp_path / "a")
+    again, *_ = tiny_run(tmp_path / "b", gradient_checkpointing=True)
+    assert equal(plain, again)
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
+
+
+def test_workers_change_nothing(tmp_path):
+    alone, *_ = tiny_run(tmp_path / "a")
+    helped, *_ = tiny_run(tmp_path / "b", workers=2)
+    assert equal(alone, helped)
+
+
+def test_the_average_is_validated_exported_and_saved_beside_the_training_weights(tmp_path):
+    _, _, plain = tiny_run(tmp_path / "plain", validate_every=3, learning_rate=1e-2)
+    final, measured, averaged = tiny_run(tmp_path / "ema", validate_every=3, learning_rate=1e-2, ema_decay=0.9)
+    assert measured == losses(tmp_path / "plain")  # the average does not touch the training
+    exported = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "ema")
+    assert equal(final, TreeDiffForDiffusionLM.from_pretrained(tmp_path / "ema" / "checkpoint-0000006").state_dict())
+    windows = ragged_windows()[:6]
+    bound = exported.nelbo(
+        torch.from_numpy(windows.input_ids).long(), torch.from_numpy(windows.attention_mask), batch_size=16,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert averaged.validation.value == bound.value == logged(tmp_path / "ema")[-1]["nelbo"] != plain.validation.value
+
+
+def test_validation_and_samples_are_logged(tmp_path):
+    *_, result = tiny_run(tmp_path, validate_every=3)
+    validated = [line for line in logged(tmp_path) if "nelbo" in line]
+    assert [line["step"] for line in validated] == [3, 6]
+    assert all(isinstance(line["sample"], str) and len(line["level_losses"]) == 2 for line in validated)
+    assert validated[-1]["nelbo"] == result.validation.value  # all windows, the same noise, the same model
+
+
+def test_training_learns_what_is_there_to_learn(tmp_path):
+    """One repeated window: the bound falls from log V = 4.2 to the little that is open while all is masked."""
+    repeated = TokenWindows(np.tile(np.arange(LENGTH, dtype=np.int32) * 7, (8, 1)))
+    *_, result = tiny_run(tmp_path, windows=repeated, max_steps=300, learning_rate=1e-2, save_every=0, weight_decay=0.0)
+    measured = losses(tmp_path)
+    assert measured[0] > 3.5 and np.mean(measured[-50:]) < 1.2 and result.validation.value < 1.2
+
+
+def test_mixed_precision_trains_fp32_weights(tmp_path):
+    state, reduced, _ = tiny_run(tmp_path / "low", mixed_precision="bf16")
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    _, full, _ = tiny_run(tmp_path / "full", mixed_precision="no")
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert reduced != full and np.allclose(reduced, full, rtol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_trains_on_the_gpu(tmp_path, precision):
+    *_, result = tiny_run(tmp_path, mixed_precision=precision, max_steps=20)
+    assert np.isfinite(losses(tmp_path)).all() and result.peak_memory["allocated"] > 0
+
+
+class Stream(TokenWindows):
+    """Windows that can only be read from a place on: the place is the number of the window, three times over."""
+
+    opened: list = []
+
+    def dataset(self, first, count, seed, place=None):
+        Stream.opened.append(place)
+        start, *where = place or (0, 0, 0, 0)
+        assert place is None or where == [start, 2 * start, 3 * start]
+        items = super().dataset(0, count, seed)
+
+        class Items(IterableDataset):
+            def __iter__(self):
+                for number in range(max(first, start), count):
+                    yield items[number] | {"place": (number, 2 * number, 3 * number)}
+
+        return Items()
+
+
+def test_a_stream_is_told_where_it_stopped(tmp_path):
+    windows = Stream(np.random.default_rng(0).integers(0, 64, (30, LENGTH)).astype(np.int32))
+    Stream.opened.clear()
+
+    class Collator(DiffusionCollator):
+        def __call__(self, features):
+            return super().__call__(features) | {"place": torch.tensor([item["place"] for item in features])}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_treediff.training.run.loop.DiffusionCollator", Collator)
+        whole, *_ = tiny_run(tmp_path / "whole", windows=windows)
+        tiny_run(tmp_path / "parts", windows=windows, max_steps=4, learning_rate_schedule="constant")
+    plain, *_ = tiny_run(tmp_path / "plain", windows=TokenWindows(windows.input_ids))
+    assert equal(whole, plain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_treediff.training.run.loop.DiffusionCollator", Collator)
+        resumed, *_ = tiny_run(
+            tmp_path / "parts", resume=True, windows=windows, max_steps=6, learning_rate_schedule="constant"
+        )
+        straight, *_ = tiny_run(tmp_path / "straight", windows=windows, learning_rate_schedule="constant")
+    assert equal(resumed, straight)
+    assert Stream.opened == [None, None, (12, 12, 24, 36), None]  # the last of 4 steps of 4 windows begins at 12

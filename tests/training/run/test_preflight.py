@@ -1,0 +1,142 @@
+"""Bad runs end before they begin, in one line, and leave nothing behind."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_run import LENGTH, tiny_network, tiny_run, tiny_tree
+
+from modeling_treediff import VocabularyTree
+from modeling_treediff.text import TokenWindows
+from modeling_treediff.training import StreamedWindows, TrainingConfig, check_run
+from modeling_treediff.training.run import preflight
+from modeling_treediff.training.run.preflight import check_workers, make_accelerator
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
+def test_fp16_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        tiny_run(tmp_path / "new", mixed_precision="fp16")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_precision_that_only_the_launcher_named_is_checked_as_early(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        check_run(TrainingConfig(tmp_path / "new", 1), False)
+    monkeypatch.setattr(preflight, "is_bf16_available", lambda: False)
+    with pytest.raises(ValueError, match="bf16 is not supported by this device"):
+        check_run(TrainingConfig(tmp_path / "new", 1, mixed_precision="bf16"), False)
+
+
+def test_windows_and_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
+    long = TokenWindows(np.zeros((4, LENGTH + 1), np.int32))
+    with pytest.raises(ValueError, match="9 tokens are longer than the model's 8 positions"):
+        tiny_run(tmp_path / "new", windows=long)
+    with pytest.raises(ValueError, match="100 leaves but the tokenizer has 64"):
+        tiny_run(tmp_path / "new", tree=VocabularyTree.random(100, 10, 2))
+    with pytest.raises(ValueError, match="not a multiple of 4"):
+        tiny_run(tmp_path / "new", global_batch_size=6)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stream_with_several_workers_is_refused():
+    stream = StreamedWindows(None, None, LENGTH)
+    check_workers(stream, 1)
+    with pytest.raises(ValueError, match="at most one data loader worker, not 2: take --workers 1"):
+        check_workers(stream, 2)
+
+
+def test_every_process_reads_a_stream_for_itself(tmp_path):
+    assert make_accelerator(TrainingConfig(tmp_path, 1)).dispatch_batches is False
+
+
+def test_a_folder_that_cannot_be_written_is_reported_first(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written .Not a directory.: take another --output"):
+        tiny_run(tmp_path / "file" / "run")
+    if os.path.isdir("/proc/1"):  # read-only also for root
+        with pytest.raises(OSError, match="/proc cannot be written"):
+            tiny_run("/proc/run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_reported_first(tmp_path, monkeypatch):
+    """Weights in fp32, two moments, tables: known beforehand within a few per cent of a real checkpoint's tensors."""
+    usage = type("Usage", (), {"free": 2 * 10**5})
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="the model and 3 more checkpoints of .*lower --keep-checkpoints"):
+        tiny_run(tmp_path)
+    with pytest.raises(OSError, match="the model and 4 more checkpoints"):  # the best is one more
+        tiny_run(tmp_path, keep_checkpoints=2, validate_every=1)
+    tiny_run(tmp_path, save_every=0)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_size_of_a_checkpoint_is_known_beforehand(tmp_path, ema_decay, monkeypatch):
+    guessed = []
+    guess = preflight.TrainedModel.checkpoint_bytes
+    monkeypatch.setattr(
+        preflight.TrainedModel, "checkpoint_bytes", lambda model: guessed.append(guess(model)) or guessed[-1]
+    )
+    tiny_run(tmp_path, model_fields={"hidden_size": 256}, ema_decay=ema_decay, max_steps=2)
+    names = ("model.safetensors", "training_weights.safetensors", "optimizer.bin")
+    files = [tmp_path / "checkpoint-0000002" / name for name in names]
+    measured = sum(file.stat().st_size for file in files if file.exists())
+    assert guessed[0] == pytest.approx(measured, rel=0.02)
+
+
+def test_a_library_that_a_tracker_needs_is_named(tmp_path, monkeypatch):
+    from modeling_treediff.training.run import run_log
+
+    monkeypatch.setitem(run_log.AVAILABLE, "trackio", lambda: False)
+    with pytest.raises(ImportError, match="Logging to trackio needs its package: pip install trackio"):
+        tiny_run(tmp_path / "new", trackers=("tensorboard", "trackio"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e4])
+def test_numbers_that_are_none_end_the_run_with_a_report(tmp_path, rate):
+    """At 1e30 the loss explodes at once; what was saved before is finite."""
+    with pytest.raises(FloatingPointError, match=r"Stopped at step \d+: .*Last good checkpoint: .*divergence.json"):
+        tiny_run(tmp_path, learning_rate=rate, max_grad_norm=1e30, max_steps=2000, warmup_steps=0, save_every=1)
+    assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "divergence.json").exists()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        model = type(tiny_network(tiny_tree())).from_pretrained(checkpoint)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_parameters_that_are_none_are_never_saved(tmp_path):
+    """The loss of the step was a number, what the step made of the parameters is not."""
+    with pytest.raises(FloatingPointError, match="Stopped at step 1: .*parameters no longer finite.*checkpoint: none"):
+        tiny_run(tmp_path, learning_rate=1e40, warmup_steps=0, save_every=1)
+    assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_nothing_is_touched_by_a_step_that_is_refused(tmp_path, monkeypatch):
+    from modeling_treediff import TreeDiffForDiffusionLM
+
+    forward, passes = TreeDiffForDiffusionLM.forward, []
+
+    def infinite(self, *arguments, **options):
+        output = forward(self, *arguments, **options)
+        passes.append({name: value.clone() for name, value in self.named_parameters()})
+        if len(passes) == 6:
+            output.loss = output.loss * torch.inf
+        return output
+
+    monkeypatch.setattr(TreeDiffForDiffusionLM, "forward", infinite)
+    model = tiny_network(tiny_tree())
+    with pytest.raises(FloatingPointError, match="Stopped at step 6: loss inf"):
+        tiny_run(tmp_path, model=model, max_steps=8)
+    assert all(torch.equal(value, passes[-1][name]) for name, value in model.named_parameters())
+    monkeypatch.undo()
+    tiny_run(tmp_path, resume=True, max_steps=8)  # goes on from step 4
+
+
+def test_batch_sizes_are_not_tried_on_a_sharded_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "configure_sharding", lambda accelerator: None)
+    monkeypatch.setattr(preflight.Accelerator, "is_fsdp2", True)
+    with pytest.raises(ValueError, match="with FSDP2, find it with plan_memory.py"):
+        make_accelerator(TrainingConfig(tmp_path, max_steps=1, find_batch_size=True))

@@ -1,0 +1,227 @@
+"""Models train under transformers' Trainer, and with PEFT's adapters, as under our own loop."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from helpers.models import tiny_model
+from helpers.processes import SAMPLE, run_python
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+from modeling_treediff.training import DiffusionCollator
+
+BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    """Eight windows, over and over: there is something to learn. Positions fix the noise of each."""
+    rows = torch.randint(0, 100, (8, 16), generator=torch.Generator().manual_seed(0))
+    return Dataset.from_dict({"input_ids": rows.repeat(4, 1).tolist(), "position": list(range(32))})
+
+
+def trainer(model, folder, windows, **settings):
+    settings = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1} | settings
+    arguments = TrainingArguments(str(folder), report_to=[], use_cpu=True, disable_tqdm=True, **settings)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    collator = DiffusionCollator(base.tree, base.schedule)
+    return Trainer(model, arguments, train_dataset=windows, eval_dataset=windows, data_collator=collator)
+
+
+def losses(trained):
+    return [line["loss"] for line in trained.state.log_history if "loss" in line]
+
+
+def batch_of(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 100, (4, 16), generator=generator)
+    return vars(corrupt(tokens, model.tree, model.schedule, generator=generator))
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_learns_what_is_there_to_learn_and_evaluation_sees_it(tmp_path, model):
+    """One window, over and over: the bound falls from log 100 to the little that is open while all is masked."""
+    rows = [{"input_ids": list(range(0, 96, 6)), "position": position} for position in range(32)]
+    trained = trainer(model, tmp_path, Dataset.from_list(rows), max_steps=60, save_strategy="no")
+    trained.args.remove_unused_columns = False  # or the same positions would not have the same noise again
+    before = trained.evaluate()["eval_loss"]
+    batches = [trained.data_collator(rows[start : start + 8]) for start in range(0, 32, 8)]
+    assert before == pytest.approx(sum(model(**batch).loss.item() for batch in batches) / 4, rel=1e-4)
+    trained.train()
+    assert before > 4.6 and trained.evaluate()["eval_loss"] < 2
+
+
+def test_predictions_are_the_logits(tmp_path, model, windows):
+    predicted = trainer(model, tmp_path, windows).predict(windows)
+    assert predicted.predictions.shape == (32, 16, 5) and predicted.label_ids.shape == (32, 16)
+    assert math.isfinite(predicted.metrics["test_loss"])
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_step_is_one_on_the_mean_gradient_of_its_passes(tmp_path, tree, windows, accumulation):
+    """Plain gradient descent, written out: the loss of a batch is the model's own, whatever the accumulation."""
+    settings = {"gradient_accumulation_steps": accumulation, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 1}
+    trained = trainer(tiny_model(tree), tmp_path, windows, lr_scheduler_type="constant", **settings)
+    batches, own = [], trained.data_collator
+    trained.data_collator = lambda features: batches.append(own(features)) or batches[-1]
+    trained.train()
+    model = tiny_model(tree).train()
+    loss = torch.stack([model(**batch).loss for batch in batches[:accumulation]]).mean()
+    loss.backward()
+    assert losses(trained) == pytest.approx([loss.item()], rel=1e-4)
+    for own, other in zip(model.parameters(), trained.model.parameters(), strict=True):
+        torch.testing.assert_close(other, own - 1e-2 * own.grad)
+
+
+def test_resuming_from_its_checkpoint_is_bit_identical(tmp_path, tree, windows):
+    """With noise that belongs to the window; what the collator draws from torch's generator is drawn anew."""
+    settings = {"save_steps": 3, "remove_unused_columns": False}
+    whole = trainer(tiny_model(tree), tmp_path, windows, **settings)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = trainer(tiny_model(tree, seed=1), tmp_path, windows, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert equal(whole.model.state_dict(), resumed.model.state_dict()) and losses(whole) == losses(resumed)
+    saved = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "checkpoint-6")
+    assert equal(saved.state_dict(), whole.model.state_dict())
+
+
+def test_mixed_precision_is_close_to_fp32(tmp_path, tree, windows):
+    runs = []
+    for low in (False, True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        runs.append(trainer(tiny_model(tree), tmp_path, windows, bf16=low, save_strategy="no"))
+        runs[-1].train()
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=0.02) and losses(runs[0]) != losses(runs[1])
+    assert {value.dtype for value in runs[1].model.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def adapted(model):
+    def make(task_type=None, modules_to_save=None):
+        config = LoraConfig(task_type=task_type, r=4, target_modules=BACKBONE, modules_to_save=modules_to_save)
+        torch.manual_seed(0)
+        return get_peft_model(model, config)
+
+    return make
+
+
+@pytest.mark.parametrize("head", ["child", "node", "leaf"])
+@pytest.mark.parametrize("task_type", [None, TaskType.CAUSAL_LM])
+@pytest.mark.parametrize("modules_to_save", [None, ["head"]])
+def test_training_changes_adapters_alone(tree, head, task_type, modules_to_save):
+    """All of them, and nothing else; and the head where it is to be saved."""
+    config = LoraConfig(task_type=task_type, r=4, target_modules=BACKBONE, modules_to_save=modules_to_save)
+    base = tiny_model(tree, head=head)
+    model = get_peft_model(base, config).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], 0.1)
+    for seed in range(2):  # one of an adapter's two matrices starts at zero, and so does the other's gradient
+        model(**batch_of(base, seed)).loss.backward()
+        optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    expected = {name for name in before if "lora_" in name or "modules_to_save" in name}
+    assert changed == expected and len(expected) >= 2 * len(BACKBONE) * 2
+
+
+@pytest.mark.parametrize("task_type", [None, TaskType.CAUSAL_LM])
+def test_bound_and_text_go_through_the_adapter(model, adapted, task_type):
+    """They are those of the merged model, and of no adapter where it is off."""
+    tokens, generator = batch_of(model)["labels"], torch.Generator()
+
+    def measured(some):
+        bound = some.nelbo(tokens, num_samples=3, generator=generator.manual_seed(0)).value
+        return bound, some.generate(max_new_tokens=8, num_steps=8, generator=generator.manual_seed(0)).tolist()
+
+    bare = measured(model)
+    wrapped = adapted(task_type, ["head"])
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    bound, text = measured(wrapped)
+    with wrapped.disable_adapter():
+        assert measured(wrapped) == bare
+    assert bound != bare[0]
+    merged = wrapped.merge_and_unload()
+    assert type(merged) is TreeDiffForDiffusionLM and merged.tree.sha256 == merged.config.tree_sha256
+    assert measured(merged) == (pytest.approx(bound, rel=1e-5), text)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_trainer_trains_and_resumes_adapters(tmp_path, tree, windows, checkpointing):
+    def wrapped():
+        torch.manual_seed(0)
+        return get_peft_model(tiny_model(tree), LoraConfig(r=4, target_modules=BACKBONE))
+
+    settings = {"save_steps": 3, "remove_unused_columns": False, "gradient_checkpointing": checkpointing}
+    whole = trainer(wrapped(), tmp_path, windows, **settings)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = trainer(wrapped(), tmp_path, windows, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(whole) == losses(resumed) and equal(whole.model.state_dict(), resumed.model.state_dict())
+    started = wrapped().state_dict()
+    changed = {name for name, value in whole.model.state_dict().items() if not torch.equal(value, started[name])}
+    assert changed == {name for name in started if "lora_" in name}
+
+
+# ---- the example ----------------------------------------------------------------------------------------------------
+
+LOAD_ELSEWHERE = """
+import sys, torch
+sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
+from transformers import AutoModel, AutoTokenizer
+from peft import PeftModel
+folder, adapter = sys.argv[1:]
+nodes = torch.full((1, 8), 8192)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+print(AutoTokenizer.from_pretrained(folder, trust_remote_code=True).mask_token_id)
+with torch.no_grad():
+    plain = base(nodes).logits
+    model = PeftModel.from_pretrained(base, adapter)
+    first = model(nodes).logits
+    second = AutoModel.from_pretrained(adapter, trust_remote_code=True)(nodes).logits
+    merged = model.merge_and_unload()(nodes).logits
+print(not torch.equal(first, plain), torch.equal(first, second), torch.allclose(first, merged, atol=1e-5))
+"""
+
+
+def example(output, *options):
+    ran = run_python(
+        *["examples/train_with_trainer.py", "--output_dir", output, "--report_to", "none", "--use_cpu", "true"],
+        *["--max_steps", "4", "--per_device_train_batch_size", "4", "--learning_rate", "0.01", *options],
+    )
+    assert ran.returncode == 0, ran.stderr
+    evaluated = json.loads((output / "eval_results.json").read_text())["eval_loss"]
+    assert f"held-out NELBO {evaluated:.3f} nats/token" in ran.stdout
+    return evaluated
+
+
+def test_the_example_trains_and_adapts_and_what_it_saves_loads_elsewhere(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(f"The state of the Union is {word}. " * 40 for word in ("strong", "new", "old")))
+    text = ("--text", str(corpus), "--hold_out_every", "3")
+    new = ("--layers", "1", "--hidden_size", "16", "--heads", "2", "--window", "16", "--tree", str(SAMPLE))
+    fresh = example(tmp_path / "model", *text, *new)
+    adapted = example(tmp_path / "adapter", *text, "--model", str(tmp_path / "model"), "--lora_rank", "4")
+    assert fresh < 9.02 and adapted < fresh  # log 8192 = 9.01
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(names) == 2 * len(BACKBONE) and all("lora_" in name for name in names)
+    loaded = run_python(tmp_path / "model", tmp_path / "adapter", code=LOAD_ELSEWHERE, cwd=tmp_path)
+    assert loaded.stdout.split("\n")[:2] == ["8192", "True True True"], loaded.stderr
