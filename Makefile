@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: setup
 	rm -rf $(RUN)
 	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
-		--licence PDDL-1.0 --output $(RUN)/tree
+		--license PDDL-1.0 --output $(RUN)/tree
 	$(BIN)/python examples/inspect_tree.py $(RUN)/tree --text $(SAMPLE)/validation.txt.xz --search " government"
 	$(LAUNCH) examples/train.py --tree $(RUN)/tree --output $(RUN)/model
 	$(BIN)/python examples/generate.py $(RUN)/model
@@ -45,4 +45,4 @@ check: setup
 	$(BIN)/mypy
 
 sample: setup
-	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --train-tokenizer 8192 --seed 0 --licence PDDL-1.0 --output $(SAMPLE)
+	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --train-tokenizer 8192 --seed 0 --license PDDL-1.0 --output $(SAMPLE)

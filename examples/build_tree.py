@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, help="default: 2, or what --branching needs")
     parser.add_argument("--branching", type=int, help="largest fan-out; default: the depth-th root of V, rounded up")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--licence", help="licence of the sources, kept with the tree")
+    parser.add_argument("--license", help="license of the sources, kept with the tree")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tree and its tokenizer")
     args = parser.parse_args()
     if problem := contradiction(args):
@@ -221,7 +221,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     facts = {
         "tokenizer": name_of(args.tokenizer) if args.tokenizer is not None else args.output.resolve().name,
         "source": " + ".join(map(name_of, sources)),
-        "licence": args.licence,
+        "license": args.license,
     }
     return {name: value for name, value in facts.items() if value}
 

@@ -108,7 +108,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="print the memory that a step will take, and what fits, then end"
     )
-    group.add_argument("--licence", help="licence of the weights, such as apache-2.0, for the model card")
+    group.add_argument("--license", help="license of the weights, such as apache-2.0, for the model card")
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     group.add_argument("--steps", type=int, default=1500, help="optimizer steps (default %(default)s)")
     group.add_argument(
@@ -144,9 +144,9 @@ def add_optimization_options(group: argparse._ArgumentGroup) -> None:
         "--ema-decay", type=float, default=0.0, help="moving average of the weights, evaluated and kept; 0: none"
     )
     group.add_argument(
-        "--smallest-fraction",
+        "--sampling-eps",
         type=float,
-        default=TrainingConfig.smallest_fraction,
+        default=TrainingConfig.sampling_eps,
         help="of a level's window (default %(default)s)",
     )
 
@@ -215,7 +215,7 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         learning_rate_schedule=options.learning_rate_schedule,
         decay_steps=options.decay_steps,
         weight_decay=options.weight_decay,
-        smallest_fraction=options.smallest_fraction,
+        sampling_eps=options.sampling_eps,
         max_grad_norm=options.max_grad_norm,
         ema_decay=options.ema_decay,
         mixed_precision={"fp32": "no"}.get(options.precision, options.precision),
@@ -285,11 +285,11 @@ def data_options(options: argparse.Namespace, length: int) -> DataOptions:
 
 
 def provenance(options: argparse.Namespace, corpus: Corpus, held_out: Corpus | None) -> dict[str, Any]:
-    """Return what the weights come from, and under which licence they are."""
+    """Return what the weights come from, and under which license they are."""
     source = Path(options.source).resolve() if options.source else None
     on_hub = source is not None and not source.exists()
     return {
-        "licence": options.licence,
+        "license": options.license,
         "base_model": {"name": options.source if on_hub else source.name, "on_hub": on_hub} if source else None,
         "text": corpus.facts(),
         "validation_text": held_out.facts() if held_out else None,

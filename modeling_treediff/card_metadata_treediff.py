@@ -1,4 +1,4 @@
-"""The YAML head of a model card: licence, data sets, base model and measured results, as the Hub takes them."""
+"""The YAML head of a model card: license, data sets, base model and measured results, as the Hub takes them."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from .model_records_treediff import number
 
 # Of https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses others.
-HUB_LICENCES = frozenset(
+HUB_LICENSES = frozenset(
     """
     afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd
     bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0
@@ -34,9 +34,9 @@ def describe(data: ModelCardData, name: str, training: Mapping[str, Any], evalua
         evaluation: the record of `evaluate.py`, empty if there is none.
 
     """
-    if licence := training.get("licence"):
-        slug = _slug(licence.lower())
-        data.license, data.license_name = (slug, None) if slug in HUB_LICENCES else ("other", slug)
+    if license := training.get("license"):
+        slug = _slug(license.lower())
+        data.license, data.license_name = (slug, None) if slug in HUB_LICENSES else ("other", slug)
     text = _hub_id(training.get("text"))
     data.datasets = [text] if text else None
     data.base_model = _hub_id(training.get("base_model"))

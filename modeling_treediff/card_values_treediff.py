@@ -50,7 +50,7 @@ def values_of_the_tree(tree: VocabularyTree, tokenizer_file: Path) -> dict[str, 
     """Return shape, provenance and a sketch, in words if there is a tokenizer.json."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file)) if tokenizer_file.exists() else None
     by_level = [int((tree.depth == level).sum()) for level in range(tree.tree_depth + 1)]
-    named = ("method", "source", "licence", "tokenizer", "seed")
+    named = ("method", "source", "license", "tokenizer", "seed")
     return {
         "tree_shape": f"depth {tree.tree_depth}, at most {tree.max_branching:,} children per node; nodes by level: "
         + " → ".join(f"{count:,}" for count in by_level),
@@ -69,7 +69,7 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
         f"{tokens / seconds:,.0f} tokens per second, {seconds:,.1f} s in all" if tokens and seconds else NOT_MEASURED
     )
     return {
-        "licence": _stated(record.get("licence")),
+        "license": _stated(record.get("license")),
         "base_model": _source(record.get("base_model"), otherwise="random weights" if record else NOT_STATED),
         "training_text": _source(record.get("text")),
         "validation_text": _held_out(record),

@@ -28,7 +28,7 @@ class Choice:
     score: torch.Tensor
 
 
-class ChildChooser:
+class ChildSampler:
     """Draws children from logits, as the generation config says."""
 
     def __init__(self, settings: TreeDiffGenerationConfig, tree: Any) -> None:  # noqa: ANN401 -- a VocabularyTree

@@ -32,7 +32,7 @@ class TreeDiffConfig(PreTrainedConfig):
         schedule: how positions lose depth over time, see `level_schedules.py`: "sequential" = one level after the other
             (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
             The default predicted best in small trials at depth 2, see `benchmarks/README.md`.
-        window_lengths: of the sequential schedule, relative, coarsest level first; by default all are equal.
+        level_durations: of the sequential schedule, relative, coarsest level first; by default all are equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
@@ -69,7 +69,7 @@ class TreeDiffConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     schedule: str = "binomial"
-    window_lengths: list[float] | None = None
+    level_durations: list[float] | None = None
     time_warp: str = "linear"
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
@@ -200,9 +200,9 @@ class TreeDiffConfig(PreTrainedConfig):
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
-        if self.window_lengths is not None and self.schedule != "sequential":
+        if self.level_durations is not None and self.schedule != "sequential":
             raise ValueError(
-                f"Only the sequential schedule has windows, not {self.schedule!r}: leave out window_lengths, or give "
+                f"Only the sequential schedule has windows, not {self.schedule!r}: leave out level_durations, or give "
                 "schedule='sequential'."
             )
         if self.recompute_mlp_layers < 0:

@@ -115,7 +115,7 @@ class LeafHead(nn.Module):
     """V scores; a node's is the logsumexp over the leaves below it (HDLM). On the flat tree the same as `ChildHead`.
 
     So a cluster's probability is the sum of its tokens'; normalising among siblings leaves out all leaves that are not
-    below the position's node. It takes O(n V) numbers in fp32; `child_nats` with `chunk` bounds n.
+    below the position's node. It takes O(n V) numbers in fp32; `child_cross_entropy` with `chunk` bounds n.
     """
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
@@ -151,7 +151,7 @@ def make_head(config: Any) -> TreeHead:  # noqa: ANN401
     return HEADS[config.head](config)
 
 
-def child_nats(
+def child_cross_entropy(
     head: TreeHead,
     hidden: torch.Tensor,
     input_ids: torch.Tensor,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .lost_levels import each_level_back, poisson_tail, poisson_terms
-from .schedule_base import SMALLEST_FRACTION, LevelSchedule, precise
+from .schedule_base import SAMPLING_EPS, LevelSchedule, precise
 
 DEEPEST_POISSON = 8
 
@@ -27,12 +27,12 @@ class SequentialSchedule(LevelSchedule):
     1 / (w u) = 1 / (t - start of the window). On the flat tree this is MDLM's log-linear schedule and its 1/t.
     """
 
-    def __init__(self, depth: int, window_lengths: Sequence[float] | None = None) -> None:
-        """Give every level a window: `window_lengths`, level 1 first, are relative; by default all are equal."""
+    def __init__(self, depth: int, level_durations: Sequence[float] | None = None) -> None:
+        """Give every level a window: `level_durations`, level 1 first, are relative; by default all are equal."""
         super().__init__(depth)
-        lengths = window_lengths if window_lengths is not None else [1.0] * depth
+        lengths = level_durations if level_durations is not None else [1.0] * depth
         if len(lengths) != depth or min(lengths) <= 0 or not math.isfinite(sum(lengths)):
-            raise ValueError(f"window_lengths must be {depth} positive numbers, one per level, got {list(lengths)}.")
+            raise ValueError(f"level_durations must be {depth} positive numbers, one per level, got {list(lengths)}.")
         past = [sum(lengths[index:]) / sum(lengths) for index in range(depth, -1, -1)]
         self.boundaries = (*past[:-1], 1.0)
 
@@ -280,9 +280,9 @@ class DiscreteSchedule(LevelSchedule):
     def loss_times(self, level: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self._on_grid(self.schedule.loss_times(level, quantile))
 
-    def place_times(self, uniform: torch.Tensor, smallest_fraction: float = SMALLEST_FRACTION) -> torch.Tensor:
+    def place_times(self, uniform: torch.Tensor, sampling_eps: float = SAMPLING_EPS) -> torch.Tensor:
         """(B,) uniform numbers in [0, 1) -> (B,) times of the grid, all equally often but for those cut off."""
-        cut_off = smallest_fraction if smallest_fraction > SMALLEST_FRACTION else 0.0  # no weight is unbounded here
+        cut_off = sampling_eps if sampling_eps > SAMPLING_EPS else 0.0  # no weight is unbounded here
         return self._on_grid(self.schedule.place_times(uniform, cut_off)).to(uniform.dtype)
 
     def _on_grid(self, timesteps: torch.Tensor) -> torch.Tensor:
@@ -311,8 +311,8 @@ SCHEDULES: dict[str, type[LevelSchedule]] = {
 def make_schedule(config: Any) -> LevelSchedule:  # noqa: ANN401 -- a TreeDiffConfig
     """Return the schedule that a TreeDiffConfig names."""
     schedule = SCHEDULES[config.schedule](config.tree_depth)
-    if config.window_lengths is not None:
-        schedule = SequentialSchedule(config.tree_depth, config.window_lengths)
+    if config.level_durations is not None:
+        schedule = SequentialSchedule(config.tree_depth, config.level_durations)
     if config.time_warp == "cosine":
         schedule = CosineWarp(schedule)
     return schedule if config.num_timesteps is None else DiscreteSchedule(schedule, config.num_timesteps)

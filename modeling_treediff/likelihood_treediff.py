@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .diffusion_process import check_tokens, child_slots, corrupt_level, counted_positions, uniform
-from .heads_treediff import child_nats
+from .heads_treediff import child_cross_entropy
 from .schedule_base import LevelSchedule
 
 
@@ -87,7 +87,7 @@ class TreeDiffLikelihoodMixin:
         self,
         token_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        prefix_mask: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
         num_samples: int = 1,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
@@ -107,7 +107,7 @@ class TreeDiffLikelihoodMixin:
         Args:
             token_ids: (B, T) clean tokens.
             attention_mask: (B, T), 0 at padding.
-            prefix_mask: (B, T), 1 at tokens that are given: the bound is on -log p(the others | these).
+            fixed_mask: (B, T), 1 at tokens that are given: the bound is on -log p(the others | these).
             num_samples: S, corruptions per sequence, best D or a multiple; the error falls with its square root.
             batch_size: sequences per forward pass.
             generator: source of the randomness, on any device.
@@ -121,7 +121,7 @@ class TreeDiffLikelihoodMixin:
         """
         tree, depth = self.tree, self.config.tree_depth
         check_tokens(token_ids, tree)
-        counted = counted_positions(token_ids, attention_mask, prefix_mask).cpu()
+        counted = counted_positions(token_ids, attention_mask, fixed_mask).cpu()
         total = len(token_ids) * num_samples
         if min(num_samples, batch_size) < 1:
             raise ValueError(f"num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}.")
@@ -145,7 +145,7 @@ class TreeDiffLikelihoodMixin:
             hidden_nE, node_n, token_n = (
                 all_BT[refined] for all_BT in (self.model(node_ids, *masks).last_hidden_state, node_ids, tokens)
             )
-            nats_1n = child_nats(
+            nats_1n = child_cross_entropy(
                 self.head,
                 hidden_nE[None],
                 node_n[None],

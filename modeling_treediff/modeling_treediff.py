@@ -19,12 +19,12 @@ from .bad_words_treediff import BadWords  # noqa: F401
 from .canvas_treediff import Canvas  # noqa: F401
 from .card_metadata_treediff import describe  # noqa: F401
 from .card_values_treediff import values_of_the_model  # noqa: F401
-from .child_choice_treediff import ChildChooser  # noqa: F401
+from .child_choice_treediff import ChildSampler  # noqa: F401
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import child_slots, nelbo_terms
 from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
-from .heads_treediff import child_nats, make_head
+from .heads_treediff import child_cross_entropy, make_head
 from .hub_upload import upload_files  # noqa: F401
 from .lean_operations_treediff import lean_linears  # noqa: F401
 from .level_schedules import make_schedule
@@ -184,7 +184,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
                 slots_BT = child_slots(input_ids, labels, tree)
             except IndexError as error:
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
-            nats_BT = child_nats(self.head, hidden_BTE, input_ids, slots_BT, tree, self.config.loss_chunk_size)
+            nats_BT = child_cross_entropy(self.head, hidden_BTE, input_ids, slots_BT, tree, self.config.loss_chunk_size)
             terms_BTD = nelbo_terms(nats_BT, input_ids, timesteps, tree, self.schedule)
             count = (labels >= 0).sum().clamp(min=1)
             output.loss = terms_BTD.sum() / count

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .child_choice_treediff import ChildChooser
+from .child_choice_treediff import ChildSampler
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from .token_constraints_treediff import TokenConstraints
 from .unmasking_treediff import Noise, Stage, first_hitting_targets, highest, random_targets, surest
@@ -46,7 +46,7 @@ class Refinement:
 
         """
         self.model, self.tree, self.settings, self.report = model, model.tree, settings, report
-        self.constraints, self.noise, self.choose = constraints, noise, ChildChooser(settings, model.tree)
+        self.constraints, self.noise, self.choose = constraints, noise, ChildSampler(settings, model.tree)
         self.node_ids = node_ids
         self.attention_mask = None if bool(real.all()) else real.long()
         self.given_depth = self.depth

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-SMALLEST_FRACTION = 1e-3
+SAMPLING_EPS = 1e-3
 
 
 class LevelSchedule(ABC):
@@ -71,12 +71,12 @@ class LevelSchedule(ABC):
         batch_size: int,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
-        smallest_fraction: float = SMALLEST_FRACTION,
+        sampling_eps: float = SAMPLING_EPS,
     ) -> torch.Tensor:
         """Draw (B,) times, each uniform on its own, together spread evenly over [0, 1] (low discrepancy).
 
-        No time lies closer than `smallest_fraction` of an interval to its start, where the weight is unbounded. A
-        larger value trades bias for less variance, proportional to log(1 / smallest_fraction): useful for gradients,
+        No time lies closer than `sampling_eps` of an interval to its start, where the weight is unbounded. A
+        larger value trades bias for less variance, proportional to log(1 / sampling_eps): useful for gradients,
         as in the clipped schedules of arXiv 2503.09573, not for measuring. The expected weight of level k becomes
         alpha_k(s) / (1 - s) for binomial and poisson, s the fraction: at 0.1 and depth 2, 1.10 and 0.90 for binomial
         instead of 1 and 1. It stays 1 for sequential, where every level has an interval of its own.
@@ -85,15 +85,15 @@ class LevelSchedule(ABC):
         # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.
         stratum = torch.randperm(batch_size, generator=generator, device=device)
         within = torch.rand(batch_size, generator=generator, device=device)
-        return self.place_times((stratum + within) / batch_size, smallest_fraction)
+        return self.place_times((stratum + within) / batch_size, sampling_eps)
 
-    def place_times(self, uniform: torch.Tensor, smallest_fraction: float = SMALLEST_FRACTION) -> torch.Tensor:
+    def place_times(self, uniform: torch.Tensor, sampling_eps: float = SAMPLING_EPS) -> torch.Tensor:
         """(B,) uniform numbers in [0, 1) -> (B,) times, uniform where the schedule allows them."""
         edge = torch.tensor(self.boundaries, dtype=uniform.dtype, device=uniform.device)
         interval = (torch.bucketize(uniform, edge, right=True) - 1).clamp(max=len(edge) - 2)
         start, length = edge[interval], edge[interval + 1] - edge[interval]
         fraction = ((uniform - start) / length).clamp(0, 1)
-        return start + length * (smallest_fraction + (1 - smallest_fraction) * fraction)
+        return start + length * (sampling_eps + (1 - sampling_eps) * fraction)
 
     def loss_times(self, level: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:
         """(n,) levels 1..D and (n,) quantiles in [0, 1) -> (n,) float64 times at which that level is lost.

@@ -148,4 +148,6 @@ class TreeFilesMixin:
             ) from error
         derived = {"format_version", *tree._structure()}
         tree.metadata.update({key: value for key, value in facts.items() if key not in derived})
+        if "licence" in tree.metadata:  # its name in trees saved before version 0.2
+            tree.metadata["license"] = tree.metadata.pop("licence")
         return tree

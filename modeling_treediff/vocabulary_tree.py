@@ -44,7 +44,7 @@ class VocabularyTree(TreeFilesMixin):
         child_slot: (N,); the slot a node takes under its parent, 0 for the root.
         depth: (N,); 0 for the root, D for every leaf.
         representative: (N,); the most frequent token below a node (itself for a leaf): how a node is shown as text.
-        metadata: provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `licence`, `source`.
+        metadata: provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `license`, `source`.
 
     """
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextDiffusionStreamer, TextStreamer
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
-from modeling_treediff.child_choice_treediff import ChildChooser, draw_slots
+from modeling_treediff.child_choice_treediff import ChildSampler, draw_slots
 from modeling_treediff.generation_config_treediff import UNMASKING
 
 KINDS = ["random", "first_hitting", "confidence", "entropy"]
@@ -180,7 +180,7 @@ def test_low_precision_cannot_draw_the_rare():
     assert draw_slots(rare, number).item() == 1 and draw_slots(rare.float(), number).item() == 0
     tree = VocabularyTree.flat(4)
     for name in ("float32", "float64"):
-        chooser = ChildChooser(TreeDiffGenerationConfig(sampling_dtype=name), tree)
+        chooser = ChildSampler(TreeDiffGenerationConfig(sampling_dtype=name), tree)
         choice = chooser(torch.tensor([4]), torch.zeros(1, 4, dtype=torch.bfloat16), torch.tensor([0.3]))
         assert choice.log_prob.dtype == getattr(torch, name) and choice.child.item() == 1
 

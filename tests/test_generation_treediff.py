@@ -66,7 +66,7 @@ def test_no_more_forward_passes_than_asked_for_and_none_in_vain(model):
 SCHEDULES = {
     "binomial": {"schedule": "binomial"},
     "poisson": {"schedule": "poisson"},
-    "uneven": SEQUENTIAL | {"window_lengths": [3.0, 1.0, 1.0]},
+    "uneven": SEQUENTIAL | {"level_durations": [3.0, 1.0, 1.0]},
     "cosine": {"schedule": "binomial", "time_warp": "cosine"},
     "discrete": SEQUENTIAL | {"num_timesteps": 30},
 }

@@ -14,7 +14,7 @@ from modeling_treediff.heads_treediff import (
     HEADS,
     _flat_layer,
     _fused_kernel,
-    child_nats,
+    child_cross_entropy,
     fused_nats,
     group_by_parent,
     make_head,
@@ -116,7 +116,7 @@ def test_values_and_gradients_equal_the_plain_reference(name, tree):
                 torch.testing.assert_close(row, expected, msg=lambda text, layout=layout: f"{layout}: {text}")
         pairs = [(row, slot) for row, slot in zip(rows, slots.flatten().tolist(), strict=True) if slot >= 0]
         truth = sum(-row.log_softmax(-1)[slot] for row, slot in pairs) + 0 * hidden.sum()
-        nats = child_nats(head, hidden, nodes, slots, tree)
+        nats = child_cross_entropy(head, hidden, nodes, slots, tree)
         assert nats.shape == nodes.shape
         assert (nats[slots == -100] == 0).all()
         torch.testing.assert_close(nats.sum(), truth)
@@ -181,7 +181,7 @@ def test_bf16_errors_are_bounded_by_those_of_the_naive_computation(name, layout,
         hidden = hidden.to(dtype).requires_grad_()
         if kind == "fast":
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                nats = child_nats(head, hidden, nodes, slots, tree).flatten()
+                nats = child_cross_entropy(head, hidden, nodes, slots, tree).flatten()
             assert nats.dtype == torch.float32
         else:
             rows = reference(name, head, hidden, nodes, tree)
@@ -202,7 +202,7 @@ def test_chunks_change_neither_values_nor_gradients(name, chunk):
     hidden = torch.randn(3, 13, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     slots = slots_of(tree, nodes)
     weight = torch.rand(3, 13, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole, cut = (child_nats(head, hidden, nodes, slots, tree, size) for size in (None, chunk))
+    whole, cut = (child_cross_entropy(head, hidden, nodes, slots, tree, size) for size in (None, chunk))
     torch.testing.assert_close(cut, whole)
     fast, slow = (gradients((weight * nats).sum(), hidden, head) for nats in (cut, whole))
     torch.testing.assert_close(fast, slow)
@@ -212,7 +212,7 @@ def test_a_chunk_has_at_least_one_position():
     tree = TREES["flat"]
     nodes, slots = torch.tensor([[tree.root_id]]), torch.tensor([[3]])
     with pytest.raises(ValueError, match="chunk must be at least 1"):
-        child_nats(built("child", tree), torch.zeros(1, 1, 16).double(), nodes, slots, tree, chunk=0)
+        child_cross_entropy(built("child", tree), torch.zeros(1, 1, 16).double(), nodes, slots, tree, chunk=0)
 
 
 @pytest.mark.parametrize("count", [1, 3, 12, 13, 100, 4000])
@@ -276,14 +276,14 @@ def test_heads_compile_without_a_graph_break_and_once(name, backend):
     tree = TREES["depth 3"]
     head = built(name, tree)
     torch._dynamo.reset()
-    compiled = torch.compile(child_nats, fullgraph=True, backend=backend, dynamic=False)
+    compiled = torch.compile(child_cross_entropy, fullgraph=True, backend=backend, dynamic=False)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             generator = torch.Generator().manual_seed(seed)
             nodes = torch.randint(0, tree.num_nodes, (2, 30), generator=generator)
             hidden = torch.randn(2, 30, 16, generator=generator, dtype=torch.float64, requires_grad=True)
             arguments = head, hidden, nodes, slots_of(tree, nodes), tree
-            fast, slow = compiled(*arguments), child_nats(*arguments)
+            fast, slow = compiled(*arguments), child_cross_entropy(*arguments)
             torch.testing.assert_close(fast, slow)
             torch.testing.assert_close(gradients(fast.sum(), hidden, head), gradients(slow.sum(), hidden, head))
 
@@ -293,7 +293,7 @@ def largest_seen(head, nodes, tree, chunk=None):
     hidden = torch.randn(*nodes.shape, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     slots = slots_of(tree, nodes)
     with _Shapes() as shapes:
-        child_nats(head, hidden, nodes, slots, tree, chunk).sum().backward()
+        child_cross_entropy(head, hidden, nodes, slots, tree, chunk).sum().backward()
     return max(torch.Size(shape).numel() for _, shape in shapes.seen)
 
 
@@ -333,7 +333,7 @@ def test_chunked_loss_keeps_no_logits_for_backward():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            child_nats(head, hidden, nodes, slots, tree, chunk)
+            child_cross_entropy(head, hidden, nodes, slots, tree, chunk)
         assert (sum(sizes) >= 200 * 811) == keeps
 
 
@@ -350,7 +350,7 @@ def check_fused_nats(kernel, name):
             layer, rows = _flat_layer(head, slots.flatten(), tree)
             nats = fused_nats(kernel, hidden.flatten(0, 1), layer, rows).view_as(slots)
         else:
-            nats = child_nats(head, hidden, nodes, slots, tree, 7 if way == "chunks" else None)
+            nats = child_cross_entropy(head, hidden, nodes, slots, tree, 7 if way == "chunks" else None)
         assert nats.dtype == dtype
         found[way] = [nats, *gradients((weight * nats).sum(), hidden, head)]
     for exact, chunks, fused in zip(*found.values(), strict=True):
@@ -386,7 +386,7 @@ def test_the_fused_kernel_on_cuda(name):
     slots = slots_of(tree, nodes.cpu()).cuda()
     found = []
     for chunk in (None, 20):
-        nats = child_nats(head, hidden, nodes, slots, tree.to("cuda"), chunk)
+        nats = child_cross_entropy(head, hidden, nodes, slots, tree.to("cuda"), chunk)
         found.append([nats, *gradients(nats.sum(), hidden, head)])
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 

@@ -19,7 +19,7 @@ TREES = {
 }
 SCHEDULES = {
     "sequential": SEQUENTIAL,
-    "uneven": SEQUENTIAL | {"window_lengths": "by depth"},
+    "uneven": SEQUENTIAL | {"level_durations": "by depth"},
     "cosine": SEQUENTIAL | {"time_warp": "cosine"},
     "binomial": {"schedule": "binomial"},
     "poisson": {"schedule": "poisson"},
@@ -33,8 +33,8 @@ CASES = [
 
 
 def make_model(tree, fields, **more):
-    if "window_lengths" in fields:
-        fields = fields | {"window_lengths": [4.0**level for level in range(tree.tree_depth)]}
+    if "level_durations" in fields:
+        fields = fields | {"level_durations": [4.0**level for level in range(tree.tree_depth)]}
     return tiny_model(tree, **fields, **more).double()
 
 
@@ -299,7 +299,7 @@ def test_what_cannot_be_measured_is_refused():
         ({"num_samples": 0}, "at least 1, got 0 and 32"),
         ({"batch_size": 0}, "at least 1, got 1 and 0"),
         ({"attention_mask": torch.tensor([[1, 1], [0, 0]])}, "nothing to measure in sequence 1"),
-        ({"prefix_mask": torch.ones(2, 3)}, r"shape \(2, 3\)"),
+        ({"fixed_mask": torch.ones(2, 3)}, r"shape \(2, 3\)"),
     ):
         with pytest.raises(ValueError, match=message):
             model.nelbo(tokens, **arguments)

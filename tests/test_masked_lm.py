@@ -82,7 +82,7 @@ def test_of_a_single_open_token_it_is_the_bound(schedule, depth):
     """Beside given tokens each level of one token has one context: the conditional NELBO has no noise."""
     model = masked_model(depth, schedule=schedule).double()
     tokens = torch.tensor([[3, 8, 1, 0]])
-    bound = model.nelbo(tokens, prefix_mask=torch.tensor([[1, 0, 1, 1]]), num_samples=depth)
+    bound = model.nelbo(tokens, fixed_mask=torch.tensor([[1, 0, 1, 1]]), num_samples=depth)
     tokens[0, 1] = V
     assert math.isclose(-float(model(tokens).logits[0, 1, 8]), bound.value, rel_tol=1e-9)
 

@@ -15,7 +15,7 @@ from modeling_treediff.configuration_treediff import HEADS
 TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
 IDS = ["flat", "depth 2", "depth 3"]
 FAMILY = [
-    {"schedule": "sequential", "window_lengths": [3.0, 1.0]},
+    {"schedule": "sequential", "level_durations": [3.0, 1.0]},
     {"schedule": "binomial", "time_warp": "cosine", "node_embedding": "free"},
     {"schedule": "poisson", "head": "leaf", "loss_chunk_size": 5},
     {"schedule": "binomial", "head": "node", "head_rank": 3},

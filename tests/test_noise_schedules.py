@@ -104,7 +104,7 @@ def test_sampled_times_are_stratified_and_each_uniform(schedule):
 
 @pytest.mark.parametrize("schedule", ALL)
 def test_no_drawn_time_is_close_to_the_start_of_an_interval(schedule):
-    times = schedule.sample_times(20_000, torch.Generator().manual_seed(0), smallest_fraction=0.25).double()
+    times = schedule.sample_times(20_000, torch.Generator().manual_seed(0), sampling_eps=0.25).double()
     for start, end in itertools.pairwise(schedule.boundaries):
         inside = times[(times > start + 1e-6) & (times <= end)]
         assert len(inside) and inside.min() >= start + 0.25 * (end - start) - 1e-6
@@ -198,7 +198,7 @@ def test_discrete_time_charges_the_fall_of_each_step(base, steps):
 
 def test_discrete_time_cuts_early_times_off_as_continuous_time_does():
     schedule = DiscreteSchedule(SequentialSchedule(1), 1000)
-    times = schedule.sample_times(5000, torch.Generator().manual_seed(0), smallest_fraction=0.1)
+    times = schedule.sample_times(5000, torch.Generator().manual_seed(0), sampling_eps=0.1)
     assert times.min() >= 0.1 and schedule.weight(times).max() <= 10.0001
     exact, single = (schedule.weight(times.to(dtype)).double() for dtype in (torch.float64, torch.float32))
     torch.testing.assert_close(single, exact, rtol=1e-4, atol=0)
@@ -219,12 +219,12 @@ def test_fewer_steps_than_levels_are_refused():
 
 
 def test_a_config_names_its_schedule():
-    fields = {"tree_depth": 2, "schedule": "sequential", "window_lengths": None, "time_warp": "linear"}
+    fields = {"tree_depth": 2, "schedule": "sequential", "level_durations": None, "time_warp": "linear"}
     made = [
         LevelSchedule.from_config(SimpleNamespace(**(fields | {"num_timesteps": None} | changes)))
         for changes in (
             {},
-            {"window_lengths": [3, 1]},
+            {"level_durations": [3, 1]},
             {"schedule": "binomial"},
             {"schedule": "poisson", "time_warp": "cosine"},
             {"num_timesteps": 8},

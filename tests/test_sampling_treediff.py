@@ -13,7 +13,7 @@ from modeling_treediff import VocabularyTree
 
 PROCESSES = {
     "sequential": SEQUENTIAL,
-    "windows": SEQUENTIAL | {"window_lengths": "uneven"},
+    "windows": SEQUENTIAL | {"level_durations": "uneven"},
     "binomial": {"schedule": "binomial"},
     "poisson": {"schedule": "poisson"},
     "cosine": SEQUENTIAL | {"time_warp": "cosine"},
@@ -31,8 +31,8 @@ def draw(model, length: int, draws: int = DRAWS, seed: int = 0, **settings) -> t
 @pytest.mark.parametrize("settings", [{"unmasking": "first_hitting"}, {"num_steps": 150}], ids=["hitting", "steps"])
 def test_exact_samplers_reproduce_the_data(tree, process, settings):
     """Two dependent positions, 25 texts. Of 150 steps, both positions take the same one in less than 1 % of draws."""
-    if "window_lengths" in process:
-        process = process | {"window_lengths": [1.0 + level for level in range(tree.tree_depth)]}
+    if "level_durations" in process:
+        process = process | {"level_durations": [1.0 + level for level in range(tree.tree_depth)]}
     joint = random_joint(5, 5)
     texts = draw(bayes_optimal(tree, joint, **process), 2, **settings)
     assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)

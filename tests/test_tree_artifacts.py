@@ -35,9 +35,9 @@ def test_a_ready_tree_is_whole_and_says_where_it_comes_from(name):
     tokenizer = AutoTokenizer.from_pretrained(ARTIFACTS / name)
     tree.check_tokenizer(tokenizer)
     assert tokenizer.eos_token_id is not None  # training puts it between documents
-    assert {"licence", "source", "method", "seed", "tokenizer"} <= tree.metadata.keys()
+    assert {"license", "source", "method", "seed", "tokenizer"} <= tree.metadata.keys()
     readme = (ARTIFACTS / name / "README.md").read_text(encoding="utf-8")
-    assert "licence" in readme.lower() and "provenance" in readme.lower()
+    assert "license" in readme.lower() and "provenance" in readme.lower()
     assert record(name)["report"]["sha256"] == tree.sha256
     assert not any(folder in json.dumps(tree.metadata) for folder in ("/", "\\\\"))  # names, not places
 

@@ -130,14 +130,14 @@ def test_validate_notices_any_changed_table(tree, table):
 
 
 def test_saved_tree_comes_back_with_its_provenance(tree, tmp_path):
-    tree.metadata.update(method="random", seed=1, licence="CC0", tokenizer="a test")
+    tree.metadata.update(method="random", seed=1, license="CC0", tokenizer="a test")
     tree.save_pretrained(tmp_path)
     again = VocabularyTree.from_pretrained(tmp_path)
     for table in VocabularyTree.TABLES:
         assert torch.equal(getattr(again, table), getattr(tree, table))
     assert again.metadata == tree.metadata and again.sha256 == tree.sha256
     facts = json.loads((tmp_path / "vocabulary_tree.json").read_text())
-    recorded = {"tokenizer": "a test", "vocab_size": 100, "method": "random", "seed": 1, "licence": "CC0"}
+    recorded = {"tokenizer": "a test", "vocab_size": 100, "method": "random", "seed": 1, "license": "CC0"}
     assert recorded.items() <= facts.items() and facts["sha256"] == tree.sha256
 
 
@@ -198,7 +198,7 @@ def test_a_tokenizer_with_holes_in_its_ids_needs_a_leaf_for_each():
 @pytest.mark.parametrize(("vocab_size", "branching", "depth"), SHAPES)
 @pytest.mark.parametrize("added", [1, 3, 40])
 def test_an_extended_tree_keeps_all_ids_paths_and_representatives(vocab_size, branching, depth, added):
-    tree = VocabularyTree.random(vocab_size, branching, depth, seed=3, metadata={"licence": "x"})
+    tree = VocabularyTree.random(vocab_size, branching, depth, seed=3, metadata={"license": "x"})
     extended = tree.extend(added).validate()
     assert (extended.vocab_size, extended.tree_depth) == (vocab_size + added, depth)
     assert torch.equal(extended.paths[:vocab_size], tree.paths) and extended.metadata == tree.metadata

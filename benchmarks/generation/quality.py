@@ -26,7 +26,7 @@ from benchmarks.generation.figures import FIGURE, RECORD, check_record, draw
 from benchmarks.generation.samplers import Sampler, all_samplers
 from benchmarks.places import ROOT
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput
-from modeling_treediff.evaluation import Judge, measure_texts
+from modeling_treediff.evaluation import GenerativePerplexity, measure_texts
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
 from modeling_treediff.text.tokenizing import tokenizer_fingerprint
 from modeling_treediff.training.run.records import current_commit, write_record
@@ -72,7 +72,7 @@ def main() -> None:
     options = parse_arguments()
     tokenizer = AutoTokenizer.from_pretrained(options.models[0][1])
     record = read_record(options, tokenizer)
-    judge = Judge.from_pretrained(options.judge, PartialState().device)
+    judge = GenerativePerplexity.from_pretrained(options.judge, PartialState().device)
     if not record["references"]:
         record["references"] = references(judge, tokenizer, options)
         write_record(options.record, record, options.seed)
@@ -174,7 +174,7 @@ def combinations(depth: int, options: argparse.Namespace) -> list[tuple[str, Sam
 
 
 def measure(
-    generator: Generator, arguments: dict[str, Any], judge: Judge, options: argparse.Namespace
+    generator: Generator, arguments: dict[str, Any], judge: GenerativePerplexity, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Generate, judge, and return all figures of a point."""
     start = time.perf_counter()
@@ -190,7 +190,7 @@ def measure(
     return facts | figures(texts, generator.tokenizer, judge)
 
 
-def figures(texts: list[list[int]], tokenizer: PreTrainedTokenizerBase, judge: Judge) -> dict[str, Any]:
+def figures(texts: list[list[int]], tokenizer: PreTrainedTokenizerBase, judge: GenerativePerplexity) -> dict[str, Any]:
     """Return what the judge and the statistics say of texts given as tokens, up to their first end of text."""
     end = tokenizer.eos_token_id
     cut = [text[: text.index(end)] if end in text else text for text in texts]
@@ -198,7 +198,9 @@ def figures(texts: list[list[int]], tokenizer: PreTrainedTokenizerBase, judge: J
     return {"judge": judge.read(strings).to_dict(), "statistics": asdict(measure_texts(cut)), "sample": strings[0]}
 
 
-def references(judge: Judge, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[dict[str, Any]]:
+def references(
+    judge: GenerativePerplexity, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Measure real text, spread over the whole file, and what a judge must find worse."""
     windows = pack_windows(tokenize_documents(read_documents(options.text), tokenizer), options.length)
     if len(windows) < options.texts:

@@ -125,9 +125,9 @@ VARIANTS: dict[str, Variant] = {
     },
     "mdlm": Variant("MDLM", "flat", depth=1),
     "mdlm-free": Variant("MDLM", "flat, free input embedding", {"node_embedding": "free"}, depth=1),
-    "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"smallest_fraction": 1e-3}),
+    "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"sampling_eps": 1e-3}),
     "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
-    "early": Variant("training times", "from 0.001 of a window", settings={"smallest_fraction": 1e-3}),
+    "early": Variant("training times", "from 0.001 of a window", settings={"sampling_eps": 1e-3}),
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }

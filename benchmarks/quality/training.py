@@ -227,7 +227,7 @@ def bound_of_windows(
     nats, levels = [], []
     for part in windows.split(WINDOWS_PER_CALL):
         prefix = None if given_T is None else given_T.expand_as(part)
-        estimate = model.nelbo(part, prefix_mask=prefix, num_samples=samples, batch_size=64, generator=generator)
+        estimate = model.nelbo(part, fixed_mask=prefix, num_samples=samples, batch_size=64, generator=generator)
         nats.append(estimate.token_losses.sum(dim=1) * len(part) / estimate.num_tokens)
         levels.append(np.array(estimate.level_losses) * len(part) / len(windows))
     return torch.cat(nats), np.sum(levels, axis=0).tolist()

@@ -43,25 +43,25 @@ class Recipe:
     embeddings: str | None = None
     depth: int = 2
     method: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether the tree is kept in the repository: if its licence is stated."""
-        return self.licence is not None
+        """Whether the tree is kept in the repository: if its license is stated."""
+        return self.license is not None
 
 
 GPT2 = Recipe(
-    "{work}/gpt2", PUBLIC_DOMAIN, "{data}/embeddings/gpt2_from_smollm2_128d.safetensors", licence="Apache-2.0"
+    "{work}/gpt2", PUBLIC_DOMAIN, "{data}/embeddings/gpt2_from_smollm2_128d.safetensors", license="Apache-2.0"
 )
 EVERYTHING = PUBLIC_DOMAIN + tuple(f"help-{language}" for language in LANGUAGES)
 RECIPES = {
-    "sotu-8k": Recipe(str(ARTIFACTS / SAMPLE), texts=(SAMPLE,), licence="PDDL-1.0"),
+    "sotu-8k": Recipe(str(ARTIFACTS / SAMPLE), texts=(SAMPLE,), license="PDDL-1.0"),
     "gpt2": GPT2,
     "gpt2-d3": replace(GPT2, depth=3),
-    "gpt2-d4": replace(GPT2, depth=4, licence=None),
-    "gpt2-embeddings-only": replace(GPT2, method="balanced-kmeans", licence=None),
-    "gpt2-text-only": replace(GPT2, embeddings=None, licence=None),
+    "gpt2-d4": replace(GPT2, depth=4, license=None),
+    "gpt2-embeddings-only": replace(GPT2, method="balanced-kmeans", license=None),
+    "gpt2-text-only": replace(GPT2, embeddings=None, license=None),
     "bert-base-uncased": replace(
         GPT2, tokenizer="{work}/bert-base-uncased", embeddings="{vocabularies}/minilm/embedding.safetensors"
     ),
@@ -102,7 +102,7 @@ def record(name: str, recipe: Recipe, places: dict[str, Path]) -> None:
     embeddings = ["--embeddings", recipe.embeddings.format(**places)] if recipe.embeddings else []
     arguments = ["--tokenizer", recipe.tokenizer.format(**places), *embeddings, "--text", *map(str, training)]
     arguments += ["--depth", str(recipe.depth), *(["--method", recipe.method] if recipe.method else [])]
-    arguments += ["--licence", recipe.licence] if recipe.licence else []
+    arguments += ["--license", recipe.license] if recipe.license else []
     start = time.perf_counter()
     peak = run("build_tree.py", *arguments, "--output", str(output))
     facts = {

@@ -13,7 +13,7 @@ WINDOW, BATCH_SIZE = 64, 16
 # Fields of the model's config that are options of the same name.
 FAMILY = (
     "schedule",
-    "window_lengths",
+    "level_durations",
     "time_warp",
     "num_timesteps",
     "head",
@@ -40,7 +40,7 @@ def add_size_options(group: argparse._ArgumentGroup, tree: Path) -> None:
 def add_family_options(group: argparse._ArgumentGroup) -> None:
     """Add the options for the member of the family, and for what its training keeps in memory."""
     group.add_argument("--schedule", choices=SCHEDULES, default=TreeDiffConfig.schedule, help="(default %(default)s)")
-    group.add_argument("--window-lengths", type=float, nargs="+", help="of the sequential schedule, coarse to fine")
+    group.add_argument("--level-durations", type=float, nargs="+", help="of the sequential schedule, coarse to fine")
     group.add_argument("--time-warp", choices=TIME_WARPS, default=TIME_WARPS[0], help="(default %(default)s)")
     group.add_argument(
         "--num-timesteps", type=int, metavar="T", help="discrete time (D3PM), on flat trees or sequential"

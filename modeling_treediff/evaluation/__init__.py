@@ -5,16 +5,16 @@ lm-evaluation-harness and needs the extra `harness`.
 """
 
 from .error_analysis import analyze_errors
+from .generative_perplexity import GenerativePerplexity, GenerativePerplexityResult
 from .greedy import is_greedy
-from .judge import Judge, JudgeResult
 from .perplexity import LikelihoodResult, evaluate_texts
 from .text_statistics import TextStatistics, measure_texts
 from .windows import EvaluationWindows, WindowProtocol, check_same_tokens, cut_windows, tokenize_texts
 
 __all__ = [
     "EvaluationWindows",
-    "Judge",
-    "JudgeResult",
+    "GenerativePerplexity",
+    "GenerativePerplexityResult",
     "LikelihoodResult",
     "TextStatistics",
     "WindowProtocol",

@@ -13,7 +13,7 @@ class _AllWrong(Exception):
 
 
 def is_greedy(
-    model: TreeDiffForDiffusionLM, token_ids: torch.Tensor, attention_mask: torch.Tensor, prefix_mask: torch.Tensor
+    model: TreeDiffForDiffusionLM, token_ids: torch.Tensor, attention_mask: torch.Tensor, fixed_mask: torch.Tensor
 ) -> list[bool]:
     """Tell of each text whether greedy filling of its positions that are not given makes exactly that text.
 
@@ -25,11 +25,11 @@ def is_greedy(
         model: the model.
         token_ids: (B, T) tokens.
         attention_mask: (B, T), 0 at padding.
-        prefix_mask: (B, T), 1 at tokens that are given.
+        fixed_mask: (B, T), 1 at tokens that are given.
 
     """
     tree, config = model.tree, model.config
-    open_BT = (attention_mask != 0) & (prefix_mask == 0)
+    open_BT = (attention_mask != 0) & (fixed_mask == 0)
 
     def give_up(step: GenerationStep) -> None:
         right_BT = tree.ancestors[token_ids, tree.depth[step.node_ids]] == step.node_ids

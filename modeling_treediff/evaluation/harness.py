@@ -186,7 +186,7 @@ class HarnessModel(TemplateLM):
         answers = []
         for (request, *_), cut in zip(tqdm(requests, "loglikelihood", disable=disable_tqdm), windows, strict=True):
             generator = torch.Generator(self.device).manual_seed(request_seed(self.seed, request[0]))
-            inputs = (cut.token_ids, cut.attention_mask, cut.prefix_mask)
+            inputs = (cut.token_ids, cut.attention_mask, cut.fixed_mask)
             bound = self.model.nelbo(*inputs, self.num_samples, self.batch_size, generator)
             self.standard_errors["loglikelihood"].append(bound.standard_error * bound.num_tokens)
             answers.append((-bound.value * bound.num_tokens, all([next(greedy) for _ in range(len(cut))])))
@@ -225,7 +225,7 @@ class HarnessModel(TemplateLM):
 
     def _are_greedy(self, windows: Sequence[EvaluationWindows]) -> Iterator[bool]:
         """Yield for each row of the windows whether it `is_greedy`."""
-        rows = [row for cut in windows for row in zip(cut.token_ids, cut.attention_mask, cut.prefix_mask, strict=True)]
+        rows = [row for cut in windows for row in zip(cut.token_ids, cut.attention_mask, cut.fixed_mask, strict=True)]
         for start in range(0, len(rows), self.batch_size):
             batch = zip(*rows[start : start + self.batch_size], strict=True)
             inputs = [pad_sequence(list(column), batch_first=True).to(self.device) for column in batch]

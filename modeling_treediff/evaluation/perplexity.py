@@ -187,7 +187,7 @@ def estimate_windows(
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     parts = math.ceil(len(windows) / WINDOWS_PER_CALL)
-    inputs = (windows.token_ids, windows.attention_mask, windows.prefix_mask)
+    inputs = (windows.token_ids, windows.attention_mask, windows.fixed_mask)
     estimates: list[NelboEstimate] = []
     start = 0
 

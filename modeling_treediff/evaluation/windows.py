@@ -69,13 +69,13 @@ class EvaluationWindows:
     Attributes:
         token_ids: (W, T) int64; at padding any token.
         attention_mask: (W, T) int64, 0 at padding.
-        prefix_mask: (W, T) int64, 1 where a token is given and not counted.
+        fixed_mask: (W, T) int64, 1 where a token is given and not counted.
 
     """
 
     token_ids: torch.Tensor
     attention_mask: torch.Tensor
-    prefix_mask: torch.Tensor
+    fixed_mask: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -83,7 +83,7 @@ class EvaluationWindows:
     @property
     def counted(self) -> torch.Tensor:
         """(W, T) bool: neither padding nor given. In row order these are all tokens of the texts in theirs."""
-        return (self.attention_mask == 1) & (self.prefix_mask == 0)
+        return (self.attention_mask == 1) & (self.fixed_mask == 0)
 
 
 def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: bool = True) -> np.ndarray:
@@ -142,5 +142,5 @@ def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> EvaluationWi
     return EvaluationWindows(
         token_ids=torch.from_numpy(token_ids)[place_WT.clamp(max=len(token_ids) - 1)],
         attention_mask=(place_WT < len(token_ids)).long(),
-        prefix_mask=((start_W[:, None] > 0) & (place_T < window - stride)).long(),
+        fixed_mask=((start_W[:, None] > 0) & (place_T < window - stride)).long(),
     )

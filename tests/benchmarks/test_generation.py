@@ -15,7 +15,7 @@ from helpers.processes import REPOSITORY, SAMPLE
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
-from modeling_treediff.evaluation import Judge
+from modeling_treediff.evaluation import GenerativePerplexity
 from modeling_treediff.text import read_documents
 
 LENGTH = 8
@@ -33,7 +33,7 @@ def scripts():
 def judge(tokenizer):
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
-    return Judge(GPT2LMHeadModel(GPT2Config(initializer_range=0.3, **sizes)).eval(), tokenizer)
+    return GenerativePerplexity(GPT2LMHeadModel(GPT2Config(initializer_range=0.3, **sizes)).eval(), tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -689,11 +689,11 @@ def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):
     for given_T in places.values():
         nats, levels = quality_run.bound_of_windows(model, windows, 2, given_T=given_T)
         generator, prefix = torch.Generator().manual_seed(0), given_T.expand_as(windows)
-        expected = model.nelbo(windows, prefix_mask=prefix, num_samples=2, batch_size=64, generator=generator)
+        expected = model.nelbo(windows, fixed_mask=prefix, num_samples=2, batch_size=64, generator=generator)
         assert float(nats.mean()) == pytest.approx(expected.value) == pytest.approx(sum(levels))
         changed = windows.where(given_T, windows.flip(0))
         generator.manual_seed(0)
-        other = model.nelbo(changed, prefix_mask=prefix, num_samples=2, batch_size=64, generator=generator)
+        other = model.nelbo(changed, fixed_mask=prefix, num_samples=2, batch_size=64, generator=generator)
         assert other.value != expected.value and not expected.token_losses[:, given_T].any()
 
 

@@ -82,8 +82,8 @@ class TestTree:
         assert build_tree(points.detach().double() * 2.0**900, 10, 2).sha256 == expected
 
     def test_metadata_and_seed(self):
-        first, second = (build_tree(random_points(200), 15, 2, seed=s, metadata={"licence": "x"}) for s in (0, 1))
-        assert first.metadata == {"licence": "x", "method": "balanced-kmeans", "seed": 0}
+        first, second = (build_tree(random_points(200), 15, 2, seed=s, metadata={"license": "x"}) for s in (0, 1))
+        assert first.metadata == {"license": "x", "method": "balanced-kmeans", "seed": 0}
         assert first.sha256 != second.sha256
         assert first.sha256 == build_tree(random_points(200), 15, 2, seed=0).sha256
 
@@ -177,7 +177,7 @@ class TestSample:
         """On one thread, in a fresh process, elsewhere; the files in the repository were made on two threads."""
         output = tmp_path / "sotu-8k"
         command = [sys.executable, EXAMPLE, "--text", SAMPLE / "train.txt.xz", "--train-tokenizer", 8192, "--seed", 0]
-        command += ["--licence", "PDDL-1.0", "--output", output]
+        command += ["--license", "PDDL-1.0", "--output", output]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
         environment = os.environ | threads | {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "1"}
         subprocess.run([str(part) for part in command], env=environment, check=True)

@@ -104,7 +104,7 @@ def test_a_dry_run_shows_all_that_would_go_and_asks_the_hub_nothing(hub, push, t
     assert (trained / "README.md").read_text().splitlines()[1] in card
 
 
-def test_a_folder_of_a_tree_goes_with_its_tokenizer_and_licence(hub, push, tmp_path):
+def test_a_folder_of_a_tree_goes_with_its_tokenizer_and_license(hub, push, tmp_path):
     push(REPOSITORY / "tree_artifacts" / "gpt2", "a-tree")
     names = {path.name for path in (REPOSITORY / "tree_artifacts" / "gpt2").iterdir()}
     assert set(hub.repositories["someone/a-tree"].files()) == {*names, ".gitattributes"}

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_cut_on_the_left_and_long_continuations_are_cut_int
     row = torch.tensor([encode(LONG)[-14:] + encode("é c")])
     assert near == bound((row, torch.ones_like(row), (torch.arange(16) < 14)[None]))
     windows = cut_windows(tokenize_texts([LONG], small.tokenizer, eos=False), WindowProtocol(16, 16))
-    assert far == bound((windows.token_ids, windows.attention_mask, windows.prefix_mask)) and len(windows) == 3
+    assert far == bound((windows.token_ids, windows.attention_mask, windows.fixed_mask)) and len(windows) == 3
 
 
 @pytest.mark.parametrize("tree", [BINARY, FLAT])

@@ -62,14 +62,14 @@ BINARY = VocabularyTree.random(len(WORDS), branching=2, depth=3)
 def test_every_token_is_counted_exactly_once_and_the_context_is_what_precedes_it(length, window, stride):
     row = np.arange(length)
     windows = cut_windows(row, WindowProtocol(window, stride))
-    counted = (windows.attention_mask == 1) & (windows.prefix_mask == 0)
+    counted = (windows.attention_mask == 1) & (windows.fixed_mask == 0)
     assert windows.token_ids[counted].tolist() == row.tolist()  # once, and in order
     assert counted.any(dim=1).all()  # no window for nothing
     for tokens, seen in zip(windows.token_ids, windows.attention_mask, strict=True):
         run = tokens[seen == 1]
         assert torch.equal(run, torch.arange(run[0], run[0] + len(run)))  # contiguous, padding on the right
-    assert not (windows.prefix_mask & (1 - windows.attention_mask)).any()
-    assert (windows.prefix_mask[1:].sum(dim=1) == window - stride).all() and not windows.prefix_mask[0].any()
+    assert not (windows.fixed_mask & (1 - windows.attention_mask)).any()
+    assert (windows.fixed_mask[1:].sum(dim=1) == window - stride).all() and not windows.fixed_mask[0].any()
 
 
 def test_without_overlap_the_windows_are_those_of_training_and_the_rest(tokenizer):

@@ -19,7 +19,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, VocabularyTree
-from modeling_treediff.card_metadata_treediff import HUB_LICENCES, describe
+from modeling_treediff.card_metadata_treediff import HUB_LICENSES, describe
 from modeling_treediff.model_card_treediff import MARK, render_model_card, write_model_card
 from modeling_treediff.model_records_treediff import weights_sha256
 from modeling_treediff.text import read_documents
@@ -40,7 +40,7 @@ def measured(tmp_path_factory):
     (folder / "corpus.txt").write_text("\n\n".join(documents), "utf-8")
     (folder / "other.txt").write_text(documents[0][:600].replace("\n", " "), "utf-8")
     training = ["--text", folder / "corpus.txt", "--hold-out-every", "5", "--output", folder / "model"]
-    steps = ["--steps", "2", "--warmup-steps", "1", "--save-every", "0", "--licence", "Apache-2.0"]
+    steps = ["--steps", "2", "--warmup-steps", "1", "--save-every", "0", "--license", "Apache-2.0"]
     ran = run_here("examples/train.py", *training, *SIZES, *steps)
     assert ran.returncode == 0, ran.stderr
     assert "± " in (folder / "model" / "README.md").read_text("utf-8")
@@ -175,7 +175,7 @@ def check_as_the_hub_does(content: str) -> list[str]:
     """Return what is wrong with a card's metadata: the rules of the Hub's documentation of model cards."""
     data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)[1])
     errors = [f'"{key}" must be a string' for key in ("library_name", "pipeline_tag") if not isinstance(data[key], str)]
-    if "license" in data and data["license"] not in HUB_LICENCES | {"other"}:
+    if "license" in data and data["license"] not in HUB_LICENSES | {"other"}:
         errors.append('"license" must be one of the known ones')
     if data.get("license") == "other" and not re.fullmatch(r"[a-z0-9.-]+", data.get("license_name", "")):
         errors.append('"license_name" is needed')
@@ -258,12 +258,12 @@ def test_metadata_comes_back_as_it_was_written(checkpoint):
 
 @pytest.mark.parametrize(
     ("stated", "license", "license_name"),
-    [("Apache-2.0", "apache-2.0", None), ("PDDL", "pddl", None), ("My Licence, 1", "other", "my-licence-1")],
+    [("Apache-2.0", "apache-2.0", None), ("PDDL", "pddl", None), ("My License, 1", "other", "my-license-1")],
 )
-def test_licence_data_set_and_base_model_are_named_as_the_hub_names_them(stated, license, license_name):
+def test_license_data_set_and_base_model_are_named_as_the_hub_names_them(stated, license, license_name):
     on_hub, local = {"name": "someone/texts", "on_hub": True}, {"name": "corpus.txt", "on_hub": False}
     data = ModelCardData()
-    describe(data, "a-model", {"licence": stated, "text": on_hub, "base_model": on_hub | {"name": "me/base"}}, {})
+    describe(data, "a-model", {"license": stated, "text": on_hub, "base_model": on_hub | {"name": "me/base"}}, {})
     assert (data.license, data.license_name) == (license, license_name)
     assert data.datasets == ["someone/texts"] and data.base_model == "me/base"
     data = ModelCardData()
@@ -283,11 +283,11 @@ def test_nothing_of_the_template_is_left_to_fill_in(loaded, checkpoint, tmp_path
 
 
 def test_what_a_record_holds_cannot_break_a_table_or_be_a_tag(loaded, checkpoint):
-    changed = record(checkpoint) | {"command": "python x.py --text 'a|b' $HOME `date` <script>\n", "licence": "<b>|$x"}
+    changed = record(checkpoint) | {"command": "python x.py --text 'a|b' $HOME `date` <script>\n", "license": "<b>|$x"}
     (checkpoint / "result.json").write_text(json.dumps(changed))
     rows = section(render_model_card(loaded, checkpoint), "Training").strip().split("\n\n")[0].splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
-    assert rows[2].startswith("| Licence of the weights | &lt;b>") and not any("<script" in row for row in rows)
+    assert rows[2].startswith("| License of the weights | &lt;b>") and not any("<script" in row for row in rows)
 
 
 def test_the_example_in_the_card_runs_in_its_folder(measured):
@@ -358,10 +358,10 @@ def test_a_model_without_tokenizer_has_a_card_and_one_without_head_has_none(tree
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         lambda folder: edit_record(folder, text="corpus.txt"),
         lambda folder: edit_record(folder, level_losses=None),
-        lambda folder: edit_record(folder, licence=2),
+        lambda folder: edit_record(folder, license=2),
         lambda folder: (folder / "model_card.md").write_text("$mark $nothing_of_ours"),
     ],
-    ids=["tokenizer", "text", "level losses", "licence", "template"],
+    ids=["tokenizer", "text", "level losses", "license", "template"],
 )
 def test_what_cannot_be_rendered_loses_no_model(loaded, checkpoint, caplog, spoil):
     spoil(checkpoint)

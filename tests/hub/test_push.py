@@ -329,7 +329,7 @@ def test_a_killed_push_leaves_the_repository_as_it_was(hub, model, tmp_path):
 
 
 def test_a_tree_alone_is_pushed_and_pulled(hub, tree):
-    other = VocabularyTree.random(90, 5, 3, seed=2, metadata={"licence": "CC0-1.0"})
+    other = VocabularyTree.random(90, 5, 3, seed=2, metadata={"license": "CC0-1.0"})
     for place in ({}, {"revision": "dev"}, {"subfolder": "trees/small"}):
         for one in (tree, other):
             commit = one.push_to_hub("a-tree", **place)

@@ -14,7 +14,7 @@ from modeling_treediff.schedule_base import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 # Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.
-TRAINING_SMALLEST_FRACTION = 0.1
+TRAINING_SAMPLING_EPS = 0.1
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
 FORWARDED = ("attention_mask", "segment_ids", "place")
 
@@ -32,14 +32,14 @@ class DiffusionCollator:
         tree: VocabularyTree,
         schedule: LevelSchedule,
         seed: int = 0,
-        smallest_fraction: float = TRAINING_SMALLEST_FRACTION,
+        sampling_eps: float = TRAINING_SAMPLING_EPS,
     ) -> None:
-        """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `smallest_fraction`.
+        """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 
         The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit.
         """
         # The loader works on the host, wherever the model's own tree lies.
-        self.tree, self.schedule, self.seed, self.smallest_fraction = tree.to("cpu"), schedule, seed, smallest_fraction
+        self.tree, self.schedule, self.seed, self.sampling_eps = tree.to("cpu"), schedule, seed, sampling_eps
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of windows, corrupted.
@@ -64,7 +64,7 @@ class DiffusionCollator:
         else:
             start = int(torch.randint(2**62, ()))
             positions = list(range(start, start + len(features)))
-        times = self.schedule.place_times(torch.from_numpy(time_uniforms(self.seed, positions)), self.smallest_fraction)
+        times = self.schedule.place_times(torch.from_numpy(time_uniforms(self.seed, positions)), self.sampling_eps)
         batch = corrupt(
             columns["input_ids"],
             self.tree,

@@ -130,7 +130,7 @@ class _Run:
         self.training = training
         with self.memory.phase("load"):
             self.config = self._prepare(model, tokenizer, config)
-            collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.smallest_fraction)
+            collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.sampling_eps)
             self.batches = StepBatches(self.accelerator, training, collator, self.config)
             self.accelerator.register_for_checkpointing(self.updater.learning_rate, self.batches)
             identity = run_identity(model, training, config) | {

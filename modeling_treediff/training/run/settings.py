@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modeling_treediff.training.data.collator import TRAINING_SMALLEST_FRACTION
+from modeling_treediff.training.data.collator import TRAINING_SAMPLING_EPS
 
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -25,7 +25,7 @@ class TrainingConfig:
         learning_rate_schedule: after the warm-up; "cosine" to zero, "constant", or "wsd": constant, at the end to zero.
         decay_steps: optimizer steps of the end of "wsd"; by default a tenth of max_steps.
         weight_decay: AdamW's, on matrices only.
-        smallest_fraction: of a level's window that a training time has crossed at least, see `sample_times`; smaller
+        sampling_eps: of a level's window that a training time has crossed at least, see `sample_times`; smaller
             values make the training loss exactly the bound, and its gradient noisier.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: per step, of the moving average of the weights that is evaluated and saved as the model; 0 for none.
@@ -52,7 +52,7 @@ class TrainingConfig:
     learning_rate_schedule: str = "cosine"
     decay_steps: int | None = None
     weight_decay: float = 0.1
-    smallest_fraction: float = TRAINING_SMALLEST_FRACTION
+    sampling_eps: float = TRAINING_SAMPLING_EPS
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
     mixed_precision: str | None = None
@@ -79,8 +79,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 < self.smallest_fraction < 1:
-            raise ValueError(f"smallest_fraction must lie between 0 and 1, got {self.smallest_fraction}.")
+        if not 0 < self.sampling_eps < 1:
+            raise ValueError(f"sampling_eps must lie between 0 and 1, got {self.sampling_eps}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
         self._check_choices()

@@ -20,7 +20,7 @@ BATCH_SIZE = 16
 # Of the last estimate: two million tokens at 512 each. All that is held out of a large corpus would keep every process
 # busy for a good part of the training again, for digits that nobody reads.
 LAST_WINDOWS = 4096
-MASKS = {"attention_mask": "attention_mask", "fixed_mask": "prefix_mask", "segment_ids": "segment_ids"}
+MASKS = {"attention_mask": "attention_mask", "fixed_mask": "fixed_mask", "segment_ids": "segment_ids"}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from modeling_treediff.training import TrainingConfig
         ({"global_batch_size": 0}, "global_batch_size must be at least 1"),
         ({"save_every": -1}, "save_every must not be negative"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"smallest_fraction": 1.0}, "smallest_fraction must lie between"),
+        ({"sampling_eps": 1.0}, "sampling_eps must lie between"),
         ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1"),
         ({"learning_rate_schedule": "linear"}, "Unknown learning_rate_schedule 'linear'; known: cosine, constant, wsd"),
         ({"decay_steps": 5}, "decay_steps belong to learning_rate_schedule 'wsd'"),

@@ -21,7 +21,7 @@ from .intervals import Interval, exponential, finite, normal_interval, ratio_and
 
 
 @dataclass(frozen=True)
-class JudgeResult:
+class GenerativePerplexityResult:
     """What the judge says of some texts: sums over all of them, with errors from how much single texts differ.
 
     Standard errors and intervals are over texts: other texts from the same source stay inside. They are those of a
@@ -72,7 +72,7 @@ class JudgeResult:
 
 
 @dataclass(frozen=True)
-class Judge:
+class GenerativePerplexity:
     """A causal language model and its own tokenizer.
 
     Attributes:
@@ -86,12 +86,12 @@ class Judge:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def from_pretrained(cls, judge: str | Path, device: str | torch.device = "cpu") -> "Judge":
+    def from_pretrained(cls, judge: str | Path, device: str | torch.device = "cpu") -> "GenerativePerplexity":
         """Load a judge, in fp32, from a folder or the Hub."""
         model = AutoModelForCausalLM.from_pretrained(judge, dtype=torch.float32).eval()
         return cls(torch.nn.Module.to(model, device), AutoTokenizer.from_pretrained(judge))
 
-    def read(self, texts: Sequence[str], batch_size: int = 16) -> JudgeResult:
+    def read(self, texts: Sequence[str], batch_size: int = 16) -> GenerativePerplexityResult:
         """Measure texts.
 
         Args:
@@ -108,7 +108,7 @@ class Judge:
             raise ValueError(f"There is nothing to judge: {len(texts)} texts, none of them with a token.")
         sizes = np.array([len(text.encode()) for text in texts])
         per_token, per_byte = ratio_and_error(nats, tokens), ratio_and_error(nats, sizes)
-        return JudgeResult(*per_token, *per_byte, len(texts), int(tokens.sum()), int(sizes.sum()))
+        return GenerativePerplexityResult(*per_token, *per_byte, len(texts), int(tokens.sum()), int(sizes.sum()))
 
     def text_nats(self, texts: Sequence[str], batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
         """Return for each text the nats of all of it (fp64), and how many of the judge's tokens it has."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from modeling_treediff.evaluation import Judge
+from modeling_treediff.evaluation import GenerativePerplexity
 from modeling_treediff.evaluation.intervals import ratio_and_error
 
 TEXTS = [
@@ -30,7 +30,7 @@ def tiny_gpt2():
 
 @pytest.fixture
 def judge(tiny_gpt2, tokenizer):
-    return Judge(tiny_gpt2, tokenizer)
+    return GenerativePerplexity(tiny_gpt2, tokenizer)
 
 
 def plain_nats(model, tokenizer, text):
@@ -52,7 +52,7 @@ def test_nats_are_those_of_a_plain_loop_in_fp64(tiny_gpt2, tokenizer, judge):
     assert tokens.tolist() == [count for _, count in expected] and tokens[2] == 0
     np.testing.assert_allclose(nats, [value for value, _ in expected], rtol=1e-5)
     np.testing.assert_allclose(
-        Judge(double, tokenizer).text_nats(TEXTS)[0], [value for value, _ in expected], rtol=1e-12
+        GenerativePerplexity(double, tokenizer).text_nats(TEXTS)[0], [value for value, _ in expected], rtol=1e-12
     )
 
 
@@ -80,7 +80,7 @@ def test_all_figures_follow_from_the_sums(judge):
 def test_the_judge_of_a_uniform_model_is_the_size_of_its_vocabulary(tokenizer):
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, n_positions=48, vocab_size=8192)).eval()
     torch.nn.init.zeros_(model.transformer.wte.weight)  # tied to the head
-    result = Judge(model, tokenizer).read(TEXTS)
+    result = GenerativePerplexity(model, tokenizer).read(TEXTS)
     assert result.perplexity == pytest.approx(8192)
     assert result.standard_error == pytest.approx(0, abs=1e-6)
 
@@ -100,11 +100,11 @@ def test_the_error_of_a_ratio_is_that_of_repeated_draws():
 def test_a_saved_judge_reads_the_same_in_fp32(tiny_gpt2, tokenizer, judge, tmp_path):
     tiny_gpt2.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    saved = Judge.from_pretrained(tmp_path)
+    saved = GenerativePerplexity.from_pretrained(tmp_path)
     assert saved.read(TEXTS) == judge.read(TEXTS)
     AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     tokenizer.save_pretrained(tmp_path / "half")
-    assert Judge.from_pretrained(tmp_path / "half").model.dtype == torch.float32
+    assert GenerativePerplexity.from_pretrained(tmp_path / "half").model.dtype == torch.float32
 
 
 def test_what_cannot_be_judged_is_refused(judge, tiny_gpt2, tokenizer):
@@ -116,4 +116,4 @@ def test_what_cannot_be_judged_is_refused(judge, tiny_gpt2, tokenizer):
         judge.read(["word " * 60])
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="neither a bos_token nor an eos_token"):
-        Judge(tiny_gpt2, bare).read(TEXTS)
+        GenerativePerplexity(tiny_gpt2, bare).read(TEXTS)
