@@ -1,6 +1,6 @@
 """The models that are compared: each is the reference, MDLM, but for what its row says.
 
-All get the parameter budget of the flat model, spent on depth (`TreeDiffConfig.for_budget`), or, for what a head alone
+All get the parameter budget of the flat model, spent on depth (`building.budget_config`), or, for what a head alone
 costs, the flat model's own number of layers.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.tree_tables import smallest_branching
+from modeling_treediff.building.budget import budget_config as config_for_budget
+from modeling_treediff.vocabulary_tree import smallest_branching
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
 TDLM = {"schedule": "sequential", "head": "child"}  # as published
@@ -67,7 +68,7 @@ def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:  # 
 
 def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401
     """Return the contender's config over its tree with as many layers as the parameters pay for."""
-    return TreeDiffConfig.for_budget(tree, parameters, **contender.fields, **sizes)
+    return config_for_budget(tree, parameters, **contender.fields, **sizes)
 
 
 def same_depth_config(contender: Contender, tree: VocabularyTree, layers: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401

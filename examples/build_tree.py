@@ -39,10 +39,18 @@ from modeling_treediff.building import (
     token_embeddings,
     train_tokenizer,
 )
+from modeling_treediff.building.extension import extend_tree
+from modeling_treediff.building.tree_builder import smallest_depth
 from modeling_treediff.text import iterate_documents
-from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, write_tokenizer
-from modeling_treediff.tree_tables import check_feasible, smallest_branching, smallest_depth, tokenizer_size
-from modeling_treediff.vocabulary_tree import VocabularyTree
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.vocabulary_tree import (
+    TREE_CONFIG_NAME,
+    TREE_WEIGHTS_NAME,
+    VocabularyTree,
+    check_feasible,
+    smallest_branching,
+    write_tokenizer,
+)
 
 CONTROLS = ("frequency", "random", "flat")
 
@@ -175,7 +183,7 @@ def extend(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Voca
             raise ValueError(
                 f"The tokenizer is not that of {args.extend} with tokens added: id {token_id} is {new!r}, was {old!r}."
             )
-    return tree.extend(vocab_size - tree.vocab_size, describe(args) | {"extended_from": tree.sha256})
+    return extend_tree(tree, vocab_size - tree.vocab_size, describe(args) | {"extended_from": tree.sha256})
 
 
 def make_tree(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:

@@ -19,7 +19,8 @@ from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings
 from modeling_treediff.cli.model_options import FAMILY, MEMORY_FIELDS, add_family_options
 from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
-from modeling_treediff.tree_tables import smallest_branching, tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.vocabulary_tree import smallest_branching
 
 DEPTH = 2  # of a tree that is built here
 

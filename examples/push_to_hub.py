@@ -22,7 +22,8 @@ from modeling_treediff.conversion.report import REPORT_NAME
 from modeling_treediff.hub_upload import TOKENIZER_FILES, path_in_repository, upload_files
 from modeling_treediff.model_card_treediff import CARD_NAME, MARK, TEMPLATE_NAME
 from modeling_treediff.model_records_treediff import RECORD_NAMES
-from modeling_treediff.tree_files import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
+from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
 CARD_LINES = 24
 # What may go, beside the code: a closed list, so that nothing that merely lies there does.
@@ -82,7 +83,7 @@ def check_loads(folder: Path) -> None:
     else:
         tree = VocabularyTree.from_pretrained(folder)
     if (folder / "tokenizer_config.json").is_file():
-        tree.check_tokenizer(AutoTokenizer.from_pretrained(folder))
+        check_tokenizer(tree, AutoTokenizer.from_pretrained(folder))
 
 
 def files_to_push(folder: Path) -> list[str]:

@@ -32,6 +32,7 @@ from modeling_treediff.cli.option_files import OptionParser
 from modeling_treediff.model_card_treediff import write_model_card
 from modeling_treediff.model_records_treediff import weights_sha256
 from modeling_treediff.text import Corpus, unigram_entropy
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
 from modeling_treediff.training import (
     DataOptions,
     TrainingConfig,
@@ -46,7 +47,6 @@ from modeling_treediff.training import (
     write_record,
 )
 from modeling_treediff.training.run.settings import LEARNING_RATE_SCHEDULES, TRACKERS
-from modeling_treediff.tree_tables import tokenizer_size
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 # Saved with a new model, for `generate`: brings the quickstart's texts to the entropy of real ones, and the judge likes
@@ -244,7 +244,7 @@ def load_tree(options: argparse.Namespace) -> tuple[VocabularyTree, PreTrainedTo
         tree = VocabularyTree.flat(tokenizer_size(tokenizer), metadata={"tokenizer": name})
     else:
         tree = VocabularyTree.from_pretrained(options.tree)
-        tree.check_tokenizer(tokenizer)
+        check_tokenizer(tree, tokenizer)
     return tree, tokenizer, model_fields(tree, options, options.window or WINDOW, tokenizer.eos_token_id)
 
 

@@ -18,8 +18,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.mask_token import refuse_mask
 from modeling_treediff.text import read_documents, split_documents
+from modeling_treediff.text.mask_token import refuse_mask
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.training import DiffusionCollator
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
@@ -87,7 +88,7 @@ def load_model(script: ScriptArguments, tokenizer: PreTrainedTokenizerBase) -> T
     if script.model:
         return TreeDiffForDiffusionLM.from_pretrained(script.model)
     tree = VocabularyTree.from_pretrained(script.tree)
-    tree.check_tokenizer(tokenizer)
+    check_tokenizer(tree, tokenizer)
     end = tokenizer.eos_token_id
     return TreeDiffForDiffusionLM.from_tree(
         tree,

@@ -1,21 +1,42 @@
 """Tree-structured diffusion language models for the Hugging Face ecosystem.
 
 The files of this folder are the model and travel with every checkpoint; its subfolders do not.
+
+Names are imported when they are first used. With the first of them, or at once where transformers' Auto classes are
+loaded already, these learn to load our models without `trust_remote_code`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import CorruptedBatch, corrupt
-from .generation_config_treediff import TreeDiffGenerationConfig
-from .generation_treediff import GenerationStep, TreeDiffGenerationOutput
-from .likelihood_treediff import NelboEstimate, NelboStep
-from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, TreeDiffModel, TreeDiffOutput
-from .schedule_base import LevelSchedule
-from .version import __version__
-from .vocabulary_tree import VocabularyTree
+if TYPE_CHECKING:
+    from .configuration_treediff import TreeDiffConfig
+    from .diffusion_process import CorruptedBatch, corrupt
+    from .drafts_treediff import Constraints
+    from .generation_config_treediff import TreeDiffGenerationConfig
+    from .generation_treediff import GenerationStep, TreeDiffGenerationOutput
+    from .likelihood_treediff import NelboEstimate, NelboStep
+    from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, TreeDiffModel, TreeDiffOutput
+    from .noise_schedules import LevelSchedule
+    from .vocabulary_tree import VocabularyTree
+
+__version__ = "0.2.0"
+
+HOMES = {
+    "configuration_treediff": ("TreeDiffConfig",),
+    "diffusion_process": ("CorruptedBatch", "corrupt"),
+    "drafts_treediff": ("Constraints",),
+    "generation_config_treediff": ("TreeDiffGenerationConfig",),
+    "generation_treediff": ("GenerationStep", "TreeDiffGenerationOutput"),
+    "likelihood_treediff": ("NelboEstimate", "NelboStep"),
+    "modeling_treediff": ("TreeDiffForDiffusionLM", "TreeDiffForMaskedLM", "TreeDiffModel", "TreeDiffOutput"),
+    "noise_schedules": ("LevelSchedule",),
+    "vocabulary_tree": ("VocabularyTree",),
+}
 
 __all__ = [
+    "Constraints",
     "CorruptedBatch",
     "GenerationStep",
     "LevelSchedule",
@@ -34,11 +55,31 @@ __all__ = [
 ]
 
 
-AutoConfig.register(TreeDiffConfig.model_type, TreeDiffConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForCausalLM):
-    auto_class.register(TreeDiffConfig, TreeDiffForDiffusionLM, exist_ok=True)
-AutoModelForMaskedLM.register(TreeDiffConfig, TreeDiffForMaskedLM, exist_ok=True)
-# So that save_pretrained writes the code beside the weights.
-TreeDiffConfig.register_for_auto_class()
-TreeDiffForDiffusionLM.register_for_auto_class("AutoModel")
-TreeDiffForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+def __getattr__(name: str) -> object:
+    for home, names in HOMES.items():
+        if name in names:
+            _register()
+            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+def _register() -> None:
+    """Let transformers' Auto classes load our models as their own."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    from .configuration_treediff import TreeDiffConfig
+    from .modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM
+
+    AutoConfig.register(TreeDiffConfig.model_type, TreeDiffConfig, exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForCausalLM):
+        auto_class.register(TreeDiffConfig, TreeDiffForDiffusionLM, exist_ok=True)
+    AutoModelForMaskedLM.register(TreeDiffConfig, TreeDiffForMaskedLM, exist_ok=True)
+
+
+if "transformers.models.auto" in sys.modules:
+    _register()

@@ -29,7 +29,7 @@ class TreeDiffConfig(PreTrainedConfig):
         rope_theta: base of the rotary position embedding.
         rms_norm_eps: added to the mean square in the normalisation.
         initializer_range: standard deviation of the initial weights.
-        schedule: how positions lose depth over time, see `level_schedules.py`: "sequential" = one level after the other
+        schedule: how positions lose depth over time, see `noise_schedules.py`: "sequential" = one level after the other
             (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
             The default predicted best in small trials at depth 2, see `benchmarks/README.md`.
         level_durations: of the sequential schedule, relative, coarsest level first; by default all are equal.
@@ -52,6 +52,7 @@ class TreeDiffConfig(PreTrainedConfig):
     """
 
     model_type = "treediff"
+    _auto_class = "AutoConfig"  # so that save_pretrained writes the code beside the config
     keys_to_ignore_at_inference = ["nelbo", "level_losses", "hidden_states"]  # so Trainer.predict returns the logits
 
     vocab_size: int = 50257
@@ -81,7 +82,7 @@ class TreeDiffConfig(PreTrainedConfig):
     eos_token_id: int | None = None
     pad_token_id: int | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 -- the base class takes whatever the JSON holds
+    def __post_init__(self, **kwargs: Any) -> None:
         """Derive what is derived, check, and name the classes that load this config from a Hub repository."""
         if self.max_branching is None:
             self.max_branching = self.vocab_size
@@ -102,7 +103,7 @@ class TreeDiffConfig(PreTrainedConfig):
         }
 
     @classmethod
-    def from_tree(cls, tree: Any, **kwargs: Any) -> "TreeDiffConfig":  # noqa: ANN401 -- this file imports no sibling
+    def from_tree(cls, tree: Any, **kwargs: Any) -> "TreeDiffConfig":
         """Return the config of a model over `tree` (a VocabularyTree); kwargs are the other fields."""
         shape = {
             "vocab_size": tree.vocab_size,
@@ -114,39 +115,6 @@ class TreeDiffConfig(PreTrainedConfig):
         if clash := sorted(shape.keys() & kwargs.keys()):
             raise ValueError(f"{', '.join(clash)} come from the tree; leave them out.")
         return cls(**shape, **kwargs)
-
-    @classmethod
-    def for_budget(cls, tree: Any, num_parameters: int, **kwargs: Any) -> "TreeDiffConfig":  # noqa: ANN401
-        """Return the config over `tree` that spends a budget of parameters on depth.
-
-        A small head leaves parameters for layers: over the flat tree the same budget gives fewer. As many as come
-        nearest to the budget; then, unless intermediate_size is given, the MLPs are made as much wider or narrower, in
-        steps of 8, as brings the total closest to it: at usual sizes far within 1 %.
-
-        Args:
-            tree: a VocabularyTree.
-            num_parameters: the budget, all parts counted; of a reference config, `sum(count_parameters().values())`.
-            kwargs: the other fields, without num_hidden_layers.
-
-        Raises:
-            ValueError: the budget does not pay for one layer.
-
-        """
-        parts = cls.from_tree(tree, num_hidden_layers=1, **kwargs).count_parameters()
-        for_layers = num_parameters - sum(parts.values()) + parts["layers"]
-        layers = round(for_layers / parts["layers"])
-        if layers < 1:
-            raise ValueError(
-                f"{num_parameters} parameters do not pay for one layer: {parts['layers']} on top of "
-                f"{parts['embedding']} for the embedding and {parts['head']} for the head."
-            )
-        config = cls.from_tree(tree, num_hidden_layers=layers, **kwargs)
-        if "intermediate_size" in kwargs:
-            return config
-        missing = for_layers - layers * parts["layers"]
-        wider = 8 * round(missing / (layers * 3 * config.hidden_size * 8))
-        sizes = kwargs | {"intermediate_size": max(8, config.intermediate_size + wider)}
-        return cls.from_tree(tree, num_hidden_layers=layers, **sizes)
 
     def count_parameters(self) -> dict[str, int]:
         """Return the number of parameters of each part of the model: embedding, layers, norm, head."""

@@ -13,12 +13,12 @@ f_k = -alpha_k', a token x stands at its ancestor of depth k with probability pi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .schedule_base import LevelSchedule
+from .noise_schedules import LevelSchedule
+from .vocabulary_tree import VocabularyTree
 
 IGNORED_LABEL = -100
 
@@ -41,7 +41,7 @@ class CorruptedBatch:
 
 def corrupt(
     token_ids: torch.Tensor,
-    tree: Any,  # noqa: ANN401 -- a VocabularyTree, or anything with its `ancestors`
+    tree: VocabularyTree,
     schedule: LevelSchedule,
     timesteps: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -86,7 +86,7 @@ def corrupt_level(
     counted: torch.Tensor,
     level: torch.Tensor,
     timesteps: torch.Tensor,
-    tree: Any,  # noqa: ANN401 -- a VocabularyTree, or anything with its `ancestors`
+    tree: VocabularyTree,
     schedule: LevelSchedule,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +117,7 @@ def corrupt_level(
     return node_ids, (depth_BT == above_B1) & counted
 
 
-def check_tokens(token_ids: torch.Tensor, tree: Any) -> None:  # noqa: ANN401 -- a VocabularyTree
+def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree) -> None:
     """Raise ValueError unless all of the tokens are leaves of the tree."""
     vocab_size = tree.ancestors.shape[0]
     if token_ids.numel() and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
@@ -154,13 +154,13 @@ def _depths(uniforms: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Te
     return (uniforms[..., None] < schedule.alpha(timesteps)[:, None, 1:]).sum(-1)
 
 
-def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: Any) -> torch.Tensor:  # noqa: ANN401
+def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
     """Return (B, T) the slot of the child on the way to each label; -100 at leaves and where labels are -100.
 
     Args:
         input_ids: (B, T) nodes.
         labels: (B, T) clean tokens below these nodes, or -100.
-        tree: a VocabularyTree, or anything with its `ancestors`, `child_slot` and `depth`.
+        tree: the vocabulary tree.
 
     """
     leaf_depth = tree.ancestors.shape[1] - 1
@@ -173,7 +173,7 @@ def nelbo_terms(
     nats: torch.Tensor,
     input_ids: torch.Tensor,
     timesteps: torch.Tensor,
-    tree: Any,  # noqa: ANN401 -- a VocabularyTree, or anything with its `depth`
+    tree: VocabularyTree,
     schedule: LevelSchedule,
 ) -> torch.Tensor:
     """Return each position's term of the bound: weight x cross-entropy of the true child.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 ORDERED = ("confidence", "margin", "entropy")
@@ -11,6 +12,7 @@ UNMASKING = ("random", "first_hitting", *ORDERED)
 SAMPLING_DTYPES = ("float32", "float64")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OPTIONAL_SIZES = ("max_new_tokens", "block_length", "top_k")
+MOVED = ("bad_words_ids", "exact_constraints")  # settings until version 0.2, which saved them as null
 
 
 class TreeDiffGenerationConfig(GenerationConfig):
@@ -26,8 +28,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
             max_position_embeddings, of which each block sees the last ones. By default all are written at once.
         num_steps: steps of the text, or of each block, at least D. A step is a forward pass; only with
             unmasking="random" it takes none where nothing moves, and with the binomial and poisson schedules one
-            for each level that some position descends; and words of bad_words_ids that two positions would write
-            together may cost further ones.
+            for each level that some position descends; positions that constraints hold back may cost further ones.
         steps_per_level: of the sequential schedule: D numbers of steps, coarsest level first, in place of num_steps;
             "auto" divides num_steps in proportion to the bits a level decides, log2 of its mean fan-out. By default
             they are divided evenly.
@@ -53,11 +54,6 @@ class TreeDiffGenerationConfig(GenerationConfig):
         top_p: draw only among the likeliest children that together have this probability; None for all.
         allowed_tokens: token ids; no others are generated.
         suppress_tokens: token ids that are not generated.
-        bad_words_ids: sequences of token ids, none of which the result contains unless it was given.
-        exact_constraints: weigh what may be written below a child in the text as it stands, not as the model sees it at
-            the child alone. Then every position has its conditional distribution whatever stands beside it; it costs
-            a sequence for each internal node that some but not all tokens are allowed below, at each waiting position,
-            in each pass.
         sampling_dtype: "float64" or "float32", the numbers that children are drawn with.
         eos_early_stop: what follows the first end of text among the appended tokens becomes padding, and blocks after
             it are not written. Of no effect without an eos_token_id.
@@ -89,8 +85,6 @@ class TreeDiffGenerationConfig(GenerationConfig):
         self.top_p: float | None = kwargs.pop("top_p", None)
         self.allowed_tokens: list[int] | None = kwargs.pop("allowed_tokens", None)
         self.suppress_tokens: list[int] | None = kwargs.pop("suppress_tokens", None)
-        self.bad_words_ids: list[list[int]] | None = kwargs.pop("bad_words_ids", None)
-        self.exact_constraints: bool = kwargs.pop("exact_constraints", False)
         self.sampling_dtype: str = kwargs.pop("sampling_dtype", "float64")
         self.eos_early_stop: bool = kwargs.pop("eos_early_stop", True)
         self.num_return_sequences: int = kwargs.pop("num_return_sequences", 1)
@@ -103,6 +97,11 @@ class TreeDiffGenerationConfig(GenerationConfig):
         for internal in ("_from_model_config", "_commit_hash", "_original_object_hash"):
             kwargs.pop(internal, None)
         self._from_model_config = False
+        if moved := sorted(name for name in MOVED if kwargs.pop(name, None)):
+            raise ValueError(
+                f"{', '.join(moved)}: give it to modeling_treediff.constraints.TokenConstraints, and that to generate "
+                "as `constraints` (pip install modeling-treediff)."
+            )
         if kwargs:
             known = sorted(name for name in self.__dict__ if not name.startswith("_"))
             raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")
@@ -132,9 +131,6 @@ class TreeDiffGenerationConfig(GenerationConfig):
         for name in ("allowed_tokens", "suppress_tokens"):
             if (tokens := getattr(self, name)) is not None and not _are_tokens(tokens):
                 raise ValueError(f"{name} must be a list of token ids, got {tokens!r}.")
-        words = self.bad_words_ids
-        if words is not None and not (_is_list(words) and all(_are_tokens(word) and word for word in words)):
-            raise ValueError(f"bad_words_ids must be a list of lists of token ids, none empty, got {words!r}.")
 
     def _validate_steps(self) -> None:
         steps = self.steps_per_level
@@ -149,6 +145,11 @@ class TreeDiffGenerationConfig(GenerationConfig):
             raise ValueError(f"remasking_steps must be a whole number, 0 or more, got {self.remasking_steps!r}.")
         if not _is_number(self.remasking_fraction) or not 0 < self.remasking_fraction <= 1:
             raise ValueError(f"remasking_fraction must lie in (0, 1], got {self.remasking_fraction!r}.")
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Return the numbers to draw with on a device; single precision where it has no other."""
+        dtype: torch.dtype = getattr(torch, self.sampling_dtype)
+        return torch.float32 if device.type == "mps" else dtype
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return everything: the base class would drop values that equal *its* defaults, which are not ours."""

@@ -1,26 +1,25 @@
 """Coarse-to-fine generation: every open position descends the tree, level by level, until it is a token.
 
-Shape legend: B sequences, T positions, D depth of the leaves.
+Shape legend: B sequences, T positions, P given positions, D depth of the leaves.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
-from transformers.generation import LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
-from .canvas_treediff import Canvas
+from .configuration_treediff import TreeDiffConfig
+from .drafts_treediff import Constraints, Draft, TokenWeights
 from .generation_config_treediff import SPECIAL_TOKENS, TreeDiffGenerationConfig
-from .refinement_treediff import Refinement
-from .schedule_base import LevelSchedule
-from .token_constraints_treediff import TokenConstraints
-from .tree_files import HUB_OPTIONS
-from .unmasking_treediff import Noise, plan_stages
+from .noise_schedules import LevelSchedule
+from .sampling_treediff import Denoiser, Generators, Stage
+from .vocabulary_tree import HUB_OPTIONS, VocabularyTree
 
 
 @dataclass
@@ -30,8 +29,7 @@ class TreeDiffGenerationOutput(ModelOutput):
     Attributes:
         sequences: (B, T) token ids.
         num_forward_passes: network evaluations spent (NFE). With constraints on tokens, of trees deeper than 1, one of
-            them (each 1024 internal nodes) is a look at every internal node on its own; with exact_constraints, they
-            are instead one for each 64 sequences looked at.
+            them (each 1024 internal nodes) is a look at every internal node on its own.
         log_probs: (B, T, D) log-probability, among its siblings, of each level's child when it was drawn, given the
             constraints, before temperature and truncation; 0 at levels that were given. The probability of what was
             drawn when it was drawn, not of the text.
@@ -67,14 +65,14 @@ class TreeDiffGenerationMixin:
     """Adds `generate` to a model whose forward maps node ids (B, T) to child logits (B, T, K)."""
 
     # What the model class brings along.
-    config: Any
-    generation_config: Any
+    config: TreeDiffConfig
+    generation_config: TreeDiffGenerationConfig
     device: torch.device
     schedule: LevelSchedule
-    tree: Any
-    __call__: Callable[..., Any]
+    tree: VocabularyTree
+    child_logits: Callable[..., torch.Tensor]
 
-    generation_config_class: Any = TreeDiffGenerationConfig
+    generation_config_class = TreeDiffGenerationConfig
 
     @torch.no_grad()
     def generate(
@@ -83,10 +81,10 @@ class TreeDiffGenerationMixin:
         attention_mask: torch.Tensor | None = None,
         generation_config: TreeDiffGenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        logits_processor: LogitsProcessorList | None = None,
+        generator: Generators = None,
+        constraints: Constraints | None = None,
         callback: Callable[[GenerationStep], None] | None = None,
-        **kwargs: Any,  # noqa: ANN401 -- fields of the generation config
+        **kwargs: Any,
     ) -> torch.Tensor | TreeDiffGenerationOutput:
         """Fill every position that is not a token yet; tokens that are given never change.
 
@@ -103,10 +101,9 @@ class TreeDiffGenerationMixin:
                 below each internal node, and finished blocks by `put`.
             generator: source of the randomness; the same state gives the same text on a CPU. A list of one for each
                 returned text gives each the same text alone and in a batch.
-            logits_processor: may add to the scores of tokens, or exclude them by -inf. Called in each pass with the
-                nodes of the drafts and scores (B, V) of 0, it says by how much the tokens' log-probabilities change, at
-                all open positions of a text alike; the levels follow as for allowed_tokens. What is excluded in every
-                text belongs into suppress_tokens instead: bad words of several tokens are planned with that alone.
+            constraints: what the tokens may be, beyond the settings allowed_tokens and suppress_tokens;
+                `modeling_treediff.constraints.TokenConstraints` forbids words of several tokens and takes transformers'
+                logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.
             kwargs: single settings that override the config's.
 
@@ -119,35 +116,25 @@ class TreeDiffGenerationMixin:
 
         """
         settings = self._settings(generation_config, kwargs)
-        if isinstance(logits_processor, list | tuple) and not isinstance(logits_processor, LogitsProcessorList):
-            logits_processor = LogitsProcessorList(logits_processor)
         stages = plan_stages(settings, self.schedule, self.tree)
-        canvas = self._canvas(input_ids, attention_mask, settings)
-        open_BT = canvas.real & (canvas.node_ids >= self.config.vocab_size)
-        blocks = canvas.blocks(settings.block_length, self.config.max_position_embeddings, open_BT)
-        constraints = TokenConstraints(self, settings, logits_processor)
-        noise = Noise(generator, len(canvas.node_ids))
-        record = _Record(canvas, self.tree, streamer, callback, settings.output_history, constraints)
-        for columns in blocks:
-            constraints.look_at(canvas, columns)
-            report = partial(record.report, columns)
-            draft, real = canvas.node_ids[:, columns].clone(), canvas.real[:, columns]
-            refinement = Refinement(self, draft, real, settings, constraints, noise, report)
-            refinement.run(stages)
-            cut = self._after_end(canvas, settings)
-            record.end_block(columns, refinement.log_probs.masked_fill(cut[:, columns, None], 0))
-            if not (canvas.node_ids[canvas.real] >= self.config.vocab_size).any():
-                break
-        sequences = canvas.restore(canvas.node_ids, canvas.result)
+        draft = self._lay_out(input_ids, attention_mask, settings)
+        blocks = plan_blocks(draft, settings.block_length, self.config)
+        constraints = constraints or TokenWeights()
+        constraints.begin(self, settings)
+        denoiser = Denoiser(self, draft, settings, constraints, generator)
+        audience = _Audience(draft, self.tree, constraints, streamer, callback, settings.output_history)
+        for draft in denoiser.denoise(blocks, stages):
+            audience.see(draft)
         if streamer is not None:
             streamer.end()
+        sequences, history = draft.result, audience.history
         if not settings.return_dict_in_generate:
             return sequences
-        history = record.history
+        nowhere = draft.log_probs.new_zeros(*sequences.shape, self.tree.tree_depth)
         return TreeDiffGenerationOutput(
             sequences=sequences,
-            num_forward_passes=record.num_forward_passes,
-            log_probs=record.log_probs,
+            num_forward_passes=audience.num_forward_passes(draft),
+            log_probs=draft.restore(draft.log_probs, nowhere),
             history=None if history is None else tuple(history),
             depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
         )
@@ -182,7 +169,7 @@ class TreeDiffGenerationMixin:
             shown.append(" _" if node == self.config.mask_token_id else coarse)
         return "".join([*shown, str(tokenizer.decode(tokens))]).strip()
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Return forward's arguments; there is no cache. PEFT looks this method up."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
@@ -192,9 +179,9 @@ class TreeDiffGenerationMixin:
         from_auto_class: bool,
         from_pipeline: str | None,
         pretrained_model_name_or_path: str,
-        *args: Any,  # noqa: ANN401 -- further arguments vary between versions of transformers
+        *args: Any,
         trust_remote_code: bool = False,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Load the saved generation config; `from_pretrained` calls this."""
         if generation_config is not None:
@@ -230,9 +217,9 @@ class TreeDiffGenerationMixin:
                     raise ValueError(f"{name} is {token}: the vocabulary has tokens 0..{self.config.vocab_size - 1}.")
         return settings
 
-    def _canvas(
+    def _lay_out(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
-    ) -> Canvas:
+    ) -> Draft:
         """Check the given nodes and lay them out, with max_new_tokens roots, once for each text asked for."""
         if input_ids is None:
             input_ids = torch.empty(1, 0, dtype=torch.long, device=self.device)
@@ -265,84 +252,173 @@ class TreeDiffGenerationMixin:
             one.to(self.device).repeat_interleave(settings.num_return_sequences, dim=0)
             for one in (input_ids, attention_mask)
         )
-        return Canvas.lay_out(given, mask, new_tokens, self.config.mask_token_id)
-
-    def _after_end(self, canvas: Canvas, settings: TreeDiffGenerationConfig) -> torch.Tensor:
-        """Put padding, or ends of text if there is none, behind the first new end of text; return where: (B, T)."""
-        behind = torch.zeros_like(canvas.real)
-        eos = settings.eos_token_id
-        if eos is None or not canvas.num_new or not settings.eos_early_stop:
-            return behind
-        end_ids = torch.tensor(eos, device=behind.device).view(-1)
-        ends = torch.isin(canvas.node_ids[:, -canvas.num_new :], end_ids).long()
-        behind[:, -canvas.num_new :] = ends.cumsum(dim=1) - ends > 0
-        padding = settings.pad_token_id if settings.pad_token_id is not None else int(end_ids[0])
-        canvas.node_ids = canvas.node_ids.masked_fill(behind, padding)
-        return behind
+        return Draft.lay_out(given, mask, new_tokens, self.tree)
 
 
-class _Record:
-    """Follows the refinement of all blocks: what is returned, streamed and told to the callback."""
+class _Audience:
+    """Those who follow a draft: the streamer, the callback and the history; they read and change nothing."""
 
     def __init__(
         self,
-        canvas: Canvas,
-        tree: Any,  # noqa: ANN401 -- a VocabularyTree
+        draft: Draft,
+        tree: VocabularyTree,
+        constraints: Constraints,
         streamer: BaseStreamer | None,
         callback: Callable[[GenerationStep], None] | None,
         keep_history: bool,
-        constraints: TokenConstraints,
     ) -> None:
-        self.canvas, self.tree, self.streamer, self.callback = canvas, tree, streamer, callback
-        self.constraints, self.passes_before, self.passes_of_block = constraints, 0, 0
-        self.last = canvas.result
-        self.history = [canvas.result] if keep_history else None
-        self.log_probs: torch.Tensor | None = None
-        inner = (canvas.result >= tree.vocab_size).any(dim=0).nonzero()
-        self.streamed = int(inner[0]) if len(inner) else canvas.result.shape[1]
+        self.tree, self.constraints, self.streamer, self.callback = tree, constraints, streamer, callback
+        self.last = draft.given
+        self.history = [draft.given] if keep_history else None
+        self.steps = self.blocks = 0
+        inner = (draft.given >= tree.vocab_size).any(dim=0).nonzero()
+        self.streamed = int(inner[0]) if len(inner) else draft.given.shape[1]
         if streamer is not None:
-            streamer.put(canvas.result[:, : self.streamed].cpu())
-        self._tell()
+            streamer.put(draft.given[:, : self.streamed].cpu())
+        self._tell(draft)
 
-    @property
-    def num_forward_passes(self) -> int:
+    def num_forward_passes(self, draft: Draft) -> int:
         """All so far, those for the constraints among them."""
-        return self.passes_before + self.passes_of_block + self.constraints.num_forward_passes
+        return draft.num_forward_passes + self.constraints.num_forward_passes
 
-    def report(self, columns: slice, refinement: Refinement, step_done: bool) -> None:
-        """Take over the drafts in these columns of the canvas."""
-        self.canvas.node_ids[:, columns] = refinement.node_ids
-        if not step_done:
-            self.passes_of_block = refinement.num_forward_passes
-            self._tell()
-        elif self.history is not None:
-            self.history.append(self.canvas.restore(self.canvas.node_ids, self.canvas.result))
+    def see(self, draft: Draft) -> None:
+        """Take note of a forward pass or remasking, else of the end of a step or a block."""
+        if draft.num_blocks > self.blocks:
+            self.blocks = draft.num_blocks
+            self._end_block(draft)
+        elif draft.num_steps > self.steps:
+            self.steps = draft.num_steps
+            if self.history is not None:
+                self.history.append(draft.result)
+        else:
+            self._tell(draft)
 
-    def end_block(self, columns: slice, log_probs: torch.Tensor) -> None:
-        """Take over what stays of a finished block, whose end of text may have cut off some."""
-        canvas = self.canvas
-        self.passes_before, self.passes_of_block = self.passes_before + self.passes_of_block, 0
-        if self.log_probs is None:
-            self.log_probs = log_probs.new_zeros(*canvas.result.shape, self.tree.tree_depth)
-        of_canvas = self.log_probs.new_zeros(*canvas.real.shape, self.tree.tree_depth)
-        of_canvas[:, columns] = log_probs
-        self.log_probs += canvas.restore(of_canvas, torch.zeros_like(self.log_probs))
-        result = canvas.restore(canvas.node_ids, canvas.result)
+    def _end_block(self, draft: Draft) -> None:
+        """Take note of what stays of a finished block, whose end of text may have cut off some."""
+        result = draft.result
         if not torch.equal(result, self.last):
-            self._tell()
+            self._tell(draft)
         if self.history is not None:
             self.history[-1] = result
         if self.streamer is not None:
-            end = columns.stop - canvas.node_ids.shape[1] + result.shape[1]
+            end = draft.columns.stop - draft.node_ids.shape[1] + result.shape[1]
             self.streamer.put(result[:, self.streamed : end].cpu())
             self.streamed = end
 
-    def _tell(self) -> None:
-        result = self.canvas.restore(self.canvas.node_ids, self.canvas.result)
+    def _tell(self, draft: Draft) -> None:
+        result = draft.result
         if self.callback is not None:
-            self.callback(GenerationStep(self.num_forward_passes, result.clone(), result != self.last))
+            self.callback(GenerationStep(self.num_forward_passes(draft), result.clone(), result != self.last))
         self.last = result
         if self.streamer is not None and hasattr(self.streamer, "put_draft"):
             nodes = result[:, self.streamed :]
-            drafts = torch.where(nodes == self.tree.root_id, nodes, self.tree.representative[nodes])
-            self.streamer.put_draft(drafts.cpu())
+            shown = torch.where(nodes == self.tree.root_id, nodes, self.tree.representative[nodes])
+            self.streamer.put_draft(shown.cpu())
+
+
+# ---- plans --------------------------------------------------------------------------------------------------------
+
+
+def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) -> list[slice]:
+    """Return the columns of the draft that are seen while each block, the end of its columns, is filled.
+
+    Args:
+        draft: what was laid out.
+        block_length: new positions in a block; None for all at once.
+        config: the model sees its max_position_embeddings.
+
+    Raises:
+        ValueError: a text that the model cannot see whole, written without blocks; a block longer than it sees; an
+            open position that no block sees.
+
+    """
+    length, limit = draft.node_ids.shape[1], config.max_position_embeddings
+    if block_length is None:
+        if length > limit:
+            hint = ", or write it in blocks (block_length)" if draft.num_new else ""
+            raise ValueError(
+                f"{length} positions are more than the model's {limit} (max_position_embeddings): make the text "
+                f"shorter{hint}."
+            )
+        return [slice(0, length)]
+    if block_length > limit:
+        raise ValueError(f"block_length={block_length} is more than the model's {limit} positions.")
+    ends = [*range(length - draft.num_new + block_length, length, block_length), length]
+    seen = [slice(max(0, end - limit), end) for end in ends]
+    if block_length == limit and length > limit:
+        raise ValueError(
+            f"block_length={block_length} leaves the model's {limit} positions no room for what stands before a block: "
+            "choose a smaller one."
+        )
+    open_BT = draft.real & (draft.node_ids >= config.vocab_size)
+    if open_BT[:, : seen[0].start].any():
+        raise ValueError(
+            f"There is an open position further than the model's {limit} positions before the end of the first block: "
+            "fill it before, or make the text shorter."
+        )
+    return seen
+
+
+def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tree: VocabularyTree) -> list[Stage]:
+    """Divide the steps over the stages.
+
+    Raises:
+        ValueError: fewer steps than levels, steps of levels where levels are not apart, or corrections without a pass.
+
+    """
+    depths = list(range(1, schedule.depth + 1)) if len(schedule.boundaries) - 1 == schedule.depth else [schedule.depth]
+    climbs = [min(settings.remasking_levels, depth) for depth in depths]
+    share, extra = divmod(settings.remasking_steps, len(depths))
+    corrections = [(share + (index < extra)) // climb for index, climb in enumerate(climbs)]
+    spent = sum(rounds * climb for rounds, climb in zip(corrections, climbs, strict=True))
+    if settings.remasking_steps and not spent:
+        raise ValueError(
+            f"remasking_steps={settings.remasking_steps} are too few for one correction: climbing "
+            f"{settings.remasking_levels} levels takes as many."
+        )
+    steps = _divide_steps(settings, schedule, tree, len(depths), spent)
+    times = schedule.reverse_times(steps)
+    ends = [sum(steps[: index + 1]) for index in range(len(steps))]
+    parts = [times[end - count : end + 1] for end, count in zip(ends, steps, strict=True)]
+    return [Stage(*stage) for stage in zip(depths, parts, corrections, climbs, strict=True)]
+
+
+def _divide_steps(
+    settings: TreeDiffGenerationConfig,
+    schedule: LevelSchedule,
+    tree: VocabularyTree,
+    num_stages: int,
+    corrections: int,
+) -> list[int]:
+    """Return the steps of each stage, without `corrections` passes that are spent otherwise."""
+    given, left = settings.steps_per_level, settings.num_steps - corrections
+    if given is not None and num_stages != schedule.depth:
+        raise ValueError("steps_per_level needs a schedule that goes through the levels one by one: leave it out.")
+    if isinstance(given, list | tuple):
+        if len(given) != schedule.depth:
+            raise ValueError(f"steps_per_level has {len(given)} numbers, the tree {schedule.depth} levels.")
+        return list(given)
+    if settings.unmasking == "first_hitting":  # which goes by hitting times alone
+        left = max(left, schedule.depth)
+    if left < schedule.depth:
+        spent = f" of which remasking spends {corrections}" if corrections else ""
+        raise ValueError(
+            f"num_steps={settings.num_steps}{spent} is too small: each of the tree's {schedule.depth} levels needs one "
+            "step."
+        )
+    if given is None:
+        return schedule.split_steps(left)
+    nodes = tree.depth.bincount().tolist()
+    bits = [math.log2(below / above) for above, below in pairwise(nodes)]
+    return _in_proportion(left, bits)
+
+
+def _in_proportion(total: int, weights: list[float]) -> list[int]:
+    """Divide `total` into whole numbers, at least 1, as near as can be to the weights (largest remainders)."""
+    left = total - len(weights)
+    exact = [left * weight / (sum(weights) or 1) for weight in weights]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: counts[index] - exact[index])
+    for index in [place % len(weights) for place in range(left - sum(counts))]:
+        counts[by_remainder[index]] += 1
+    return [1 + count for count in counts]

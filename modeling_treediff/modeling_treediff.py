@@ -3,7 +3,6 @@
 Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,36 +12,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 # Every shipped file is imported here directly: older releases of transformers copy no others.
-from .atomic_files import update_folder  # noqa: F401
 from .backbone_treediff import TreeDiffBackbone
-from .bad_words_treediff import BadWords  # noqa: F401
-from .canvas_treediff import Canvas  # noqa: F401
-from .card_metadata_treediff import describe  # noqa: F401
-from .card_values_treediff import values_of_the_model  # noqa: F401
-from .child_choice_treediff import ChildSampler  # noqa: F401
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import child_slots, nelbo_terms
+from .drafts_treediff import Draft  # noqa: F401
 from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
 from .heads_treediff import child_cross_entropy, make_head
-from .hub_upload import upload_files  # noqa: F401
-from .lean_operations_treediff import lean_linears  # noqa: F401
-from .level_schedules import make_schedule
 from .likelihood_treediff import TreeDiffLikelihoodMixin
-from .lost_levels import each_level_back  # noqa: F401
-from .mask_token import MASK_TOKEN  # noqa: F401
-from .masked_lm_treediff import TreeDiffMaskedLMMixin
-from .model_card_treediff import write_model_card  # noqa: F401
-from .model_records_treediff import find_records  # noqa: F401
+from .noise_schedules import LevelSchedule
 from .pretrained_treediff import TreeDiffPreTrainedModel
-from .refinement_treediff import Refinement  # noqa: F401
-from .schedule_base import LevelSchedule  # noqa: F401
-from .token_constraints_treediff import TokenConstraints  # noqa: F401
-from .tree_files import find_tree_file  # noqa: F401
-from .tree_sketch_treediff import sketch_tree  # noqa: F401
-from .tree_tables import check_feasible  # noqa: F401
-from .unmasking_treediff import Noise  # noqa: F401
-from .version import __version__  # noqa: F401
+from .sampling_treediff import Denoiser  # noqa: F401
 from .vocabulary_tree import VocabularyTree
 
 
@@ -127,8 +107,8 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
 
 
-class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
-    """The diffusion language model: node ids in, child scores, the bound and text out."""
+class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
+    """Backbone, head and noise schedule: what both language models are, but for what their `forward` returns."""
 
     output_modalities = ("text",)  # a pipeline says so of what generates
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
@@ -136,10 +116,64 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
     def __init__(self, config: TreeDiffConfig) -> None:
         """Allocate the model; its tree is still empty. Use `from_tree` or `from_pretrained`."""
         super().__init__(config)
-        self.schedule = make_schedule(config)
+        self.schedule = LevelSchedule.from_config(config)
         self.model = TreeDiffModel(config)
         self.head = make_head(config)
         self.post_init()
+
+    def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
+        hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
+        return self.head(hidden_BTE, input_ids, self._tree_view())
+
+    def child_cross_entropy(self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
+        return child_cross_entropy(self.head, hidden, input_ids, slots, self._tree_view())
+
+    def diffuse(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        segment_ids: torch.Tensor | None = None,
+    ) -> TreeDiffOutput:
+        """Score children and, with labels, compute the bound: see `TreeDiffForDiffusionLM.forward`."""
+        hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
+        output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
+        if labels is None or not self.training:
+            output.logits = self.head(hidden_BTE, input_ids, self._tree_view())
+        if labels is not None:
+            terms_BTD = self._bound(hidden_BTE, input_ids, labels, timesteps)
+            count = (labels >= 0).sum().clamp(min=1)
+            output.loss = terms_BTD.sum() / count
+            output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
+            output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
+        return output
+
+    def _bound(
+        self, hidden_BTE: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, timesteps: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the (B, T, D) terms of the bound, in nats."""
+        if timesteps is None:
+            raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
+        if timesteps.dtype.itemsize < 4:
+            raise ValueError(
+                f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: what trains must leave inputs as "
+                "they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))."
+            )
+        tree = self._tree_view()
+        try:
+            slots_BT = child_slots(input_ids, labels, tree)
+        except IndexError as error:
+            raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
+        nats_BT = self.child_cross_entropy(hidden_BTE, input_ids, slots_BT)
+        return nelbo_terms(nats_BT, input_ids, timesteps, tree, self.schedule)
+
+
+class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
+    """The diffusion language model: node ids in, child scores, the bound and text out."""
 
     @can_return_tuple
     def forward(
@@ -150,7 +184,7 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
         timesteps: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         segment_ids: torch.Tensor | None = None,
-        **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
+        **kwargs: Any,
     ) -> TreeDiffOutput:
         """Score the children of every position's node; with labels, also the bound. Draws no randomness.
 
@@ -167,34 +201,17 @@ class TreeDiffForDiffusionLM(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, T
             ValueError: labels without timesteps, timesteps of 16 bits, or ids outside the tree.
 
         """
-        hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
-        tree = self._tree_view()
-        output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
-        if labels is None or not self.training:
-            output.logits = self.head(hidden_BTE, input_ids, tree)
-        if labels is not None:
-            if timesteps is None:
-                raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
-            if timesteps.dtype.itemsize < 4:
-                raise ValueError(
-                    f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: what trains must leave inputs "
-                    "as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))."
-                )
-            try:
-                slots_BT = child_slots(input_ids, labels, tree)
-            except IndexError as error:
-                raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
-            nats_BT = child_cross_entropy(self.head, hidden_BTE, input_ids, slots_BT, tree, self.config.loss_chunk_size)
-            terms_BTD = nelbo_terms(nats_BT, input_ids, timesteps, tree, self.schedule)
-            count = (labels >= 0).sum().clamp(min=1)
-            output.loss = terms_BTD.sum() / count
-            output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
-            output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
-        return output
+        return self.diffuse(input_ids, attention_mask, labels, timesteps, output_hidden_states, segment_ids)
+
+    def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
+        return self(input_ids, attention_mask).logits
 
 
-class TreeDiffForMaskedLM(TreeDiffMaskedLMMixin, TreeDiffForDiffusionLM):
+class TreeDiffForMaskedLM(TreeDiffLanguageModel):
     """The same model, whose `forward` gives distributions over tokens: for `pipeline("fill-mask")`."""
+
+    _auto_class = "AutoModelForMaskedLM"
 
     @can_return_tuple
     def forward(
@@ -204,7 +221,7 @@ class TreeDiffForMaskedLM(TreeDiffMaskedLMMixin, TreeDiffForDiffusionLM):
         labels: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
-        **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
+        **kwargs: Any,
     ) -> TreeDiffOutput:
         """Return `token_log_probs` as logits (B, T, V); with labels, what `TreeDiffForDiffusionLM.forward` does.
 
@@ -213,11 +230,5 @@ class TreeDiffForMaskedLM(TreeDiffMaskedLMMixin, TreeDiffForDiffusionLM):
 
         """
         if labels is not None:
-            return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids, **kwargs)
+            return self.diffuse(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- as the diffusion model has it
-        """Generate as `TreeDiffForDiffusionLM` does, whose forward scores children; arguments and result are its."""
-        diffusion_model = copy.copy(self)  # shares all weights
-        diffusion_model.__class__ = TreeDiffForDiffusionLM  # type: ignore[assignment]
-        return diffusion_model.generate(*args, **kwargs)

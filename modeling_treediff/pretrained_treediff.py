@@ -22,11 +22,11 @@ from transformers.utils import logging
 from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
 from .hub_upload import upload_files
-from .mask_token import with_mask_token
 from .model_card_treediff import CARD_FILES, CARD_NAME, MARK, write_model_card
 from .model_records_treediff import find_files
-from .tree_files import HUB_OPTIONS, TREE_WEIGHTS_NAME, find_tree_file, write_tokenizer
-from .vocabulary_tree import VocabularyTree
+from .text.mask_token import with_mask_token
+from .text.tree_tokenizer import check_tokenizer, write_tokenizer
+from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, VocabularyTree, find_tree_file
 
 logger = logging.get_logger(__name__)
 
@@ -199,7 +199,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             ValueError: the tokenizer's size is not the tree's.
 
         """
-        self.tree.check_tokenizer(tokenizer)
+        check_tokenizer(self.tree, tokenizer)
         try:
             return with_mask_token(tokenizer, self.config.mask_token_id)
         except ValueError as error:

@@ -11,29 +11,30 @@ every table below follows from them.
 """
 
 import hashlib
+import json
+import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from transformers.utils import cached_file
 
-from .tree_files import FORMAT_VERSION, TreeFilesMixin
-from .tree_tables import (
-    as_int64,
-    check_ancestors,
-    check_feasible,
-    even_paths,
-    free_paths,
-    most_frequent_below,
-    number_nodes,
-    paths_from_ancestors,
-    tokenizer_size,
-)
+TREE_WEIGHTS_NAME = "vocabulary_tree.safetensors"  # the tables and, in its header, the facts
+TREE_CONFIG_NAME = "vocabulary_tree.json"  # the same facts, for people and for web pages
+FORMAT_VERSION = 1  # of these two files
+# What says where on the Hub a file is found; passed on from `from_pretrained`.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+Table = np.ndarray | torch.Tensor
+HubOption = str | bool | os.PathLike | None
 
 
 @dataclass(frozen=True, eq=False)
-class VocabularyTree(TreeFilesMixin):
-    """A tree over a vocabulary, as integer tables; build one with `flat`, `random`, `from_paths` or `from_ancestors`.
+class VocabularyTree:
+    """A tree over a vocabulary, as integer tables; build one with `flat`, `random` or `from_paths`.
 
     The constructor takes ready tables without checking them (a model wraps its buffers this way, on any device);
     `validate` checks them. All tables are int64.
@@ -57,6 +58,8 @@ class VocabularyTree(TreeFilesMixin):
     representative: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    # ---- construction -----------------------------------------------------------------------------------------
+
     @staticmethod
     def table_shapes(vocab_size: int, depth: int, max_branching: int, num_nodes: int) -> dict[str, tuple[int, ...]]:
         """Shape of each table, by name; a model allocates its buffers from this."""
@@ -71,7 +74,7 @@ class VocabularyTree(TreeFilesMixin):
     @classmethod
     def from_paths(
         cls,
-        paths: np.ndarray | torch.Tensor,
+        paths: Table,
         max_branching: int,
         token_counts: np.ndarray | None = None,
         metadata: dict[str, Any] | None = None,
@@ -97,28 +100,25 @@ class VocabularyTree(TreeFilesMixin):
                 f"Token {token} has the path {path_VD[token].tolist()}: slots must lie in 0..{max_branching - 1} "
                 f"(fan-out at most {max_branching})."
             )
-        ancestor_VD, slot_N = number_nodes(path_VD, max_branching)
+        ancestor_VD, slot_N = _number_nodes(path_VD, max_branching)
         vocab_size, depth = path_VD.shape
-        num_nodes = len(slot_N)
-        depth_N = np.full(num_nodes, depth)
-        children_IK = np.full((num_nodes - vocab_size, max_branching), -1)
+        depth_N = np.full(len(slot_N), depth)
+        children_IK = np.full((len(slot_N) - vocab_size, max_branching), -1)
         for level in range(depth):
             depth_N[ancestor_VD[:, level]] = level
             parent, child = ancestor_VD[:, level], ancestor_VD[:, level + 1]
             children_IK[parent - vocab_size, slot_N[child]] = child
-        representative_N = most_frequent_below(ancestor_VD, num_nodes, token_counts)
-        tables = dict(zip(cls.TABLES, (ancestor_VD, children_IK, slot_N, depth_N, representative_N), strict=True))
-        tensors = {name: torch.from_numpy(table.astype(np.int64)) for name, table in tables.items()}
-        return cls(**tensors, metadata=dict(metadata or {}))
+        representative_N = _most_frequent_below(ancestor_VD, len(slot_N), token_counts)
+        tables = (ancestor_VD, children_IK, slot_N, depth_N, representative_N)
+        return cls(*(torch.from_numpy(table.astype(np.int64)) for table in tables), metadata=dict(metadata or {}))
 
     @classmethod
     def flat(cls, vocab_size: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
         """Return the tree of depth 1: every token directly below the root. With it the model is MDLM."""
         if vocab_size < 1:
             raise ValueError(f"A vocabulary needs at least one token, got vocab_size={vocab_size}.")
-        return cls.from_paths(
-            np.arange(vocab_size)[:, None], vocab_size, metadata={"method": "flat"} | (metadata or {})
-        )
+        paths_V1 = np.arange(vocab_size)[:, None]
+        return cls.from_paths(paths_V1, vocab_size, metadata={"method": "flat"} | (metadata or {}))
 
     @classmethod
     def random(
@@ -135,7 +135,7 @@ class VocabularyTree(TreeFilesMixin):
 
     @classmethod
     def from_order(
-        cls, order: np.ndarray | torch.Tensor, branching: int, depth: int, metadata: dict[str, Any] | None = None
+        cls, order: Table, branching: int, depth: int, metadata: dict[str, Any] | None = None
     ) -> "VocabularyTree":
         """Return a balanced tree whose leaves, from the first slots to the last, are the tokens in `order`, (V,).
 
@@ -149,63 +149,9 @@ class VocabularyTree(TreeFilesMixin):
         if order_V.ndim != 1 or not np.array_equal(np.sort(order_V), np.arange(len(order_V))):
             raise ValueError(f"order must hold every token id from 0 to {len(order_V) - 1} once.")
         check_feasible(len(order_V), branching, depth)
-        rank_V = np.argsort(order_V)
-        return cls.from_paths(even_paths(order_V, branching, depth), branching, -rank_V, metadata)
+        return cls.from_paths(_even_paths(order_V, branching, depth), branching, -np.argsort(order_V), metadata)
 
-    @classmethod
-    def from_ancestors(
-        cls,
-        ancestors: np.ndarray | torch.Tensor,
-        max_branching: int | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> "VocabularyTree":
-        """Build a tree from each token's ancestors.
-
-        Args:
-            ancestors: (V, D+1) node ids, from the root to the token itself. Internal nodes may have any ids >= V;
-                they are renumbered as this module's docstring says. Siblings take slots in the order of their ids.
-            max_branching: K; by default the largest fan-out found.
-            metadata: provenance to keep with the tree.
-
-        Raises:
-            ValueError: a leaf not at the last depth, several roots, a node at two depths (a cycle), a node with two
-                parents, or a fan-out over max_branching.
-
-        """
-        ancestor_VD = as_int64(ancestors, "ancestors")
-        check_ancestors(ancestor_VD)
-        paths = paths_from_ancestors(ancestor_VD)
-        fan_out = int(paths.max()) + 1
-        if max_branching is not None and fan_out > max_branching:
-            token, level = np.argwhere(paths == fan_out - 1)[0]
-            raise ValueError(
-                f"Node {ancestor_VD[token, level]} at depth {level} has {fan_out} children, at most {max_branching} "
-                "are allowed."
-            )
-        return cls.from_paths(paths, max_branching or fan_out, metadata=metadata)
-
-    def extend(self, num_tokens: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
-        """Return this tree with further tokens, ids V..V+num_tokens-1: what a user needs who adds special tokens.
-
-        All tokens keep their ids, paths and depth, all nodes their representative. The new ones take free places, those
-        nearest to the root first; where there are too few, the fan-out K grows by as little as needed. Internal nodes
-        are numbered after the last token, so their ids grow: node n of this tree is
-        `extended.ancestors[tree.representative[n], tree.depth[n]]`. `metadata` is added to this tree's provenance.
-
-        Raises:
-            ValueError: num_tokens is below 1.
-
-        """
-        if num_tokens < 1:
-            raise ValueError(f"A tree is extended by 1 token or more, got {num_tokens}.")
-        path_VD, branching = as_int64(self.paths, "paths"), self.max_branching
-        while branching**self.tree_depth < self.vocab_size + num_tokens:
-            branching += 1
-        path_VD = np.concatenate([path_VD, free_paths(path_VD, branching, num_tokens)])
-        extended = VocabularyTree.from_paths(path_VD, branching, metadata=self.metadata | (metadata or {}))
-        node_N = extended.ancestors[self.representative.cpu(), self.depth.cpu()]
-        extended.representative[node_N] = self.representative.cpu()
-        return extended.to(self.ancestors.device)
+    # ---- what follows from the tables -------------------------------------------------------------------------
 
     def coarsen(self, node_ids: torch.Tensor, level: int) -> torch.Tensor:
         """Replace nodes, of any shape, that are deeper than level 0..D by their ancestors there: a text at a level."""
@@ -260,8 +206,6 @@ class VocabularyTree(TreeFilesMixin):
             digest.update(table.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    # ---- checks -----------------------------------------------------------------------------------------------
-
     def validate(self) -> "VocabularyTree":
         """Check that the tables describe one tree and agree with each other; return self.
 
@@ -269,10 +213,8 @@ class VocabularyTree(TreeFilesMixin):
             ValueError: says which property fails and where.
 
         """
-        ancestor_VD = as_int64(self.ancestors, "ancestors")
-        check_ancestors(ancestor_VD)
-        if ancestor_VD.max() >= self.num_nodes:
-            raise ValueError(f"Node {ancestor_VD.max()} is outside the tree's ids 0..{self.num_nodes - 1}.")
+        if self.ancestors.min() < 0 or self.ancestors.max() >= self.num_nodes:
+            raise ValueError(f"The tree's table `ancestors` names nodes outside its ids 0..{self.num_nodes - 1}.")
         shown = self.representative
         if shown.min() < 0 or shown.max() >= self.vocab_size:
             raise ValueError("A node's representative is not a token.")
@@ -284,12 +226,189 @@ class VocabularyTree(TreeFilesMixin):
             raise ValueError("The tree's table `representative` names tokens that are not below their node.")
         return self
 
-    def check_tokenizer(self, tokenizer: Any) -> None:  # noqa: ANN401 -- any object with a length
-        """Raise ValueError unless the tokenizer's ids, as `tokenizer_size` counts them, are exactly this tree's."""
-        size = tokenizer_size(tokenizer)
-        if size != self.vocab_size:
-            raise ValueError(
-                f"The tree has {self.vocab_size} leaves but the tokenizer has {size} token ids: a leaf's id is its "
-                "token id. Build a tree for this tokenizer, or load the tokenizer the tree was built for "
-                f"({self.metadata.get('tokenizer', 'not recorded')})."
+    # ---- files ------------------------------------------------------------------------------------------------
+
+    def _structure(self) -> dict[str, Any]:
+        """Return what the files record of the tree itself, beside its provenance."""
+        return {
+            "vocab_size": self.vocab_size,
+            "tree_depth": self.tree_depth,
+            "max_branching": self.max_branching,
+            "num_tree_nodes": self.num_nodes,
+            "sha256": self.sha256,
+            "format_version": FORMAT_VERSION,
+        }
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).
+
+        Each file appears whole or not at all; a kill at any moment leaves a folder that still loads.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = self.metadata | self._structure()
+        tables = {
+            name: np.ascontiguousarray(getattr(self, name).cpu().numpy(), dtype=np.int32)
+            for name in ("paths", "representative")
+        }
+        content = save(tables, metadata={"vocabulary_tree": json.dumps(facts, sort_keys=True)})
+        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        # Empty in between, which is read as nothing: never facts beside a tree that they do not describe.
+        _replace_file(folder / TREE_CONFIG_NAME, b"")
+        _replace_file(folder / TREE_WEIGHTS_NAME, content)
+        _replace_file(folder / TREE_CONFIG_NAME, text.encode())
+
+    @classmethod
+    def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: HubOption) -> "VocabularyTree":
+        """Load a tree from a folder or a Hub repository and verify its fingerprint.
+
+        Args:
+            directory_or_repo: folder that holds `vocabulary_tree.safetensors`, or a Hub repository id.
+            hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, as in transformers.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: the file is damaged, of a newer format, or was changed after it was written.
+
+        """
+        file = find_tree_file(directory_or_repo, **hub_kwargs)
+        if file is None:
+            raise OSError(
+                f"{directory_or_repo} holds no {TREE_WEIGHTS_NAME}: name a folder or repository that a tree or a model "
+                "was saved to, with revision and subfolder where it has them; offline, one downloaded before."
             )
+        try:
+            tables, facts, recorded = _read_tree_file(file)
+            tree = cls.from_paths(tables["paths"], facts["max_branching"])
+            tree.representative.copy_(torch.from_numpy(tables["representative"].astype(np.int64)))
+            tree.validate()
+            for expected in recorded - {tree.sha256}:
+                raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
+        except NewerFormatError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
+                "Restore the original files."
+            ) from error
+        tree.metadata.update({key: value for key, value in facts.items() if key not in tree._structure()})
+        if "licence" in tree.metadata:  # its name in trees saved before version 0.2
+            tree.metadata["license"] = tree.metadata.pop("licence")
+        return tree
+
+
+class NewerFormatError(ValueError):
+    """The file was written by a newer version of this package."""
+
+
+def find_tree_file(directory_or_repo: str | os.PathLike, **hub_kwargs: HubOption) -> Path | None:
+    """Return the local path of a tree in a folder or, downloaded if need be, in a Hub repository; None without one."""
+    found = cached_file(
+        os.fspath(directory_or_repo), TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
+    )
+    return None if found is None else Path(found)
+
+
+def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], set[str]]:
+    """Return tables, facts, and the fingerprints that the file and the json beside it, if there is one, record."""
+    with safe_open(file, framework="np") as archive:
+        facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
+        if facts["format_version"] > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{file} has format {facts['format_version']}, this version of modeling-treediff reads up to "
+                f"{FORMAT_VERSION}: upgrade the package."
+            )
+        tables = {name: archive.get_tensor(name) for name in ("paths", "representative")}
+    recorded, readable = {facts["sha256"]}, file.with_name(TREE_CONFIG_NAME)
+    if readable.exists() and (text := readable.read_text(encoding="utf-8")):
+        recorded.add(json.loads(text)["sha256"])
+    return tables, facts, recorded
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves its old content or the new one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+# ---- arithmetic of the tables ---------------------------------------------------------------------------------------
+
+
+def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
+    """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
+    if min(vocab_size, branching, depth) < 1:
+        raise ValueError(
+            f"vocab_size, branching and depth must be at least 1, got {vocab_size}, {branching} and {depth}."
+        )
+    if branching**depth < vocab_size:
+        needed = smallest_branching(vocab_size, depth)
+        raise ValueError(
+            f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "
+            f"({branching}^{depth} = {branching**depth} leaves): use fan-out {needed} or more, or a deeper tree."
+        )
+
+
+def smallest_branching(vocab_size: int, depth: int) -> int:
+    """Return the smallest fan-out K with K**depth >= vocab_size: the depth-th root rounded up, in exact integers."""
+    if vocab_size < 1 or depth < 1:
+        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
+    branching = max(1, int(vocab_size ** (1 / depth)) - 1)  # a lower bound, whatever the rounding
+    while branching**depth < vocab_size:
+        branching += 1
+    return branching
+
+
+def as_int64(table: Table, name: str) -> np.ndarray:
+    """Return a table of integers as int64 on the host; raise ValueError, naming it, if it holds anything else."""
+    array = table.cpu().numpy() if isinstance(table, torch.Tensor) else np.asarray(table)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must hold integers, got {array.dtype}.")
+    return array.astype(np.int64)
+
+
+def _even_paths(order: np.ndarray, branching: int, depth: int) -> np.ndarray:
+    """Return paths (V, D) that give the tokens, in this order, the leaves of a tree split as evenly as possible."""
+    path_VD = np.zeros((len(order), depth), dtype=np.int64)
+    groups = [order]
+    for level in range(depth):
+        parts = [np.array_split(group, min(branching, len(group))) for group in groups]
+        for siblings in parts:
+            for slot, tokens in enumerate(siblings):
+                path_VD[tokens, level] = slot
+        groups = [tokens for siblings in parts for tokens in siblings]
+    return path_VD
+
+
+def _number_nodes(path_VD: np.ndarray, max_branching: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give every distinct prefix of a path a node id; return ancestors (V, D+1) and child slots (N,)."""
+    vocab_size, depth = path_VD.shape
+    ancestors = [np.full(vocab_size, vocab_size)]
+    slots = [np.zeros(1, dtype=np.int64)]
+    next_id = vocab_size + 1
+    for level in range(depth - 1):
+        # (parent, slot) as one number: sorting it sorts by parent, then by slot.
+        keys, index = np.unique(ancestors[-1] * max_branching + path_VD[:, level], return_inverse=True)
+        ancestors.append(next_id + index)
+        slots.append(keys % max_branching)
+        next_id += len(keys)
+    leaf_keys = ancestors[-1] * max_branching + path_VD[:, -1]
+    order = np.argsort(leaf_keys, kind="stable")
+    clash = np.flatnonzero(np.diff(leaf_keys[order]) == 0)
+    if len(clash):
+        first, second = order[clash[0]], order[clash[0] + 1]
+        raise ValueError(f"Tokens {first} and {second} share the path {path_VD[first].tolist()}; each needs its own.")
+    return np.stack([*ancestors, np.arange(vocab_size)], axis=1), np.concatenate([path_VD[:, -1], *slots])
+
+
+def _most_frequent_below(ancestor_VD: np.ndarray, num_nodes: int, token_counts: np.ndarray | None) -> np.ndarray:
+    """Return each node's most frequent token (N,), the lowest id among equals; without counts all are equal."""
+    vocab_size = len(ancestor_VD)
+    counts_V = np.zeros(vocab_size) if token_counts is None else np.asarray(token_counts)
+    if counts_V.shape != (vocab_size,):
+        raise ValueError(f"token_counts must have shape ({vocab_size},), got {counts_V.shape}.")
+    rarest_first = np.lexsort((-np.arange(vocab_size), counts_V))
+    token_N = np.arange(num_nodes)
+    for level in range(ancestor_VD.shape[1] - 1):
+        token_N[ancestor_VD[rarest_first, level]] = rarest_first  # the last write wins
+    return token_N

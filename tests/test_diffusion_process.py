@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.diffusion_process import child_slots, corrupt_level, nelbo_terms
-from modeling_treediff.level_schedules import (
+from modeling_treediff.noise_schedules import (
     BinomialSchedule,
     CosineWarp,
     DiscreteSchedule,

@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 import torch._dynamo.testing
-from helpers.models import SEQUENTIAL, generate_recorded, tiny_model
+from helpers.models import SEQUENTIAL, generate, generate_recorded, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextDiffusionStreamer, TextStreamer
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
-from modeling_treediff.child_choice_treediff import ChildSampler, draw_slots
 from modeling_treediff.generation_config_treediff import UNMASKING
+from modeling_treediff.sampling_treediff import ChildSampler, draw_slots
 
 KINDS = ["random", "first_hitting", "confidence", "entropy"]
 
@@ -181,7 +181,7 @@ def test_low_precision_cannot_draw_the_rare():
     tree = VocabularyTree.flat(4)
     for name in ("float32", "float64"):
         chooser = ChildSampler(TreeDiffGenerationConfig(sampling_dtype=name), tree)
-        choice = chooser(torch.tensor([4]), torch.zeros(1, 4, dtype=torch.bfloat16), torch.tensor([0.3]))
+        choice = chooser(torch.tensor([4]), torch.zeros(1, 4, dtype=torch.bfloat16), torch.tensor([0.3]), None)
         assert choice.log_prob.dtype == getattr(torch, name) and choice.child.item() == 1
 
 
@@ -336,11 +336,11 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_is_as_large_as_logits_over_the_vocabulary(head):
     tree = VocabularyTree.random(3000, 55, 2, seed=0)
     model = tiny_model(tree, head=head, head_rank=4)
-    settings = {"num_steps": 8, "remasking_steps": 2, "suppress_tokens": [5], "bad_words_ids": [[1, 2]]}
+    settings = {"num_steps": 8, "remasking_steps": 2, "suppress_tokens": [5]}
     sizes = []
     for count in (8, 16):
         with LargestTensor() as largest:
-            model.generate(num_return_sequences=count, unmasking="confidence", **settings)
+            generate(model, num_return_sequences=count, unmasking="confidence", bad_words_ids=[[1, 2]], **settings)
         sizes.append(largest.numel)
     assert max(sizes) < 8 * 16 * 3000 / 2
     # What grows with the batch is far smaller still: the largest are tables of the tree and of its nodes.
@@ -365,9 +365,9 @@ def test_every_setting_survives_saving(tmp_path):
         "max_new_tokens": 7, "block_length": 3, "num_steps": 9, "steps_per_level": [1, 2], "unmasking": "entropy",
         "threshold": 0.4, "remasking_steps": 2, "remasking_fraction": 0.3, "remasking_levels": 2, "do_sample": False,
         "temperature": [1.0, 0.5], "top_k": 3, "top_p": 0.8, "allowed_tokens": [1, 2], "suppress_tokens": [3],
-        "bad_words_ids": [[1, 2]], "sampling_dtype": "float32", "eos_early_stop": False, "num_return_sequences": 2,
+        "sampling_dtype": "float32", "eos_early_stop": False, "num_return_sequences": 2,
         "output_history": True, "return_dict_in_generate": True, "bos_token_id": 1, "eos_token_id": [2, 3],
-        "pad_token_id": 4, "exact_constraints": True,
+        "pad_token_id": 4,
     }  # fmt: skip
     config = TreeDiffGenerationConfig(**settings)
     config.save_pretrained(tmp_path)

@@ -9,6 +9,7 @@ from test_modeling import _Shapes
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.building.budget import budget_config
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.heads_treediff import (
     HEADS,
@@ -410,11 +411,11 @@ def test_parameter_count_is_the_heads(name, tree):
 def test_a_budget_counts_the_head(name):
     tree = VocabularyTree.random(8192, 91, 2)
     fields = {"hidden_size": 224, "num_attention_heads": 7}
-    config = TreeDiffConfig.for_budget(tree, 9_000_000, head=name, **fields)
+    config = budget_config(tree, 9_000_000, head=name, **fields)
     layer = config.count_parameters()["layers"] / config.num_hidden_layers
     assert abs(sum(config.count_parameters().values()) - 9_000_000) <= layer / 2
     with pytest.raises(ValueError, match="do not pay for one layer"):
-        TreeDiffConfig.for_budget(tree, 1_000_000, head=name, **fields)
+        budget_config(tree, 1_000_000, head=name, **fields)
 
 
 def test_config_says_what_is_wrong_with_a_head():

@@ -218,29 +218,6 @@ def test_given_tokens_are_seen_and_not_counted():
         assert math.isclose(estimate.value, expected, rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("head", ["child", "node", "leaf"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_leaf_log_probs_are_products_of_child_probabilities(head, depth):
-    tree = VocabularyTree.random(11, 11 if depth == 1 else 4, depth, seed=0)
-    model = make_model(tree, {}, head=head)
-    nodes = torch.arange(tree.num_nodes)[None]
-    log_probs = model.leaf_log_probs(nodes)[0]
-    torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(tree.num_nodes).double())
-    with torch.no_grad():
-        hidden = model.model(nodes).last_hidden_state[0]
-    for node in range(tree.num_nodes):
-        for token in range(11):
-            if tree.ancestors[token, tree.depth[node]] != node:
-                assert log_probs[node, token] == -torch.inf
-                continue
-            expected = 0.0
-            for level in range(int(tree.depth[node]), depth):
-                parent = tree.ancestors[token, level]
-                logits = model.head(hidden[node][None, None], parent[None, None], tree)[0, 0]
-                expected += float(logits.log_softmax(0)[tree.child_slot[tree.ancestors[token, level + 1]]].detach())
-            assert math.isclose(log_probs[node, token], expected, abs_tol=1e-9)
-
-
 def test_discrete_time_is_measured_by_its_own_bound():
     """Flat tree, T = 5: the sum over steps of their weights times the cross-entropies, enumerated."""
     tree, steps, tokens = TREES["flat"], 5, (1, 3)

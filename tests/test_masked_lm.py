@@ -8,8 +8,8 @@ import torch
 from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, masked_lm_treediff
-from modeling_treediff.level_schedules import make_schedule
+from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, likelihood_treediff
+from modeling_treediff.noise_schedules import LevelSchedule
 
 V = 11
 TREES = {
@@ -100,7 +100,7 @@ def test_neither_company_nor_padding_nor_the_size_of_passes_matters(schedule, mo
     segments = torch.cat([torch.zeros_like(texts), torch.ones_like(texts)], 1)
     joined = model(torch.cat([texts, texts.flip(0)], 1), segment_ids=segments).logits
     torch.testing.assert_close(joined, torch.cat([together, together.flip(0)], 1))
-    monkeypatch.setattr(masked_lm_treediff, "SEQUENCES_PER_PASS", 3)
+    monkeypatch.setattr(likelihood_treediff, "SEQUENCES_PER_PASS", 3)
     torch.testing.assert_close(model(texts).logits, together)
 
 
@@ -118,7 +118,7 @@ def test_neither_company_nor_padding_nor_the_size_of_passes_matters(schedule, mo
 def test_deepest_beside_is_what_the_forward_process_shows(fields):
     """20,000 corruptions of 12 tokens: what stands beside each depth, and is less than one level away from lost."""
     tree = TREES[3]
-    schedule = make_schedule(tiny_model(tree, **fields).config)
+    schedule = LevelSchedule.from_config(tiny_model(tree, **fields).config)
     tokens = torch.randint(0, V, (20_000, 12), generator=torch.Generator().manual_seed(0))
     depths = tree.depth[corrupt(tokens, tree, schedule, generator=torch.Generator().manual_seed(1)).input_ids]
     for depth in range(3):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.building.budget import budget_config
 from modeling_treediff.configuration_treediff import HEADS
 
 TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
@@ -224,13 +225,13 @@ def test_a_budget_buys_more_layers_with_a_tree(head, layers):
     fields = {"hidden_size": 256, "num_attention_heads": 4}
     flat = TreeDiffConfig.from_tree(VocabularyTree.flat(8192), num_hidden_layers=layers, **fields)
     budget = sum(flat.count_parameters().values())
-    deep = TreeDiffConfig.for_budget(VocabularyTree.random(8192, 91, 2), budget, head=head, **fields)
+    deep = budget_config(VocabularyTree.random(8192, 91, 2), budget, head=head, **fields)
     assert abs(sum(deep.count_parameters().values()) - budget) <= 0.01 * budget
     assert deep.num_hidden_layers > layers or head == "leaf"
-    given = TreeDiffConfig.for_budget(VocabularyTree.flat(8192), budget, intermediate_size=512, **fields)
+    given = budget_config(VocabularyTree.flat(8192), budget, intermediate_size=512, **fields)
     assert given.intermediate_size == 512
     with pytest.raises(ValueError, match="do not pay for one layer"):
-        TreeDiffConfig.for_budget(TREES[0], 1000, **fields)
+        budget_config(TREES[0], 1000, **fields)
 
 
 def test_nelbo_estimate_agrees_with_enumeration_over_corruptions():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_treediff import LevelSchedule
-from modeling_treediff.level_schedules import (
+from modeling_treediff.noise_schedules import (
     BinomialSchedule,
     CosineWarp,
     DiscreteSchedule,

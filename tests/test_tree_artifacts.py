@@ -8,6 +8,7 @@ import torch
 from helpers.processes import REPOSITORY, run_python
 from transformers import AutoTokenizer
 
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 ARTIFACTS, RECORDS = REPOSITORY / "tree_artifacts", REPOSITORY / "benchmarks" / "results" / "trees"
@@ -33,7 +34,7 @@ def test_a_ready_tree_is_whole_and_says_where_it_comes_from(name):
     tree = VocabularyTree.from_pretrained(ARTIFACTS / name).validate()
     assert (tree.vocab_size, tree.tree_depth, tree.max_branching) == SHAPES[name]
     tokenizer = AutoTokenizer.from_pretrained(ARTIFACTS / name)
-    tree.check_tokenizer(tokenizer)
+    check_tokenizer(tree, tokenizer)
     assert tokenizer.eos_token_id is not None  # training puts it between documents
     assert {"license", "source", "method", "seed", "tokenizer"} <= tree.metadata.keys()
     readme = (ARTIFACTS / name / "README.md").read_text(encoding="utf-8")

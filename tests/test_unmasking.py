@@ -10,7 +10,8 @@ from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.generation_config_treediff import ORDERED, TreeDiffGenerationConfig
-from modeling_treediff.unmasking_treediff import Noise, plan_stages, surest
+from modeling_treediff.generation_treediff import plan_stages
+from modeling_treediff.sampling_treediff import Noise, surest
 
 INTERLEAVED = {"schedule": "binomial"}
 

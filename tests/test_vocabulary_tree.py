@@ -9,7 +9,10 @@ from tokenizers.models import WordLevel
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.tree_tables import smallest_depth, tokenizer_size
+from modeling_treediff.building.ancestors import tree_from_ancestors
+from modeling_treediff.building.extension import extend_tree
+from modeling_treediff.building.tree_builder import smallest_depth
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
 
 SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 
@@ -54,7 +57,7 @@ def test_from_ancestors_renumbers_any_internal_ids(tree):
     internal = np.random.default_rng(0).permutation(np.arange(tree.vocab_size, tree.num_nodes)) + 1000
     inner = scrambled[:, :-1] - tree.vocab_size
     scrambled[:, :-1] = torch.from_numpy(internal)[inner]
-    again = VocabularyTree.from_ancestors(scrambled, max_branching=5).validate()
+    again = tree_from_ancestors(scrambled, max_branching=5).validate()
     # The same tokens are together at every depth.
     for level in range(tree.tree_depth):
         same = tree.ancestors[:, level, None] == tree.ancestors[None, :, level]
@@ -93,7 +96,7 @@ def broken(**changes):
 )
 def test_impossible_trees_are_refused(ancestors, message):
     with pytest.raises(ValueError, match=message):
-        VocabularyTree.from_ancestors(ancestors, max_branching=3)
+        tree_from_ancestors(ancestors, max_branching=3)
 
 
 @pytest.mark.parametrize(
@@ -175,19 +178,19 @@ def test_damaged_and_changed_files_are_refused(tree, tmp_path):
 
 
 def test_tokenizer_of_another_size_is_refused(tree):
-    tree.check_tokenizer(range(100))
+    check_tokenizer(tree, range(100))
     with pytest.raises(ValueError, match="100 leaves but the tokenizer has 101"):
-        tree.check_tokenizer(range(101))
+        check_tokenizer(tree, range(101))
 
 
 def test_a_tokenizer_with_holes_in_its_ids_needs_a_leaf_for_each():
     letters = {letter: index for index, letter in enumerate("abcd")} | {"far": 8}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(letters)))
     assert (len(tokenizer), tokenizer_size(tokenizer)) == (5, 9)
-    VocabularyTree.random(9, 3, 2).check_tokenizer(tokenizer)
+    check_tokenizer(VocabularyTree.random(9, 3, 2), tokenizer)
     for size in (5, 8, 10):
         with pytest.raises(ValueError, match=f"{size} leaves but the tokenizer has 9"):
-            VocabularyTree.random(size, 4, 2).check_tokenizer(tokenizer)
+            check_tokenizer(VocabularyTree.random(size, 4, 2), tokenizer)
     tokenizer.add_tokens(["added"])
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     assert tokenizer_size(tokenizer) == 1 + max(tokenizer.convert_tokens_to_ids(["added", "<pad>", "far"]))
@@ -199,7 +202,7 @@ def test_a_tokenizer_with_holes_in_its_ids_needs_a_leaf_for_each():
 @pytest.mark.parametrize("added", [1, 3, 40])
 def test_an_extended_tree_keeps_all_ids_paths_and_representatives(vocab_size, branching, depth, added):
     tree = VocabularyTree.random(vocab_size, branching, depth, seed=3, metadata={"license": "x"})
-    extended = tree.extend(added).validate()
+    extended = extend_tree(tree, added).validate()
     assert (extended.vocab_size, extended.tree_depth) == (vocab_size + added, depth)
     assert torch.equal(extended.paths[:vocab_size], tree.paths) and extended.metadata == tree.metadata
     if branching**depth >= vocab_size + added:
@@ -216,11 +219,11 @@ def test_an_extended_tree_keeps_all_ids_paths_and_representatives(vocab_size, br
 
 def test_added_tokens_stand_together_where_an_upper_node_has_room():
     tree = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0]]), 4)
-    assert tree.extend(5).paths[3:].tolist() == [[2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
+    assert extend_tree(tree, 5).paths[3:].tolist() == [[2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
     full = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0]]), 2)
     assert full.extend(1).paths[3:].tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="1 token or more"):
-        tree.extend(0)
+        extend_tree(tree, 0)
 
 
 def test_an_order_fills_the_leaves_from_the_first_slots_on():

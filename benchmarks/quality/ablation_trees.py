@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from benchmarks.quality.data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
-from modeling_treediff.tree_tables import smallest_branching, tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.vocabulary_tree import smallest_branching
 
 ALIGNMENT_ROUNDS = 8
 

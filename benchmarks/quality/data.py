@@ -24,7 +24,8 @@ from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building import build_tree, count_text, token_embeddings
 from modeling_treediff.text import TokenWindows, pack_windows, read_documents, tokenize_documents
 from modeling_treediff.text.tokenizing import is_held_out
-from modeling_treediff.tree_tables import smallest_branching, tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.vocabulary_tree import smallest_branching
 
 TRAINING, VALIDATION, ZERO_SHOT = "training", "validation", "zero_shot"
 SELECTION = "selection"  # windows of the validation text that learning rates and leaders are chosen by

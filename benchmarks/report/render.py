@@ -25,6 +25,7 @@ from benchmarks.report.marked_tables import table as markdown_table
 from benchmarks.report.record_schema import Schema, check_schema
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.building.budget import budget_config
 
 HOW_TO = ROOT / "docs" / "how_to"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -97,8 +98,7 @@ def budget_table() -> str:
         flat = TreeDiffConfig.from_tree(flat_tree, num_hidden_layers=layers, **sizes)
         budget = sum(flat.count_parameters().values())
         rows = {"flat (MDLM)": flat} | {
-            f"tree, `{head}` head": TreeDiffConfig.for_budget(tree, budget, head=head, **sizes)
-            for head in ("child", "node")
+            f"tree, `{head}` head": budget_config(tree, budget, head=head, **sizes) for head in ("child", "node")
         }
         for name, config in rows.items():
             parts = config.count_parameters()

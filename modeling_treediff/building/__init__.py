@@ -5,9 +5,12 @@ try:
 except ImportError as error:
     raise ImportError("Building trees needs scipy: pip install 'modeling-treediff[build]'.") from error
 
+from .ancestors import tree_from_ancestors
+from .budget import budget_config
 from .checkpoint_embeddings import load_embeddings
 from .corpus_embeddings import token_embeddings
 from .embedding_matrix import reduce_embeddings
+from .extension import extend_tree
 from .report_tables import ReportTable, report_tables
 from .text_counts import PIECE_CHARACTERS, TextCounts, count_text, encode_documents
 from .tokenizer import train_tokenizer
@@ -20,13 +23,16 @@ __all__ = [
     "ReportTable",
     "TextCounts",
     "TreeReport",
+    "budget_config",
     "build_tree",
     "count_text",
     "encode_documents",
+    "extend_tree",
     "load_embeddings",
     "reduce_embeddings",
     "report_tables",
     "report_tree",
     "token_embeddings",
     "train_tokenizer",
+    "tree_from_ancestors",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.mask_token import refuse_mask
+from modeling_treediff.text.mask_token import refuse_mask
 
 PIECE_CHARACTERS = 2**18  # `max_characters` for `iterate_documents`: it bounds memory and gives each core a piece
 BATCH_CHARACTERS = 2**20  # text given to the tokenizer at once

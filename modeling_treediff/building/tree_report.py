@@ -12,6 +12,7 @@ from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.text import KINDS, token_kinds
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
@@ -139,7 +140,7 @@ def report_tree(
     if embeddings is not None and not np.isfinite(embeddings).all():
         raise ValueError("The embeddings hold NaN or infinity.")
     if tokenizer is not None:
-        tree.check_tokenizer(tokenizer)
+        check_tokenizer(tree, tokenizer)
     if token_counts is None and follows is not None:
         token_counts = follows.sum(axis=1)
     random = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from modeling_treediff.building.budget import budget_config
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS, TreeDiffConfig
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -84,5 +85,5 @@ def model_fields(
     }
     if options.layers is not None:
         return fields | {"num_hidden_layers": options.layers}
-    config = TreeDiffConfig.for_budget(tree, int(options.parameters), **fields)
+    config = budget_config(tree, int(options.parameters), **fields)
     return fields | {name: getattr(config, name) for name in ("num_hidden_layers", "intermediate_size")}

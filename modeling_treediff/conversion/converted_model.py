@@ -11,6 +11,7 @@ import torch
 
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .families import FAMILIES, differing_settings
@@ -46,7 +47,7 @@ def convert(
             its weights.
 
     """
-    tree.check_tokenizer(source.tokenizer)
+    check_tokenizer(tree, source.tokenizer)
     tensors = _Tensors(source.tensors)
     model = TreeDiffForDiffusionLM.from_tree(tree, **(size_fields(source, layers) | fields))
     try:

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedT
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
-from modeling_treediff.tree_tables import tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 from .families import FAMILIES
 
@@ -152,7 +152,7 @@ def with_end_of_document(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
 def check_same_tokens(tokenizer: PreTrainedTokenizerBase, of_tree: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if the tree's tokenizer calls an id otherwise than the checkpoint's: their vocabularies differ.
 
-    Ids beyond those of the smaller one do not count: `VocabularyTree.check_tokenizer` compares the sizes.
+    Ids beyond those of the smaller one do not count: `check_tokenizer` compares the sizes.
     """
     shared = list(range(min(len(tokenizer), len(of_tree))))
     names = (some.convert_ids_to_tokens(shared) for some in (tokenizer, of_tree))

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.text import leading_tokens, token_names
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 
 from .intervals import NORMAL_QUANTILE, ratio_and_error
 from .level_terms import LevelTerms, Looks, check_readable, measure_levels
@@ -125,7 +126,7 @@ def _common_protocol(
     if protocol.window > longest:
         raise ValueError(f"Windows of {protocol.window} tokens are longer than the {longest} positions of a model.")
     for one in models:
-        one.tree.check_tokenizer(tokenizer)
+        check_tokenizer(one.tree, tokenizer)
         check_readable(one, models[0].tree)
     return protocol
 

@@ -41,8 +41,9 @@ except ModuleNotFoundError as error:
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.generation_config_treediff import ORDERED
-from modeling_treediff.mask_token import refuse_mask
-from modeling_treediff.tree_files import HUB_OPTIONS
+from modeling_treediff.text.mask_token import refuse_mask
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
+from modeling_treediff.vocabulary_tree import HUB_OPTIONS
 
 from .greedy import is_greedy
 from .perplexity import evaluate_texts
@@ -111,7 +112,7 @@ class HarnessModel(TemplateLM):
                 raise ValueError("A model that was not loaded needs its tokenizer beside it.")
             hub = {name: loading[name] for name in HUB_OPTIONS if name in loading}
             tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-        self.model.eval().tree.check_tokenizer(tokenizer)
+        check_tokenizer(self.model.eval().tree, tokenizer)
         self.tokenizer, self.seed, self.batch_size = tokenizer, seed, int(batch_size)
         self.num_samples, self.rolling_samples = num_samples, rolling_samples
         self.standard_errors: dict[str, list[float]] = {"loglikelihood": [], "loglikelihood_rolling": []}

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import NelboEstimate, NelboStep, TreeDiffForDiffusionLM
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 
 from .intervals import Interval, exponential, finite, normal_interval
 from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
@@ -146,7 +147,7 @@ def evaluate_texts(
     limit = model.config.max_position_embeddings
     if protocol.window > limit:
         raise ValueError(f"Windows of {protocol.window} tokens are longer than the model's {limit} positions.")
-    model.tree.check_tokenizer(tokenizer)
+    check_tokenizer(model.tree, tokenizer)
     token_ids = tokenize_texts(texts, tokenizer, protocol.eos)
     windows = cut_windows(token_ids, protocol)
     settings = {"num_samples": num_samples, "batch_size": batch_size}

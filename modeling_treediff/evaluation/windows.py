@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.mask_token import refuse_mask
+from modeling_treediff.text.mask_token import refuse_mask
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from modeling_treediff.tree_tables import tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 KINDS = (
     "special",

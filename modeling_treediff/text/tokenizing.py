@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.mask_token import refuse_mask
+from modeling_treediff.text.mask_token import refuse_mask
 
 PIECE_CHARACTERS = 2**18  # longer documents are tokenised in pieces
 BATCH_CHARACTERS = 2**20  # of pieces that are tokenised together, on all cores

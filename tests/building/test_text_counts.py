@@ -9,7 +9,7 @@ from helpers.processes import SAMPLE
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from modeling_treediff.building import count_text, encode_documents, text_counts
-from modeling_treediff.tree_tables import tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 VOCAB_SIZE = 40
 

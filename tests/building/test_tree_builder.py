@@ -17,8 +17,7 @@ from modeling_treediff.building import build_tree, train_tokenizer
 from modeling_treediff.building.auction import auction
 from modeling_treediff.building.balanced_kmeans import balanced_kmeans, centroids, quantise, quantise_weights
 from modeling_treediff.text import read_documents
-from modeling_treediff.tree_tables import smallest_branching
-from modeling_treediff.vocabulary_tree import VocabularyTree
+from modeling_treediff.vocabulary_tree import VocabularyTree, smallest_branching
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from modeling_treediff.building import train_tokenizer
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ def test_every_source_and_control(run_example, small, tmp_path, parts, method, s
     tree = VocabularyTree.from_pretrained(first).validate()
     assert (tree.tree_depth, tree.max_branching) == shape
     assert tree.metadata["method"] == method and tree.metadata["tokenizer"] == "tokenizer"
-    tree.check_tokenizer(AutoTokenizer.from_pretrained(first))
+    check_tokenizer(tree, AutoTokenizer.from_pretrained(first))
     assert "local" not in (first / "tokenizer_config.json").read_text()  # where it was loaded from is no part of it
 
 
@@ -104,7 +105,7 @@ def test_tokens_added_later_extend_a_tree(run_example, small, tmp_path):
     assert run_example(*larger, "--extend", tmp_path / "old") is None
     old, new = (VocabularyTree.from_pretrained(tmp_path / name) for name in ("old", "new"))
     assert new.vocab_size == 302 and torch.equal(new.paths[:300], old.paths)
-    new.check_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "new"))
+    check_tokenizer(new, AutoTokenizer.from_pretrained(tmp_path / "new"))
     assert "none is new" in run_example(*larger, "--extend", tmp_path / "new")
     assert new.metadata["extended_from"] == old.sha256 and new.metadata["tokenizer"] == "larger"
     stop = run_example("--tokenizer", SAMPLE, "--extend", tmp_path / "old", "--output", tmp_path / "wrong")
@@ -124,7 +125,7 @@ def test_holes_in_the_ids_become_leaves(run_example, tmp_path):
     assert run_example(*given) is None
     tree = VocabularyTree.from_pretrained(tmp_path / "tree").validate()
     assert tree.vocab_size == 8
-    tree.check_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "tree"))
+    check_tokenizer(tree, AutoTokenizer.from_pretrained(tmp_path / "tree"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.bad_words_treediff import BadWords
+from modeling_treediff.constraints.bad_words import BadWords
 
 PADDING = 0  # what stands at padding is of no account: let it be a token of many words
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from helpers.bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
-from helpers.models import SEQUENTIAL, generate_recorded, tiny_model
+from helpers.models import SEQUENTIAL, generate, generate_recorded, tiny_model
 from scipy.stats import chi2
 from transformers import GenerationConfig
 
@@ -51,7 +51,7 @@ def test_processors_see_the_drafts_and_weigh_each_text_by_itself(model):
         scores[1:, :50] = -torch.inf
         return scores
 
-    texts = model.generate(max_new_tokens=8, num_return_sequences=2, num_steps=6, logits_processor=forbid)
+    texts = generate(model, max_new_tokens=8, num_return_sequences=2, num_steps=6, logits_processor=forbid)
     assert texts[0].max() < 50 <= texts[1].min()
 
 
@@ -103,14 +103,14 @@ def test_coarse_constraints_hold_under_everything(model):
 )
 def test_impossible_constraints_say_what_is_wrong(model, settings, message):
     with pytest.raises(ValueError, match=message):
-        model.generate(**settings)
+        generate(model, **settings)
 
 
 def test_a_closed_coarse_constraint_says_where(model):
     node = int(model.tree.ancestors[5, 2])
     below = (model.tree.ancestors[:, 2] == node).nonzero()[:, 0].tolist()
     with pytest.raises(ValueError, match=f"tokens below node {node}, given for text 0"):
-        model.generate(torch.tensor([[1, node]]), suppress_tokens=below)
+        generate(model, torch.tensor([[1, node]]), suppress_tokens=below)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -121,11 +121,11 @@ def test_processors_cannot_write_what_they_exclude_and_leave_a_word_no_way_out(m
         keep = torch.zeros_like(scores, dtype=torch.bool).index_fill(1, torch.tensor([5, 6]), True)
         return scores.masked_fill(~keep, -torch.inf)
 
-    settings = {"max_new_tokens": 6, "num_steps": 6, "exact_constraints": exact}
+    settings = {"max_new_tokens": 6, "num_steps": 6, "exact": exact}
     for do_sample in (True, False):
-        with pytest.raises(ValueError, match="together with the other constraints, leaves .* positions no token"):
-            model.generate(logits_processor=[only], bad_words_ids=[[5, 5], [6, 6]], do_sample=do_sample, **settings)
-        texts = model.generate(logits_processor=[only], bad_words_ids=[[5, 7]], do_sample=do_sample, **settings)
+        with pytest.raises(ValueError, match="constraints together leave .* positions no token"):
+            generate(model, logits_processor=[only], bad_words_ids=[[5, 5], [6, 6]], do_sample=do_sample, **settings)
+        texts = generate(model, logits_processor=[only], bad_words_ids=[[5, 7]], do_sample=do_sample, **settings)
         assert set(texts.unique().tolist()) <= {5, 6}
 
 
@@ -133,7 +133,7 @@ def test_processors_may_answer_in_single_precision(model):
     def less(node_ids, scores):
         return scores.float() - torch.arange(100.0)
 
-    assert model.generate(max_new_tokens=4, num_steps=3, logits_processor=less).shape == (1, 4)
+    assert generate(model, max_new_tokens=4, num_steps=3, logits_processor=less).shape == (1, 4)
 
 
 def test_what_a_processor_is_given_is_its_own(model):
@@ -141,7 +141,7 @@ def test_what_a_processor_is_given_is_its_own(model):
         node_ids.zero_()
         return scores
 
-    text = model.generate(torch.tensor([[1, 100, 3]]), num_steps=3, logits_processor=spoil)
+    text = generate(model, torch.tensor([[1, 100, 3]]), num_steps=3, logits_processor=spoil)
     assert text[0, 0] == 1 and text[0, 2] == 3
 
 
@@ -161,26 +161,27 @@ def test_words_are_not_written_across_the_borders_of_blocks(model):
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("process", [SEQUENTIAL, {"schedule": "binomial"}], ids=["sequential", "binomial"])
-def test_exact_constraints_give_the_conditional_beside_any_text(tree, process):
+def test_exact_give_the_conditional_beside_any_text(tree, process):
     """One open position whose distribution depends on the token beside it."""
     joint = random_joint(5, 5, seed=2)
     model = bayes_optimal(tree, joint, **process)
     for allowed in ([0, 3], [0, 3, 4]):
         conditional = torch.zeros(5, dtype=torch.float64)
         conditional[allowed] = joint[3, allowed] / joint[3, allowed].sum()
-        texts = model.generate(
+        texts = generate(model, 
             torch.tensor([[3, 5]]), allowed_tokens=allowed, num_steps=3, num_return_sequences=4_000,
-            exact_constraints=True, generator=torch.Generator().manual_seed(0),
+            exact=True, generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
         assert chi_square(texts[:, 1:], conditional) < chi2.ppf(0.999, len(allowed) - 1)
 
 
 def test_the_text_beside_counts():
-    """What a child's tokens weigh on its own is another thing: without exact_constraints the bound is far exceeded."""
+    """What a child's tokens weigh on its own is another thing: without exact the bound is far exceeded."""
     joint = random_joint(5, 5, seed=2)
     conditional = torch.zeros(5, dtype=torch.float64)
     conditional[[0, 3]] = joint[3, [0, 3]] / joint[3, [0, 3]].sum()
-    texts = bayes_optimal(TREES["uneven"], joint).generate(
+    texts = generate(
+        bayes_optimal(TREES["uneven"], joint),
         torch.tensor([[3, 5]]), allowed_tokens=[0, 3], num_steps=3, num_return_sequences=4_000,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -195,9 +196,10 @@ def test_bad_words_take_their_share_from_the_clusters_above(tree, exact):
     joint = random_joint(5, 5) if exact else marginal[:, None] * marginal
     conditional = joint[0].clone()
     conditional[[0, 3]] = 0
-    texts = bayes_optimal(tree, joint).generate(
+    texts = generate(
+        bayes_optimal(tree, joint),
         torch.tensor([[0, 5]]), bad_words_ids=[[0, 0], [0, 3]], num_steps=3, num_return_sequences=4_000,
-        exact_constraints=exact, generator=torch.Generator().manual_seed(0),
+        exact=exact, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert chi_square(texts[:, 1:], conditional / conditional.sum()) < chi2.ppf(0.999, 2)
 
@@ -205,30 +207,30 @@ def test_bad_words_take_their_share_from_the_clusters_above(tree, exact):
 @pytest.mark.parametrize("exact", [False, True])
 def test_passes_for_constraints_are_counted_and_told(model, exact):
     calls, seen = [], []
-    hook = model.register_forward_pre_hook(lambda *args: calls.append(1))
+    hook = model.model.register_forward_pre_hook(lambda *args: calls.append(1))
     settings = {"suppress_tokens": [3, 50], "bad_words_ids": [[1, 2]], "max_new_tokens": 5, "num_steps": 6}
-    result = generate_recorded(model, callback=seen.append, exact_constraints=exact, **settings)
+    result = generate_recorded(model, callback=seen.append, exact=exact, **settings)
     hook.remove()
     assert result.num_forward_passes == len(calls) == seen[-1].num_forward_passes > 6
     assert [step.num_forward_passes for step in seen] == sorted(step.num_forward_passes for step in seen)
 
 
-def test_exact_constraints_of_a_batch_are_those_of_each_text(tree):
+def test_exact_of_a_batch_are_those_of_each_text(tree):
     """With padding, several texts at once, and bad words."""
     model = tiny_model(tree).double()
     settings = {
         "num_steps": 6,
         "max_new_tokens": 4,
-        "exact_constraints": True,
+        "exact": True,
         "allowed_tokens": list(range(0, 100, 3)),
     }
     settings["bad_words_ids"] = [[0, 3], [6, 9, 12], [30, 30]]
     ids, mask = torch.tensor([[5, 6, 7], [77, 77, 30]]), torch.tensor([[1, 1, 1], [0, 0, 1]])
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    together = model.generate(ids, attention_mask=mask, generator=seeds, **settings)
+    together = generate(model, ids, attention_mask=mask, generator=seeds, **settings)
     for text, seed in enumerate((1, 2)):
         own = ids[text : text + 1, mask[text].bool()]
-        alone = model.generate(own, generator=torch.Generator().manual_seed(seed), **settings)
+        alone = generate(model, own, generator=torch.Generator().manual_seed(seed), **settings)
         assert torch.equal(alone[0, -4:], together[text, -4:])
 
 
@@ -242,6 +244,6 @@ def test_many_bad_words_are_compiled():
     siblings = tree.ancestors[third, 1]
     start[0, 2] = siblings
     options = {"bad_words_ids": words, "num_steps": 2, "num_return_sequences": 60}  # 300 at once need 11 GiB
-    texts = torch.cat([model.generate(start, **options) for _ in range(5)])
+    texts = torch.cat([generate(model, start, **options) for _ in range(5)])
     below = (tree.ancestors[:, 1] == siblings).nonzero()[:, 0].tolist()
     assert third not in texts[:, 2].tolist() and set(texts[:, 2].tolist()) <= set(below)

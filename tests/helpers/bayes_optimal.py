@@ -3,7 +3,7 @@
 import torch
 
 from helpers.models import tiny_model
-from modeling_treediff import TreeDiffOutput, VocabularyTree
+from modeling_treediff import VocabularyTree
 
 # Of five tokens, few enough to list all texts.
 TREES = {
@@ -14,7 +14,7 @@ TREES = {
 
 
 def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
-    """Return a model whose forward gives the exact posterior of each position's child, given all nodes.
+    """Return a model that scores children by the exact posterior of each position's child, given all nodes.
 
     `joint` has one axis of V for each position. Sequences of another length are answered from the first position's
     marginal, all positions independent.
@@ -22,7 +22,7 @@ def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
     model = tiny_model(tree, max_position_embeddings=joint.ndim, **fields)
 
     class BayesOptimal(type(model)):
-        def forward(self, input_ids, attention_mask=None, **unused):
+        def child_logits(self, input_ids, attention_mask=None):
             below_BTV = tree.ancestors.T[tree.depth[input_ids]] == input_ids[..., None]
             if input_ids.shape[1] == joint.ndim:
                 texts_OT = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * joint.ndim).view(-1, joint.ndim)
@@ -37,7 +37,7 @@ def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
             node_BTV = tree.ancestors.T[(tree.depth[input_ids] + 1).clamp(max=tree.tree_depth)]
             slot_BTV = tree.child_slot[node_BTV]
             child_BTK = torch.zeros(*input_ids.shape, tree.max_branching, dtype=torch.float64)
-            return TreeDiffOutput(logits=child_BTK.scatter_add_(2, slot_BTV, token_BTV.double()).log())
+            return child_BTK.scatter_add_(2, slot_BTV, token_BTV.double()).log()
 
     model.__class__ = BayesOptimal
     return model

@@ -6,6 +6,7 @@ import itertools
 import torch
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.constraints import TokenConstraints
 
 SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
 
@@ -23,10 +24,18 @@ def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiff
     return TreeDiffForDiffusionLM.from_tree(tree, **(sizes | fields)).eval()
 
 
+def generate(model, *inputs, bad_words_ids=(), logits_processor=(), exact=False, **settings):
+    """`model.generate` with TokenConstraints if some are given."""
+    if bad_words_ids or logits_processor or exact:
+        processors = [logits_processor] if callable(logits_processor) else logits_processor
+        settings["constraints"] = TokenConstraints(bad_words_ids, processors, exact)
+    return model.generate(*inputs, **settings)
+
+
 def generate_recorded(model, seed: int = 0, **settings):
     """What `generate` returns with everything it can tell."""
     settings = {"output_history": True, "return_dict_in_generate": True} | settings
-    return model.generate(generator=torch.Generator().manual_seed(seed), **settings)
+    return generate(model, generator=torch.Generator().manual_seed(seed), **settings)
 
 
 def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
@@ -47,7 +56,7 @@ def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
                     node = int(tree.parent[node])
                 seen[index] = node
         seen[place] = parent
-        return TreeDiffForDiffusionLM.forward(model, seen[None]).logits[0, place].log_softmax(-1)
+        return model.child_logits(seen[None])[0, place].log_softmax(-1)
 
     for token in range(tree.vocab_size):
         path = tree.ancestors[token].tolist()

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 
 REPO = "someone/a-model"
 NODES = torch.arange(100, 112)[None]
@@ -252,7 +253,7 @@ def test_a_tokenizer_stays_with_its_tree_and_goes_with_it(hub, model, tree_token
     assert TreeDiffForDiffusionLM.from_pretrained(REPO, **place).tree.sha256 == other.tree.sha256
     model.push_to_hub(REPO, tokenizer=tree_tokenizer, **place)
     other.push_to_hub(REPO, tokenizer=tokenizer_of(90), **place)
-    other.tree.check_tokenizer(AutoTokenizer.from_pretrained(REPO, **place))
+    check_tokenizer(other.tree, AutoTokenizer.from_pretrained(REPO, **place))
 
 
 # ---- interruptions --------------------------------------------------------------------------------------------------

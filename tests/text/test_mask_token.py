@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import encode_documents
 from modeling_treediff.evaluation import evaluate_texts
-from modeling_treediff.mask_token import with_mask_token
+from modeling_treediff.text.mask_token import with_mask_token
 from modeling_treediff.text.tokenizing import tokenize_documents
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
 from modeling_treediff.training.data.chat import chat_windows
-from modeling_treediff.tree_tables import tokenizer_size
 
 TEXT = "We must pay it."
 TOKENIZERS = {
@@ -45,10 +45,10 @@ def test_the_mask_is_the_root_and_all_else_stays(kind, tmp_path):
     assert (loaded.mask_token_id, tokenizer_size(loaded)) == (size, size)
     assert loaded("We <|mask|> it")["input_ids"] == masked("We <|mask|> it")["input_ids"]
     for accepted in (tokenizer, masked, loaded):
-        VocabularyTree.flat(size).check_tokenizer(accepted)
+        check_tokenizer(VocabularyTree.flat(size), accepted)
     loaded.add_tokens(["another one"])
     with pytest.raises(ValueError, match=f"{size} leaves"):
-        VocabularyTree.flat(size).check_tokenizer(loaded)
+        check_tokenizer(VocabularyTree.flat(size), loaded)
 
 
 @pytest.mark.parametrize("kind", ["sample", "bert"])

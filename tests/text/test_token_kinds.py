@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.mask_token import with_mask_token
 from modeling_treediff.text import KINDS, find_tokens, leading_tokens, token_kinds, token_names
+from modeling_treediff.text.mask_token import with_mask_token
 
 
 def tokenizer_of(*tokens: str, special: tuple[str, ...] = (), first_id: int = 0) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.mask_token import refuse_mask
+from modeling_treediff.text.mask_token import refuse_mask
 from modeling_treediff.text.tokenizing import end_of_sequence
 
 Message = dict[str, Any]

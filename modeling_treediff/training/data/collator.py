@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from modeling_treediff.diffusion_process import corrupt
-from modeling_treediff.schedule_base import LevelSchedule
+from modeling_treediff.noise_schedules import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 # Keeps the rare huge weights out of the gradient, see `LevelSchedule.sample_times` and benchmarks/LOG.md.

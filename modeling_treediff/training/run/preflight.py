@@ -14,6 +14,7 @@ from accelerate.utils import (
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.training.data.sources import Windows
 from modeling_treediff.training.data.streaming import StreamedWindows
 from modeling_treediff.training.memory.tracker import GIBIBYTE
@@ -67,7 +68,7 @@ def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerB
     limit = model.config.max_position_embeddings
     if length > limit:
         raise ValueError(f"Windows of {length} tokens are longer than the model's {limit} positions.")
-    model.tree.check_tokenizer(tokenizer)
+    check_tokenizer(model.tree, tokenizer)
 
 
 def check_workers(training: Windows, workers: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.level_schedules import SequentialSchedule
+from modeling_treediff.noise_schedules import SequentialSchedule
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator, chat_windows
 from modeling_treediff.training.data.chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.level_schedules import BinomialSchedule, DiscreteSchedule, PoissonSchedule, SequentialSchedule
+from modeling_treediff.noise_schedules import BinomialSchedule, DiscreteSchedule, PoissonSchedule, SequentialSchedule
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
 from modeling_treediff.training.data.collator import depth_uniforms, time_uniforms

@@ -12,7 +12,7 @@ from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.level_schedules import SequentialSchedule
+from modeling_treediff.noise_schedules import SequentialSchedule
 from modeling_treediff.text import Corpus, tokenize_documents, tokenizing
 from modeling_treediff.training import DiffusionCollator, StreamedWindows
 from modeling_treediff.training.data import streaming

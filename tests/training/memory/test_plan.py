@@ -15,6 +15,7 @@ from modeling_treediff.training.memory.tracker.plan import USABLE, TrainingStep,
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.building.budget import budget_config
 from modeling_treediff.training.memory import plan as memory_plan
 from modeling_treediff.training.memory.tracker import GIBIBYTE
 
@@ -34,7 +35,7 @@ def reference_tree(**fields):
     """As many parameters over a tree of fan-out 225 and depth 2: 17 layers."""
     shape = SimpleNamespace(vocab_size=50_257, tree_depth=2, max_branching=225, num_nodes=50_257 + 225, sha256=None)
     budget = sum(reference_flat().count_parameters().values())
-    return TreeDiffConfig.for_budget(shape, budget, **REFERENCE, **fields)
+    return budget_config(shape, budget, **REFERENCE, **fields)
 
 
 @cache

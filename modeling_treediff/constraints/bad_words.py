@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .vocabulary_tree import VocabularyTree
+from modeling_treediff.vocabulary_tree import VocabularyTree
 
 
 class BadWords:

@@ -1,0 +1,389 @@
+"""Sampling: which positions of a draft descend the tree in which step, and to which child.
+
+Shape legend: B sequences, T positions of the draft, S of the result, n positions among them, D depth of the leaves, K
+largest fan-out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from .diffusion_process import uniform
+from .drafts_treediff import ChildModel, Constraints, Draft
+from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
+from .noise_schedules import LevelSchedule
+from .vocabulary_tree import VocabularyTree
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Noise:
+    """Uniform random numbers for positions, the same for a text alone and in a batch, with padding or without.
+
+    With one generator for each text, its numbers come from that alone; with one for all, from the common stream.
+    """
+
+    def __init__(self, generator: Generators, num_texts: int) -> None:
+        """Take one generator for all texts, or a list of one for each; ValueError for another number."""
+        if isinstance(generator, list | tuple) and len(generator) != num_texts:
+            raise ValueError(f"{len(generator)} generators for {num_texts} texts: give one, or one for each text.")
+        self.generator = generator
+
+    def uniform(self, where_BT: torch.Tensor, *shape: int) -> torch.Tensor:
+        """Return (B, T, *shape) numbers from U[0, 1) where asked for, 0 elsewhere; float64 where the device has it."""
+        counts = where_BT.sum(dim=1).tolist()
+        if isinstance(self.generator, list | tuple):
+            sources = list(zip(self.generator, counts, strict=True))
+        else:
+            sources = [(self.generator, sum(counts))]
+        drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in sources])
+        result = drawn.new_zeros(*where_BT.shape, *shape)
+        result[where_BT] = drawn
+        return result
+
+
+# ---- to which child -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The children drawn for n positions.
+
+    Attributes:
+        child: (n,) node ids.
+        log_prob: (n,) of the child among its siblings, given the constraints; before temperature and truncation.
+        score: (n,) how sure the position is, in the measure that the unmasking goes by.
+
+    """
+
+    child: torch.Tensor
+    log_prob: torch.Tensor
+    score: torch.Tensor
+
+
+class ChildSampler:
+    """Draws children from logits, as the generation config says."""
+
+    def __init__(self, settings: TreeDiffGenerationConfig, tree: VocabularyTree) -> None:
+        """Prepare; ValueError if there are temperatures for another number of levels than the tree's."""
+        self.settings, self.tree = settings, tree
+        device = tree.depth.device
+        self.dtype = settings.dtype_on(device)
+        temperature = settings.temperature
+        if isinstance(temperature, list | tuple) and len(temperature) != tree.tree_depth:
+            raise ValueError(f"temperature has {len(temperature)} numbers, the tree {tree.tree_depth} levels.")
+        # At least the smallest number above 0: 1e-50 is none in single precision.
+        above_0 = torch.finfo(self.dtype).tiny
+        self.temperature_D = torch.tensor(temperature, dtype=self.dtype, device=device).clamp(min=above_0)
+        self.temperature_D = self.temperature_D.expand(tree.tree_depth)
+        self.warpers = LogitsProcessorList()
+        if settings.top_k is not None:
+            self.warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p is not None:
+            self.warpers.append(TopPLogitsWarper(float(settings.top_p)))
+
+    def __call__(
+        self, node_n: torch.Tensor, logits_nK: torch.Tensor, uniform_n: torch.Tensor, log_weight_nK: torch.Tensor | None
+    ) -> Choice:
+        """Choose for internal nodes (n,) by their logits and numbers from U[0, 1).
+
+        A child's probability is proportional to exp(logit + log_weight).
+
+        Raises:
+            ValueError: a position has no child to draw, by the weights or because the logits are not numbers.
+
+        """
+        # Low-precision sampling silently lowers the entropy of the text: never in half precision.
+        scores_nK = logits_nK.to(self.dtype)
+        if log_weight_nK is not None:
+            scores_nK = scores_nK.log_softmax(dim=-1) + log_weight_nK
+        log_prob_nK = scores_nK.log_softmax(dim=-1)
+        if (impossible_n := log_prob_nK.isnan().any(dim=-1)).any():
+            _explain_impossible(int(impossible_n.sum()), logits_nK)
+        if self.settings.do_sample:
+            below_best_nK = log_prob_nK - log_prob_nK.amax(dim=-1, keepdim=True)  # however small the temperature
+            warped_nK = below_best_nK / self.temperature_D[self.tree.depth[node_n]][:, None]
+            slot_n = draw_slots(self.warpers(None, warped_nK).softmax(dim=-1), uniform_n)  # type: ignore[arg-type]
+        else:
+            slot_n = log_prob_nK.argmax(dim=-1)
+        log_prob_n = log_prob_nK.gather(1, slot_n[:, None])[:, 0]
+        child_n = self.tree.children[node_n - self.tree.root_id, slot_n]
+        return Choice(child_n, log_prob_n, self._score(log_prob_nK, log_prob_n))
+
+    def _score(self, log_prob_nK: torch.Tensor, log_prob_n: torch.Tensor) -> torch.Tensor:
+        if self.settings.unmasking == "entropy":
+            return torch.special.entr(log_prob_nK.exp()).sum(dim=-1).neg()
+        if self.settings.unmasking == "margin":
+            best = log_prob_nK.topk(min(2, log_prob_nK.shape[1]), dim=-1).values.exp()
+            return best[:, 0] - best[:, 1:].sum(dim=-1)
+        return log_prob_n.exp()
+
+    @property
+    def threshold(self) -> float | None:
+        """The least score that counts as sure."""
+        least = self.settings.threshold
+        return -least if least is not None and self.settings.unmasking == "entropy" else least
+
+
+def _explain_impossible(count: int, logits_nK: torch.Tensor) -> None:
+    if logits_nK.isnan().any() or not logits_nK.isfinite().any(dim=-1).all():
+        raise ValueError(
+            f"The model gives scores that are not numbers at {count} positions: its weights are damaged, or too large "
+            f"for {logits_nK.dtype}."
+        )
+    raise ValueError(f"The constraints together leave {count} positions no token: allow more.")
+
+
+def draw_slots(probability_nK: torch.Tensor, uniform_n: torch.Tensor) -> torch.Tensor:
+    """Return each row's first slot whose cumulative probability exceeds its number; never one of probability 0."""
+    cumulative_nK = probability_nK.cumsum(dim=-1)
+    total_n1 = cumulative_nK[:, -1:]
+    threshold_n1 = uniform_n.to(cumulative_nK.dtype)[:, None] * total_n1
+    threshold_n1 = torch.minimum(threshold_n1, torch.nextafter(total_n1, torch.zeros_like(total_n1)))  # if rounded up
+    return torch.searchsorted(cumulative_nK, threshold_n1, right=True)[:, 0]
+
+
+# ---- which positions ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the way down that all positions finish before any goes on: one level, or with some schedules all.
+
+    Attributes:
+        depth: what every position reaches.
+        times: (steps + 1,) float64, falling: what the steps lie between.
+        corrections: times that some positions are remasked after it.
+        climb: levels that they climb then.
+
+    """
+
+    depth: int
+    times: torch.Tensor
+    corrections: int
+    climb: int
+
+
+def random_targets(
+    schedule: LevelSchedule,
+    times: torch.Tensor,
+    depth_of: Callable[[], torch.Tensor],
+    open_BT: torch.Tensor,
+    noise: Noise,
+) -> Iterator[torch.Tensor]:
+    """For each step between `times` yield the depths (B, T) to reach, drawn as the reverse process has it.
+
+    `depth_of()` returns the depths (B, T) that the positions have when the step begins.
+    """
+    for start, end in pairwise(times.tolist()):
+        drawn_BT1 = noise.uniform(open_BT)[..., None]
+        reached_before = schedule.reverse_step(start, end).cumsum(dim=1)[:, :-1].to(drawn_BT1.device, drawn_BT1.dtype)
+        depth_BT = depth_of()
+        target_BT = (drawn_BT1 >= reached_before[depth_BT]).sum(dim=-1)
+        yield torch.where(open_BT, target_BT, depth_BT)
+
+
+def first_hitting_targets(
+    schedule: LevelSchedule, depth_BT: torch.Tensor, last_depth: int, open_BT: torch.Tensor, noise: Noise
+) -> Iterator[torch.Tensor]:
+    """Yield the depths (B, T) to reach, for a single position and level of each text after the other.
+
+    The order is that of the times at which the reverse process reaches them (First-Hitting Sampler, arXiv 2409.02908).
+    """
+    uniform_nD = noise.uniform(open_BT, schedule.depth).flatten(0, 1)
+    time_nD = schedule.hitting_times(depth_BT.flatten(), uniform_nD)
+    level_D = torch.arange(1, schedule.depth + 1, device=depth_BT.device)
+    ahead_BTD = (level_D > depth_BT[..., None]) & (level_D <= last_depth) & open_BT[..., None]
+    time_BTD = time_nD.view(ahead_BTD.shape).masked_fill(~ahead_BTD, -torch.inf)
+    # Equal times, if ever, keep the order of the levels: sorting is stable, levels of a position lie side by side.
+    rank_BTD = time_BTD.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(ahead_BTD.shape)
+    for count in range(1, int(ahead_BTD.sum(dim=(1, 2)).max()) + 1):
+        yield depth_BT + (ahead_BTD & (rank_BTD < count)).sum(dim=-1)
+
+
+def surest(
+    score_BT: torch.Tensor, levels_left_BT: torch.Tensor, passes_left: int, threshold: float | None
+) -> torch.Tensor:
+    """Choose who descends a level in this pass: (B, T) bool, the highest scores of each text.
+
+    As many as finish all levels in passes_left equal passes, and all whose score reaches the threshold; those who have
+    as many levels left as passes must go.
+
+    Args:
+        score_BT: how sure each position is.
+        levels_left_BT: levels that each has to descend; 0 where it does not.
+        passes_left: passes for that, this one included.
+        threshold: of the score, or None.
+
+    """
+    waiting_BT = levels_left_BT > 0
+    count_B = (levels_left_BT.sum(dim=1) + passes_left - 1) // passes_left
+    must_BT = levels_left_BT >= passes_left
+    chosen_BT = must_BT | highest(score_BT, waiting_BT & ~must_BT, count_B - must_BT.sum(dim=1))
+    return chosen_BT if threshold is None else chosen_BT | (waiting_BT & (score_BT >= threshold))
+
+
+def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool: the `count_B` highest scores of each row among some; of equal ones the first.
+
+    To four decimals: what looks alike, as open positions do at first, is not to be told apart by the rounding errors
+    that a text has in a batch and not alone.
+    """
+    ranked_BT = score_BT.round(decimals=4).masked_fill(~among_BT, -torch.inf)
+    rank_BT = ranked_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return among_BT & (rank_BT < count_B[:, None])
+
+
+# ---- the way down -------------------------------------------------------------------------------------------------
+
+
+class Denoiser:
+    """Takes a draft from open nodes down to tokens: steps, and corrections by remasking.
+
+    The loop, for each block of positions and each stage of the way down: look at the draft, draw a child for every
+    position that waits, let those descend that the order of unmasking selects.
+    """
+
+    def __init__(
+        self,
+        model: ChildModel,
+        draft: Draft,
+        settings: TreeDiffGenerationConfig,
+        constraints: Constraints,
+        generator: Generators,
+    ) -> None:
+        """Take over a draft that was laid out; ValueError for settings that do not fit the tree or the texts."""
+        self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
+        self.noise, self.sampler = Noise(generator, len(draft.node_ids)), ChildSampler(settings, model.tree)
+        self.draft = draft
+        draft.log_probs = draft.log_probs.to(self.sampler.dtype)
+
+    def denoise(self, blocks: Sequence[slice], stages: Sequence[Stage]) -> Iterator[Draft]:
+        """Fill the draft block by block; yield it after every forward pass, remasking, step and block.
+
+        Raises:
+            ValueError: constraints that leave a position no token.
+
+        """
+        draft = self.draft
+        for draft.columns in blocks:
+            self._begin_block()
+            for stage in stages:
+                yield from self._descend(stage)
+                for index in range(stage.corrections):
+                    self._remask(stage, self.settings.remasking_fraction * (1 - index / stage.corrections))
+                    yield draft
+                    yield from self._finish(stage)
+            self._pad_behind_end()
+            draft.num_blocks += 1
+            yield draft
+            if not (draft.node_ids[draft.real] >= self.tree.vocab_size).any():
+                return
+
+    def _begin_block(self) -> None:
+        in_block_BT = torch.zeros_like(self.draft.real)
+        in_block_BT[:, self.draft.columns] = True
+        self.given_depth = self._depth()
+        self.open = self.draft.real & in_block_BT & (self.given_depth < self.tree.tree_depth)
+        self.uniform = self.noise.uniform(self.open, self.tree.tree_depth)
+        self.constraints.check(self.draft, self.open)
+
+    def _depth(self) -> torch.Tensor:
+        """(B, T) depths of the nodes."""
+        return self.tree.depth[self.draft.node_ids]
+
+    def _levels_left(self, stage: Stage) -> torch.Tensor:
+        """(B, T) levels from here to the stage's depth; 0 where no position is open."""
+        return torch.where(self.open, stage.depth - self._depth(), 0).clamp(min=0)
+
+    def _descend(self, stage: Stage) -> Iterator[Draft]:
+        """Let all open positions descend to the stage's depth, in the order of unmasking."""
+        unmasking, schedule = self.settings.unmasking, self.model.schedule
+        if unmasking in ORDERED:
+            yield from self._descend_surest_first(stage)
+        elif unmasking == "first_hitting":
+            targets = first_hitting_targets(schedule, self._depth(), stage.depth, self.open, self.noise)
+            yield from self._descend_to(targets)
+        else:
+            targets = random_targets(schedule, stage.times, lambda: self._depth(), self.open, self.noise)
+            yield from self._descend_to(targets)
+        yield from self._finish(stage)  # those that constraints held back
+
+    def _descend_to(self, targets: Iterator[torch.Tensor]) -> Iterator[Draft]:
+        """Let positions descend to each of the depths (B, T) in turn, a level in a pass."""
+        for target_BT in targets:
+            while (moving_BT := self._depth() < target_BT).any():
+                self._pass(moving_BT)
+                yield self.draft
+            self.draft.num_steps += 1
+            yield self.draft
+
+    def _descend_surest_first(self, stage: Stage) -> Iterator[Draft]:
+        """Let the surest positions descend first, in the stage's number of passes at most."""
+        for passes_left in range(len(stage.times) - 1, 0, -1):
+            left_BT = self._levels_left(stage)
+            if not left_BT.any():
+                return
+            select = partial(surest, levels_left_BT=left_BT, passes_left=passes_left, threshold=self.sampler.threshold)
+            self._pass(left_BT > 0, select)
+            yield self.draft
+            self.draft.num_steps += 1
+            yield self.draft
+
+    def _finish(self, stage: Stage) -> Iterator[Draft]:
+        """Let all that have not reached the stage's depth descend to it, a level in a pass."""
+        while (moving_BT := self._levels_left(stage) > 0).any():
+            self._pass(moving_BT)
+            yield self.draft
+            self.draft.num_steps += 1
+            yield self.draft
+
+    def _pass(self, waiting_BT: torch.Tensor, select: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        """Look at the draft once, draw children where positions wait, and let those descend that are selected."""
+        logits = self.model.child_logits(self.draft.seen, self.draft.attention_mask)
+        logits_nK = logits[waiting_BT[:, self.draft.columns]]
+        self.draft.num_forward_passes += 1
+        node_n = self.draft.node_ids[waiting_BT]
+        level_n = self.tree.depth[node_n]
+        uniform_n = self.uniform[waiting_BT].gather(1, level_n[:, None])[:, 0]
+        choice = self.sampler(node_n, logits_nK, uniform_n, self.constraints.log_weights(self.draft, waiting_BT))
+        moving_BT = waiting_BT
+        if select is not None:
+            moving_BT = select(choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score))
+        after_BT = self.draft.node_ids.masked_scatter(waiting_BT, choice.child)
+        moving_BT = self.constraints.may_move(self.draft, after_BT, moving_BT)
+        moved_n = moving_BT[waiting_BT]
+        text_n, place_n = waiting_BT.nonzero(as_tuple=True)
+        self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
+        self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
+
+    def _remask(self, stage: Stage, share: float) -> None:
+        """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""
+        target_BT = (stage.depth - stage.climb + torch.zeros_like(self.given_depth)).maximum(self.given_depth)
+        may_climb_BT = self.open & (target_BT < self._depth())
+        level_D = torch.arange(self.tree.tree_depth, device=target_BT.device)
+        undone_BTD = (level_D >= target_BT[..., None]) & (level_D < stage.depth)
+        improbable_BT = -(self.draft.log_probs * undone_BTD).sum(dim=-1)
+        count_B = (may_climb_BT.sum(dim=1) * share).ceil().long()
+        climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
+        above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
+        self.draft.node_ids = torch.where(climbing_BT, above_BT, self.draft.node_ids)
+        fresh_BTD = self.noise.uniform(self.open, self.tree.tree_depth)
+        self.uniform = torch.where((climbing_BT[..., None] & undone_BTD), fresh_BTD, self.uniform)
+
+    def _pad_behind_end(self) -> None:
+        """Put padding, or ends of text if there is none, behind the first new end of text."""
+        settings, new = self.settings, slice(self.draft.node_ids.shape[1] - self.draft.num_new, None)
+        if settings.eos_token_id is None or not self.draft.num_new or not settings.eos_early_stop:
+            return
+        end_ids = torch.tensor(settings.eos_token_id, device=self.draft.node_ids.device).view(-1)
+        behind_BT = torch.zeros_like(self.draft.real)
+        ends = torch.isin(self.draft.node_ids[:, new], end_ids).long()
+        behind_BT[:, new] = ends.cumsum(dim=1) - ends > 0
+        padding = settings.pad_token_id if settings.pad_token_id is not None else int(end_ids[0])
+        self.draft.node_ids = self.draft.node_ids.masked_fill(behind_BT, padding)
+        self.draft.log_probs = self.draft.log_probs.masked_fill(behind_BT[..., None], 0)

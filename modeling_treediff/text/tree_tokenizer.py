@@ -1,0 +1,39 @@
+"""A tree's tokenizer: its size, and whether it is the one that a tree was built for."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+from .mask_token import MASK_TOKEN
+
+
+def tokenizer_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the largest token id of a tokenizer plus one: V of a tree for it, whose leaves are token ids.
+
+    Added tokens count, but not the mask behind all others that a saved model's tokenizer has. Where no token has some
+    of the ids below, as in several vocabularies of GPT-4's kind, it is more than `len(tokenizer)`; the leaves of the
+    missing ids are never used.
+    """
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    has_root = tokenizer.mask_token == MASK_TOKEN and tokenizer.mask_token_id == size - 1
+    return size - has_root
+
+
+def check_tokenizer(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless the tokenizer's ids, as `tokenizer_size` counts them, are exactly the tree's leaves."""
+    size = tokenizer_size(tokenizer)
+    if size != tree.vocab_size:
+        raise ValueError(
+            f"The tree has {tree.vocab_size} leaves but the tokenizer has {size} token ids: a leaf's id is its token "
+            "id. Build a tree for this tokenizer, or load the tokenizer the tree was built for "
+            f"({tree.metadata.get('tokenizer', 'not recorded')})."
+        )
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer, less what transformers notes of the place it was loaded from: that is no part of it."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.save_pretrained(folder)
