@@ -40,6 +40,7 @@ from modeling_treediff.building import (
     train_tokenizer,
 )
 from modeling_treediff.building.extension import extend_tree
+from modeling_treediff.building.order import tree_from_order
 from modeling_treediff.building.tree_builder import smallest_depth
 from modeling_treediff.text import iterate_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
@@ -201,7 +202,7 @@ def make_tree(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> V
     counts = count(args, tokenizer, vocab_size) if args.text else None
     if args.method == "frequency":
         order = np.arange(vocab_size) if counts is None else np.argsort(-counts.token_counts, kind="stable")
-        return VocabularyTree.from_order(order, branching, depth, {"method": "frequency"} | metadata)
+        return tree_from_order(order, branching, depth, {"method": "frequency"} | metadata)
     token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
     if embeddings is None:
         assert follows is not None

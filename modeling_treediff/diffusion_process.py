@@ -127,6 +127,15 @@ def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree) -> None:
         )
 
 
+def check_nodes(node_ids: torch.Tensor, num_nodes: int) -> None:
+    """Raise ValueError unless all ids are nodes of a tree with so many."""
+    if node_ids.numel() and not 0 <= int(node_ids.min()) <= int(node_ids.max()) < num_nodes:
+        raise ValueError(
+            f"input_ids must lie in 0..{num_nodes - 1} (nodes of the tree), got {int(node_ids.min())}.."
+            f"{int(node_ids.max())}."
+        )
+
+
 def counted_positions(
     token_ids: torch.Tensor, attention_mask: torch.Tensor | None, fixed_mask: torch.Tensor | None
 ) -> torch.Tensor:

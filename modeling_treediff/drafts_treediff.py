@@ -41,7 +41,7 @@ class Draft:
         log_probs: (B, T, D) of each level's child when it was drawn, 0 where none was.
         columns: those that the network sees; the current block ends with them.
         num_new: positions appended to what was given.
-        num_forward_passes: passes of the network so far.
+        num_forward_passes: passes of the network so far, those for constraints among them.
         num_steps: steps finished so far.
         num_blocks: blocks finished so far.
 

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .configuration_treediff import TreeDiffConfig
+from .diffusion_process import check_nodes
 from .drafts_treediff import Constraints, Draft, TokenWeights
 from .generation_config_treediff import SPECIAL_TOKENS, TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
@@ -119,10 +120,8 @@ class TreeDiffGenerationMixin:
         stages = plan_stages(settings, self.schedule, self.tree)
         draft = self._lay_out(input_ids, attention_mask, settings)
         blocks = plan_blocks(draft, settings.block_length, self.config)
-        constraints = constraints or TokenWeights()
-        constraints.begin(self, settings)
-        denoiser = Denoiser(self, draft, settings, constraints, generator)
-        audience = _Audience(draft, self.tree, constraints, streamer, callback, settings.output_history)
+        denoiser = Denoiser(self, draft, settings, constraints or TokenWeights(), generator)
+        audience = _Audience(draft, self.tree, streamer, callback, settings.output_history)
         for draft in denoiser.denoise(blocks, stages):
             audience.see(draft)
         if streamer is not None:
@@ -133,7 +132,7 @@ class TreeDiffGenerationMixin:
         nowhere = draft.log_probs.new_zeros(*sequences.shape, self.tree.tree_depth)
         return TreeDiffGenerationOutput(
             sequences=sequences,
-            num_forward_passes=audience.num_forward_passes(draft),
+            num_forward_passes=draft.num_forward_passes,
             log_probs=draft.restore(draft.log_probs, nowhere),
             history=None if history is None else tuple(history),
             depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
@@ -231,18 +230,13 @@ class TreeDiffGenerationMixin:
                 "input_ids must be whole numbers of shape (batch, length), with a text at least, got "
                 f"{input_ids.dtype} of shape {tuple(input_ids.shape)}."
             )
-        nodes = self.config.num_tree_nodes
-        if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < nodes:
-            raise ValueError(
-                f"input_ids must lie in 0..{nodes - 1} (nodes of the tree), got {int(input_ids.min())}.."
-                f"{int(input_ids.max())}."
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        check_nodes(input_ids, self.config.num_tree_nodes)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        elif attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ."
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
         new_tokens = settings.max_new_tokens
         if new_tokens is None:  # fill what is open; where nothing is, continue the text
             is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)
@@ -262,12 +256,11 @@ class _Audience:
         self,
         draft: Draft,
         tree: VocabularyTree,
-        constraints: Constraints,
         streamer: BaseStreamer | None,
         callback: Callable[[GenerationStep], None] | None,
         keep_history: bool,
     ) -> None:
-        self.tree, self.constraints, self.streamer, self.callback = tree, constraints, streamer, callback
+        self.tree, self.streamer, self.callback = tree, streamer, callback
         self.last = draft.given
         self.history = [draft.given] if keep_history else None
         self.steps = self.blocks = 0
@@ -277,12 +270,8 @@ class _Audience:
             streamer.put(draft.given[:, : self.streamed].cpu())
         self._tell(draft)
 
-    def num_forward_passes(self, draft: Draft) -> int:
-        """All so far, those for the constraints among them."""
-        return draft.num_forward_passes + self.constraints.num_forward_passes
-
     def see(self, draft: Draft) -> None:
-        """Take note of a forward pass or remasking, else of the end of a step or a block."""
+        """Take note of a forward pass or remasking, of the end of a step, or of the end of a block."""
         if draft.num_blocks > self.blocks:
             self.blocks = draft.num_blocks
             self._end_block(draft)
@@ -294,9 +283,8 @@ class _Audience:
             self._tell(draft)
 
     def _end_block(self, draft: Draft) -> None:
-        """Take note of what stays of a finished block, whose end of text may have cut off some."""
         result = draft.result
-        if not torch.equal(result, self.last):
+        if not torch.equal(result, self.last):  # an end of text has cut off some
             self._tell(draft)
         if self.history is not None:
             self.history[-1] = result
@@ -308,7 +296,7 @@ class _Audience:
     def _tell(self, draft: Draft) -> None:
         result = draft.result
         if self.callback is not None:
-            self.callback(GenerationStep(self.num_forward_passes(draft), result.clone(), result != self.last))
+            self.callback(GenerationStep(draft.num_forward_passes, result.clone(), result != self.last))
         self.last = result
         if self.streamer is not None and hasattr(self.streamer, "put_draft"):
             nodes = result[:, self.streamed :]
@@ -322,10 +310,7 @@ class _Audience:
 def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) -> list[slice]:
     """Return the columns of the draft that are seen while each block, the end of its columns, is filled.
 
-    Args:
-        draft: what was laid out.
-        block_length: new positions in a block; None for all at once.
-        config: the model sees its max_position_embeddings.
+    Without block_length all new positions are one block; the model sees its max_position_embeddings last positions.
 
     Raises:
         ValueError: a text that the model cannot see whole, written without blocks; a block longer than it sees; an
@@ -333,30 +318,28 @@ def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) 
 
     """
     length, limit = draft.node_ids.shape[1], config.max_position_embeddings
+    if block_length is None and length > limit:
+        raise ValueError(
+            f"{length} positions are more than the model's {limit} (max_position_embeddings): make the text shorter"
+            f"{', or write it in blocks (block_length)' if draft.num_new else ''}."
+        )
     if block_length is None:
-        if length > limit:
-            hint = ", or write it in blocks (block_length)" if draft.num_new else ""
-            raise ValueError(
-                f"{length} positions are more than the model's {limit} (max_position_embeddings): make the text "
-                f"shorter{hint}."
-            )
         return [slice(0, length)]
     if block_length > limit:
         raise ValueError(f"block_length={block_length} is more than the model's {limit} positions.")
-    ends = [*range(length - draft.num_new + block_length, length, block_length), length]
-    seen = [slice(max(0, end - limit), end) for end in ends]
     if block_length == limit and length > limit:
         raise ValueError(
             f"block_length={block_length} leaves the model's {limit} positions no room for what stands before a block: "
             "choose a smaller one."
         )
-    open_BT = draft.real & (draft.node_ids >= config.vocab_size)
-    if open_BT[:, : seen[0].start].any():
+    ends = [*range(length - draft.num_new + block_length, length, block_length), length]
+    unseen = max(0, ends[0] - limit)
+    if (draft.real & (draft.node_ids >= config.vocab_size))[:, :unseen].any():
         raise ValueError(
             f"There is an open position further than the model's {limit} positions before the end of the first block: "
             "fill it before, or make the text shorter."
         )
-    return seen
+    return [slice(max(0, end - limit), end) for end in ends]
 
 
 def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tree: VocabularyTree) -> list[Stage]:
@@ -384,11 +367,7 @@ def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tre
 
 
 def _divide_steps(
-    settings: TreeDiffGenerationConfig,
-    schedule: LevelSchedule,
-    tree: VocabularyTree,
-    num_stages: int,
-    corrections: int,
+    settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tree: VocabularyTree, num_stages: int, corrections: int
 ) -> list[int]:
     """Return the steps of each stage, without `corrections` passes that are spent otherwise."""
     given, left = settings.steps_per_level, settings.num_steps - corrections
@@ -408,17 +387,11 @@ def _divide_steps(
         )
     if given is None:
         return schedule.split_steps(left)
-    nodes = tree.depth.bincount().tolist()
-    bits = [math.log2(below / above) for above, below in pairwise(nodes)]
-    return _in_proportion(left, bits)
-
-
-def _in_proportion(total: int, weights: list[float]) -> list[int]:
-    """Divide `total` into whole numbers, at least 1, as near as can be to the weights (largest remainders)."""
-    left = total - len(weights)
-    exact = [left * weight / (sum(weights) or 1) for weight in weights]
+    # "auto": one step for each level, the others in proportion to its bits, by largest remainders.
+    bits = [math.log2(below / above) for above, below in pairwise(tree.depth.bincount().tolist())]
+    exact = [(left - len(bits)) * level_bits / (sum(bits) or 1) for level_bits in bits]
     counts = [int(share) for share in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda index: counts[index] - exact[index])
-    for index in [place % len(weights) for place in range(left - sum(counts))]:
-        counts[by_remainder[index]] += 1
+    by_remainder = sorted(range(len(bits)), key=lambda index: counts[index] - exact[index])
+    for place in range(left - len(bits) - sum(counts)):
+        counts[by_remainder[place % len(bits)]] += 1
     return [1 + count for count in counts]

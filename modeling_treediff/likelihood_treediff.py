@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_tokens, child_slots, corrupt_level, counted_positions, uniform
+from .diffusion_process import check_nodes, check_tokens, child_slots, corrupt_level, counted_positions, uniform
 from .heads_treediff import TreeHead
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
@@ -29,8 +29,7 @@ class NelboEstimate:
     Attributes:
         value: the estimate.
         standard_error: of the value as an estimate for these sequences; infinite where a level was visited less than
-            twice. It errs high: corruptions are stratified, and unless every sequence has two of every level, the
-            differences between sequences count too.
+            twice. It errs high: corruptions are stratified.
         level_losses: (D,) share of each level in the value, coarsest first.
         token_losses: (B, T) float64 on the CPU, nats of each position; 0 where not counted. Their sum over
             num_tokens is the value.
@@ -107,11 +106,9 @@ class TreeDiffLikelihoodMixin:
 
         Each forward pass sees one level k of one sequence with N tokens: at a time drawn from the flux of that level,
         all positions take depths from the schedule, one of them, drawn evenly, is put at depth k-1, and N times the
-        mean cross-entropy of all m positions at depth k-1 is an unbiased estimate of the level's share. For a
-        sequential level that is N E_{m ~ U{1..N}} E_{|M| = m} [(1/m) sum_{i in M} CE_i]: no weight is unbounded and
-        the number of positions does not fluctuate around its mean, as with weights f_k / pi_{k-1}. Levels and
-        times are stratified over the corruptions. With S >= D every sequence sees every level; with fewer, which ones
-        is left to chance, so do that only with many sequences of like length.
+        mean cross-entropy of all positions at depth k-1 is an unbiased estimate of the level's share. No weight is
+        unbounded, as f_k / pi_{k-1} is. Levels and times are stratified over the corruptions. With S >= D every
+        sequence sees every level; with fewer, chance decides which, so do that only with many sequences of like length.
 
         Args:
             token_ids: (B, T) clean tokens.
@@ -175,14 +172,12 @@ class TreeDiffLikelihoodMixin:
         log p(x) = sum_k log p(a_k(x) | a_{k-1}(x) at the position, the others): one pass scores the children of the
         open positions' nodes, then each child is put at its position and its own children are scored, down to the
         tokens. All other positions stay, so several open ones get their distributions each on its own; but none is
-        shown finer than the schedule shows it beside a position of that depth (`LevelSchedule.deepest_beside`). On the
-        flat tree this is the softmax of one pass.
-
-        It costs a pass for the batch and one sequence for each internal node below each open position, K of them where
-        D is 2.
+        shown finer than the schedule shows it beside a position of that depth (`LevelSchedule.deepest_beside`). It
+        costs a pass for the batch and one sequence for each internal node below each open position. On the flat tree
+        this is the softmax of one pass.
 
         Args:
-            input_ids: (B, T) node ids.
+            input_ids: (B, T) node ids; ValueError for ids outside the tree.
             attention_mask: (B, T), 0 at padding.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
 
@@ -190,52 +185,56 @@ class TreeDiffLikelihoodMixin:
             (B, T, V) in float32 at least, without gradient; -inf for tokens that are not below a position's node, so
             at a token 0 for itself alone.
 
-        Raises:
-            ValueError: ids outside the tree.
-
         """
-        tree = self.tree
-        if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < tree.num_nodes:
-            raise ValueError(
-                f"input_ids must lie in 0..{tree.num_nodes - 1} (nodes of the tree), got {int(input_ids.min())}.."
-                f"{int(input_ids.max())}."
-            )
-        log_BTV = torch.full(
-            (*input_ids.shape, tree.vocab_size),
-            -torch.inf,
-            dtype=torch.promote_types(self.dtype, torch.float32),
-            device=input_ids.device,
-        )
-        reached = _Reached.given(input_ids, tree, 0, log_BTV.dtype)
+        tree, masks = self.tree, (attention_mask, segment_ids)
+        check_nodes(input_ids, tree.num_nodes)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        log_BTV = torch.full((*input_ids.shape, tree.vocab_size), -torch.inf, dtype=dtype, device=input_ids.device)
+        # Nodes of one depth that positions may stand at: the sequence, the place in it, the node, its log-probability.
+        row_n, place_n, node_n, log_n = _given_at(0, input_ids, tree, dtype)
         for depth in range(tree.tree_depth):
             context_BT = tree.coarsen(input_ids, self.schedule.deepest_beside(depth))
-            log_nK = self._log_children(context_BT, (attention_mask, segment_ids), reached)
-            given = _Reached.given(input_ids, tree, depth + 1, log_BTV.dtype)
-            reached = reached.children(log_nK, tree).joined(given)
-        log_BTV[reached.row_n, reached.place_n, reached.node_n] = reached.log_n
+            log_nK = self._log_children(context_BT, masks, row_n, place_n, node_n)
+            child_nK = tree.children[node_n - tree.root_id]
+            index, slot = (child_nK >= 0).nonzero().unbind(1)
+            below = row_n[index], place_n[index], child_nK[index, slot], log_n[index] + log_nK[index, slot]
+            given = _given_at(depth + 1, input_ids, tree, dtype)
+            row_n, place_n, node_n, log_n = (torch.cat(pair) for pair in zip(below, given, strict=True))
+        log_BTV[row_n, place_n, node_n] = log_n
         return log_BTV
 
-    def _log_children(self, context_BT: torch.Tensor, masks: Masks, reached: "_Reached") -> torch.Tensor:
-        """Return the (n, K) log-probabilities of the children of each node at its position in its sequence."""
-        row_n, place_n, node_n = reached.row_n, reached.place_n, reached.node_n
-        log_nK = reached.log_n.new_empty(len(row_n), self.tree.max_branching)
+    def _log_children(
+        self, context_BT: torch.Tensor, masks: Masks, row_n: torch.Tensor, place_n: torch.Tensor, node_n: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the (n, K) log-probabilities of the children of each node at its place in its sequence."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        log_nK = torch.empty(len(row_n), self.config.max_branching, dtype=dtype, device=node_n.device)
         is_there = context_BT[row_n, place_n] == node_n
         if is_there.any():  # what stands in the text as it is needs no sequence of its own
-            log_nK[is_there] = self._score(context_BT, masks, row_n[is_there], place_n[is_there]).to(log_nK.dtype)
+            log_nK[is_there] = self._log_probs_at(context_BT, masks, row_n[is_there], place_n[is_there])
         elsewhere = (~is_there).nonzero()[:, 0]
-        for first in range(0, len(elsewhere), SEQUENCES_PER_PASS):
-            part = elsewhere[first : first + SEQUENCES_PER_PASS]
+        for part in elsewhere.split(SEQUENCES_PER_PASS) if len(elsewhere) else ():
             row_m, place_m, index_m = row_n[part], place_n[part], torch.arange(len(part), device=part.device)
             nodes_mT = context_BT[row_m].index_put((index_m, place_m), node_n[part])
             masks_mT = [None if mask is None else mask[row_m] for mask in masks]
-            log_nK[part] = self._score(nodes_mT, masks_mT, index_m, place_m).to(log_nK.dtype)
+            log_nK[part] = self._log_probs_at(nodes_mT, masks_mT, index_m, place_m)
         return log_nK
 
-    def _score(self, nodes: torch.Tensor, masks: Masks, row_m: torch.Tensor, place_m: torch.Tensor) -> torch.Tensor:
+    def _log_probs_at(
+        self, nodes: torch.Tensor, masks: Masks, row_m: torch.Tensor, place_m: torch.Tensor
+    ) -> torch.Tensor:
         """Run sequences once; return (m, K) log-probabilities of the children at some of their positions."""
         hidden_1mE = self.model(nodes, *masks).last_hidden_state[row_m, place_m][None]
         logits_mK = self.head(hidden_1mE, nodes[row_m, place_m][None], self.tree)[0]
         return logits_mK.to(torch.promote_types(logits_mK.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def _given_at(
+    depth: int, input_ids: torch.Tensor, tree: VocabularyTree, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return sequence, place, node and log-probability 0 of the positions that stand at this depth for certain."""
+    row_n, place_n = (tree.depth[input_ids] == depth).nonzero().unbind(1)
+    return row_n, place_n, input_ids[row_n, place_n], torch.zeros_like(row_n, dtype=dtype)
 
 
 def _strata(
@@ -290,31 +289,3 @@ def _estimate(
     variance = (spread * size / (size - 1))[several].sum() if (several | (size == 0)).all() else torch.tensor(torch.inf)
     levels = tuple(level_losses.tolist())
     return NelboEstimate(sum(levels), float(variance.sqrt()), levels, token_losses, num_tokens)
-
-
-@dataclass(frozen=True)
-class _Reached:
-    """Nodes of one depth that positions may stand at."""
-
-    row_n: torch.Tensor  # the sequence
-    place_n: torch.Tensor  # the position
-    node_n: torch.Tensor
-    log_n: torch.Tensor  # log-probability of the node there
-
-    @classmethod
-    def given(cls, input_ids: torch.Tensor, tree: VocabularyTree, depth: int, dtype: torch.dtype) -> "_Reached":
-        """Return the positions of (B, T) node ids that stand at this depth, for certain."""
-        row_n, place_n = (tree.depth[input_ids] == depth).nonzero().unbind(1)
-        return cls(row_n, place_n, input_ids[row_n, place_n], torch.zeros_like(row_n, dtype=dtype))
-
-    def children(self, log_nK: torch.Tensor, tree: VocabularyTree) -> "_Reached":
-        """Return all children, given the log-probabilities of each node's by their slots."""
-        child_nK = tree.children[self.node_n - tree.root_id]
-        index, slot = (child_nK >= 0).nonzero().unbind(1)
-        log = self.log_n[index] + log_nK[index, slot]
-        return _Reached(self.row_n[index], self.place_n[index], child_nK[index, slot], log)
-
-    def joined(self, other: "_Reached") -> "_Reached":
-        """Return these nodes and others of the same depth."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Reached(*(torch.cat(pair) for pair in pairs))

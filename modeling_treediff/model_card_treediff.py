@@ -12,11 +12,12 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import logging
 
+from modeling_treediff import __version__
+
 from .atomic_files import write_atomically
 from .card_metadata_treediff import describe
 from .card_values_treediff import values_of_evaluation, values_of_the_model, values_of_the_tree, values_of_training
 from .model_records_treediff import EVALUATION_RECORD, RECORD_NAMES, TRAINING_RECORD, find_records
-from .version import __version__
 
 logger = logging.get_logger(__name__)
 

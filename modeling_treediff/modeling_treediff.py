@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 # Every shipped file is imported here directly: older releases of transformers copy no others.
 from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import child_slots, nelbo_terms
+from .diffusion_process import check_nodes, child_slots, nelbo_terms
 from .drafts_treediff import Draft  # noqa: F401
 from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
@@ -86,11 +86,9 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
         try:
             embeddings_BTE = embed(input_ids)
-        except IndexError as error:
-            raise ValueError(
-                f"input_ids must lie in 0..{self.config.num_tree_nodes - 1} (nodes of the tree), got "
-                f"{int(input_ids.min())}..{int(input_ids.max())}."
-            ) from error
+        except IndexError:
+            check_nodes(input_ids, self.config.num_tree_nodes)
+            raise
         return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask, segment_ids))
 
     def _embed_paths(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -205,7 +203,7 @@ class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
 
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
-        return self(input_ids, attention_mask).logits
+        return self(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 class TreeDiffForMaskedLM(TreeDiffLanguageModel):

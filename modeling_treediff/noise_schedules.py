@@ -135,9 +135,7 @@ class LevelSchedule(ABC):
         """Return the steps of each interval, the last one in time first; ValueError if there is not one for each."""
         intervals = len(self.boundaries) - 1
         if num_steps < intervals:
-            raise ValueError(
-                f"num_steps={num_steps} is too small: each of the tree's {intervals} levels needs one step."
-            )
+            raise ValueError(f"num_steps={num_steps} is too small: each of the tree's {intervals} levels needs one.")
         steps, extra = divmod(num_steps, intervals)
         return [steps + (index < extra) for index in range(intervals)]
 
@@ -187,7 +185,7 @@ class SequentialSchedule(LevelSchedule):
         return step
 
     def deepest_beside(self, depth: int) -> int:
-        return min(depth + 1, self.depth)
+        return min(depth + 1, self.depth)  # no two levels are half lost at once
 
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         start_D, length_D = self._windows(uniform)

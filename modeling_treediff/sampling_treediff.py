@@ -256,11 +256,13 @@ class Denoiser:
         constraints: Constraints,
         generator: Generators,
     ) -> None:
-        """Take over a draft that was laid out; ValueError for settings that do not fit the tree or the texts."""
+        """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left."""
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
         self.noise, self.sampler = Noise(generator, len(draft.node_ids)), ChildSampler(settings, model.tree)
-        self.draft = draft
+        self.draft, self.num_passes = draft, 0
         draft.log_probs = draft.log_probs.to(self.sampler.dtype)
+        constraints.begin(model, settings)
+        self._count_passes()
 
     def denoise(self, blocks: Sequence[slice], stages: Sequence[Stage]) -> Iterator[Draft]:
         """Fill the draft block by block; yield it after every forward pass, remasking, step and block.
@@ -346,7 +348,7 @@ class Denoiser:
         """Look at the draft once, draw children where positions wait, and let those descend that are selected."""
         logits = self.model.child_logits(self.draft.seen, self.draft.attention_mask)
         logits_nK = logits[waiting_BT[:, self.draft.columns]]
-        self.draft.num_forward_passes += 1
+        self.num_passes += 1
         node_n = self.draft.node_ids[waiting_BT]
         level_n = self.tree.depth[node_n]
         uniform_n = self.uniform[waiting_BT].gather(1, level_n[:, None])[:, 0]
@@ -360,6 +362,10 @@ class Denoiser:
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
+        self._count_passes()
+
+    def _count_passes(self) -> None:
+        self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
 
     def _remask(self, stage: Stage, share: float) -> None:
         """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""

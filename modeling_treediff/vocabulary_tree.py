@@ -130,26 +130,10 @@ class VocabularyTree:
             ValueError: branching**depth leaves are fewer than the vocabulary.
 
         """
-        order = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
-        return cls.from_order(order, branching, depth, {"method": "random", "seed": seed} | (metadata or {}))
-
-    @classmethod
-    def from_order(
-        cls, order: Table, branching: int, depth: int, metadata: dict[str, Any] | None = None
-    ) -> "VocabularyTree":
-        """Return a balanced tree whose leaves, from the first slots to the last, are the tokens in `order`, (V,).
-
-        With tokens in order of frequency, siblings are tokens equally frequent and nothing else: a control.
-
-        Raises:
-            ValueError: not a permutation of 0..V-1, or branching**depth leaves are fewer than the vocabulary.
-
-        """
-        order_V = as_int64(order, "order")
-        if order_V.ndim != 1 or not np.array_equal(np.sort(order_V), np.arange(len(order_V))):
-            raise ValueError(f"order must hold every token id from 0 to {len(order_V) - 1} once.")
-        check_feasible(len(order_V), branching, depth)
-        return cls.from_paths(_even_paths(order_V, branching, depth), branching, -np.argsort(order_V), metadata)
+        check_feasible(vocab_size, branching, depth)
+        order_V = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
+        facts = {"method": "random", "seed": seed} | (metadata or {})
+        return cls.from_paths(even_paths(order_V, branching, depth), branching, -np.argsort(order_V), facts)
 
     # ---- what follows from the tables -------------------------------------------------------------------------
 
@@ -242,7 +226,7 @@ class VocabularyTree:
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).
 
-        Each file appears whole or not at all; a kill at any moment leaves a folder that still loads.
+        A kill at any moment leaves a folder that still loads.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,18 +237,14 @@ class VocabularyTree:
         }
         content = save(tables, metadata={"vocabulary_tree": json.dumps(facts, sort_keys=True)})
         text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-        # Empty in between, which is read as nothing: never facts beside a tree that they do not describe.
-        _replace_file(folder / TREE_CONFIG_NAME, b"")
+        if (readable := folder / TREE_CONFIG_NAME).exists():  # never beside a tree that it does not describe
+            os.replace(readable, _partial(readable))
         _replace_file(folder / TREE_WEIGHTS_NAME, content)
-        _replace_file(folder / TREE_CONFIG_NAME, text.encode())
+        _replace_file(readable, text.encode())
 
     @classmethod
     def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: HubOption) -> "VocabularyTree":
-        """Load a tree from a folder or a Hub repository and verify its fingerprint.
-
-        Args:
-            directory_or_repo: folder that holds `vocabulary_tree.safetensors`, or a Hub repository id.
-            hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, as in transformers.
+        """Load a tree from a folder or a Hub repository and verify its fingerprint; `hub_kwargs` as in transformers.
 
         Raises:
             OSError: there is no such file.
@@ -320,16 +300,20 @@ def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], 
             )
         tables = {name: archive.get_tensor(name) for name in ("paths", "representative")}
     recorded, readable = {facts["sha256"]}, file.with_name(TREE_CONFIG_NAME)
-    if readable.exists() and (text := readable.read_text(encoding="utf-8")):
-        recorded.add(json.loads(text)["sha256"])
+    if readable.exists():
+        recorded.add(json.loads(readable.read_text(encoding="utf-8"))["sha256"])
     return tables, facts, recorded
 
 
 def _replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves its old content or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    _partial(path).write_bytes(content)
+    os.replace(_partial(path), path)
+
+
+def _partial(path: Path) -> Path:
+    """Return the name that a file has until it is complete."""
+    return path.with_name(f".{path.name}.partial")
 
 
 # ---- arithmetic of the tables ---------------------------------------------------------------------------------------
@@ -367,7 +351,7 @@ def as_int64(table: Table, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _even_paths(order: np.ndarray, branching: int, depth: int) -> np.ndarray:
+def even_paths(order: np.ndarray, branching: int, depth: int) -> np.ndarray:
     """Return paths (V, D) that give the tokens, in this order, the leaves of a tree split as evenly as possible."""
     path_VD = np.zeros((len(order), depth), dtype=np.int64)
     groups = [order]

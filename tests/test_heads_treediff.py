@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import budget_config
+from modeling_treediff.building.order import tree_from_order
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.heads_treediff import (
     HEADS,
@@ -340,7 +341,7 @@ def test_chunked_loss_keeps_no_logits_for_backward():
 
 def check_fused_nats(kernel, name):
     """Values and gradients by the kernel in fp32 are as close to those in fp64 as those of plain chunks."""
-    tree = VocabularyTree.from_order(torch.randperm(53, generator=torch.Generator().manual_seed(3)), 53, 1)
+    tree = tree_from_order(torch.randperm(53, generator=torch.Generator().manual_seed(3)), 53, 1)
     head, nodes = built(name, tree), torch.full((3, 13), tree.root_id)
     slots, weight = slots_of(tree, nodes), torch.rand(3, 13, generator=torch.Generator().manual_seed(1))
     found = {}

@@ -6,7 +6,7 @@ Chi-square statistics are held below the 99.9 % point of their distribution (sci
 import pytest
 import torch
 from helpers.bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
-from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
+from helpers.models import SEQUENTIAL, generate, tiny_model, tokens_by_enumeration
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
@@ -23,7 +23,7 @@ DRAWS = 4_000
 
 def draw(model, length: int, draws: int = DRAWS, seed: int = 0, **settings) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return model.generate(max_new_tokens=length, num_return_sequences=draws, generator=generator, **settings)
+    return generate(model, max_new_tokens=length, num_return_sequences=draws, generator=generator, **settings)
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

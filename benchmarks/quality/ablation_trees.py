@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from benchmarks.quality.data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
+from modeling_treediff.building.order import tree_from_order
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 from modeling_treediff.vocabulary_tree import smallest_branching
 
@@ -66,7 +67,7 @@ class TreeSources:
         """Return a tree whose siblings are ordered by frequency."""
         token_counts = self.counts.token_counts
         if source == "frequency":
-            return VocabularyTree.from_order(np.argsort(-token_counts, kind="stable"), branching, depth)
+            return tree_from_order(np.argsort(-token_counts, kind="stable"), branching, depth)
         if source == "random":
             tree = VocabularyTree.random(self.vocab_size, branching, depth)
             counts = np.repeat(token_counts[:, None], depth + 1, axis=1)

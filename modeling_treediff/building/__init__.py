@@ -11,6 +11,7 @@ from .checkpoint_embeddings import load_embeddings
 from .corpus_embeddings import token_embeddings
 from .embedding_matrix import reduce_embeddings
 from .extension import extend_tree
+from .order import tree_from_order
 from .report_tables import ReportTable, report_tables
 from .text_counts import PIECE_CHARACTERS, TextCounts, count_text, encode_documents
 from .tokenizer import train_tokenizer
@@ -35,4 +36,5 @@ __all__ = [
     "token_embeddings",
     "train_tokenizer",
     "tree_from_ancestors",
+    "tree_from_order",
 ]

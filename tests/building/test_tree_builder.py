@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from modeling_treediff.building import build_tree, train_tokenizer
 from modeling_treediff.building.auction import auction
 from modeling_treediff.building.balanced_kmeans import balanced_kmeans, centroids, quantise, quantise_weights
+from modeling_treediff.building.tree_builder import smallest_depth
 from modeling_treediff.text import read_documents
 from modeling_treediff.vocabulary_tree import VocabularyTree, smallest_branching
 
@@ -199,3 +200,12 @@ class TestSample:
         tree = VocabularyTree.from_pretrained(SAMPLE)
         assert (tree.vocab_size, tree.max_branching, tree.tree_depth) == (8192, 91, 2)
         assert information(tree) > 2 * information(VocabularyTree.random(8192, 91, 2))
+
+
+def test_the_smallest_depth_is_the_exact_logarithm():
+    for vocab_size, branching in itertools.product([1, 2, 9, 10, 81, 82, 50257], [2, 3, 9, 225]):
+        depth = smallest_depth(vocab_size, branching)
+        assert branching**depth >= vocab_size and (depth == 1 or branching ** (depth - 1) < vocab_size)
+    assert smallest_depth(1, 1) == 1
+    with pytest.raises(ValueError, match="fan-out 1"):
+        smallest_depth(2, 1)

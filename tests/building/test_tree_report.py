@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import count_text, encode_documents
+from modeling_treediff.building.order import tree_from_order
 from modeling_treediff.building.report_tables import report_tables
 from modeling_treediff.building.tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 from modeling_treediff.building.tree_report import _matched_shuffle, report_kinds, report_tree
@@ -249,7 +250,7 @@ def test_frequency_alone_has_no_factor_over_a_matched_tree():
     """Classes by frequency, text without any order: what is left of the information is chance, alike in both."""
     text = np.random.default_rng(0).zipf(1.3, size=200_000) % 500
     counts = count_text([text], 500)
-    tree = VocabularyTree.from_order(np.argsort(-counts.token_counts, kind="stable"), 23, 2)
+    tree = tree_from_order(np.argsort(-counts.token_counts, kind="stable"), 23, 2)
     coarse = report_tree(tree, follows=counts.follows).levels[1]
     assert 0.5 < coarse.matched_bigram_factor < 2
 
