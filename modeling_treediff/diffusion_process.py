@@ -25,18 +25,11 @@ IGNORED_LABEL = -100
 
 @dataclass
 class CorruptedBatch:
-    """A batch as the model's `forward` takes it.
+    """A batch as the model's `forward` takes it."""
 
-    Attributes:
-        input_ids: (B, T) node ids: ancestors of the tokens.
-        labels: (B, T) the clean token ids; -100 at padding and fixed positions, which the bound does not count.
-        timesteps: (B,) the time each sequence was corrupted to.
-
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    timesteps: torch.Tensor
+    input_ids: torch.Tensor  # (B, T) node ids: ancestors of the tokens
+    labels: torch.Tensor  # (B, T) clean token ids; -100 at padding and fixed positions, which the bound does not count
+    timesteps: torch.Tensor  # (B,) the time each sequence was corrupted to
 
 
 def corrupt(
@@ -164,14 +157,7 @@ def _depths(uniforms: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Te
 
 
 def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
-    """Return (B, T) the slot of the child on the way to each label; -100 at leaves and where labels are -100.
-
-    Args:
-        input_ids: (B, T) nodes.
-        labels: (B, T) clean tokens below these nodes, or -100.
-        tree: the vocabulary tree.
-
-    """
+    """(B, T) nodes and tokens below them, or -100 -> (B, T) slots of the children on the way; -100 at leaves and -100."""
     leaf_depth = tree.ancestors.shape[1] - 1
     depth_BT = tree.depth[input_ids]
     child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=leaf_depth)]
@@ -179,13 +165,9 @@ def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: VocabularyT
 
 
 def nelbo_terms(
-    nats: torch.Tensor,
-    input_ids: torch.Tensor,
-    timesteps: torch.Tensor,
-    tree: VocabularyTree,
-    schedule: LevelSchedule,
+    nats: torch.Tensor, input_ids: torch.Tensor, timesteps: torch.Tensor, tree: VocabularyTree, schedule: LevelSchedule
 ) -> torch.Tensor:
-    """Return each position's term of the bound: weight x cross-entropy of the true child.
+    """Return each position's term of the bound, weight x cross-entropy of the true child, in the column of its level.
 
     Dense identity: sum over positions = sum_k f_k/pi_{k-1} sum_i 1[depth_i = k-1] (-log softmax(logits_i)[slot of
     a_k(x_i)]).
@@ -193,13 +175,12 @@ def nelbo_terms(
     Args:
         nats: (B, T) cross-entropies of the true children, 0 where not counted.
         input_ids: (B, T) nodes.
-        timesteps: (B,).
+        timesteps: (B,) times that they were corrupted to.
         tree: the vocabulary tree.
-        schedule: the schedule that corrupted the batch.
+        schedule: the schedule that corrupted them.
 
     Returns:
-        (B, T, D) nats, non-zero at most at [b, i, depth of node i], so that sums over the last axis are per position
-        and sums over the others per level.
+        (B, T, D) nats, non-zero at most at [b, i, depth of node i].
 
     """
     at_level = F.one_hot(tree.depth[input_ids].clamp(max=schedule.depth - 1), schedule.depth)

@@ -32,31 +32,18 @@ class Draft:
 
     Texts end together, padding stands before them: so the distances between positions, all that the network sees of
     their places, are those of each text alone.
-
-    Attributes:
-        node_ids: (B, T).
-        real: (B, T) bool, False at padding.
-        place: (B, T) the column of the result that each position belongs to.
-        given: (B, S) what was given, in the layout of the result: new positions, still open, at its end.
-        log_probs: (B, T, D) of each level's child when it was drawn, 0 where none was.
-        columns: those that the network sees; the current block ends with them.
-        num_new: positions appended to what was given.
-        num_forward_passes: passes of the network so far, those for constraints among them.
-        num_steps: steps finished so far.
-        num_blocks: blocks finished so far.
-
     """
 
-    node_ids: torch.Tensor
-    real: torch.Tensor
-    place: torch.Tensor
-    given: torch.Tensor
-    log_probs: torch.Tensor
-    columns: slice
-    num_new: int
-    num_forward_passes: int = 0
-    num_steps: int = 0
-    num_blocks: int = 0
+    node_ids: torch.Tensor  # (B, T)
+    real: torch.Tensor  # (B, T) bool, False at padding
+    place: torch.Tensor  # (B, T) the column of the result that each position belongs to
+    given: torch.Tensor  # (B, S) what was given, in the layout of the result: new positions, still open, at its end
+    log_probs: torch.Tensor  # (B, T, D) of each level's child when it was drawn, 0 where none was
+    columns: slice  # those that the network sees; the current block ends with them
+    num_new: int  # positions appended to what was given
+    num_forward_passes: int = 0  # of the network so far, those for constraints among them
+    num_steps: int = 0  # finished so far
+    num_blocks: int = 0  # finished so far
 
     @classmethod
     def lay_out(
@@ -98,14 +85,9 @@ class Draft:
 
 
 class Constraints(Protocol):
-    """What the tokens of a text may be: the argument `constraints` of `generate`.
+    """What the tokens of a text may be: the argument `constraints` of `generate`."""
 
-    Attributes:
-        num_forward_passes: passes of the network spent on the constraints so far.
-
-    """
-
-    num_forward_passes: int
+    num_forward_passes: int  # of the network, spent on the constraints so far
 
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
         """Prepare for one call of `generate`."""
@@ -127,16 +109,10 @@ class TokenWeights:
     has p'(c) proportional to p(c) E[w(x) | x below c], so that exactly p' results and no choice leads to a dead end.
     (Closing the nodes without an allowed token, and normalising over the others, would give whole clusters' probability
     to the one allowed token in them.) The expectation is over the model's distribution below c as it sees c alone,
-    without the rest of the text: one pass for the whole tree, exact where positions are independent.
-
-    Attributes:
-        num_forward_passes: passes spent on the weights so far; one for each 1024 internal nodes.
-
+    without the rest of the text: one pass for each 1024 internal nodes, exact where positions are independent.
     """
 
-    def __init__(self) -> None:
-        """Prepare nothing: `begin` says which model and which tokens."""
-        self.num_forward_passes = 0
+    num_forward_passes = 0
 
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
         """Take the tokens from the settings; ValueError for tokens outside the vocabulary, or if none is left."""
@@ -181,7 +157,7 @@ class TokenWeights:
         return self.weight_RN[0, children_nK].masked_fill(children_nK < 0, -torch.inf)
 
     def may_move(self, draft: Draft, after: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        """Return `moving`: what is weighed token by token holds nobody back."""
+        """Return `moving`: weights of tokens hold nobody back."""
         return moving
 
     def child_log_probs_alone(self) -> torch.Tensor:

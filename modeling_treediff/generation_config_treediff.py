@@ -67,33 +67,36 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     """
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 -- what a JSON file holds
+    max_new_tokens: int | None = None
+    block_length: int | None = None
+    num_steps: int = 64
+    steps_per_level: str | list[int] | None = None
+    unmasking: str = "random"
+    threshold: float | None = None
+    remasking_steps: int = 0
+    remasking_fraction: float = 0.1
+    remasking_levels: int = 1
+    do_sample: bool = True
+    temperature: float | list[float] = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    allowed_tokens: list[int] | None = None
+    suppress_tokens: list[int] | None = None
+    sampling_dtype: str = "float64"
+    eos_early_stop: bool = True
+    num_return_sequences: int = 1
+    output_history: bool = False
+    return_dict_in_generate: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    transformers_version: str | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
         """Take the known names from kwargs, their defaults for the rest, and validate."""
         # Not the parent's __init__: most of its options mean nothing here and would be silently ignored.
-        self.max_new_tokens: int | None = kwargs.pop("max_new_tokens", None)
-        self.block_length: int | None = kwargs.pop("block_length", None)
-        self.num_steps: int = kwargs.pop("num_steps", 64)
-        self.steps_per_level: str | list[int] | None = kwargs.pop("steps_per_level", None)
-        self.unmasking: str = kwargs.pop("unmasking", "random")
-        self.threshold: float | None = kwargs.pop("threshold", None)
-        self.remasking_steps: int = kwargs.pop("remasking_steps", 0)
-        self.remasking_fraction: float = kwargs.pop("remasking_fraction", 0.1)
-        self.remasking_levels: int = kwargs.pop("remasking_levels", 1)
-        self.do_sample: bool = kwargs.pop("do_sample", True)
-        self.temperature: float | list[float] = kwargs.pop("temperature", 1.0)
-        self.top_k: int | None = kwargs.pop("top_k", None)
-        self.top_p: float | None = kwargs.pop("top_p", None)
-        self.allowed_tokens: list[int] | None = kwargs.pop("allowed_tokens", None)
-        self.suppress_tokens: list[int] | None = kwargs.pop("suppress_tokens", None)
-        self.sampling_dtype: str = kwargs.pop("sampling_dtype", "float64")
-        self.eos_early_stop: bool = kwargs.pop("eos_early_stop", True)
-        self.num_return_sequences: int = kwargs.pop("num_return_sequences", 1)
-        self.output_history: bool = kwargs.pop("output_history", False)
-        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
-        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
-        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
-        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
-        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
+        for name in self.__class__.__annotations__:
+            setattr(self, name, kwargs.pop(name, getattr(self.__class__, name)))
         for internal in ("_from_model_config", "_commit_hash", "_original_object_hash"):
             kwargs.pop(internal, None)
         self._from_model_config = False
@@ -156,22 +159,22 @@ class TreeDiffGenerationConfig(GenerationConfig):
         return self.to_dict()
 
     @classmethod
-    def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":  # noqa: ANN401
+    def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":
         """Take the special tokens over from a TreeDiffConfig."""
         return cls(**{name: getattr(model_config, name, None) for name in SPECIAL_TOKENS})
 
 
-def _is_list(value: Any) -> bool:  # noqa: ANN401 -- these tell what a JSON file or a user gave
+def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:  # noqa: ANN401
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:  # noqa: ANN401
+def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _are_tokens(value: Any) -> bool:  # noqa: ANN401
+def _are_tokens(value: Any) -> bool:
     return _is_list(value) and all(isinstance(token, int) and token >= 0 for token in value)

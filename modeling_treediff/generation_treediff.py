@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
@@ -137,36 +137,6 @@ class TreeDiffGenerationMixin:
             history=None if history is None else tuple(history),
             depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
         )
-
-    def decode_draft(
-        self, node_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, level: int | None = None
-    ) -> str | list[str]:
-        """Write nodes (T,) or (B, T) as text: ` _` for the root, an internal node as its most frequent <token>.
-
-        With `level`, nodes deeper than that are shown by their ancestors there: what a text says at that level.
-
-        Raises:
-            ValueError: a level that the tree does not have.
-
-        """
-        if node_ids.ndim == 2:
-            return [str(self.decode_draft(row, tokenizer, level)) for row in node_ids]
-        if level is not None:
-            if not 0 <= level <= self.tree.tree_depth:
-                raise ValueError(f"The tree has levels 0 (root) to {self.tree.tree_depth} (tokens), not {level}.")
-            node_ids = self.tree.coarsen(node_ids.to(self.device), level)
-        shown, tokens = [], []
-        # Neighbouring tokens are decoded together: a character may need several.
-        for node, representative in zip(node_ids.tolist(), self.tree.representative[node_ids].tolist(), strict=True):
-            if node < self.config.vocab_size:
-                tokens.append(node)
-                continue
-            shown.append(str(tokenizer.decode(tokens)))
-            tokens = []
-            text = str(tokenizer.decode([representative]))
-            coarse = f"{' ' if text.startswith(' ') else ''}<{text.strip()}>"
-            shown.append(" _" if node == self.config.mask_token_id else coarse)
-        return "".join([*shown, str(tokenizer.decode(tokens))]).strip()
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Return forward's arguments; there is no cache. PEFT looks this method up."""
@@ -302,9 +272,6 @@ class _Audience:
             nodes = result[:, self.streamed :]
             shown = torch.where(nodes == self.tree.root_id, nodes, self.tree.representative[nodes])
             self.streamer.put_draft(shown.cpu())
-
-
-# ---- plans --------------------------------------------------------------------------------------------------------
 
 
 def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) -> list[slice]:

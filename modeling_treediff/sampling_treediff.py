@@ -46,23 +46,13 @@ class Noise:
         return result
 
 
-# ---- to which child -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Choice:
-    """The children drawn for n positions.
+    """The children drawn for n positions."""
 
-    Attributes:
-        child: (n,) node ids.
-        log_prob: (n,) of the child among its siblings, given the constraints; before temperature and truncation.
-        score: (n,) how sure the position is, in the measure that the unmasking goes by.
-
-    """
-
-    child: torch.Tensor
-    log_prob: torch.Tensor
-    score: torch.Tensor
+    child: torch.Tensor  # (n,) node ids
+    log_prob: torch.Tensor  # (n,) of the child among its siblings, before temperature and truncation
+    score: torch.Tensor  # (n,) how sure the position is, in the measure that the unmasking goes by
 
 
 class ChildSampler:
@@ -89,13 +79,9 @@ class ChildSampler:
     def __call__(
         self, node_n: torch.Tensor, logits_nK: torch.Tensor, uniform_n: torch.Tensor, log_weight_nK: torch.Tensor | None
     ) -> Choice:
-        """Choose for internal nodes (n,) by their logits and numbers from U[0, 1).
+        """Choose for internal nodes (n,) by numbers from U[0, 1): p(child) is proportional to exp(logit + log_weight).
 
-        A child's probability is proportional to exp(logit + log_weight).
-
-        Raises:
-            ValueError: a position has no child to draw, by the weights or because the logits are not numbers.
-
+        Raises ValueError where a position has no child to draw, by the weights or because logits are not numbers.
         """
         # Low-precision sampling silently lowers the entropy of the text: never in half precision.
         scores_nK = logits_nK.to(self.dtype)
@@ -147,25 +133,14 @@ def draw_slots(probability_nK: torch.Tensor, uniform_n: torch.Tensor) -> torch.T
     return torch.searchsorted(cumulative_nK, threshold_n1, right=True)[:, 0]
 
 
-# ---- which positions ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Stage:
-    """A part of the way down that all positions finish before any goes on: one level, or with some schedules all.
+    """A part of the way down that all positions finish before any goes on: one level, or with some schedules all."""
 
-    Attributes:
-        depth: what every position reaches.
-        times: (steps + 1,) float64, falling: what the steps lie between.
-        corrections: times that some positions are remasked after it.
-        climb: levels that they climb then.
-
-    """
-
-    depth: int
-    times: torch.Tensor
-    corrections: int
-    climb: int
+    depth: int  # what every position reaches
+    times: torch.Tensor  # (steps + 1,) float64, falling: what the steps lie between
+    corrections: int  # times that some positions are remasked after it
+    climb: int  # levels that they climb then
 
 
 def random_targets(
@@ -210,15 +185,8 @@ def surest(
 ) -> torch.Tensor:
     """Choose who descends a level in this pass: (B, T) bool, the highest scores of each text.
 
-    As many as finish all levels in passes_left equal passes, and all whose score reaches the threshold; those who have
-    as many levels left as passes must go.
-
-    Args:
-        score_BT: how sure each position is.
-        levels_left_BT: levels that each has to descend; 0 where it does not.
-        passes_left: passes for that, this one included.
-        threshold: of the score, or None.
-
+    As many as finish all levels (B, T) that are left in passes_left equal passes, this one included, and all whose
+    score reaches the threshold; those who have as many levels left as passes must go.
     """
     waiting_BT = levels_left_BT > 0
     count_B = (levels_left_BT.sum(dim=1) + passes_left - 1) // passes_left
@@ -236,9 +204,6 @@ def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tenso
     ranked_BT = score_BT.round(decimals=4).masked_fill(~among_BT, -torch.inf)
     rank_BT = ranked_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return among_BT & (rank_BT < count_B[:, None])
-
-
-# ---- the way down -------------------------------------------------------------------------------------------------
 
 
 class Denoiser:
@@ -265,12 +230,7 @@ class Denoiser:
         self._count_passes()
 
     def denoise(self, blocks: Sequence[slice], stages: Sequence[Stage]) -> Iterator[Draft]:
-        """Fill the draft block by block; yield it after every forward pass, remasking, step and block.
-
-        Raises:
-            ValueError: constraints that leave a position no token.
-
-        """
+        """Fill the draft block by block; yield it after every forward pass, remasking, step and block."""
         draft = self.draft
         for draft.columns in blocks:
             self._begin_block()

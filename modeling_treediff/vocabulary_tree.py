@@ -11,6 +11,7 @@ every table below follows from them.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -57,8 +58,6 @@ class VocabularyTree:
     depth: torch.Tensor
     representative: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
-
-    # ---- construction -----------------------------------------------------------------------------------------
 
     @staticmethod
     def table_shapes(vocab_size: int, depth: int, max_branching: int, num_nodes: int) -> dict[str, tuple[int, ...]]:
@@ -124,18 +123,11 @@ class VocabularyTree:
     def random(
         cls, vocab_size: int, branching: int, depth: int, seed: int = 0, metadata: dict[str, Any] | None = None
     ) -> "VocabularyTree":
-        """Return a balanced tree with tokens in random places: the control for every tree that means something.
-
-        Raises:
-            ValueError: branching**depth leaves are fewer than the vocabulary.
-
-        """
+        """Return a balanced tree with tokens in random places: the control for every tree that means something."""
         check_feasible(vocab_size, branching, depth)
         order_V = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
         facts = {"method": "random", "seed": seed} | (metadata or {})
         return cls.from_paths(even_paths(order_V, branching, depth), branching, -np.argsort(order_V), facts)
-
-    # ---- what follows from the tables -------------------------------------------------------------------------
 
     def coarsen(self, node_ids: torch.Tensor, level: int) -> torch.Tensor:
         """Replace nodes, of any shape, that are deeper than level 0..D by their ancestors there: a text at a level."""
@@ -191,12 +183,7 @@ class VocabularyTree:
         return digest.hexdigest()
 
     def validate(self) -> "VocabularyTree":
-        """Check that the tables describe one tree and agree with each other; return self.
-
-        Raises:
-            ValueError: says which property fails and where.
-
-        """
+        """Check that the tables describe one tree and agree with each other, else raise ValueError; return self."""
         if self.ancestors.min() < 0 or self.ancestors.max() >= self.num_nodes:
             raise ValueError(f"The tree's table `ancestors` names nodes outside its ids 0..{self.num_nodes - 1}.")
         shown = self.representative
@@ -209,8 +196,6 @@ class VocabularyTree:
         if not torch.equal(self.ancestors[shown, self.depth].cpu(), torch.arange(self.num_nodes)):
             raise ValueError("The tree's table `representative` names tokens that are not below their node.")
         return self
-
-    # ---- files ------------------------------------------------------------------------------------------------
 
     def _structure(self) -> dict[str, Any]:
         """Return what the files record of the tree itself, beside its provenance."""
@@ -237,8 +222,8 @@ class VocabularyTree:
         }
         content = save(tables, metadata={"vocabulary_tree": json.dumps(facts, sort_keys=True)})
         text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-        if (readable := folder / TREE_CONFIG_NAME).exists():  # never beside a tree that it does not describe
-            os.replace(readable, _partial(readable))
+        if (readable := folder / TREE_CONFIG_NAME).exists():  # set aside: never beside a tree it does not describe
+            os.replace(readable, folder / f".{TREE_CONFIG_NAME}.partial")
         _replace_file(folder / TREE_WEIGHTS_NAME, content)
         _replace_file(readable, text.encode())
 
@@ -307,40 +292,25 @@ def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], 
 
 def _replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves its old content or the new one."""
-    _partial(path).write_bytes(content)
-    os.replace(_partial(path), path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
-def _partial(path: Path) -> Path:
-    """Return the name that a file has until it is complete."""
-    return path.with_name(f".{path.name}.partial")
-
-
-# ---- arithmetic of the tables ---------------------------------------------------------------------------------------
+def smallest_branching(vocab_size: int, depth: int) -> int:
+    """Return the smallest fan-out K with K**depth >= vocab_size."""
+    if min(vocab_size, depth) < 1:
+        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
+    return next(branching for branching in itertools.count(1) if branching**depth >= vocab_size)
 
 
 def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
     """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
-    if min(vocab_size, branching, depth) < 1:
-        raise ValueError(
-            f"vocab_size, branching and depth must be at least 1, got {vocab_size}, {branching} and {depth}."
-        )
-    if branching**depth < vocab_size:
-        needed = smallest_branching(vocab_size, depth)
+    if (needed := smallest_branching(vocab_size, depth)) > branching:
         raise ValueError(
             f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "
-            f"({branching}^{depth} = {branching**depth} leaves): use fan-out {needed} or more, or a deeper tree."
+            f"(at most {branching}^{depth} leaves): use fan-out {needed} or more, or a deeper tree."
         )
-
-
-def smallest_branching(vocab_size: int, depth: int) -> int:
-    """Return the smallest fan-out K with K**depth >= vocab_size: the depth-th root rounded up, in exact integers."""
-    if vocab_size < 1 or depth < 1:
-        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
-    branching = max(1, int(vocab_size ** (1 / depth)) - 1)  # a lower bound, whatever the rounding
-    while branching**depth < vocab_size:
-        branching += 1
-    return branching
 
 
 def as_int64(table: Table, name: str) -> np.ndarray:

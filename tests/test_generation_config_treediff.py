@@ -302,21 +302,6 @@ def test_watching_changes_nothing(model):
     )
 
 
-def test_drafts_are_read_at_any_level(tokenizer):
-    tree = VocabularyTree.random(len(tokenizer), 91, 2, seed=0)
-    model = tiny_model(tree)
-    ids = torch.tensor(tokenizer("The state of the Union").input_ids)
-    assert model.decode_draft(ids, tokenizer) == model.decode_draft(ids, tokenizer, level=2) == "The state of the Union"
-    assert model.decode_draft(ids, tokenizer, level=0) == " ".join("_" * len(ids))
-    coarse = model.decode_draft(ids[None], tokenizer, level=1)
-    clusters = model.decode_draft(tree.ancestors[ids, 1], tokenizer)
-    assert coarse == [clusters] and clusters.count("<") == len(ids)
-    mixed = torch.cat([ids[:2], tree.ancestors[ids[2:3], 1], torch.tensor([model.config.mask_token_id])])
-    assert model.decode_draft(mixed, tokenizer).startswith("The state") and mixed.numel() == 4
-    with pytest.raises(ValueError, match=r"levels 0 \(root\) to 2"):
-        model.decode_draft(ids, tokenizer, level=3)
-
-
 # ---- cost -------------------------------------------------------------------------------------------------------
 
 

@@ -32,13 +32,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.text import Piece, decode_nodes, node_pieces
 from modeling_treediff.viewing.drafts import (
     Draft,
     DraftRecorder,
-    Piece,
     TerminalView,
     draft_html,
-    draft_pieces,
     iterate_newest,
     render_animation,
     write_animation,
@@ -85,7 +84,7 @@ def test_finished_pieces_join_to_the_decoded_text(tokenizer, sample_tree, kind):
         texts = [torch.tensor(tokenizer(text)["input_ids"]) for text in (LETTERS, " " + LETTERS, "a\n\n b")]
         texts += [torch.randint(0, 400, (30,), generator=generator) for _ in range(20)]  # bytes in any order
     for node_ids in texts:
-        pieces = draft_pieces(node_ids, tree, tokenizer)
+        pieces = node_pieces(node_ids, tree, tokenizer)
         assert {piece.kind for piece in pieces} == {"token"} and len(pieces) == len(node_ids)
         assert "".join(piece.text for piece in pieces) == tokenizer.decode(node_ids)
 
@@ -93,19 +92,37 @@ def test_finished_pieces_join_to_the_decoded_text(tokenizer, sample_tree, kind):
 def test_a_letter_of_several_tokens_appears_with_the_last(tokenizer, sample_tree):
     node_ids = torch.tensor(tokenizer("🙂")["input_ids"])
     assert len(node_ids) > 1
-    *first, last = [piece.text for piece in draft_pieces(node_ids, sample_tree, tokenizer)]
+    *first, last = [piece.text for piece in node_pieces(node_ids, sample_tree, tokenizer)]
     assert last == "🙂" and not any(first)
 
 
-def test_drafts_read_as_the_model_writes_them(writer, tokenizer, sample_tree):
-    """The same text as `decode_draft`, which shares no code, for positions at all depths and at every level."""
+def decoded(node_ids, tree, tokenizer, level):
+    """Neighbouring tokens decoded together, clusters by their most frequent token."""
+    if level is not None:
+        node_ids = tree.coarsen(node_ids, level)
+    shown, tokens = [], []
+    for node, representative in zip(node_ids.tolist(), tree.representative[node_ids].tolist(), strict=True):
+        if node < tree.vocab_size:
+            tokens.append(node)
+            continue
+        shown.append(tokenizer.decode(tokens))
+        tokens = []
+        text = tokenizer.decode([representative])
+        coarse = f"{' ' if text.startswith(' ') else ''}<{text.strip()}>"
+        shown.append(" _" if node == tree.root_id else coarse)
+    return "".join([*shown, tokenizer.decode(tokens)]).strip()
+
+
+def test_drafts_read_as_decode_nodes_writes_them(tokenizer, sample_tree):
+    """The same text as a reference that shares no code, for positions at all depths and at every level."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.tensor(tokenizer("We have the honor to submit the estimates of the Treasury.")["input_ids"])
     for level in (None, *range(sample_tree.tree_depth + 1)):
         depth = torch.randint(0, sample_tree.tree_depth + 1, tokens.shape, generator=generator)
         node_ids = sample_tree.ancestors[tokens, depth]
-        pieces = draft_pieces(node_ids, sample_tree, tokenizer, level=level)
-        assert "".join(piece.text for piece in pieces).strip() == writer.decode_draft(node_ids, tokenizer, level)
+        pieces = node_pieces(node_ids, sample_tree, tokenizer, level=level)
+        assert "".join(piece.text for piece in pieces).strip() == decode_nodes(node_ids, sample_tree, tokenizer, level)
+        assert "".join(piece.text for piece in pieces).strip() == decoded(node_ids, sample_tree, tokenizer, level)
 
 
 def test_kinds_and_depths(tokenizer, sample_tree):
@@ -114,13 +131,13 @@ def test_kinds_and_depths(tokenizer, sample_tree):
     name = tokenizer.decode([int(sample_tree.representative[cluster])])
     node_ids = torch.tensor([token, sample_tree.root_id, cluster, token])
     given, moved = torch.tensor([True, False, False, False]), torch.tensor([False, False, True, False])
-    assert draft_pieces(node_ids, sample_tree, tokenizer, given, moved) == [
+    assert node_pieces(node_ids, sample_tree, tokenizer, given, moved) == [
         Piece(" government", "given", 2),
         Piece(" _", "open", 0),
         Piece(f" <{name.strip()}>", "node", 1, moved=True),
         Piece(" government", "token", 2),
     ]
-    coarse = [(piece.text, piece.kind) for piece in draft_pieces(node_ids, sample_tree, tokenizer, given, level=0)]
+    coarse = [(piece.text, piece.kind) for piece in node_pieces(node_ids, sample_tree, tokenizer, given, level=0)]
     assert coarse == [(" government", "given"), *[(" _", "open")] * 3]
 
 
@@ -129,7 +146,7 @@ def test_a_cluster_of_white_space_has_a_name(tokenizer):
     newline = tokenizer("\n")["input_ids"][0]
     cluster = torch.tensor([int(tree.ancestors[newline, 1])])
     tree.representative[cluster] = newline
-    assert draft_pieces(cluster, tree, tokenizer)[0].text == "<↵>"
+    assert node_pieces(cluster, tree, tokenizer)[0].text == "<↵>"
 
 
 def test_a_recorder_follows_generate(recorded, tokenizer, writer):

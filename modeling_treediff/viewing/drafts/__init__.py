@@ -8,19 +8,17 @@ except ImportError as error:
 
 from .animation import check_suffix, write_animation
 from .background import iterate_newest
-from .drafts import Draft, DraftRecorder, Piece, depth_name, draft_pieces
+from .drafts import Draft, DraftRecorder, depth_name
 from .page import draft_html, draft_style, legend_html, render_animation
 from .terminal import TerminalView
 
 __all__ = [
     "Draft",
     "DraftRecorder",
-    "Piece",
     "TerminalView",
     "check_suffix",
     "depth_name",
     "draft_html",
-    "draft_pieces",
     "draft_style",
     "iterate_newest",
     "legend_html",
