@@ -157,7 +157,7 @@ def _depths(uniforms: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Te
 
 
 def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
-    """(B, T) nodes and tokens below them, or -100 -> (B, T) slots of the children on the way; -100 at leaves and -100."""
+    """(B, T) nodes, tokens below them or -100 -> (B, T) slots of the children on the way, -100 where there is none."""
     leaf_depth = tree.ancestors.shape[1] - 1
     depth_BT = tree.depth[input_ids]
     child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=leaf_depth)]

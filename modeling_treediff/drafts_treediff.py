@@ -117,7 +117,8 @@ class TokenWeights:
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
         """Take the tokens from the settings; ValueError for tokens outside the vocabulary, or if none is left."""
         self.model, self.tree = model, model.tree
-        self.num_forward_passes, self.alone_IK = 0, None
+        self.num_forward_passes = 0
+        self.alone_IK: torch.Tensor | None = None
         device = self.tree.depth.device
         self.dtype = settings.dtype_on(device)
         self.allowed_V = self._allowed(settings).to(device)

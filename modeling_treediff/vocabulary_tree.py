@@ -30,7 +30,8 @@ FORMAT_VERSION = 1  # of these two files
 # What says where on the Hub a file is found; passed on from `from_pretrained`.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 Table = np.ndarray | torch.Tensor
-HubOption = str | bool | os.PathLike | None
+Folder = str | os.PathLike[str]
+HubOption = str | bool | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +109,9 @@ class VocabularyTree:
             parent, child = ancestor_VD[:, level], ancestor_VD[:, level + 1]
             children_IK[parent - vocab_size, slot_N[child]] = child
         representative_N = _most_frequent_below(ancestor_VD, len(slot_N), token_counts)
-        tables = (ancestor_VD, children_IK, slot_N, depth_N, representative_N)
-        return cls(*(torch.from_numpy(table.astype(np.int64)) for table in tables), metadata=dict(metadata or {}))
+        tables = zip(cls.TABLES, (ancestor_VD, children_IK, slot_N, depth_N, representative_N), strict=True)
+        tensors = {name: torch.from_numpy(table.astype(np.int64)) for name, table in tables}
+        return cls(**tensors, metadata=dict(metadata or {}))
 
     @classmethod
     def flat(cls, vocab_size: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
@@ -208,7 +210,7 @@ class VocabularyTree:
             "format_version": FORMAT_VERSION,
         }
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+    def save_pretrained(self, save_directory: Folder) -> None:
         """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).
 
         A kill at any moment leaves a folder that still loads.
@@ -228,7 +230,7 @@ class VocabularyTree:
         _replace_file(readable, text.encode())
 
     @classmethod
-    def from_pretrained(cls, directory_or_repo: str | os.PathLike, **hub_kwargs: HubOption) -> "VocabularyTree":
+    def from_pretrained(cls, directory_or_repo: Folder, **hub_kwargs: HubOption) -> "VocabularyTree":
         """Load a tree from a folder or a Hub repository and verify its fingerprint; `hub_kwargs` as in transformers.
 
         Raises:
@@ -266,7 +268,7 @@ class NewerFormatError(ValueError):
     """The file was written by a newer version of this package."""
 
 
-def find_tree_file(directory_or_repo: str | os.PathLike, **hub_kwargs: HubOption) -> Path | None:
+def find_tree_file(directory_or_repo: Folder, **hub_kwargs: HubOption) -> Path | None:
     """Return the local path of a tree in a folder or, downloaded if need be, in a Hub repository; None without one."""
     found = cached_file(
         os.fspath(directory_or_repo), TREE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
