@@ -6,25 +6,18 @@ Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864)
 Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .lean_operations_treediff import (
-    gated_projection,
-    keep_products,
-    normed_projections,
-    projection,
-    recomputed_gated_mlp,
-)
+from .configuration_treediff import TreeDiffConfig
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
+AttentionMask = torch.Tensor | BlockMask | None  # what the attention implementation takes
 
 
 def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
@@ -49,14 +42,13 @@ def eager_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,  # noqa: ANN401 -- the attention interface's signature
+    **kwargs: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain softmax attention, the reference of transformers' attention interface; returns (B, T, H, C) and weights."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -65,7 +57,7 @@ class TreeDiffAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401 -- a TreeDiffConfig, whose class remote code may load twice
+    def __init__(self, config: TreeDiffConfig) -> None:
         """Make the four projections."""
         super().__init__()
         self.config = config
@@ -77,85 +69,63 @@ class TreeDiffAttention(nn.Module):
         self.v_proj = nn.Linear(size, size, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(
-        self, hidden_BTE: torch.Tensor, norm: nn.RMSNorm, rotation: Rotation, attention_mask: torch.Tensor | None
+    def forward(self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        projected = self.q_proj(hidden_BTE), self.k_proj(hidden_BTE), self.v_proj(hidden_BTE)
+        return self.o_proj(self.mix(projected, rotation, attention_mask))
+
+    def mix(
+        self, projected: tuple[torch.Tensor, ...], rotation: Rotation, attention_mask: AttentionMask
     ) -> torch.Tensor:
-        """(B, T, E) -> (B, T, E): the attention of norm(hidden_BTE)."""
-        shape = (*hidden_BTE.shape[:-1], -1, self.head_dim)
-        projected = normed_projections((hidden_BTE,), norm, (self.q_proj, self.k_proj, self.v_proj))
-        query, key, value = (features_BTE.view(shape).transpose(1, 2) for features_BTE in projected)
-        attend: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        mixed, _ = attend(
-            self,
-            rotate(query, rotation),
-            rotate(key, rotation),
-            value,
-            attention_mask,
-            dropout=0.0,
-            scaling=self.head_dim**-0.5,
-            is_causal=False,
-        )
-        return projection(mixed.reshape(hidden_BTE.shape), self.o_proj)
+        """Queries, keys and values (B, T, E) -> (B, T, E): each head's mean of the values, weighted by its scores."""
+        size = projected[0].shape
+        query, key, value = (features.view(*size[:-1], -1, self.head_dim).transpose(1, 2) for features in projected)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        query, key, scaling = rotate(query, rotation), rotate(key, rotation), self.head_dim**-0.5
+        mixed_BTHC, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=scaling, is_causal=False)
+        return mixed_BTHC.reshape(size)
 
 
 class TreeDiffMLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: Any, recompute: bool) -> None:  # noqa: ANN401
-        """Make the three projections; `recompute` says whether training keeps nothing of their results."""
+    def __init__(self, config: TreeDiffConfig) -> None:
+        """Make the three projections."""
         super().__init__()
-        self.recompute = recompute
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, addends_BTE: tuple[torch.Tensor, ...], norm: nn.RMSNorm) -> torch.Tensor:
-        """(B, T, E) each -> (B, T, E): the MLP of the norm of their sum."""
-        if self.recompute and self.training:
-            return recomputed_gated_mlp(addends_BTE, norm, self.gate_proj, self.up_proj, self.down_proj)
-        gate_BTI, up_BTI = normed_projections(addends_BTE, norm, (self.gate_proj, self.up_proj))
-        return gated_projection(gate_BTI, up_BTI, self.down_proj)
+    def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        return self.down_proj(F.silu(self.gate_proj(hidden_BTE)) * self.up_proj(hidden_BTE))
 
 
 class TreeDiffBlock(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + mlp(norm(x)); recomputed in backward under gradient checkpointing."""
+    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: Any, index: int) -> None:  # noqa: ANN401
-        """Make the two sub-layers and their norms of layer `index`, from 0."""
+    def __init__(self, config: TreeDiffConfig) -> None:
+        """Make the two sub-layers and their norms."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = TreeDiffAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = TreeDiffMLP(config, index < config.recompute_mlp_layers)
+        self.mlp = TreeDiffMLP(config)
 
-    def forward(
-        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask) -> torch.Tensor:
         """(B, T, E) -> (B, T, E)."""
-        if torch.compiler.is_compiling() and self.training and not self.gradient_checkpointing:
-            return keep_products(self._transform, hidden_BTE, rotation, attention_mask)
-        return self._transform(hidden_BTE, rotation, attention_mask)
-
-    def _transform(
-        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Do what `forward` says."""
-        mixed_BTE = self.self_attn(hidden_BTE, self.input_layernorm, rotation, attention_mask)
-        hidden_BTE, before_BTE = hidden_BTE + mixed_BTE, hidden_BTE
-        # The MLP keeps both addends, since their sum would be a third tensor, in fp32 under autocast.
-        return hidden_BTE + self.mlp((before_BTE, mixed_BTE), self.post_attention_layernorm)
+        hidden_BTE = hidden_BTE + self.self_attn(self.input_layernorm(hidden_BTE), rotation, attention_mask)
+        return hidden_BTE + self.mlp(self.post_attention_layernorm(hidden_BTE))
 
 
 class TreeDiffBackbone(nn.Module):
     """The stack of blocks and the final norm."""
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
+    def __init__(self, config: TreeDiffConfig) -> None:
         """Make `config.num_hidden_layers` blocks."""
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(TreeDiffBlock(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TreeDiffBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
@@ -180,7 +150,7 @@ class TreeDiffBackbone(nn.Module):
 
     def _attention_mask(
         self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None
-    ) -> Any:  # noqa: ANN401 -- what the attention implementation takes: a tensor, a BlockMask or None
+    ) -> AttentionMask:
         """Return who sees whom."""
         if segment_ids is None:
             return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)

@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-FORMAT_VERSION = 1  # raised when this code writes checkpoints that its older versions would read wrongly
+FORMAT_VERSION = 2  # raised when this code writes checkpoints that its older versions would read wrongly
+MEMORY_FIELDS_OF_FORMAT_1 = {"recompute_mlp_layers", "loss_chunk_size"}  # what training kept; says nothing of the model
 HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free")
 SCHEDULES = ("sequential", "binomial", "poisson")
@@ -19,7 +20,7 @@ class TreeDiffConfig(PreTrainedConfig):
         tree_depth: D, depth of every leaf. 1 is the flat tree, with which the model is MDLM.
         max_branching: K, outputs of the prediction head per level; by default V, as in the flat tree.
         num_tree_nodes: N, leaves and internal nodes; by default V + 1, as in the flat tree.
-        format_version: of the checkpoint; a newer one than this code knows is refused.
+        format_version: of the checkpoint; an older one is read, a newer one than this code knows is refused.
         tree_sha256: fingerprint of the tree; loading compares it with the tree in the weights.
         hidden_size: width of the residual stream.
         num_hidden_layers: transformer blocks.
@@ -39,12 +40,8 @@ class TreeDiffConfig(PreTrainedConfig):
             that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child. By
             default "node" over trees of depth 2, where it predicted best, else "child", on the flat tree MDLM's head.
         head_rank: size of the output vectors of the "node" head; the others have none.
-        loss_chunk_size: positions for which logits are kept at a time in the loss; by default for all. It saves memory
-            where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
-        recompute_mlp_layers: in training, so many layers, the first ones, keep nothing of their MLPs for backward and
-            compute two of the three matrix products again: less memory for more time.
 
     Raises:
         ValueError: sizes that contradict each other.
@@ -75,15 +72,19 @@ class TreeDiffConfig(PreTrainedConfig):
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
     head_rank: int = 64
-    loss_chunk_size: int | None = None
     node_embedding: str = "path"
-    recompute_mlp_layers: int = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Derive what is derived, check, and name the classes that load this config from a Hub repository."""
+        if self.format_version == 1:
+            self.level_durations = kwargs.pop("window_lengths", self.level_durations)
+            kwargs = {name: value for name, value in kwargs.items() if name not in MEMORY_FIELDS_OF_FORMAT_1}
+            self.format_version = FORMAT_VERSION
+        if moved := sorted(MEMORY_FIELDS_OF_FORMAT_1 & kwargs.keys()):
+            raise ValueError(f"{moved[0]} is a setting of training, not of the model: give it to TrainingConfig.")
         if self.max_branching is None:
             self.max_branching = self.vocab_size
         if self.num_tree_nodes is None:
@@ -173,8 +174,6 @@ class TreeDiffConfig(PreTrainedConfig):
                 f"Only the sequential schedule has windows, not {self.schedule!r}: leave out level_durations, or give "
                 "schedule='sequential'."
             )
-        if self.recompute_mlp_layers < 0:
-            raise ValueError(f"recompute_mlp_layers must not be negative, got {self.recompute_mlp_layers}.")
-        for name in ("num_timesteps", "loss_chunk_size"):
-            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number, at least 1, got {value}.")
+        steps = self.num_timesteps
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"num_timesteps must be a whole number, at least 1, got {steps}.")

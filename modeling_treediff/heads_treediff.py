@@ -16,20 +16,14 @@ All parameters are those of Linear layers, so that transformers' own initialisat
 of them asks for another standard deviation than the config's.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.metadata import version
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.torch_version import TorchVersion
-from torch.utils.checkpoint import checkpoint
-from transformers.utils import is_liger_kernel_available
 
-from .lean_operations_treediff import as_autocast
+from .configuration_treediff import TreeDiffConfig
 from .vocabulary_tree import VocabularyTree
 
 LARGEST_BLOCK = 32
@@ -41,7 +35,7 @@ class ChildHead(nn.Module):
     The score of a node is that of its slot: logits[b, i] = W_d h[b, i] + b_d with d the depth of the node there.
     """
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401 -- a TreeDiffConfig, whose class remote code may load twice
+    def __init__(self, config: TreeDiffConfig) -> None:
         """Make one (E -> K) projection per level."""
         super().__init__()
         self.levels = nn.ModuleList(
@@ -67,7 +61,7 @@ class NodeHead(nn.Module):
     G < n / C + P. Where n <= P, C is 1 and the gather (n, K, R), no larger than the table of all vectors (P, K, R).
     """
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
+    def __init__(self, config: TreeDiffConfig) -> None:
         """Make one (E -> R) projection per level, and vector and bias per node."""
         super().__init__()
         self.levels = nn.ModuleList(
@@ -115,10 +109,10 @@ class LeafHead(nn.Module):
     """V scores; a node's is the logsumexp over the leaves below it (HDLM). On the flat tree the same as `ChildHead`.
 
     So a cluster's probability is the sum of its tokens'; normalising among siblings leaves out all leaves that are not
-    below the position's node. It takes O(n V) numbers in fp32; `child_cross_entropy` with `chunk` bounds n.
+    below the position's node. It takes O(n V) numbers in fp32.
     """
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
+    def __init__(self, config: TreeDiffConfig) -> None:
         """Make the (E -> V) projection."""
         super().__init__()
         self.tokens = nn.Linear(config.hidden_size, config.vocab_size)
@@ -146,18 +140,13 @@ TreeHead = ChildHead | NodeHead | LeafHead
 HEADS: dict[str, type[TreeHead]] = {"child": ChildHead, "node": NodeHead, "leaf": LeafHead}
 
 
-def make_head(config: Any) -> TreeHead:  # noqa: ANN401
+def make_head(config: TreeDiffConfig) -> TreeHead:
     """Return the head that a TreeDiffConfig names."""
     return HEADS[config.head](config)
 
 
 def child_cross_entropy(
-    head: TreeHead,
-    hidden: torch.Tensor,
-    input_ids: torch.Tensor,
-    slots: torch.Tensor,
-    tree: VocabularyTree,
-    chunk: int | None = None,
+    head: TreeHead, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor, tree: VocabularyTree
 ) -> torch.Tensor:
     """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
 
@@ -169,59 +158,9 @@ def child_cross_entropy(
         input_ids: (B, T) nodes.
         slots: (B, T) slot of the true child under the node, -100 where not counted.
         tree: the vocabulary tree, on the same device.
-        chunk: compute so many positions at a time, forward and again in backward, so that the logits of no more are
-            alive: for logits as wide as the vocabulary. ValueError if less than 1. On CUDA, where liger-kernel (0.8.5
-            or later) is installed, the flat tree uses its fused kernel instead, which chooses the size itself.
     """
-
-    def nats(hidden_nE: torch.Tensor, input_ids_n: torch.Tensor, slot_n: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(_at_least_fp32(head(hidden_nE, input_ids_n, tree)), slot_n, reduction="none")
-
-    flat = (hidden.flatten(0, 1), input_ids.flatten(), slots.flatten())
-    if chunk is None:
-        return nats(*flat).view_as(slots)
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 position, got {chunk}.")
-    layer_and_rows = _flat_layer(head, flat[2], tree) if hidden.is_cuda and not torch.compiler.is_compiling() else None
-    if layer_and_rows is not None and (kernel := _fused_kernel()) is not None:
-        layer, rows_n = layer_and_rows
-        return fused_nats(kernel, flat[0], layer, rows_n).view_as(slots)
-    chunks = zip(*(part.split(chunk) for part in flat), strict=True)
-    parts = [checkpoint(nats, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
-    return torch.cat(parts).view_as(slots)
-
-
-def fused_nats(
-    kernel: Callable[..., torch.Tensor], hidden_nE: torch.Tensor, layer: nn.Linear, rows_n: torch.Tensor
-) -> torch.Tensor:
-    """Return F.cross_entropy(layer(hidden), rows, reduction="none") by Liger's kernel: (n,) nats in fp32 at least.
-
-    It computes the logits in chunks, again in backward, where it needs the positions' weights.
-    """
-    return kernel(
-        hidden_nE, layer.weight, rows_n, layer.bias, ignore_index=-100, reduction="none", accum_dtype=torch.float32
-    )
-
-
-def _flat_layer(head: TreeHead, slot_n: torch.Tensor, tree: VocabularyTree) -> tuple[nn.Linear, torch.Tensor] | None:
-    """Return the plain layer that is the whole head on the flat tree, and the rows of its outputs for the slots."""
-    if tree.children.shape != (1, tree.vocab_size) or isinstance(head, NodeHead):
-        return None
-    if isinstance(head, ChildHead):
-        layer, rows_n = head.levels[0], slot_n
-    else:
-        layer, rows_n = head.tokens, torch.where(slot_n < 0, slot_n, tree.children[0][slot_n.clamp(min=0)])
-    return (layer, rows_n) if type(layer) is nn.Linear else None  # an adapter must be called
-
-
-@cache
-def _fused_kernel() -> Callable[..., torch.Tensor] | None:
-    """Return Liger's fused linear layer and cross-entropy, of releases that can weigh positions in backward."""
-    if is_liger_kernel_available() and TorchVersion(version("liger-kernel")) >= "0.8.5":
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        return liger_fused_linear_cross_entropy
-    return None
+    logits_nK = _at_least_fp32(head(hidden.flatten(0, -2), input_ids.flatten(), tree))
+    return F.cross_entropy(logits_nK, slots.flatten(), reduction="none").view_as(slots)
 
 
 @dataclass(frozen=True)
@@ -274,7 +213,6 @@ def subtree_logsumexp(score_BTV: torch.Tensor, tree: VocabularyTree) -> torch.Te
 
 def _project_by_depth(levels: nn.ModuleList, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
     """Apply to each position the layer of its node's depth; the first layer also to leaves."""
-    hidden_BTE = as_autocast(hidden_BTE)  # one copy for all levels, which each of them keeps
     result = levels[0](hidden_BTE)
     for depth, level in enumerate(levels[1:], start=1):
         result = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), result)

@@ -11,7 +11,7 @@ While compiling every function is its dense form, and `keep_products` tells the 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -65,15 +65,13 @@ def gated_projection(gate: torch.Tensor, up: torch.Tensor, down: nn.Linear) -> t
     return down(_gated(gate, up))
 
 
-def recomputed_gated_mlp(
+def recomputed_gated_projection(
     addends: Sequence[torch.Tensor], norm: nn.RMSNorm, gate: nn.Linear, up: nn.Linear, down: nn.Linear
 ) -> torch.Tensor:
     """Return down(silu(gate(x)) * up(x)) for x = norm(sum of the addends), keeping the addends alone.
 
-    Backward repeats two of the three matrix products, those of `gate` and `up`.
+    Backward repeats two of the three matrix products, those of `gate` and `up`. All layers must be able to be lean.
     """
-    if not can_be_lean(norm, gate, up, down):
-        return checkpoint(_dense_mlp, norm, gate, up, down, *addends, use_reentrant=False, preserve_rng_state=False)
 
     def hidden(*inputs: torch.Tensor) -> torch.Tensor:
         *norm_inputs, gate_weight, up_weight = inputs
@@ -83,7 +81,12 @@ def recomputed_gated_mlp(
     return lean_linears(hidden, (*addends, norm.weight, gate.weight, up.weight), [down.weight])[0]
 
 
-def keep_products(function: TensorFunction, *inputs: Any) -> torch.Tensor:  # noqa: ANN401
+def recomputed(function: TensorFunction, *inputs: torch.Tensor) -> torch.Tensor:
+    """Return function(*inputs), keeping the inputs alone; the function draws no random numbers."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def keep_products(function: TensorFunction, *inputs: torch.Tensor) -> torch.Tensor:
     """Return function(*inputs), keeping its inputs and the results of matrix products and attention (`PRODUCTS`).
 
     The same for compiled models as `lean_linears` for others, by torch's selective activation checkpointing. Without a
@@ -104,14 +107,19 @@ def can_be_lean(*modules: nn.Module) -> bool:
     Not so with hooks, with layers put in their place (LoRA, quantisation) or a replaced `forward` (offloading), nor
     while compiling.
     """
-    return not torch.compiler.is_compiling() and all(
-        type(module) in (nn.Linear, nn.RMSNorm)
-        and getattr(module, "bias", None) is None
-        and "forward" not in module.__dict__
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
+    return all(
+        type(module) in (nn.Linear, nn.RMSNorm) and getattr(module, "bias", None) is None for module in modules
+    ) and may_be_passed_over(*modules)
+
+
+def may_be_passed_over(*modules: nn.Module) -> bool:
+    """Whether nothing would be missed if `forward` were done elsewhere: no hooks, none replaced, no compiling."""
+    return not torch.compiler.is_compiling() and not any(
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         for module in modules
     )
 
@@ -140,11 +148,25 @@ def as_autocast(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class _Context(Protocol):
+    """What `_LeanLinears` keeps from forward to backward."""
+
+    function: TensorFunction
+    count: int
+    autocast: Callable[[], AbstractContextManager[None]]
+    saved_tensors: tuple[torch.Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
 class _LeanLinears(torch.autograd.Function):
     """See `lean_linears`."""
 
     @staticmethod
-    def forward(ctx: Any, function: TensorFunction, count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
+    def forward(
+        ctx: _Context, function: TensorFunction, count: int, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Keep the arguments of the function, and the weights as they are: not their casts to bf16."""
         ctx.save_for_backward(*tensors)
         ctx.function, ctx.count, ctx.autocast = function, count, _current_autocast(tensors[0].device.type)
@@ -153,7 +175,7 @@ class _LeanLinears(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: _Context, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Evaluate the function again; differentiate the products by hand and the function by autograd."""
         needed = ctx.needs_input_grad[2:]
         saved = zip(ctx.saved_tensors, needed, strict=True)
@@ -207,13 +229,6 @@ def _normed(norm: nn.RMSNorm) -> TensorFunction:
         return F.rms_norm(sum(addends[1:], addends[0]), norm.normalized_shape, weight, norm.eps)
 
     return normed
-
-
-def _dense_mlp(
-    norm: nn.RMSNorm, gate: nn.Linear, up: nn.Linear, down: nn.Linear, *addends: torch.Tensor
-) -> torch.Tensor:
-    gates, ups = normed_projections(addends, norm, (gate, up))
-    return gated_projection(gates, ups, down)
 
 
 def _same(features: torch.Tensor) -> torch.Tensor:

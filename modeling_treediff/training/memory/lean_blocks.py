@@ -1,0 +1,132 @@
+"""A model whose training keeps less: the same parameters, values and gradients, other forwards.
+
+The textbook block keeps every tensor that autograd wants. Here norms, activations and casts are computed again in
+backward instead (`lean_operations.py`), and the loss may be (`fused_loss.py`). `make_lean` puts such forwards on the
+model's own modules, as attributes of the instances: classes, parameters and state dict stay, copies are lean as well,
+and what is saved is the plain model. Layers that do more than a product (LoRA, quantised weights, hooks, offloading)
+are called as ever; while compiling, the compiler is told what to keep.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from modeling_treediff.backbone_treediff import AttentionMask, Rotation, TreeDiffBlock
+from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+from .fused_loss import lean_cross_entropy
+from .lean_operations import (
+    can_be_lean,
+    gated_projection,
+    keep_products,
+    may_be_passed_over,
+    normed_projections,
+    projection,
+    recomputed,
+    recomputed_gated_projection,
+)
+
+# Since transformers 5.23 a block's class wraps `forward` for gradient checkpointing, which an instance's own `forward`
+# passes by; before, it wraps `__call__`.
+CHECKPOINTS_IN_FORWARD = "__call__" not in vars(GradientCheckpointingLayer)
+
+
+def make_lean(model: TreeDiffForDiffusionLM, recompute_mlp: int = 0, loss_chunk: int | None = None) -> None:
+    """Let a model keep less for backward, in place; before `accelerate.prepare`, DDP, FSDP2 or `torch.compile`.
+
+    Dense identity: the same loss and gradients, up to rounding in the order of sums. Again, it replaces the settings;
+    `undo_lean` takes everything back.
+
+    Args:
+        model: a diffusion language model. Blocks whose `forward` something else has replaced stay as they are.
+        recompute_mlp: in training, so many layers, the first ones, keep nothing of their MLPs for backward and compute
+            two of the three matrix products again: less memory for more time.
+        loss_chunk: positions for which logits are kept at a time in the loss; by default for all. It saves memory
+            where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
+
+    Raises:
+        ValueError: settings that cannot be.
+
+    """
+    if recompute_mlp < 0:
+        raise ValueError(f"recompute_mlp must not be negative, got {recompute_mlp}.")
+    if loss_chunk is not None and loss_chunk < 1:
+        raise ValueError(f"loss_chunk must be at least 1 position, got {loss_chunk}.")
+    for index, block in enumerate(model.model.backbone.layers):
+        if "forward" not in vars(block) or _is_lean(block):
+            vars(block)["forward"] = partial(_lean_block, block, index < recompute_mlp)
+    vars(model)["child_cross_entropy"] = partial(_lean_loss, model, loss_chunk)
+
+
+def undo_lean(model: TreeDiffForDiffusionLM) -> None:
+    """Take back what `make_lean` did; no-op where it did nothing."""
+    for block in model.model.backbone.layers:
+        if _is_lean(block):
+            del vars(block)["forward"]
+    vars(model).pop("child_cross_entropy", None)
+
+
+def _is_lean(block: nn.Module) -> bool:
+    return getattr(vars(block).get("forward"), "func", None) is _lean_block
+
+
+def _lean_loss(
+    model: TreeDiffForDiffusionLM,
+    chunk: int | None,
+    hidden: torch.Tensor,
+    input_ids: torch.Tensor,
+    slots: torch.Tensor,
+    tree: VocabularyTree,
+) -> torch.Tensor:
+    """(B, T, E) hidden states, (B, T) nodes and slots -> (B, T) nats: the model's `child_cross_entropy`."""
+    return lean_cross_entropy(model.head, hidden, input_ids, slots, tree, chunk)
+
+
+def _lean_block(
+    block: TreeDiffBlock,
+    recompute_mlp: bool,
+    hidden_BTE: torch.Tensor,
+    rotation: Rotation,
+    attention_mask: AttentionMask,
+) -> torch.Tensor:
+    """(B, T, E) -> (B, T, E): the block's `forward`."""
+
+    def transform(hidden_BTE: torch.Tensor) -> torch.Tensor:
+        mixed_BTE = _attention(block, hidden_BTE, rotation, attention_mask)
+        # The MLP keeps both addends, since their sum would be a third tensor, in fp32 under autocast.
+        mlp_BTE = _mlp(block, recompute_mlp and block.training, hidden_BTE, mixed_BTE)
+        return hidden_BTE + mixed_BTE + mlp_BTE
+
+    if block.training and block.gradient_checkpointing and CHECKPOINTS_IN_FORWARD:
+        return block._gradient_checkpointing_func(transform, hidden_BTE)
+    if block.training and not block.gradient_checkpointing and torch.compiler.is_compiling():
+        return keep_products(transform, hidden_BTE)
+    return transform(hidden_BTE)
+
+
+def _attention(
+    block: TreeDiffBlock, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask
+) -> torch.Tensor:
+    """(B, T, E) -> (B, T, E): the attention of the norm."""
+    attention, norm = block.self_attn, block.input_layernorm
+    if not may_be_passed_over(attention):
+        return attention(norm(hidden_BTE), rotation, attention_mask)
+    projected = normed_projections((hidden_BTE,), norm, (attention.q_proj, attention.k_proj, attention.v_proj))
+    return projection(attention.mix(projected, rotation, attention_mask), attention.o_proj)
+
+
+def _mlp(block: TreeDiffBlock, recompute: bool, before_BTE: torch.Tensor, mixed_BTE: torch.Tensor) -> torch.Tensor:
+    """(B, T, E) each -> (B, T, E): the MLP of the norm of their sum."""
+    mlp, norm = block.mlp, block.post_attention_layernorm
+    if recompute:
+        layers = norm, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        if may_be_passed_over(mlp) and can_be_lean(*layers):
+            return recomputed_gated_projection((before_BTE, mixed_BTE), *layers)
+        return recomputed(partial(_mlp, block, False), before_BTE, mixed_BTE)
+    if not may_be_passed_over(mlp):
+        return mlp(norm(before_BTE + mixed_BTE))
+    gate_BTI, up_BTI = normed_projections((before_BTE, mixed_BTE), norm, (mlp.gate_proj, mlp.up_proj))
+    return gated_projection(gate_BTI, up_BTI, mlp.down_proj)
