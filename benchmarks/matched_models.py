@@ -17,6 +17,7 @@ from benchmarks.contenders import (
     unclustered_tree,
 )
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.training import make_lean
 
 COMPARED = ("mdlm", "mdlm-chunked", "hdlm", "tdlm-child", "tdlm-node")
 BUDGET, DEPTH = "budget", "depth"  # what a model has in common with the reference
@@ -78,9 +79,11 @@ class MatchedModel:
             "parameters": sum(self.config.count_parameters().values()),
         }
 
-    def make(self, **fields: Any) -> TreeDiffForDiffusionLM:  # noqa: ANN401 -- fields of the config that are other
-        """Return a new model, over a tree with tokens in random places."""
-        return make_model(self.config, _tree(self.config.tree_depth, self.size.vocab_size), **fields)
+    def make(self) -> TreeDiffForDiffusionLM:
+        """Return a new model, lean as training makes it, over a tree with tokens in random places."""
+        model = make_model(self.config, _tree(self.config.tree_depth, self.size.vocab_size))
+        make_lean(model, loss_chunk=CONTENDERS[self.contender].loss_chunk_size)
+        return model
 
 
 def matched_models(names: Sequence[str], size: Size) -> list[MatchedModel]:

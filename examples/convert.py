@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings
-from modeling_treediff.cli.model_options import FAMILY, MEMORY_FIELDS, add_family_options
+from modeling_treediff.cli.model_options import FAMILY, add_family_options
 from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 from modeling_treediff.vocabulary_tree import smallest_branching
@@ -58,7 +58,7 @@ def main() -> None:
     source = load_source(args.checkpoint)
     tree = find_tree(args.tree, source)
     torch.manual_seed(args.seed)
-    fields = {name: getattr(args, name) for name in (*FAMILY, *MEMORY_FIELDS)}
+    fields = {name: getattr(args, name) for name in FAMILY}
     model, report = convert(source, tree, args.layers, **fields)
     model.save_pretrained(args.output, tokenizer=source.tokenizer)
     report.save(args.output)

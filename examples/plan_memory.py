@@ -12,7 +12,6 @@ import re
 import sys
 from pathlib import Path
 
-from modeling_treediff.training.memory.tracker.plan import PRECISIONS, USABLE
 from transformers import AutoConfig
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
@@ -21,12 +20,16 @@ from modeling_treediff.cli.model_options import (
     BATCH_SIZE,
     WINDOW,
     add_family_options,
+    add_memory_options,
     add_size_options,
     beside_checkpoint,
+    memory_settings,
     model_fields,
 )
 from modeling_treediff.cli.option_files import OptionParser
 from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
+from modeling_treediff.training.memory.fake_step import PRECISIONS
+from modeling_treediff.training.memory.plan import USABLE
 from modeling_treediff.training.memory.tracker import GIBIBYTE, readable
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
@@ -51,6 +54,7 @@ def make_parser() -> OptionParser:
     run.add_argument("--accumulation", type=int, default=1, help="passes per optimizer step (default %(default)s)")
     run.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default %(default)s)")
     run.add_argument("--gradient-checkpointing", action="store_true", help="recompute whole blocks")
+    add_memory_options(run)
     run.add_argument("--ema", action="store_true", help="keep an average of the parameters")
     run.add_argument("--processes", type=int, default=1, help="GPUs in all (default %(default)s)")
     run.add_argument("--fsdp", action="store_true", help="shard over the processes (FSDP2); default: DDP")
@@ -74,7 +78,8 @@ def parse_bytes(text: str) -> int:
 def make_config(parser: OptionParser, options: argparse.Namespace) -> TreeDiffConfig:
     """Return the config of the model that train.py would make, or of the saved one."""
     if options.source:
-        config = AutoConfig.from_pretrained(options.source, **beside_checkpoint(parser, options))
+        beside_checkpoint(parser, options)
+        config = AutoConfig.from_pretrained(options.source)
         if config.model_type != TreeDiffConfig.model_type:
             raise ValueError(
                 f"{options.source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}."
@@ -116,6 +121,7 @@ def main() -> None:
     config = make_config(parser, options)
     step = ("precision", "accumulation", "gradient_checkpointing", "ema", "processes")
     settings = {name: getattr(options, name) for name in step} | {"sharded": options.fsdp}
+    settings |= memory_settings(options)
     plan = plan_memory(config, options.batch_size, options.window or config.max_position_embeddings, **settings)
     print(plan)
     facts = plan.summary()

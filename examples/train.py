@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from modeling_treediff.training.memory.tracker.out_of_memory import device_memory, plan_run
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.cli.model_options import (
     BATCH_SIZE,
     FAMILY,
-    MEMORY_FIELDS,
     WINDOW,
     add_family_options,
+    add_memory_options,
     add_size_options,
     beside_checkpoint,
+    memory_settings,
     model_fields,
 )
 from modeling_treediff.cli.option_files import OptionParser
@@ -46,6 +46,7 @@ from modeling_treediff.training import (
     train,
     write_record,
 )
+from modeling_treediff.training.memory.out_of_memory import device_memory, plan_run
 from modeling_treediff.training.run.settings import LEARNING_RATE_SCHEDULES, TRACKERS
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
@@ -122,6 +123,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: accelerate's, else fp32")
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    add_memory_options(group)
     group.add_argument(
         "--seed", type=int, default=0, help="of initialisation, data order and noise (default %(default)s)"
     )
@@ -166,11 +168,12 @@ def main() -> None:
     parser = make_parser()
     options = parser.parse_args()
     config = training_config(options)
-    memory = beside_checkpoint(parser, options) if options.source else {}
+    if options.source:
+        beside_checkpoint(parser, options)
     if options.dry_run:
-        return plan(options, config, memory)
+        return plan(options, config)
     check_run(config, options.resume)
-    model, tokenizer = load_model(options.source, memory) if options.source else make_model(options)
+    model, tokenizer = load_model(options.source) if options.source else make_model(options)
     length = options.window or model.config.max_position_embeddings
     check_windows(model, tokenizer, length)
     data = data_options(options, length)
@@ -184,11 +187,11 @@ def main() -> None:
     PartialState().destroy_process_group()
 
 
-def plan(options: argparse.Namespace, config: TrainingConfig, memory: dict[str, Any]) -> None:
+def plan(options: argparse.Namespace, config: TrainingConfig) -> None:
     """Print what a step will take of this machine's memory, without making the model."""
     check_settings(config)
     if options.source:
-        model_config = TreeDiffConfig.from_pretrained(options.source, **memory)
+        model_config = TreeDiffConfig.from_pretrained(options.source)
     else:
         tree, _, fields = load_tree(options)
         model_config = TreeDiffConfig.from_tree(tree, **fields)
@@ -220,6 +223,7 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         ema_decay=options.ema_decay,
         mixed_precision={"fp32": "no"}.get(options.precision, options.precision),
         gradient_checkpointing=options.gradient_checkpointing,
+        **memory_settings(options),
         validate_every=options.validate_every,
         save_every=options.save_every,
         keep_checkpoints=options.keep_checkpoints,
@@ -229,9 +233,9 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
     )
 
 
-def load_model(source: str, memory: dict[str, Any]) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a trained model in fp32, with these fields of its config, and its tokenizer."""
-    model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=torch.float32, **memory)
+def load_model(source: str) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
+    """Return a trained model in fp32, and its tokenizer."""
+    model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(source)
 
 
@@ -315,7 +319,9 @@ def report(
         "num_hidden_layers": model.config.num_hidden_layers,
         "hidden_size": model.config.hidden_size,
         "intermediate_size": model.config.intermediate_size,
-        **{name: getattr(model.config, name) for name in (*FAMILY, *MEMORY_FIELDS)},
+        **{name: getattr(model.config, name) for name in FAMILY},
+        "loss_chunk_size": config.loss_chunk_size,
+        "recompute_mlp_layers": config.recompute_mlp_layers,
         "window": result.window,
         "steps": config.max_steps,
         "tokens_seen": result.tokens_seen,

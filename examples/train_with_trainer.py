@@ -21,7 +21,7 @@ from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.text import read_documents, split_documents
 from modeling_treediff.text.mask_token import refuse_mask
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
-from modeling_treediff.training import DiffusionCollator
+from modeling_treediff.training import DiffusionCollator, make_lean
 
 SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -67,6 +67,7 @@ def main() -> None:
     set_seed(arguments.seed)  # of a new model's weights
     tokenizer = AutoTokenizer.from_pretrained(script.model or script.tree, trust_remote_code=True)
     model = load_model(script, tokenizer)
+    make_lean(model)  # backward keeps less; what is saved is the plain model
     length = model.config.max_position_embeddings
     training, held_out = (token_windows(documents, tokenizer, length) for documents in read_texts(script))
     trainer = DiffusionTrainer(

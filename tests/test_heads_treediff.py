@@ -1,64 +1,15 @@
 """Each head against a plain reference in double precision: values, gradients, shapes and sizes of what it computes."""
 
-import importlib.util
-
 import pytest
 import torch
-from helpers.processes import REPOSITORY, run_python
-from test_modeling import _Shapes
+from helpers.heads import TREES, built, gradients, largest_seen, layouts, slots_of
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import budget_config
-from modeling_treediff.building.order import tree_from_order
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import (
-    HEADS,
-    _flat_layer,
-    _fused_kernel,
-    child_cross_entropy,
-    fused_nats,
-    group_by_parent,
-    make_head,
-    subtree_logsumexp,
-)
+from modeling_treediff.heads_treediff import HEADS, child_cross_entropy, group_by_parent, make_head, subtree_logsumexp
 from modeling_treediff.vocabulary_tree import VocabularyTree
-
-TREES = {
-    "flat": VocabularyTree.flat(20),
-    "flat, shuffled, gaps": VocabularyTree.from_paths([[7 * token % 25] for token in range(20)], 25),
-    "depth 2": VocabularyTree.random(20, 6, 2),
-    "depth 3": VocabularyTree.random(40, 4, 3),
-    "depth 4, chains": VocabularyTree.from_paths([[0, 0, 0, 0], [2, 1, 0, 0], [2, 1, 3, 1], [2, 1, 3, 2]], 4),
-    "one token": VocabularyTree.from_paths([[1, 1, 1]], 3),
-}
-BELOW = [name for name in TREES if TREES[name].tree_depth > 1]
-
-
-def built(name, tree, seed=0, **fields):
-    """A head of double precision with weights of about 0.5, biases included."""
-    fields = {"hidden_size": 16, "num_attention_heads": 4, "head_rank": 6} | fields
-    head = make_head(TreeDiffConfig.from_tree(tree, head=name, **fields)).double()
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in head.parameters():
-        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return head
-
-
-def layouts(tree):
-    """(B, T) nodes by name: at one parent, none at the root, every parent once, leaves in between, one, many."""
-    generator = torch.Generator().manual_seed(1)
-    internal = torch.arange(tree.vocab_size, tree.num_nodes)
-    return {
-        "all at the root": torch.full((2, 5), tree.root_id),
-        "all at the last parent": torch.full((3, 17), tree.num_nodes - 1),
-        "none at the root": internal[1:].repeat(3)[None] if len(internal) > 1 else internal[None],
-        "every parent once": internal.flip(0)[None],
-        "with leaves": torch.randint(0, tree.num_nodes, (3, 13), generator=generator),
-        "only leaves": torch.randint(0, tree.vocab_size, (2, 3), generator=generator),
-        "a single position": internal[-1:, None],
-        "many": torch.randint(tree.vocab_size, tree.num_nodes, (4, 101), generator=generator),
-    }
 
 
 def reference(name, head, hidden, nodes, tree):
@@ -84,21 +35,6 @@ def reference(name, head, hidden, nodes, tree):
                 scores.append((head.tokens.weight[below] @ vector + head.tokens.bias[below]).logsumexp(0))
         rows.append(torch.stack(scores))
     return rows
-
-
-def slots_of(tree, nodes, seed=2):
-    """A random existing child's slot at each position, -100 at leaves and at every fifth position."""
-    generator = torch.Generator().manual_seed(seed)
-    children = tree.children[(nodes - tree.vocab_size).clamp(min=0)]
-    noise = torch.rand(children.shape, generator=generator).masked_fill(children < 0, -1)
-    skipped = (torch.arange(nodes.numel()).view_as(nodes) % 5 == 4) | (tree.depth[nodes] == tree.tree_depth)
-    return noise.argmax(-1).masked_fill(skipped, -100)
-
-
-def gradients(loss, hidden, head):
-    parts = torch.autograd.grad(loss, [hidden, *head.parameters()], allow_unused=True, materialize_grads=True)
-    assert all(part.isfinite().all() for part in parts)
-    return parts
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
@@ -196,27 +132,6 @@ def test_bf16_errors_are_bounded_by_those_of_the_naive_computation(name, layout,
         assert fast_error[counted].max() <= naive_error[counted].max() + 0.01 * truth[counted].abs().max()
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 39, 1000])
-@pytest.mark.parametrize("name", HEADS)
-def test_chunks_change_neither_values_nor_gradients(name, chunk):
-    tree = TREES["depth 3"]
-    head, nodes = built(name, tree), layouts(tree)["with leaves"]
-    hidden = torch.randn(3, 13, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    slots = slots_of(tree, nodes)
-    weight = torch.rand(3, 13, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole, cut = (child_cross_entropy(head, hidden, nodes, slots, tree, size) for size in (None, chunk))
-    torch.testing.assert_close(cut, whole)
-    fast, slow = (gradients((weight * nats).sum(), hidden, head) for nats in (cut, whole))
-    torch.testing.assert_close(fast, slow)
-
-
-def test_a_chunk_has_at_least_one_position():
-    tree = TREES["flat"]
-    nodes, slots = torch.tensor([[tree.root_id]]), torch.tensor([[3]])
-    with pytest.raises(ValueError, match="chunk must be at least 1"):
-        child_cross_entropy(built("child", tree), torch.zeros(1, 1, 16).double(), nodes, slots, tree, chunk=0)
-
-
 @pytest.mark.parametrize("count", [1, 3, 12, 13, 100, 4000])
 def test_blocks_hold_every_position_with_its_parent(count):
     parents = 12
@@ -290,15 +205,6 @@ def test_heads_compile_without_a_graph_break_and_once(name, backend):
             torch.testing.assert_close(gradients(fast.sum(), hidden, head), gradients(slow.sum(), hidden, head))
 
 
-def largest_seen(head, nodes, tree, chunk=None):
-    """Numbers in the largest floating-point tensor that any operation returns, forward and backward."""
-    hidden = torch.randn(*nodes.shape, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    slots = slots_of(tree, nodes)
-    with _Shapes() as shapes:
-        child_cross_entropy(head, hidden, nodes, slots, tree, chunk).sum().backward()
-    return max(torch.Size(shape).numel() for _, shape in shapes.seen)
-
-
 @pytest.mark.parametrize("positions", [64, 1000, 4096])
 def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(positions):
     tree = VocabularyTree.random(900, 30, 2)
@@ -311,92 +217,6 @@ def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(posi
     assert largest <= (positions / size + 30) * max(30 * 32, size * 32, size * 30)
     if positions > 1000:
         assert largest < positions * 30 * 32 / 10
-
-
-@pytest.mark.parametrize(("name", "depth"), [("child", 1), ("leaf", 1), ("leaf", 2)])
-def test_chunked_loss_never_holds_the_logits_of_all_positions(name, depth):
-    tree = VocabularyTree.flat(811) if depth == 1 else VocabularyTree.random(811, 29, depth)
-    head, nodes = built(name, tree).float(), torch.full((4, 50), tree.root_id)
-    assert largest_seen(head, nodes, tree) >= 200 * 811
-    parameters, logits = 811 * 16, 20 * tree.num_nodes
-    assert largest_seen(head, nodes, tree, chunk=20) <= max(parameters, logits)
-
-
-def test_chunked_loss_keeps_no_logits_for_backward():
-    """Between forward and backward, chunks hold their inputs alone."""
-    tree = VocabularyTree.flat(811)
-    head, nodes = built("child", tree).float(), torch.full((4, 50), tree.root_id)
-    hidden, slots = torch.randn(4, 50, 16, requires_grad=True), slots_of(tree, nodes)
-    for chunk, keeps in ((None, True), (20, False)):
-        sizes = []
-
-        def note(tensor, sizes=sizes):
-            sizes.append(tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            child_cross_entropy(head, hidden, nodes, slots, tree, chunk)
-        assert (sum(sizes) >= 200 * 811) == keeps
-
-
-def check_fused_nats(kernel, name):
-    """Values and gradients by the kernel in fp32 are as close to those in fp64 as those of plain chunks."""
-    tree = tree_from_order(torch.randperm(53, generator=torch.Generator().manual_seed(3)), 53, 1)
-    head, nodes = built(name, tree), torch.full((3, 13), tree.root_id)
-    slots, weight = slots_of(tree, nodes), torch.rand(3, 13, generator=torch.Generator().manual_seed(1))
-    found = {}
-    for way, dtype in (("exact", torch.float64), ("chunks", torch.float32), ("fused", torch.float32)):
-        head.to(dtype)
-        hidden = torch.randn(3, 13, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-        if way == "fused":
-            layer, rows = _flat_layer(head, slots.flatten(), tree)
-            nats = fused_nats(kernel, hidden.flatten(0, 1), layer, rows).view_as(slots)
-        else:
-            nats = child_cross_entropy(head, hidden, nodes, slots, tree, 7 if way == "chunks" else None)
-        assert nats.dtype == dtype
-        found[way] = [nats, *gradients((weight * nats).sum(), hidden, head)]
-    for exact, chunks, fused in zip(*found.values(), strict=True):
-        assert (fused - exact).abs().max() <= 2 * (chunks - exact).abs().max() + 1e-6 * exact.abs().max()
-
-
-@pytest.mark.parametrize("name", ["child", "leaf"])
-def test_the_fused_kernel_is_given_the_flat_trees_layer_and_rows(name):
-    def stand_in(hidden, weight, rows, bias, ignore_index, reduction, accum_dtype):
-        logits = F.linear(hidden, weight, bias)
-        return F.cross_entropy(logits, rows, ignore_index=ignore_index, reduction=reduction)
-
-    check_fused_nats(stand_in, name)
-
-
-@pytest.mark.parametrize("name", ["child", "leaf"])
-def test_the_fused_kernel_in_tritons_interpreter(name):
-    if not all(importlib.util.find_spec(package) for package in ("liger_kernel", "triton")):
-        pytest.skip("needs liger-kernel and triton")
-    code = f"import test_heads; test_heads.check_fused_nats(test_heads._fused_kernel(), {name!r})"
-    done = run_python(code=code, TRITON_INTERPRET="1", cwd=REPOSITORY / "tests")
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["child", "leaf"])
-def test_the_fused_kernel_on_cuda(name):
-    if _fused_kernel() is None:
-        pytest.skip("needs liger-kernel 0.8.5 or later")
-    tree = VocabularyTree.flat(811)
-    head, nodes = built(name, tree).float().cuda(), torch.full((4, 50), tree.root_id, device="cuda")
-    hidden = torch.randn(4, 50, 16, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
-    slots = slots_of(tree, nodes.cpu()).cuda()
-    found = []
-    for chunk in (None, 20):
-        nats = child_cross_entropy(head, hidden, nodes, slots, tree.to("cuda"), chunk)
-        found.append([nats, *gradients(nats.sum(), hidden, head)])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["node", "leaf"])
-def test_only_a_plain_layer_on_the_flat_tree_can_be_fused(name):
-    tree = TREES["flat" if name == "node" else "depth 2"]
-    assert _flat_layer(built(name, tree), torch.zeros(3, dtype=torch.long), tree) is None
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)

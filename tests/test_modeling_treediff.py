@@ -5,9 +5,8 @@ import itertools
 import pytest
 import torch
 from helpers.models import tiny_model
+from helpers.shapes import Shapes
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.budget import budget_config
@@ -18,7 +17,7 @@ IDS = ["flat", "depth 2", "depth 3"]
 FAMILY = [
     {"schedule": "sequential", "level_durations": [3.0, 1.0]},
     {"schedule": "binomial", "time_warp": "cosine", "node_embedding": "free"},
-    {"schedule": "poisson", "head": "leaf", "loss_chunk_size": 5},
+    {"schedule": "poisson", "head": "leaf"},
     {"schedule": "binomial", "head": "node", "head_rank": 3},
     {"schedule": "sequential", "num_timesteps": 7},
 ]
@@ -177,21 +176,6 @@ def test_bf16_error_is_bounded_by_that_of_rounding_the_weights():
     assert (low(nodes).logits.double() - truth)[real].abs().max() <= allowed
 
 
-class _Shapes(TorchDispatchMode):
-    """Records the sizes of everything that any operation of the graph returns, forward and backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                self.seen.add((str(function), tuple(leaf.shape)))
-        return result
-
-
 @pytest.mark.parametrize(("branching", "depth"), [(29, 2), (10, 3)])
 def test_training_graph_has_no_vocabulary_axis(branching, depth):
     """Only the node embedding's own gradient is as long as the vocabulary; the flat tree's logits are the contrast."""
@@ -200,7 +184,7 @@ def test_training_graph_has_no_vocabulary_axis(branching, depth):
     def vocabulary_sized(tree):
         model = tiny_model(tree, head="child").train()
         batch = corrupted(model)
-        with _Shapes() as shapes:
+        with Shapes() as shapes:
             model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss.backward()
         return {name for name, shape in shapes.seen if any(size >= vocab_size for size in shape)}
 
@@ -313,7 +297,7 @@ def test_an_invalid_tree_makes_no_model():
         {"node_embedding": "free"},
         {"schedule": "binomial", "time_warp": "cosine"},
         {"schedule": "poisson"},
-        {"loss_chunk_size": 30, "checkpointing": True},
+        {"checkpointing": True},
         {"padding": True},
     ],
     ids=lambda fields: " ".join(map(str, fields.values())),

@@ -18,16 +18,12 @@ import gc
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from modeling_treediff.training.memory.tracker.out_of_memory import device_memory
 
 from benchmarks.contenders import CONTENDERS, REFERENCE
 from benchmarks.matched_models import (
@@ -42,8 +38,9 @@ from benchmarks.matched_models import (
 from benchmarks.places import ROOT
 from benchmarks.speed.turns import seconds_in_turns
 from benchmarks.training_step import diffusion_batch, training_step
-from modeling_treediff import TreeDiffConfig
-from modeling_treediff.training import MemoryPlan, plan_memory
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.training import MemoryPlan, make_lean, plan_memory, undo_lean
+from modeling_treediff.training.memory.out_of_memory import device_memory
 from modeling_treediff.training.run.records import current_commit, write_record
 
 RESULTS = {"cpu": "memory.json", "cuda": "memory_cuda.json"}  # in benchmarks/results, by device
@@ -76,11 +73,19 @@ class Case:
         return round(RECOMPUTED * self.model.config.num_hidden_layers) if self.variant == RECOMPUTE else 0
 
     @property
-    def config(self) -> TreeDiffConfig:
-        """The model's config in this variant."""
-        config = copy(self.model.config)
-        config.recompute_mlp_layers = self.recomputed_layers
-        return config
+    def settings(self) -> dict[str, Any]:
+        """What training keeps in this variant, as `plan_memory` takes it."""
+        if self.variant == PLAIN:
+            return {"lean": False}
+        chunk = CONTENDERS[self.model.contender].loss_chunk_size
+        return {"recompute_mlp_layers": self.recomputed_layers, "loss_chunk_size": chunk}
+
+    def adapt(self, model: TreeDiffForDiffusionLM) -> None:
+        """Let a model keep for backward what it keeps in this variant."""
+        if self.variant == PLAIN:
+            undo_lean(model)
+        else:
+            make_lean(model, self.settings["recompute_mlp_layers"], self.settings["loss_chunk_size"])
 
 
 def main() -> None:
@@ -151,17 +156,10 @@ def read_rows(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     return record["rows"]
 
 
-def blocks_of(variant: str) -> AbstractContextManager:
-    """Return the context in which a model has the blocks of a variant."""
-    if variant == PLAIN:
-        return patch("modeling_treediff.lean_operations_treediff.can_be_lean", return_value=False)
-    return nullcontext()
-
-
 def plan_case(case: Case) -> MemoryPlan:
     """Return the plan of a row's training step."""
-    with blocks_of(case.variant):
-        return plan_memory(case.config, case.batch_size, case.model.size.window, precision=PRECISION)
+    size, length = case.batch_size, case.model.size.window
+    return plan_memory(case.model.config, size, length, precision=PRECISION, **case.settings)
 
 
 def measure(case: Case, plan: MemoryPlan, steps: int) -> dict[str, Any]:
@@ -172,14 +170,14 @@ def measure(case: Case, plan: MemoryPlan, steps: int) -> dict[str, Any]:
     torch.cuda.empty_cache()
     torch.manual_seed(0)
     try:
-        model = case.model.make(recompute_mlp_layers=case.recomputed_layers)
+        model = case.model.make()
+        case.adapt(model)
         torch.nn.Module.to(model, "cuda")
         step = training_step(model, diffusion_batch(model, case.batch_size, case.model.size.window), PRECISION)
-        with blocks_of(case.variant):
-            for _ in range(3):
-                step()
-            torch.cuda.reset_peak_memory_stats()
-            seconds = seconds_in_turns([step], steps, 0, "cuda")[0]
+        for _ in range(3):
+            step()
+        torch.cuda.reset_peak_memory_stats()
+        seconds = seconds_in_turns([step], steps, 0, "cuda")[0]
     except torch.OutOfMemoryError:
         return {"not_measured": "out of memory"}
     return {
@@ -196,16 +194,13 @@ def cpu_step_seconds(steps: int) -> dict[str, float]:
     model = tree.make()
     step = training_step(model, diffusion_batch(model, 1, REFERENCE_POINT.window), PRECISION)
     cases = {variant: Case(tree, 1, variant) for variant in (PLAIN, LEAN, RECOMPUTE)}
-    layers: Any = model.model.backbone.layers
     seconds: dict[str, list[float]] = {variant: [] for variant in cases}
     for _ in range(steps + 1):
         for variant, case in cases.items():
-            for index, layer in enumerate(layers):
-                layer.mlp.recompute = index < case.recomputed_layers
-            with blocks_of(variant):
-                start = time.process_time()
-                step()
-                seconds[variant].append(time.process_time() - start)
+            case.adapt(model)
+            start = time.process_time()
+            step()
+            seconds[variant].append(time.process_time() - start)
     return {variant: round(median(some[1:]), 4) for variant, some in seconds.items()}
 
 

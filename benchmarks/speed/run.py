@@ -199,7 +199,7 @@ def autoregressive_runner(workload: Workload, device: str) -> Runner:
 
 def writes(contender: str) -> bool:
     """Tell whether a contender writes in a way of its own: not so a loss in chunks, nor GPT-2, token by token."""
-    return contender != AUTOREGRESSIVE and "loss_chunk_size" not in CONTENDERS[contender].fields
+    return contender != AUTOREGRESSIVE and CONTENDERS[contender].loss_chunk_size is None
 
 
 def write(model: PreTrainedModel, workload: Workload, steps: int) -> int:

@@ -21,7 +21,7 @@ FAMILY = (
     "head_rank",
     "node_embedding",
 )
-# Those that change memory and time alone, no result.
+# Settings of training that change memory and time alone, no result.
 MEMORY_FIELDS = ("loss_chunk_size", "recompute_mlp_layers")
 SIZES = ("parameters", "layers", "hidden_size", "heads", "rope_theta")
 
@@ -39,7 +39,7 @@ def add_size_options(group: argparse._ArgumentGroup, tree: Path) -> None:
 
 
 def add_family_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options for the member of the family, and for what its training keeps in memory."""
+    """Add the options for the member of the family."""
     group.add_argument("--schedule", choices=SCHEDULES, default=TreeDiffConfig.schedule, help="(default %(default)s)")
     group.add_argument("--level-durations", type=float, nargs="+", help="of the sequential schedule, coarse to fine")
     group.add_argument("--time-warp", choices=TIME_WARPS, default=TIME_WARPS[0], help="(default %(default)s)")
@@ -49,6 +49,10 @@ def add_family_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--head", choices=HEADS, help="(default: node over trees of depth 2, else child)")
     group.add_argument("--head-rank", type=int, default=64, help="of the node head (default %(default)s)")
     group.add_argument("--node-embedding", choices=NODE_EMBEDDINGS, default=NODE_EMBEDDINGS[0], help="(default path)")
+
+
+def add_memory_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options for what training keeps in memory; they change no result."""
     group.add_argument("--loss-chunk-size", type=int, help="positions whose logits are kept at a time")
     group.add_argument(
         "--recompute-mlp-layers", type=int, default=0, metavar="N",
@@ -56,17 +60,16 @@ def add_family_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def beside_checkpoint(parser: OptionParser, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields given beside `--from`: those that change memory and time alone.
-
-    Raises:
-        ValueError: an option is given that says what the checkpoint brings along.
-
-    """
+def beside_checkpoint(parser: OptionParser, options: argparse.Namespace) -> None:
+    """Raise ValueError if an option beside `--from` says what the checkpoint brings along."""
     own = [name for name in ("tree", "tokenizer", "vocab_size", *SIZES, *FAMILY) if hasattr(options, name)]
     if clash := parser.given(options, own):
         raise ValueError(f"--from brings its own model along: leave out --{clash[0].replace('_', '-')}.")
-    return {name: getattr(options, name) for name in parser.given(options, MEMORY_FIELDS)}
+
+
+def memory_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what training keeps in memory: settings of `TrainingConfig` and of `TrainingStep`."""
+    return {name: getattr(options, name) for name in MEMORY_FIELDS}
 
 
 def model_fields(
@@ -78,7 +81,7 @@ def model_fields(
         "num_attention_heads": options.heads,
         "max_position_embeddings": window,
         "rope_theta": options.rope_theta,
-        **{name: getattr(options, name) for name in (*FAMILY, *MEMORY_FIELDS)},
+        **{name: getattr(options, name) for name in FAMILY},
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,

@@ -9,7 +9,9 @@ from .data.chat import chat_windows
 from .data.collator import DiffusionCollator
 from .data.sources import DataOptions, open_training_data
 from .data.streaming import StreamedWindows
-from .memory.plan import MemoryPlan, TrainingStep, largest_batch, plan_memory
+from .memory import make_lean, undo_lean
+from .memory.fake_step import TrainingStep
+from .memory.plan import MemoryPlan, largest_batch, plan_memory
 from .memory.tracker import MemoryTracker, PeakMemory, memory_report
 from .run.loop import TrainingResult, train
 from .run.preflight import check_run, check_settings, check_windows
@@ -31,9 +33,11 @@ __all__ = [
     "check_settings",
     "check_windows",
     "largest_batch",
+    "make_lean",
     "memory_report",
     "open_training_data",
     "plan_memory",
     "train",
+    "undo_lean",
     "write_record",
 ]

@@ -98,10 +98,11 @@ def test_variants_come_at_the_reference_point_alone(scripts):
     assert len(varied) == 2 * 2 * 2  # contenders, variants, batches
     assert {case.model.size for case in varied} == {scripts.memory.REFERENCE_POINT}
     assert {case.model.contender for case in varied} == {"mdlm", "tdlm-child"}
-    assert {(case.config.num_hidden_layers, case.recomputed_layers) for case in varied} == {
+    assert {(case.model.config.num_hidden_layers, case.recomputed_layers) for case in varied} == {
         (12, 0), (12, 10), (17, 0), (17, 14),
     }  # fmt: skip
-    assert all(case.config.recompute_mlp_layers == case.recomputed_layers for case in cases)
+    assert all(case.settings.get("recompute_mlp_layers", 0) == case.recomputed_layers for case in cases)
+    assert {case.variant for case in cases if not case.settings.get("lean", True)} == {"plain"}
 
 
 def test_models_have_the_budget_or_the_depth_of_the_reference_at_full_sizes(scripts):
@@ -121,9 +122,9 @@ def test_models_have_the_budget_or_the_depth_of_the_reference_at_full_sizes(scri
 def test_a_model_is_what_its_facts_and_its_contender_say(scripts):
     size = scripts.matched_models.Size(500, 64, layers=2, heads=2, window=16, rope_theta=50.0)
     for matched in scripts.matched_models.matched_models(scripts.matched_models.COMPARED, size):
-        model = matched.make(recompute_mlp_layers=1)
+        model = matched.make()
         assert sum(parameter.numel() for parameter in model.parameters()) == matched.facts["parameters"]
-        fields = scripts.contenders.CONTENDERS[matched.contender].fields | size.fields | {"recompute_mlp_layers": 1}
+        fields = scripts.contenders.CONTENDERS[matched.contender].fields | size.fields
         assert fields.items() <= model.config.to_dict().items()
 
 

@@ -7,6 +7,7 @@ and what is saved is the plain model. Layers that do more than a product (LoRA, 
 are called as ever; while compiling, the compiler is told what to keep.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -96,12 +97,14 @@ def _lean_block(
 
     def transform(hidden_BTE: torch.Tensor) -> torch.Tensor:
         mixed_BTE = _attention(block, hidden_BTE, rotation, attention_mask)
+        # Before the MLP, so that its gradient comes after the MLP's: it takes memory.
+        sum_BTE = hidden_BTE + mixed_BTE
         # The MLP keeps both addends, since their sum would be a third tensor, in fp32 under autocast.
-        mlp_BTE = _mlp(block, recompute_mlp and block.training, hidden_BTE, mixed_BTE)
-        return hidden_BTE + mixed_BTE + mlp_BTE
+        return sum_BTE + _mlp(block, recompute_mlp and block.training, hidden_BTE, mixed_BTE)
 
     if block.training and block.gradient_checkpointing and CHECKPOINTS_IN_FORWARD:
-        return block._gradient_checkpointing_func(transform, hidden_BTE)
+        checkpoint: Callable[..., torch.Tensor] = vars(block)["_gradient_checkpointing_func"]
+        return checkpoint(transform, hidden_BTE)
     if block.training and not block.gradient_checkpointing and torch.compiler.is_compiling():
         return keep_products(transform, hidden_BTE)
     return transform(hidden_BTE)

@@ -148,16 +148,20 @@ def as_autocast(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class _Context(Protocol):
-    """What `_LeanLinears` keeps from forward to backward."""
+class BackwardContext(Protocol):
+    """What an autograd function has from forward to backward."""
 
-    function: TensorFunction
-    count: int
-    autocast: Callable[[], AbstractContextManager[None]]
     saved_tensors: tuple[torch.Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+        """Keep the tensors; in backward they are `saved_tensors`."""
+
+
+class _LeanContext(BackwardContext, Protocol):
+    function: TensorFunction
+    count: int
+    autocast: Callable[[], AbstractContextManager[object]]
 
 
 class _LeanLinears(torch.autograd.Function):
@@ -165,7 +169,7 @@ class _LeanLinears(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, function: TensorFunction, count: int, *tensors: torch.Tensor
+        ctx: _LeanContext, function: TensorFunction, count: int, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Keep the arguments of the function, and the weights as they are: not their casts to bf16."""
         ctx.save_for_backward(*tensors)
@@ -175,7 +179,7 @@ class _LeanLinears(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _LeanContext, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Evaluate the function again; differentiate the products by hand and the function by autograd."""
         needed = ctx.needs_input_grad[2:]
         saved = zip(ctx.saved_tensors, needed, strict=True)
@@ -215,7 +219,7 @@ def _input_gradient(grads: Iterable[torch.Tensor], weights: Iterable[torch.Tenso
     return total
 
 
-def _current_autocast(device: str) -> Callable[[], AbstractContextManager]:
+def _current_autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
     """Return what makes the autocast of now again in backward, which runs outside of it."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext

@@ -45,6 +45,8 @@ def plan_run(model_config: TreeDiffConfig, config: TrainingConfig, length: int) 
         ema=config.ema_decay > 0,
         processes=accelerator.num_processes,
         sharded=accelerator.is_fsdp2,
+        recompute_mlp_layers=config.recompute_mlp_layers,
+        loss_chunk_size=config.loss_chunk_size,
     )
 
 

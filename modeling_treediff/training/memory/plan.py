@@ -13,7 +13,6 @@ Several processes:
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,39 +20,13 @@ import numpy as np
 
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 
-from .fake_step import BLOCK, CATEGORIES, Ledger, record_step
+from .fake_step import TrainingStep, record_step
+from .ledger import BLOCK, CATEGORIES, Ledger
 from .tracker import readable, text_table
 
 USABLE = 0.92
-PRECISIONS = ("fp32", "bf16", "fp16")
 SHARDED = ("parameters", "EMA", "optimizer state", "gradients")
 EXCHANGE = "exchange"  # the category of what several processes need to exchange gradients and parameters
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """What a plan is about: the arguments of `plan_memory`."""
-
-    model_config: TreeDiffConfig
-    batch_size: int
-    length: int
-    precision: str = "bf16"
-    accumulation: int = 1
-    gradient_checkpointing: bool = False
-    ema: bool = False
-    processes: int = 1
-    sharded: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what no step can be."""
-        for name in ("batch_size", "length", "accumulation", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"Unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}.")
-        limit = self.model_config.max_position_embeddings
-        if self.length > limit:
-            raise ValueError(f"Windows of {self.length} tokens are longer than the model's {limit} positions.")
 
 
 @dataclass(frozen=True)
@@ -127,11 +100,10 @@ def plan_memory(model_config: TreeDiffConfig, batch_size: int, length: int, **op
     """Predict the memory of one training step, per process, without allocating it; takes a second or two.
 
     Args:
-        model_config: sizes of the model, with `loss_chunk_size` and `recompute_mlp_layers`.
+        model_config: sizes of the model.
         batch_size: windows per process and forward pass.
         length: tokens per window.
-        options: the other fields of `TrainingStep`: precision ("fp32", "bf16", "fp16"), accumulation,
-            gradient_checkpointing, ema (an average of the parameters is kept), processes, sharded (FSDP2, else DDP).
+        options: the other fields of `TrainingStep`.
 
     Raises:
         ValueError: an unknown precision, sizes below 1, or windows longer than the model's positions.
@@ -142,15 +114,7 @@ def plan_memory(model_config: TreeDiffConfig, batch_size: int, length: int, **op
 
 def plan_step(step: TrainingStep) -> MemoryPlan:
     """Predict the memory of a step; see `plan_memory`."""
-    ledger = record_step(
-        step.model_config,
-        step.batch_size,
-        step.length,
-        step.precision,
-        step.accumulation,
-        step.gradient_checkpointing,
-        step.ema,
-    )
+    ledger = record_step(step)
     start = ledger.phases[0][1]
     phases = [(name, event - start) for name, event in ledger.phases]
     timeline = {name: course[start:] for name, course in _courses(ledger).items()}
@@ -220,10 +184,8 @@ def _savings(step: TrainingStep) -> Iterator[tuple[str, TrainingStep]]:
     yield "", step
     layers = step.model_config.num_hidden_layers
     if not step.gradient_checkpointing:
-        if step.model_config.recompute_mlp_layers < layers:
-            config = copy(step.model_config)
-            config.recompute_mlp_layers = layers
-            yield f"--recompute-mlp-layers {layers} ", replace(step, model_config=config)
+        if step.recompute_mlp_layers < layers:
+            yield f"--recompute-mlp-layers {layers} ", replace(step, recompute_mlp_layers=layers)
         yield "--gradient-checkpointing ", replace(step, gradient_checkpointing=True)
 
 

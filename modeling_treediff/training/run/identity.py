@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from modeling_treediff.cli.model_options import MEMORY_FIELDS
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training.data.sources import Windows
@@ -13,12 +12,11 @@ from .settings import TrainingConfig
 # What changes no parameter but through the number of steps, or only how the windows of a step are split.
 FREE_SETTINGS = (
     "output_dir", "max_steps", "decay_steps", "batch_size", "gradient_accumulation_steps", "global_batch_size",
-    "find_batch_size", "gradient_checkpointing", "validate_every", "validation_windows", "save_every",
-    "keep_checkpoints", "trackers", "workers",
+    "find_batch_size", "gradient_checkpointing", "recompute_mlp_layers", "loss_chunk_size", "validate_every",
+    "validation_windows", "save_every", "keep_checkpoints", "trackers", "workers",
 )  # fmt: skip
 FREE_FIELDS = (
-    "tree_sha256", "max_position_embeddings", "initializer_range", *MEMORY_FIELDS, "bos_token_id", "eos_token_id",
-    "pad_token_id",
+    "tree_sha256", "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from modeling_treediff.text.windows import TokenWindows
 from modeling_treediff.training.data.batches import StepBatches
 from modeling_treediff.training.data.collator import DiffusionCollator
 from modeling_treediff.training.data.sources import Windows
-from modeling_treediff.training.memory import out_of_memory
+from modeling_treediff.training.memory import make_lean, out_of_memory
 from modeling_treediff.training.memory.tracker import MemoryTracker, PeakMemory
 
 from .checkpoints import CheckpointStore
@@ -152,6 +152,7 @@ class _Run:
         """Put model and optimizer on the processes; return the config with the batch size they use."""
         accelerator = self.accelerator
         config = config.on_processes(accelerator.num_processes)
+        make_lean(model, config.recompute_mlp_layers, config.loss_chunk_size)
         if config.gradient_checkpointing:
             checkpoint_activations(model)
         model.to(accelerator.device).train()

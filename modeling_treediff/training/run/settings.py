@@ -31,6 +31,10 @@ class TrainingConfig:
         ema_decay: per step, of the moving average of the weights that is evaluated and saved as the model; 0 for none.
         mixed_precision: "no" (fp32), "bf16" or "fp16"; None takes what `accelerate launch` was told.
         gradient_checkpointing: recompute activations in the backward pass.
+        recompute_mlp_layers: of so many layers, the first ones, keep nothing of the MLPs for the backward pass, which
+            computes two of their three matrix products again: less memory for more time.
+        loss_chunk_size: positions for which logits are kept at a time in the loss; None for all. It saves memory where
+            logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
         validate_every: steps between estimates of the validation NELBO, each with a sample of text; 0 for the end only.
         validation_windows: windows of an estimate during the run; the last one takes 4,096, or all if there are fewer.
         save_every: steps between checkpoints; 0 for none.
@@ -57,6 +61,8 @@ class TrainingConfig:
     ema_decay: float = 0.0
     mixed_precision: str | None = None
     gradient_checkpointing: bool = False
+    recompute_mlp_layers: int = 0
+    loss_chunk_size: int | None = None
     validate_every: int = 0
     validation_windows: int = 128
     save_every: int = 0
@@ -69,11 +75,14 @@ class TrainingConfig:
         """Refuse impossible settings before anything is read or written."""
         for name in (
             *("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "validation_windows"),
-            *(("global_batch_size",) if self.global_batch_size is not None else ()),
+            *(name for name in ("global_batch_size", "loss_chunk_size") if getattr(self, name) is not None),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "validate_every", "save_every", "weight_decay", "workers", "seed"):
+        for name in (
+            *("warmup_steps", "validate_every", "save_every", "weight_decay", "workers", "seed"),
+            "recompute_mlp_layers",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         for name in ("learning_rate", "max_grad_norm"):

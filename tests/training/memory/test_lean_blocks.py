@@ -3,13 +3,13 @@
 import pytest
 import torch
 from helpers.models import tiny_model
+from modeling_treediff.lean_operations_treediff import as_autocast, can_be_lean, lean_linears
 from torch import nn
 from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.backbone_treediff import TreeDiffBlock, rotary_tables, rotate
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.lean_operations_treediff import as_autocast, can_be_lean, lean_linears
 
 SIZES = {
     "vocab_size": 50,
