@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from helpers.models import tiny_model
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.training import make_lean
 from modeling_treediff.training.run.distributed import (
     configure_sharding,
     full_tensor,
@@ -34,7 +35,8 @@ def run(folder: str, environment: dict | None = None, precision: str = "no", res
     """Train, and write what was measured to FOLDER/result.pt; with `resume`, go on from that run's checkpoint."""
     output = Path(folder)
     accelerator = make_accelerator(environment or {}, precision)
-    model = tiny_model(TREE, loss_chunk_size=20).train()
+    model = tiny_model(TREE).train()
+    make_lean(model, recompute_mlp=1, loss_chunk=20)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, STEPS)
     prepared, optimizer = accelerator.prepare(model, optimizer)

@@ -60,9 +60,14 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         """Refuse what no step can be."""
-        for name in ("batch_size", "length", "accumulation", "processes"):
+        chunk = () if self.loss_chunk_size is None else ("loss_chunk_size",)
+        for name in ("batch_size", "length", "accumulation", "processes", *chunk):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.recompute_mlp_layers < 0:
+            raise ValueError(f"recompute_mlp_layers must not be negative, got {self.recompute_mlp_layers}.")
+        if not self.lean and (self.recompute_mlp_layers or chunk):
+            raise ValueError("Only a lean step recomputes MLPs or cuts its loss into chunks.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}.")
         limit = self.model_config.max_position_embeddings

@@ -15,8 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_treediff.backbone_treediff import AttentionMask, Rotation, TreeDiffBlock
-from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.vocabulary_tree import VocabularyTree
+from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
 
 from .fused_loss import lean_cross_entropy
 from .lean_operations import (
@@ -35,7 +34,7 @@ from .lean_operations import (
 CHECKPOINTS_IN_FORWARD = "__call__" not in vars(GradientCheckpointingLayer)
 
 
-def make_lean(model: TreeDiffForDiffusionLM, recompute_mlp: int = 0, loss_chunk: int | None = None) -> None:
+def make_lean(model: TreeDiffLanguageModel, recompute_mlp: int = 0, loss_chunk: int | None = None) -> None:
     """Let a model keep less for backward, in place; before `accelerate.prepare`, DDP, FSDP2 or `torch.compile`.
 
     Dense identity: the same loss and gradients, up to rounding in the order of sums. Again, it replaces the settings;
@@ -62,7 +61,7 @@ def make_lean(model: TreeDiffForDiffusionLM, recompute_mlp: int = 0, loss_chunk:
     vars(model)["child_cross_entropy"] = partial(_lean_loss, model, loss_chunk)
 
 
-def undo_lean(model: TreeDiffForDiffusionLM) -> None:
+def undo_lean(model: TreeDiffLanguageModel) -> None:
     """Take back what `make_lean` did; no-op where it did nothing."""
     for block in model.model.backbone.layers:
         if _is_lean(block):
@@ -75,15 +74,14 @@ def _is_lean(block: nn.Module) -> bool:
 
 
 def _lean_loss(
-    model: TreeDiffForDiffusionLM,
+    model: TreeDiffLanguageModel,
     chunk: int | None,
     hidden: torch.Tensor,
     input_ids: torch.Tensor,
     slots: torch.Tensor,
-    tree: VocabularyTree,
 ) -> torch.Tensor:
     """(B, T, E) hidden states, (B, T) nodes and slots -> (B, T) nats: the model's `child_cross_entropy`."""
-    return lean_cross_entropy(model.head, hidden, input_ids, slots, tree, chunk)
+    return lean_cross_entropy(model.head, hidden, input_ids, slots, model._tree_view(), chunk)
 
 
 def _lean_block(

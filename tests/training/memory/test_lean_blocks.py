@@ -1,15 +1,20 @@
-"""Lean operations: the same values and gradients as a plain block, less kept, and plain where they must be."""
+"""A lean model: the same values and gradients as the textbook, less kept, and textbook where it must be."""
+
+import copy
+import pickle
 
 import pytest
 import torch
 from helpers.models import tiny_model
-from modeling_treediff.lean_operations_treediff import as_autocast, can_be_lean, lean_linears
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
-from modeling_treediff import VocabularyTree, corrupt
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.backbone_treediff import TreeDiffBlock, rotary_tables, rotate
-from modeling_treediff.configuration_treediff import TreeDiffConfig
+from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, TreeDiffConfig
+from modeling_treediff.training.memory import make_lean, undo_lean
+from modeling_treediff.training.memory.lean_operations import as_autocast, can_be_lean, lean_linears
 
 SIZES = {
     "vocab_size": 50,
@@ -22,13 +27,18 @@ TREE = VocabularyTree.random(50, 8, 2)
 
 
 def make_block(recompute=False, dtype=torch.float32):
+    """The only block of a lean model, in training."""
     torch.manual_seed(0)
-    config = TreeDiffConfig(**SIZES, recompute_mlp_layers=int(recompute))
-    config._attn_implementation = "sdpa"
-    block = TreeDiffBlock(config, 0).train()
+    model = TreeDiffForDiffusionLM(TreeDiffConfig(**SIZES)).train()
+    make_lean(model, int(recompute))
+    (block,) = model.model.backbone.layers
     for parameter in block.parameters():
         nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
     return block.to(dtype)
+
+
+def textbook(block, hidden, rotation):
+    return TreeDiffBlock.forward(block, hidden, rotation, None)
 
 
 def plain_block(block, hidden, rotation):
@@ -60,6 +70,11 @@ def run(function, block, dtype, autocast=False):
 
 def lean(block, hidden, rotation):
     return block(hidden, rotation, None)
+
+
+def test_the_textbook_block_is_the_block_written_out():
+    written, ours = (run(function, make_block(), torch.float32) for function in (plain_block, textbook))
+    assert all(torch.equal(ours[name], written[name]) for name in written) and len(written) == 11
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -117,7 +132,7 @@ def test_a_block_keeps_what_its_matrix_products_made_and_its_input():
     exact = positions * (14 * width + 4 * inner) + log_sums + rotation
     assert kept_bytes(lean, make_block()) == exact
     assert kept_bytes(lean, make_block(recompute=True)) == exact - positions * 4 * inner
-    assert kept_bytes(plain_block, make_block()) > 1.9 * exact
+    assert kept_bytes(plain_block, make_block()) == kept_bytes(textbook, make_block()) > 1.9 * exact
 
 
 def test_gradients_only_where_they_are_needed():
@@ -185,45 +200,223 @@ def test_a_plain_fallback_has_the_same_gradients(recompute):
         torch.testing.assert_close(fallback[name], grad, rtol=1e-5, atol=1e-6)
 
 
+def lean_model(recompute=0, chunk=None, **fields):
+    model = tiny_model(TREE, **fields).train()
+    make_lean(model, recompute, chunk)
+    return model
+
+
+def batch_of(model, length=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 50, (4, length), generator=generator)
+    return vars(corrupt(tokens, model.tree, model.schedule, generator=generator))
+
+
+def step(model, forward=None):
+    """Loss and gradients by name of one pass."""
+    model.zero_grad()
+    loss = (forward or model)(**batch_of(model)).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first if first[name] is not None)
+
+
+def assert_close(first, second, rtol=1e-4, atol=1e-6):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(
+            first[name], second[name], rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 @pytest.mark.parametrize("recompute", [0, 1, 2])
-def test_the_compiled_step_is_the_eager_one(recompute):
-    """Forward and backward in one graph each, same loss and gradients."""
-    grads = []
-    for compiled in (False, True):
-        model = tiny_model(TREE, recompute_mlp_layers=recompute).train()
-        tokens = torch.arange(20).view(2, 10)
-        batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(0))
-        step = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
-        loss = step(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss
+@pytest.mark.parametrize("embedding", NODE_EMBEDDINGS)
+@pytest.mark.parametrize("head", HEADS)
+def test_the_lean_model_is_the_textbook_model_and_undone_it_is_the_textbook_to_the_bit(head, embedding, recompute):
+    model = tiny_model(TREE, head=head, node_embedding=embedding).train()
+    names, before = list(model.state_dict()), step(model)
+    for chunk in (None, 7):
+        make_lean(model, recompute, chunk)
+        lean = step(model)
+        assert chunk or torch.equal(lean["loss"], before["loss"])  # forward is the same, to the bit
+        assert_close(lean, before)
+        assert list(model.state_dict()) == names and type(model.model.backbone.layers[0]) is TreeDiffBlock
+    assert any(not torch.equal(lean[name], before[name]) for name in lean)  # it was another way
+    undo_lean(model)
+    assert_same(step(model), before)
+    assert not {"forward", "child_cross_entropy"} & {name for module in model.modules() for name in vars(module)}
+
+
+def test_making_lean_again_replaces_the_settings():
+    model, other = lean_model(2, 7), lean_model()
+    make_lean(model)
+    assert kept_bytes(loss_of(model), model) == kept_bytes(loss_of(other), other)
+    assert_same(step(model), step(other))
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_lean_on_its_own_parameters(clone):
+    model = lean_model(recompute=1, chunk=7)
+    before = step(model)
+    own = clone(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_same(step(own), before)
+    undo_lean(model)
+    assert_same(step(own), before)
+
+
+def test_what_is_saved_is_the_plain_model(tmp_path):
+    model = lean_model(recompute=1, chunk=7)
+    model.save_pretrained(tmp_path)
+    saved = TreeDiffForDiffusionLM.from_pretrained(tmp_path)
+    assert not {"recompute_mlp_layers", "loss_chunk_size"} & saved.config.to_dict().keys()
+    assert_same(saved.state_dict(), model.state_dict())
+    assert "forward" not in vars(saved.model.backbone.layers[0])
+
+
+def test_the_bound_is_the_textbooks():
+    model, tokens = tiny_model(TREE), torch.arange(30).view(3, 10)
+    bounds = []
+    for change in (undo_lean, make_lean):
+        change(model)
+        bounds.append(model.nelbo(tokens, num_samples=2, generator=torch.Generator().manual_seed(0)).value)
+    make_lean(model, loss_chunk=3)
+    chunked = model.nelbo(tokens, num_samples=2, generator=torch.Generator().manual_seed(0)).value
+    assert bounds[0] == bounds[1] == pytest.approx(chunked, rel=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_under_gradient_checkpointing_it_is_the_same_and_keeps_no_more_than_the_textbook(recompute):
+    found = []
+    for lean in (False, True):
+        model = tiny_model(TREE).train()
+        if lean:
+            make_lean(model, recompute)
+        without = kept_bytes(loss_of(model), model)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        found.append((kept_bytes(loss_of(model), model), step(model)))
+        assert found[-1][0] < without
+    assert found[1][0] <= found[0][0]
+    assert_close(found[1][1], found[0][1])
+
+
+def test_adapters_train_as_on_the_textbook_model():
+    """LoRA in place of some layers: these are called, the rest is lean, and the adapters' gradients are the same."""
+    found = []
+    for lean in (False, True):
+        model = tiny_model(TREE).train()
+        if lean:
+            make_lean(model, recompute_mlp=1)
+        torch.manual_seed(0)
+        targets = ["q_proj", "v_proj", "down_proj"]
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+        loss = adapted(**batch_of(model)).loss
         loss.backward()
-        grads.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
-        torch._dynamo.reset()
-    for eager, ours in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-6)
+        grads = {name: parameter.grad for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+        found.append({"loss": loss.detach()} | grads)
+    assert len(found[0]) == 1 + 2 * 3 * 2 and all(grad.abs().max() > 0 for grad in found[0].values())
+    assert_close(found[1], found[0])
+
+
+def test_hooks_of_sublayers_see_what_the_textbook_gives_them():
+    """On attention, MLP or norm: the same arguments and results, and what a hook changes counts."""
+    names = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    seen = []
+    for lean in (False, True):
+        model, calls = tiny_model(TREE).train(), []
+        if lean:
+            make_lean(model, recompute_mlp=1)
+        for layer in model.model.backbone.layers:
+            for name in names:
+
+                def note(module, args, output, name=name, calls=calls):
+                    calls.append((name, args[0].detach(), output.detach()))
+                    return 2 * output
+
+                layer.get_submodule(name).register_forward_hook(note)
+        loss = model(**batch_of(model)).loss
+        seen.append((loss, calls))
+        loss.backward()
+    (plain, plain_calls), (lean_loss, lean_calls) = seen
+    assert torch.equal(plain, lean_loss)
+    for expected, found in zip(plain_calls[:8], lean_calls[:8], strict=True):
+        assert expected[0] == found[0] and torch.equal(expected[1], found[1]) and torch.equal(expected[2], found[2])
+
+
+def test_a_forward_that_something_else_has_replaced_stays():
+    model = tiny_model(TREE)
+    block = model.model.backbone.layers[0]
+    block.forward = forward = lambda hidden, rotation, mask: hidden
+    make_lean(model)
+    undo_lean(model)
+    assert block.forward is forward and "forward" not in vars(model.model.backbone.layers[1])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("recompute", "chunk"), [(0, None), (1, None), (2, 30)])
+def test_the_compiled_step_is_the_eager_one(recompute, chunk, checkpointing):
+    """Forward and backward in one graph each, the same loss and gradients, and no other graph for other batches."""
+    model = lean_model(recompute, chunk)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            batch, results = batch_of(model, seed=seed), []
+            for forward in (compiled, model):
+                model.zero_grad()
+                loss = forward(**batch).loss
+                loss.backward()
+                results.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
+
+
+def loss_of(forward, length=10):
+    """A pass of a model, as `kept_bytes` calls it."""
+    model = getattr(forward, "_orig_mod", forward)
+    batch = batch_of(model, length)
+    return lambda block, hidden, rotation: forward(**batch).loss
 
 
 @pytest.mark.parametrize("recompute", [0, 2])
 def test_the_compiled_step_keeps_no_more(recompute):
-    model = tiny_model(TREE, max_position_embeddings=64, recompute_mlp_layers=recompute).train()
-    batch = corrupt(torch.zeros(4, 64, dtype=torch.long), model.tree, model.schedule)
-
-    def step(function):
-        def loss(block, hidden, rotation):
-            function(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps)
-
-        return loss
-
+    model = lean_model(recompute, max_position_embeddings=64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
-    assert kept_bytes(step(compiled), model) <= kept_bytes(step(model), model)
+    assert kept_bytes(loss_of(compiled, 64), model) <= kept_bytes(loss_of(model, 64), model)
     torch._dynamo.reset()
 
 
 def test_recomputing_only_matters_in_training():
-    nodes = torch.arange(10)[None]
-    scores = [tiny_model(TREE, recompute_mlp_layers=layers)(nodes).logits for layers in (0, 2)]
-    assert torch.equal(*scores)
-    with pytest.raises(ValueError, match="recompute_mlp_layers must not be negative"):
-        tiny_model(TREE, recompute_mlp_layers=-1)
+    nodes, model = torch.arange(10)[None], tiny_model(TREE)
+    scores = [model(nodes).logits]
+    for recompute in (0, 2):
+        make_lean(model, recompute)
+        scores.append(model(nodes).logits)
+    assert torch.equal(scores[0], scores[1]) and torch.equal(scores[0], scores[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recompute_mlp": -1}, "recompute_mlp must not be negative, got -1"),
+        ({"loss_chunk": 0}, "loss_chunk must be at least 1 position, got 0"),
+    ],
+)
+def test_impossible_settings_change_nothing(settings, message):
+    model = tiny_model(TREE)
+    with pytest.raises(ValueError, match=message):
+        make_lean(model, **settings)
+    assert "child_cross_entropy" not in vars(model)
 
 
 def test_as_autocast_follows_the_context():

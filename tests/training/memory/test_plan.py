@@ -10,13 +10,15 @@ import pytest
 import torch
 from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, SAMPLE, load_example, run_here, run_python
-from modeling_treediff.training.memory.tracker.fake_step import BLOCK, norms_as_on_cuda
-from modeling_treediff.training.memory.tracker.plan import USABLE, TrainingStep, largest_batch, plan_memory, plan_step
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.budget import budget_config
+from modeling_treediff.training.memory import make_lean
 from modeling_treediff.training.memory import plan as memory_plan
+from modeling_treediff.training.memory.fake_step import TrainingStep, norms_as_on_cuda
+from modeling_treediff.training.memory.ledger import BLOCK
+from modeling_treediff.training.memory.plan import USABLE, largest_batch, plan_memory, plan_step
 from modeling_treediff.training.memory.tracker import GIBIBYTE
 
 SMALL = TreeDiffConfig(
@@ -26,22 +28,22 @@ SMALL = TreeDiffConfig(
 REFERENCE = {"hidden_size": 768, "num_attention_heads": 12}
 
 
-def reference_flat(**fields):
+def reference_flat():
     """MDLM over GPT-2's vocabulary, 12 layers."""
-    return TreeDiffConfig(vocab_size=50_257, num_hidden_layers=12, **REFERENCE, **fields)
+    return TreeDiffConfig(vocab_size=50_257, num_hidden_layers=12, **REFERENCE)
 
 
-def reference_tree(**fields):
+def reference_tree():
     """As many parameters over a tree of fan-out 225 and depth 2: 17 layers."""
     shape = SimpleNamespace(vocab_size=50_257, tree_depth=2, max_branching=225, num_nodes=50_257 + 225, sha256=None)
     budget = sum(reference_flat().count_parameters().values())
-    return budget_config(shape, budget, **REFERENCE, **fields)
+    return budget_config(shape, budget, **REFERENCE)
 
 
 @cache
-def reference_peak(tree, batch_size=32, **fields):
-    config = (reference_tree if tree else reference_flat)(**fields)
-    return plan_memory(config, batch_size, 512).peak
+def reference_peak(tree, batch_size=32, **settings):
+    config = reference_tree() if tree else reference_flat()
+    return plan_memory(config, batch_size, 512, **settings).peak
 
 
 def test_the_reference_models_have_equal_budgets():
@@ -59,8 +61,8 @@ def test_the_recorded_figures_are_what_is_planned():
     at_reference = {"batch_size": 32, "vocab_size": 50_257, "hidden_size": 768}
     rows = [row for row in rows if row.items() >= at_reference.items() and "budget" in row["matched"]]
     recorded = {(row["contender"], row["variant"]): row["peak_bytes"] for row in rows}
-    fields = {"lean": {}, "recompute": {"recompute_mlp_layers": 14}}
-    for variant, options in fields.items():
+    settings = {"lean": {}, "recompute": {"recompute_mlp_layers": 14}, "plain": {"lean": False}}
+    for variant, options in settings.items():
         assert reference_peak(True, **options) == pytest.approx(recorded["tdlm-child", variant], rel=0.02)
     assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["mdlm-chunked", "lean"], rel=0.02)
     assert recorded["tdlm-child", "plain"] > 1.6 * recorded["tdlm-child", "lean"]
@@ -106,6 +108,7 @@ def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
 def test_the_activations_are_what_autograd_keeps():
     """Independent count on a real model: the storages that saved-tensor hooks see, parameters and inputs apart."""
     model = tiny_model_of(SMALL).train()
+    make_lean(model)
     batch = corrupt(torch.zeros(8, 64, dtype=torch.long), model.tree, model.schedule)
     kept, known = {}, {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
@@ -128,6 +131,7 @@ def test_torchs_own_tracker_sees_the_same_peak():
 
     with FakeTensorMode(), norms_as_on_cuda():
         model = TreeDiffForDiffusionLM(SMALL).train()
+        make_lean(model)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()
         tracker.track_external(model, optimizer)
@@ -145,17 +149,13 @@ def test_torchs_own_tracker_sees_the_same_peak():
 def test_every_way_to_save_memory_saves_it():
     flat = TreeDiffConfig(vocab_size=5000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
     plan = plan_memory(flat, 16, 64)
-    chunked = TreeDiffConfig(**{**_sizes(flat), "loss_chunk_size": 128})
-    assert plan_memory(chunked, 16, 64).parts["head and logits"] < 0.4 * plan.parts["head and logits"]
+    chunked = plan_memory(flat, 16, 64, loss_chunk_size=128)
+    assert chunked.parts["head and logits"] < 0.4 * plan.parts["head and logits"]
+    assert plan.peak < plan_memory(flat, 16, 64, lean=False).peak
     assert plan_memory(flat, 16, 64, gradient_checkpointing=True).peak < plan.peak
-    recomputed = plan_memory(TreeDiffConfig(**_sizes(SMALL), recompute_mlp_layers=3), 16, 64)
+    recomputed = plan_memory(SMALL, 16, 64, recompute_mlp_layers=3)
     assert recomputed.peak < plan_memory(SMALL, 16, 64).peak < plan_memory(SMALL, 16, 64, precision="fp32").peak
     assert plan_memory(SMALL, 16, 64, precision="fp16").peak == plan_memory(SMALL, 16, 64).peak
-
-
-def _sizes(config):
-    names = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "hidden_size", "num_hidden_layers")
-    return {name: getattr(config, name) for name in (*names, "num_attention_heads")}
 
 
 def test_accumulation_adds_the_gradients_and_no_more():
@@ -220,6 +220,9 @@ def test_advice_names_options_that_do_fit():
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"recompute_mlp_layers": -1}, "recompute_mlp_layers must not be negative, got -1"),
+        ({"loss_chunk_size": 0}, "loss_chunk_size must be at least 1"),
+        ({"lean": False, "loss_chunk_size": 8}, "Only a lean step"),
         ({"precision": "int8"}, "Unknown precision 'int8'; known: fp32, bf16, fp16"),
         ({"length": 200}, "200 tokens are longer than the model's 128 positions"),
     ],
@@ -256,7 +259,7 @@ def test_the_script_plans_a_model_of_the_hub_by_its_config_alone(tmp_path):
     options = ("--batch-size", "8", "--recompute-mlp-layers", "2", "--json", tmp_path / "plan")
     ran = run_python("examples/plan_memory.py", "--from", "someone/model", *options, HF_HUB_CACHE=str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    expected = plan_memory(TreeDiffConfig(**_sizes(SMALL), recompute_mlp_layers=2), 8, 128, precision="fp32")
+    expected = plan_memory(SMALL, 8, 128, precision="fp32", recompute_mlp_layers=2)
     assert json.loads((tmp_path / "plan").read_text()) == expected.summary()
 
 
@@ -305,6 +308,7 @@ def test_the_plan_is_within_a_tenth_of_what_cuda_allocates(depth, checkpointing)
     tree = VocabularyTree.flat(8192) if depth == 1 else VocabularyTree.random(8192, 91, 2)
     fields = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "max_position_embeddings": 256}
     model = tiny_model(tree, **fields).cuda().train()
+    make_lean(model)
     if checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
