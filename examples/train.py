@@ -279,7 +279,7 @@ def data_options(options: argparse.Namespace, length: int) -> DataOptions:
     if options.pad_answers and not options.chat:
         raise ValueError("--pad-answers is for conversations: give --chat, too.")
     return DataOptions(
-        length=length,
+        sequence_length=length,
         separate_documents=options.separate_documents,
         chat=options.chat,
         fill_answers=not options.pad_answers,

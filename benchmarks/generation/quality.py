@@ -27,8 +27,7 @@ from benchmarks.generation.samplers import Sampler, all_samplers
 from benchmarks.places import ROOT
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput
 from modeling_treediff.evaluation import GenerativePerplexity, measure_texts
-from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
-from modeling_treediff.text.tokenizing import tokenizer_fingerprint
+from modeling_treediff.text import pack_windows, read_documents, tokenize_documents, tokenizer_fingerprint
 from modeling_treediff.training.run.records import current_commit, write_record
 
 TEXT = ROOT / "tree_artifacts" / "sotu-8k" / "validation.txt.xz"

@@ -5,6 +5,8 @@ try:
 except ImportError as error:
     raise ImportError("Building trees needs scipy: pip install 'modeling-treediff[build]'.") from error
 
+from modeling_treediff.text import PIECE_CHARACTERS, encode_documents
+
 from .ancestors import tree_from_ancestors
 from .budget import budget_config
 from .checkpoint_embeddings import load_embeddings
@@ -13,7 +15,7 @@ from .embedding_matrix import reduce_embeddings
 from .extension import extend_tree
 from .order import tree_from_order
 from .report_tables import ReportTable, report_tables
-from .text_counts import PIECE_CHARACTERS, TextCounts, count_text, encode_documents
+from .text_counts import TextCounts, count_text
 from .tokenizer import train_tokenizer
 from .tree_builder import METHODS, build_tree
 from .tree_report import TreeReport, report_tree

@@ -3,17 +3,14 @@
 Shape legend: V tokens, T tokens of text, P distinct pairs of neighbours.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.text.mask_token import refuse_mask
+from modeling_treediff.text.tokenizing import gather
 
-PIECE_CHARACTERS = 2**18  # `max_characters` for `iterate_documents`: it bounds memory and gives each core a piece
-BATCH_CHARACTERS = 2**20  # text given to the tokenizer at once
 BLOCK_TOKENS = 2**20  # short documents are gathered to about so many tokens: sorting each alone would be slow
 
 
@@ -33,27 +30,6 @@ class TextCounts:
     follows: sparse.csr_array
     dropped: int
     largest_error: int
-
-
-def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[np.ndarray]:
-    """Tokenise a stream of documents, of which only about a million characters are held at once.
-
-    A fast tokenizer works in parallel on the documents of a batch, so very long ones are best given in pieces of
-    PIECE_CHARACTERS. To show progress, wrap `documents` in a bar; they are read as needed.
-
-    Args:
-        tokenizer: fast or slow; it adds no special tokens here.
-        documents: the texts.
-
-    Yields:
-        (T,) int32 token ids of each document, in order.
-
-    """
-    for batch in _batches(documents, BATCH_CHARACTERS):
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        for token_ids in encoded["input_ids"]:
-            refuse_mask(token_ids, tokenizer, "A text")
-            yield np.asarray(token_ids, dtype=np.int32)
 
 
 def count_text(
@@ -81,7 +57,7 @@ def count_text(
         raise ValueError(f"max_pairs must be at least 1, got {max_pairs}.")
     token_count_V = np.zeros(vocab_size, dtype=np.int64)
     table = _PairTable(max_pairs)
-    for block in _batches((np.asarray(ids, dtype=np.int64) for ids in token_id_sequences), BLOCK_TOKENS):
+    for block in gather((np.asarray(ids, dtype=np.int64) for ids in token_id_sequences), BLOCK_TOKENS, len):
         id_T = np.concatenate(block)
         if id_T.size and (id_T.min() < 0 or id_T.max() >= vocab_size):
             raise ValueError(f"Token ids must lie in 0..{vocab_size - 1}, got {id_T.min()}..{id_T.max()}.")
@@ -91,19 +67,6 @@ def count_text(
         for start in range(0, len(pair_T), BLOCK_TOKENS):
             table.add(pair_T[start : start + BLOCK_TOKENS])
     return TextCounts(token_count_V, table.to_matrix(vocab_size), table.dropped, table.largest_error)
-
-
-def _batches(sequences: Iterable, size: int) -> Iterator[list]:
-    """Gather sequences into lists whose lengths, and one for each, add up to `size` or, by the last one, more."""
-    batch, length = [], 0
-    for sequence in sequences:
-        batch.append(sequence)
-        length += len(sequence) + 1
-        if length >= size:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch
 
 
 class _PairTable:

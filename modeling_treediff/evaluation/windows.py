@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.text.mask_token import refuse_mask
+from modeling_treediff.text import encode_documents, tokenize_pieces
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,8 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos
         raise ValueError(f"Text {empty[0]} (counted from 0) of {len(texts)} is empty; leave empty texts out.")
     if eos and tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no eos_token to put after each text: use a protocol with eos=False.")
-    end = [tokenizer.eos_token_id] if eos else []
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    for index, ids in enumerate(encoded):
-        refuse_mask(ids, tokenizer, f"Text {index} (counted from 0)")
-    return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded])
+    pieces = tokenize_pieces(enumerate(texts), tokenizer, eos, whole=True)
+    return np.concatenate([piece.token_ids for piece in pieces]).astype(np.int64)
 
 
 def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
@@ -117,7 +114,7 @@ def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedToken
     ours, theirs = (
         (rows, one.convert_ids_to_tokens(sorted(set().union(*rows))), one.eos_token_id)
         for one in (tokenizer, other)
-        for rows in [one(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+        for rows in [[ids.tolist() for ids in encode_documents(one, texts)]]
     )
     if ours != theirs:
         raise ValueError(

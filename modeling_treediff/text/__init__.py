@@ -1,24 +1,31 @@
 """Text in: documents from files and datasets, tokens packed into windows, and what tokens read as."""
 
-from .corpus import Corpus
-from .documents import iterate_documents, read_documents, split_documents
+from .corpus import Corpus, TextSource
+from .documents import is_held_out, iterate_documents, read_documents, split_documents
 from .leading_tokens import leading_tokens
 from .node_pieces import Piece, decode_nodes, node_pieces
+from .packing import pack_pieces, pack_windows
 from .token_kinds import KINDS, SPACE, find_tokens, printable, token_kinds, token_names
-from .tokenizing import tokenize_documents
-from .windows import TokenWindows, pack_windows, unigram_entropy
+from .tokenizing import PIECE_CHARACTERS, encode_documents, tokenize_documents, tokenize_pieces, tokenizer_fingerprint
+from .windows import TokenWindows, unigram_entropy
 
 __all__ = [
     "KINDS",
+    "PIECE_CHARACTERS",
     "SPACE",
     "Corpus",
     "Piece",
     "TokenWindows",
     "decode_nodes",
+    "TextSource",
+    "TokenWindows",
+    "encode_documents",
     "find_tokens",
+    "is_held_out",
     "iterate_documents",
     "leading_tokens",
     "node_pieces",
+    "pack_pieces",
     "pack_windows",
     "printable",
     "read_documents",
@@ -26,5 +33,7 @@ __all__ = [
     "token_kinds",
     "token_names",
     "tokenize_documents",
+    "tokenize_pieces",
+    "tokenizer_fingerprint",
     "unigram_entropy",
 ]

@@ -1,13 +1,27 @@
 """A corpus by its name: what to read, as documents or rows, from any place, and what tells its content apart."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from .documents import check_exists, check_split, is_text, iterate_rows, number_documents
+from .documents import check_exists, check_split, file_format, is_text, iterate_rows, number_documents
+
+
+class TextSource(Protocol):
+    """What training reads: `Corpus`, or anything like it."""
+
+    def documents(self, first: int = 0) -> Iterator[tuple[int, str]]:
+        """Yield (number, text) from document number `first` on, in increasing order."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a dataset."""
+
+    def fingerprint(self) -> str:
+        """Return what changes whenever the documents or rows do."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +76,27 @@ class Corpus:
         return iterate_rows(self.source, self.split, self.configuration)
 
     def fingerprint(self) -> str:
-        """Return what changes whenever the text does.
+        """Return what changes whenever the documents do: a hash of the content and of how it is read.
 
-        For a file it is the hash of its bytes, a second or two per GB; else what `datasets` goes by: the commit of a
-        Hub dataset, the times of the files in a local folder.
+        The content of a file is its bytes, a second or two per GB; of anything else it is what `datasets` goes by: the
+        commit of a Hub dataset, the times of the files in a local folder. A file of the same content and format under
+        another name is the same; one of another format, which its ending tells, is not.
 
         Raises:
             FileNotFoundError: there is no such file or dataset.
 
         """
         check_exists(self.source)
-        content = self._file_fingerprint() if Path(self.source).is_file() else self._dataset_fingerprint()
-        return f"{content} {self.split} {self.text_column} {self.configuration}"
+        content = self._file_facts() if Path(self.source).is_file() else self._dataset_facts()
+        facts = [*content, self.split, self.text_column, self.configuration]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def _file_fingerprint(self) -> str:
+    def _file_facts(self) -> list[str]:
         with Path(self.source).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return [file_format(self.source), hashlib.file_digest(stream, "sha256").hexdigest()]
 
-    def _dataset_fingerprint(self) -> str:
+    def _dataset_facts(self) -> list[str | None]:
         from datasets import load_dataset_builder
 
         builder = load_dataset_builder(os.fspath(self.source), self.configuration)
-        return f"{builder.dataset_name} {builder.config_id} {builder.hash}"
+        return [builder.name, builder.dataset_name, builder.config_id, builder.hash]

@@ -91,6 +91,14 @@ def is_text(source: str | os.PathLike) -> bool:
     return not {suffix.lower() for suffix in Path(source).suffixes[-2:]}.isdisjoint(TEXT_SUFFIXES)
 
 
+def file_format(source: str | os.PathLike) -> str:
+    """Return how a file is read, which its ending decides: `text`, `text.xz`, `json`, ...; "" for an unknown one."""
+    suffix = Path(source).suffix.lower()
+    if is_text(source):
+        return "text" + (suffix if suffix in OPENERS else "")
+    return DATASET_FILES.get(suffix, "")
+
+
 def check_exists(source: str | os.PathLike) -> None:
     """Raise FileNotFoundError if a source is a file by its name and there is none."""
     path = Path(source)
@@ -112,6 +120,11 @@ def check_split(source: str | os.PathLike, split: str) -> None:
         )
 
 
+def is_held_out(number: int, hold_out_every: int | None) -> bool:
+    """Whether a document or row is for validation: every n-th one is, spread evenly over a corpus."""
+    return hold_out_every is not None and (number + 1) % hold_out_every == 0
+
+
 def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str], list[str]]:
     """Hold out every n-th document, spread evenly over the corpus; return (training, held-out) documents.
 
@@ -121,13 +134,13 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
     """
     if held_out_every < 2:
         raise ValueError(f"One document in {held_out_every} cannot be held out: take 2 or more.")
-    held_out = documents[held_out_every - 1 :: held_out_every]
+    held_out = [text for number, text in enumerate(documents) if is_held_out(number, held_out_every)]
     if not held_out:
         raise ValueError(
             f"{len(documents)} documents are too few to hold out one in {held_out_every}. Separate documents by blank "
             "lines, or give a validation text of its own."
         )
-    return [text for index, text in enumerate(documents) if (index + 1) % held_out_every], held_out
+    return [text for number, text in enumerate(documents) if not is_held_out(number, held_out_every)], held_out
 
 
 def _iterate_text(path: Path, max_characters: int | None, first: int) -> Iterator[tuple[int, str]]:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,18 +14,7 @@ from modeling_treediff.text.mask_token import refuse_mask
 PIECE_CHARACTERS = 2**18  # longer documents are tokenised in pieces
 BATCH_CHARACTERS = 2**20  # of pieces that are tokenised together, on all cores
 
-
-class TextSource(Protocol):
-    """What training reads: `modeling_treediff.corpora.Corpus`, or anything like it."""
-
-    def documents(self, first: int = 0) -> Iterator[tuple[int, str]]:
-        """Yield (number, text) from document number `first` on, in increasing order."""
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a dataset."""
-
-    def fingerprint(self) -> str:
-        """Return what changes whenever the content does."""
+Item = TypeVar("Item")
 
 
 class TokenPiece(NamedTuple):
@@ -34,44 +23,59 @@ class TokenPiece(NamedTuple):
     Attributes:
         document: its number.
         offset: where in the document's tokens they begin.
-        token_ids: (N,) int32; the last ones of a document end with EOS.
+        token_ids: (N,) int32; the last ones of a document end with EOS if that was asked for.
+        epoch: which reading of the corpus it is, where that is read again and again.
 
     """
 
     document: int
     offset: int
     token_ids: np.ndarray
+    epoch: int = 0
 
 
-def tokenize_pieces(documents: Iterable[tuple[int, str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenPiece]:
-    """Tokenise documents, each followed by the end-of-sequence token; memory does not grow with their number or length.
+def tokenize_pieces(
+    documents: Iterable[tuple[int, str]], tokenizer: PreTrainedTokenizerBase, eos: bool = True, whole: bool = False
+) -> Iterator[TokenPiece]:
+    """Tokenise documents; memory does not grow with their number, nor with their length unless they stay whole.
 
-    Documents above `PIECE_CHARACTERS` are cut before white space, where tokens of most tokenizers begin anyway.
+    It is the one place where text becomes tokens to learn, to count or to measure. No special token is added but EOS.
+
+    Args:
+        documents: each with its number; they are read as they are needed.
+        tokenizer: fast or slow; a fast one works on the documents of a batch in parallel.
+        eos: put the end-of-sequence token after each document.
+        whole: give each document to the tokenizer at once. Otherwise those above `PIECE_CHARACTERS` are cut before
+            white space, where tokens of most tokenizers begin anyway.
 
     Raises:
-        ValueError: the tokenizer has no end-of-sequence token to separate documents with, or a text holds its mask.
+        ValueError: EOS is asked for and the tokenizer has none, or a text holds the tokenizer's mask.
 
     """
-    end = end_of_sequence(tokenizer)
+    end = [end_of_sequence(tokenizer)] if eos else []
     offset = 0
-    for batch in _batches(documents):
+    for batch in gather(_cut_documents(documents, whole), BATCH_CHARACTERS, lambda piece: len(piece[1])):
         texts = [text for _, text, _ in batch]
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         for (document, _, is_last), ids in zip(batch, encoded, strict=True):
-            token_ids = np.array([*ids, end] if is_last else ids, np.int32)
-            refuse_mask(token_ids, tokenizer, f"Document {document}")
+            token_ids = np.array([*ids, *end] if is_last else ids, np.int32)
+            refuse_mask(token_ids, tokenizer, f"Document {document} (counted from 0)")
             yield TokenPiece(document, offset, token_ids)
             offset = 0 if is_last else offset + len(token_ids)
 
 
-def tokenize_documents(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def tokenize_documents(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return all documents as one row of token ids (int32), each followed by the end-of-sequence token."""
     return np.concatenate([piece.token_ids for piece in tokenize_pieces(enumerate(documents), tokenizer)])
 
 
-def is_held_out(number: int, hold_out_every: int | None) -> bool:
-    """Whether a document or row is for validation: every n-th one is, spread evenly over a corpus."""
-    return hold_out_every is not None and (number + 1) % hold_out_every == 0
+def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[np.ndarray]:
+    """Yield the tokens (T,) int32 of each document, in order and without EOS; errors as of `tokenize_pieces`.
+
+    About a million characters are held at once, but each document whole, so very long ones are best given in pieces of
+    PIECE_CHARACTERS. To show progress, wrap `documents` in a bar; they are read as they are needed.
+    """
+    return (piece.token_ids for piece in tokenize_pieces(enumerate(documents), tokenizer, eos=False, whole=True))
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -98,17 +102,24 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Gather (document, piece of its text, whether it is the last one) until there is enough to tokenise."""
-    batch, characters = [], 0
+def _cut_documents(documents: Iterable[tuple[int, str]], whole: bool) -> Iterator[tuple[int, str, bool]]:
+    """Yield (document, piece of its text, whether it is the last one)."""
     for number, text in documents:
-        pieces = cut_text(text, PIECE_CHARACTERS)
+        pieces = [text] if whole else cut_text(text, PIECE_CHARACTERS)
         for index, piece in enumerate(pieces, 1):
-            batch.append((number, piece, index == len(pieces)))
-            characters += len(piece)
-            if characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
+            yield number, piece, index == len(pieces)
+
+
+def gather(items: Iterable[Item], limit: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Gather items into lists whose sizes, and one for each item, add up to `limit` or, by the last one, to more."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item) + 1
+        if total >= limit:
+            yield batch
+            batch, total = [], 0
     if batch:
         yield batch
 

@@ -4,7 +4,7 @@ Shape legend: W windows, T tokens per window.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from .packing import WindowArray
+
 OPTIONAL_COLUMNS = ("attention_mask", "fixed_mask", "segment_ids")
-HASHED_WINDOWS = 4096  # at a time
+READ_WINDOWS = 4096  # at a time, where all are read
 
 
 @dataclass(frozen=True, eq=False)
 class TokenWindows:
-    """Windows that all are at hand, in memory or memory-mapped.
+    """Windows that all are at hand, in memory or mapped from files.
 
     Attributes:
         input_ids: (W, T) token ids, any integer type.
@@ -29,34 +31,36 @@ class TokenWindows:
 
     """
 
-    input_ids: np.ndarray
-    attention_mask: np.ndarray | None = None
-    fixed_mask: np.ndarray | None = None
-    segment_ids: np.ndarray | None = None
+    input_ids: WindowArray
+    attention_mask: WindowArray | None = None
+    fixed_mask: WindowArray | None = None
+    segment_ids: WindowArray | None = None
     content: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not agree."""
-        if self.input_ids.ndim != 2 or not self.input_ids.size:
-            raise ValueError(f"Windows are a (W, T) array with tokens in it, got the shape {self.input_ids.shape}.")
+        shape = self.input_ids.shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"Windows are a (W, T) array with tokens in it, got the shape {shape}.")
         for name, column in self.columns.items():
-            if column.shape != self.input_ids.shape:
-                raise ValueError(f"{name} has shape {column.shape}, the windows {self.input_ids.shape}.")
+            if column.shape != shape:
+                raise ValueError(f"{name} has shape {column.shape}, the windows {shape}.")
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "TokenWindows":
         """Return some of the windows, by a slice or by their numbers."""
-        return TokenWindows(**{name: column[rows] for name, column in self.columns.items()})
+        columns: dict[str, Any] = {name: column[rows] for name, column in self.columns.items()}
+        return TokenWindows(**columns)
 
     @property
-    def length(self) -> int:
+    def sequence_length(self) -> int:
         """T, tokens per window."""
         return self.input_ids.shape[1]
 
     @property
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, WindowArray]:
         """The arrays that are there, by name."""
         columns = {name: getattr(self, name) for name in ("input_ids", *OPTIONAL_COLUMNS)}
         return {name: column for name, column in columns.items() if column is not None}
@@ -64,28 +68,38 @@ class TokenWindows:
     @property
     def counted_ids(self) -> np.ndarray:
         """(N,) the tokens that the bound counts: neither padding nor fixed."""
-        counted = np.ones(self.input_ids.shape, bool)
-        if self.attention_mask is not None:
-            counted &= self.attention_mask != 0
-        if self.fixed_mask is not None:
-            counted &= self.fixed_mask == 0
-        return np.asarray(self.input_ids)[counted]
+        return np.concatenate([_counted(columns) for columns in self._read()])
 
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 that tells contents and windows apart, whatever integer type holds the tokens."""
         if self.content is not None:
-            return hashlib.sha256(f"{self.content} {self.length}".encode()).hexdigest()
+            return hashlib.sha256(f"{self.content} {self.sequence_length}".encode()).hexdigest()
         digest = hashlib.sha256()
         for name, column in self.columns.items():
             digest.update(f"{name} {column.shape}".encode())
-            for first in range(0, len(column), HASHED_WINDOWS):
-                digest.update(column[first : first + HASHED_WINDOWS].astype("<i8").tobytes())
+            for first in range(0, len(column), READ_WINDOWS):
+                digest.update(column[first : first + READ_WINDOWS].astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def _read(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the columns of a few windows at a time."""
+        for first in range(0, len(self), READ_WINDOWS):
+            yield {name: column[first : first + READ_WINDOWS] for name, column in self.columns.items()}
 
     def dataset(self, first: int, count: int, seed: int, place: Sequence[int] | None = None) -> "ShuffledWindows":
         """Return the items first..count-1 of a run in shuffled order; `place` is for streams and not needed here."""
         return ShuffledWindows(self, first, count, seed)
+
+
+def _counted(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (N,) the tokens of some windows that are neither padding nor fixed."""
+    counted = np.ones(columns["input_ids"].shape, bool)
+    if "attention_mask" in columns:
+        counted &= columns["attention_mask"] != 0
+    if "fixed_mask" in columns:
+        counted &= columns["fixed_mask"] == 0
+    return columns["input_ids"][counted]
 
 
 class ShuffledWindows(Dataset):
@@ -111,24 +125,6 @@ class ShuffledWindows(Dataset):
             self._epoch = epoch
         row = self._order[place]
         return {name: column[row] for name, column in self.windows.columns.items()} | {"position": position}
-
-
-def pack_windows(token_ids: np.ndarray, length: int, name: str = "text") -> np.ndarray:
-    """Cut a row of tokens into (W, T=length) windows without overlap; the incomplete last one is dropped.
-
-    Raises:
-        ValueError: the row, called `name` in the message, is shorter than one window.
-
-    """
-    if length < 1:
-        raise ValueError(f"A window needs at least one token, got {length}.")
-    count = len(token_ids) // length
-    if count == 0:
-        raise ValueError(
-            f"The {name} has {len(token_ids)} tokens, less than one window of {length}. Use a longer text or a shorter "
-            "window."
-        )
-    return token_ids[: count * length].reshape(count, length)
 
 
 def unigram_entropy(token_ids: np.ndarray) -> float:

@@ -31,7 +31,12 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def chat_windows(
-    row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBase, length: int, fill: bool, counts: Counter[str]
+    row: dict[str, Any],
+    number: int,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    fill: bool,
+    counts: Counter[str],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Turn a conversation into windows, one for each answer of the assistant.
 
@@ -51,7 +56,7 @@ def chat_windows(
         number: of the row, for messages.
         tokenizer: with a chat template. Where that has {% generation %} blocks they say where an answer begins,
             otherwise the template of the messages before it does, with `add_generation_prompt`.
-        length: T. Longer answers are cut off at the end of the window; prompts that leave no room are dropped.
+        sequence_length: T. Longer answers are cut off at the end of the window; prompts that leave no room are dropped.
         fill: as above.
         counts: what was used, cut off and dropped is added here.
 
@@ -74,12 +79,12 @@ def chat_windows(
             counts[NOT_FOUND] += 1
             continue
         ids = _end_once(ids, start, end)
-        if start >= length:
+        if start >= sequence_length:
             counts[DROPPED] += 1
             continue
         counts[EXAMPLES] += 1
-        counts[TRUNCATED] += len(ids) > length
-        yield _window(ids[:length], start, length, end, fill)
+        counts[TRUNCATED] += len(ids) > sequence_length
+        yield _window(ids[:sequence_length], start, sequence_length, end, fill)
 
 
 def _messages(row: dict[str, Any], number: int) -> list[Message]:
@@ -128,10 +133,10 @@ def _end_once(ids: list[int], start: int, end: int) -> list[int]:
     return [*ids, end]
 
 
-def _window(ids: list[int], start: int, length: int, end: int, fill: bool) -> dict[str, np.ndarray]:
-    place = np.arange(length)
+def _window(ids: list[int], start: int, sequence_length: int, end: int, fill: bool) -> dict[str, np.ndarray]:
+    place = np.arange(sequence_length)
     window: dict[str, np.ndarray] = {
-        "input_ids": np.array(ids + [end] * (length - len(ids)), np.int32),
+        "input_ids": np.array(ids + [end] * (sequence_length - len(ids)), np.int32),
         "fixed_mask": (place < start).astype(np.uint8),
     }
     return window if fill else window | {"attention_mask": (place < len(ids)).astype(np.uint8)}

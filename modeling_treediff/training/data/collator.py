@@ -88,7 +88,7 @@ def time_uniforms(seed: int, positions: Sequence[int]) -> np.ndarray:
     return np.array([((start + position * GOLDEN_RATIO) % 2**64 >> 11) * 2.0**-53 for position in positions])
 
 
-def depth_uniforms(seed: int, positions: Sequence[int], length: int) -> np.ndarray:
-    """Return (B, T=length) float64, U[0, 1): the stream of a counter-based generator keyed by (seed, position)."""
+def depth_uniforms(seed: int, positions: Sequence[int], sequence_length: int) -> np.ndarray:
+    """Return (B, T) float64, U[0, 1): the stream of a counter-based generator keyed by (seed, position)."""
     keys = np.array([[seed, position] for position in positions], np.uint64)
-    return np.stack([np.random.Generator(np.random.Philox(key=key)).random(length) for key in keys])
+    return np.stack([np.random.Generator(np.random.Philox(key=key)).random(sequence_length) for key in keys])

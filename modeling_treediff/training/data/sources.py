@@ -12,16 +12,16 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.text.token_cache import CachedRows, CacheEntry, Chunk, cached
-from modeling_treediff.text.tokenizing import (
+from modeling_treediff.text import (
     TextSource,
-    end_of_sequence,
+    TokenWindows,
     is_held_out,
-    token_type,
+    pack_windows,
     tokenize_pieces,
     tokenizer_fingerprint,
 )
-from modeling_treediff.text.windows import TokenWindows, pack_windows
+from modeling_treediff.text.cached_tokens import CacheEntry, Chunk, cached_tokens
+from modeling_treediff.text.tokenizing import TokenPiece, end_of_sequence, token_type
 
 from .chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED, chat_windows, check_chat_template
 from .streaming import StreamedWindows
@@ -39,17 +39,17 @@ class DataOptions:
     """How documents become windows.
 
     Attributes:
-        length: tokens per window.
+        sequence_length: T, tokens per window.
         separate_documents: documents in one window do not see one another.
         chat: rows are conversations, see `chat_windows`; one window for each answer instead of packed documents.
         fill_answers: the same, EOS fills the window after an answer and is counted.
         streaming: read the training text while training goes on, instead of tokenising it all beforehand.
         hold_out_every: without a validation text of its own, every n-th document is held out.
-        cache_folder: where tokens are kept; by default below the cache of `datasets`.
+        cache_folder: where tokens are kept; by default the cache of `datasets`.
 
     """
 
-    length: int
+    sequence_length: int
     separate_documents: bool = False
     chat: bool = False
     fill_answers: bool = True
@@ -59,8 +59,8 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before anything is read."""
-        if self.length < 1:
-            raise ValueError(f"A window needs at least one token, got {self.length}.")
+        if self.sequence_length < 1:
+            raise ValueError(f"A window needs at least one token, got {self.sequence_length}.")
         if self.hold_out_every < 2:
             raise ValueError(f"One document in {self.hold_out_every} cannot be held out: take 2 or more.")
         if self.chat and self.streaming:
@@ -74,11 +74,11 @@ def open_training_data(
 ) -> tuple[Windows, TokenWindows]:
     """Return what to train on and what to validate on.
 
-    Texts are tokenised once, into memory-mapped files that later runs and other processes find again for as long as
-    text and tokenizer are the same. Every process calls this.
+    Texts are tokenised once, into Arrow files of `datasets` that later runs and other processes find again and map into
+    memory, for as long as the text, how it is read and the tokenizer are the same. Every process calls this.
 
     Args:
-        corpus: the training text, a `modeling_treediff.corpora.Corpus`.
+        corpus: the training text, a `modeling_treediff.text.Corpus`.
         tokenizer: the tree's.
         options: how its documents become windows.
         validation: the held-out text; by default every n-th document of the corpus, in streaming the first
@@ -94,7 +94,7 @@ def open_training_data(
         check_chat_template(tokenizer)
     every = options.hold_out_every if validation is None else None
     if options.streaming:
-        stream = StreamedWindows(corpus, tokenizer, options.length, options.separate_documents, every)
+        stream = StreamedWindows(corpus, tokenizer, options.sequence_length, options.separate_documents, every)
         return stream, _whole(validation, tokenizer, options) if validation else _held_out_of_stream(stream)
     entry = _cached(corpus, tokenizer, options, every)
     if validation is None and TRAINING in entry.parts and HELD_OUT not in entry.parts:
@@ -119,25 +119,20 @@ def _whole(corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: Data
 
 def _held_out_of_stream(stream: StreamedWindows) -> TokenWindows:
     """Return the first windows of what a stream leaves out; they are read into memory."""
-    every = stream.hold_out_every
+    every, length = stream.hold_out_every, stream.sequence_length
     held_out = (document for document in stream.corpus.documents() if is_held_out(document[0], every))
-    rows: list[np.ndarray] = []
-    segments: list[np.ndarray] = []
-    wanted = STREAMED_HELD_OUT_WINDOWS * stream.length
+    chunks, wanted = [], STREAMED_HELD_OUT_WINDOWS * length
     for piece in tokenize_pieces(held_out, stream.tokenizer):
-        rows.append(piece.token_ids)
-        segments.append(np.full(len(piece.token_ids), piece.document))
+        chunks.append(_columns_of(piece, stream.separate_documents))
         wanted -= len(piece.token_ids)
         if wanted <= 0:
             break
-    if not rows:
+    if not chunks:
         raise _too_few(stream.corpus, every)
-    columns = {"input_ids": np.concatenate(rows)}
-    if stream.separate_documents:
-        columns["segment_ids"] = np.concatenate(segments)
+    rows = {column: np.concatenate([chunk[column] for chunk in chunks]) for column in chunks[0]}
     name = f"held-out part of {stream.corpus}"
-    windows: dict[str, Any] = {column: pack_windows(row, stream.length, name) for column, row in columns.items()}
-    return TokenWindows(**windows)[:STREAMED_HELD_OUT_WINDOWS]
+    windows = {column: pack_windows(row, length, name)[:STREAMED_HELD_OUT_WINDOWS] for column, row in rows.items()}
+    return TokenWindows(**windows)
 
 
 def _cached(
@@ -149,20 +144,34 @@ def _cached(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "hold_out_every": hold_out_every,
     }
+    types = {"input_ids": token_type(tokenizer)}
     if options.chat:
-        facts["chat"] = [options.length, options.fill_answers]
+        facts["chat"] = [options.sequence_length, options.fill_answers]
+        types["fixed_mask"] = np.dtype(np.uint8)
+        if not options.fill_answers:
+            types["attention_mask"] = np.dtype(np.uint8)
         make = partial(_chat_chunks, corpus, tokenizer, options, hold_out_every)
     else:
         facts["separate_documents"] = options.separate_documents
+        if options.separate_documents:
+            types["segment_ids"] = np.dtype(np.uint32)
         make = partial(_document_chunks, corpus, tokenizer, options.separate_documents, hold_out_every)
-    entry = cached(facts, make, options.cache_folder, str(corpus))
+    entry = cached_tokens(facts, types, make, options.cache_folder)
     names = (EXAMPLES, TRUNCATED, DROPPED, NOT_FOUND)
     if any(entry.counts.get(name, 0) for name in names[1:]) and PartialState().is_main_process:
         counts = ", ".join(f"{entry.counts.get(name, 0)} {name}" for name in names)
         logger.warning(
-            "Not all answers in %s are used whole in windows of %d tokens: %s.", corpus, options.length, counts
+            "Not all answers in %s are used whole in windows of %d tokens: %s.", corpus, options.sequence_length, counts
         )
     return entry
+
+
+def _columns_of(piece: TokenPiece, separate_documents: bool) -> dict[str, np.ndarray]:
+    """Return the columns of windows that a part of a document gives."""
+    columns = {"input_ids": piece.token_ids}
+    if separate_documents:
+        columns["segment_ids"] = np.full(len(piece.token_ids), piece.document, np.int64)
+    return columns
 
 
 def _document_chunks(
@@ -172,13 +181,10 @@ def _document_chunks(
     hold_out_every: int | None,
     counts: Counter[str],
 ) -> Iterator[Chunk]:
-    dtype = token_type(tokenizer)
     for piece in tokenize_pieces(corpus.documents(), tokenizer):
         counts["documents"] += piece.offset == 0
-        columns = {"input_ids": piece.token_ids.astype(dtype)}
-        if separate_documents:
-            columns["segment_ids"] = np.full(len(piece.token_ids), piece.document, np.uint32)
-        yield HELD_OUT if is_held_out(piece.document, hold_out_every) else TRAINING, columns
+        part = HELD_OUT if is_held_out(piece.document, hold_out_every) else TRAINING
+        yield part, _columns_of(piece, separate_documents)
 
 
 def _chat_chunks(
@@ -188,11 +194,10 @@ def _chat_chunks(
     hold_out_every: int | None,
     counts: Counter[str],
 ) -> Iterator[Chunk]:
-    dtype = token_type(tokenizer)
     for number, row in enumerate(corpus.rows()):
         part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
-        for window in chat_windows(row, number, tokenizer, options.length, options.fill_answers, counts):
-            yield part, window | {"input_ids": window["input_ids"].astype(dtype)}
+        for window in chat_windows(row, number, tokenizer, options.sequence_length, options.fill_answers, counts):
+            yield part, window
     if counts[NOT_FOUND] and not counts[EXAMPLES]:
         raise ValueError(
             f"In {corpus} the beginning of no answer is found, since the chat template changes what stands before it: "
@@ -205,6 +210,6 @@ def _windows(entry: CacheEntry, part: str, options: DataOptions, name: str) -> T
     if part not in entry.parts:
         what = "answer that fits in a window" if options.chat else "document"
         raise ValueError(f"The {name} has no {what}.")
-    rows: CachedRows = entry.parts[part]
-    columns: dict[str, Any] = {column: pack_windows(row, options.length, name) for column, row in rows.columns.items()}
+    rows, length = entry.parts[part], options.sequence_length
+    columns = {column: pack_windows(row, length, name) for column, row in rows.columns.items()}
     return TokenWindows(**columns, content=rows.sha256)

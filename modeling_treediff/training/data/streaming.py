@@ -15,17 +15,11 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.text.tokenizing import (
-    TextSource,
-    TokenPiece,
-    is_held_out,
-    tokenize_pieces,
-    tokenizer_fingerprint,
-)
+from modeling_treediff.text import TextSource, is_held_out, pack_pieces, tokenize_pieces, tokenizer_fingerprint
+from modeling_treediff.text.packing import Place
+from modeling_treediff.text.tokenizing import TokenPiece
 
 SHUFFLED_WINDOWS = 2048
-
-Place = tuple[int, int, int]  # epoch, document, offset among the document's tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +33,7 @@ class StreamedWindows:
     Attributes:
         corpus: what is read.
         tokenizer: turns its documents into tokens.
-        length: T, tokens per window.
+        sequence_length: T, tokens per window.
         separate_documents: give `segment_ids`, so that documents in one window do not see one another.
         hold_out_every: leave out the documents whose number + 1 is a multiple of this, which are for validation.
         shuffled_windows: windows per block; two blocks are in memory.
@@ -48,21 +42,21 @@ class StreamedWindows:
 
     corpus: TextSource
     tokenizer: PreTrainedTokenizerBase
-    length: int
+    sequence_length: int
     separate_documents: bool = False
     hold_out_every: int | None = None
     shuffled_windows: int = SHUFFLED_WINDOWS
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes."""
-        for name in ("length", "shuffled_windows"):
+        for name in ("sequence_length", "shuffled_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 of all that decides on windows and their order."""
-        sizes = [self.length, self.separate_documents, self.hold_out_every, self.shuffled_windows]
+        sizes = [self.sequence_length, self.separate_documents, self.hold_out_every, self.shuffled_windows]
         facts = [self.corpus.fingerprint(), tokenizer_fingerprint(self.tokenizer), *sizes]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -81,28 +75,12 @@ class StreamedWindows:
 
     def windows_from(self, place: Place) -> Iterator[dict[str, Any]]:
         """Yield the windows of the stream in its own order, without end: input_ids (T,), `place`, segment_ids (T,)."""
-        parts: list[np.ndarray] = []
-        segments: list[np.ndarray] = []
-        filled, start, segment = 0, place, 0
-        for epoch, piece in self._pieces_from(place):
-            segment += piece.offset == 0
-            taken = 0
-            while taken < len(piece.token_ids):
-                if not filled:
-                    start = (epoch, piece.document, piece.offset + taken)
-                part = piece.token_ids[taken : taken + self.length - filled]
-                parts.append(part)
-                segments.append(np.full(len(part), segment))
-                taken, filled = taken + len(part), filled + len(part)
-                if filled == self.length:
-                    window = {"input_ids": np.concatenate(parts), "place": start}
-                    if self.separate_documents:
-                        window["segment_ids"] = np.concatenate(segments) - segments[0][0]
-                    yield window
-                    parts, segments, filled = [], [], 0
+        for window in pack_pieces(self._pieces_from(place), self.sequence_length):
+            item = {"input_ids": window.input_ids, "place": window.place}
+            yield item | {"segment_ids": window.segment_ids} if self.separate_documents else item
 
-    def _pieces_from(self, place: Place) -> Iterator[tuple[int, TokenPiece]]:
-        """Yield (epoch, tokens) from a place on, without end."""
+    def _pieces_from(self, place: Place) -> Iterator[TokenPiece]:
+        """Yield the tokens from a place on, without end."""
         first_epoch, document, offset = place
         for epoch in count(first_epoch):
             read = False
@@ -110,7 +88,7 @@ class StreamedWindows:
                 read = True
                 if piece.document == document and piece.offset < offset:  # the beginning of the first document
                     piece = TokenPiece(document, offset, piece.token_ids[offset - piece.offset :])
-                yield epoch, piece
+                yield piece._replace(epoch=epoch)
             if not read:
                 raise ValueError(f"{self.corpus} has no document to train on at number {document} or later.")
             document, offset = 0, 0

@@ -25,7 +25,7 @@ def run_identity(model: TreeDiffForDiffusionLM, training: Windows, config: Train
     return {
         "tree": model.tree.sha256,
         "training text": training.fingerprint,
-        "tokens per window": training.length,
+        "tokens per window": training.sequence_length,
         **{name: getattr(model.config, name) for name in TreeDiffConfig.__annotations__ if name not in FREE_FIELDS},
         **{name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS},
     }

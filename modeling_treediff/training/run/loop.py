@@ -93,13 +93,13 @@ def train(
 
     """
     check_run(config, resume)
-    check_windows(model, tokenizer, training.length)
+    check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)
     run: _Run | None = None
 
     def advice() -> str:
         memory = out_of_memory.device_memory(PartialState().device)
-        return out_of_memory.advice(model.config, run.config if run else config, training.length, memory)
+        return out_of_memory.advice(model.config, run.config if run else config, training.sequence_length, memory)
 
     try:
         with out_of_memory.advised(advice):
@@ -158,7 +158,7 @@ class _Run:
         model.to(accelerator.device).train()
         optimizer = make_optimizer(model, config, accelerator.device)
         if config.find_batch_size:
-            config = out_of_memory.find_batch_size(model, optimizer, config, self.training.length, accelerator)
+            config = out_of_memory.find_batch_size(model, optimizer, config, self.training.sequence_length, accelerator)
         learning_rate = make_learning_rate(optimizer, config)
         prepared, optimizer = accelerator.prepare(model, optimizer)
         self.model = TrainedModel(accelerator, prepared, tokenizer, config.ema_decay)
@@ -200,7 +200,7 @@ class _Run:
                 started = time.perf_counter()
 
     def _log(self, bar: tqdm, step: int, update: Update, elapsed: float, validated: dict[str, Any]) -> None:
-        tokens_per_second = round(self.batches.windows_per_step * self.training.length / elapsed)
+        tokens_per_second = round(self.batches.windows_per_step * self.training.sequence_length / elapsed)
         facts = {
             "loss": update.loss,
             "seconds": elapsed,
@@ -287,8 +287,8 @@ class _Run:
             _draw(steps, self.config.output_dir / CURVES_NAME)
         return TrainingResult(
             validation=validation,
-            window=self.training.length,
-            tokens_seen=self.config.max_steps * self.batches.windows_per_step * self.training.length,
+            window=self.training.sequence_length,
+            tokens_seen=self.config.max_steps * self.batches.windows_per_step * self.training.sequence_length,
             seconds=sum(line["seconds"] for line in steps),
             peak_memory=self.memory.peak(),
             peak_memory_of_phases=gather_object([self.memory.phases()]),
