@@ -5,11 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.processes import SAMPLE
-from transformers import AutoTokenizer, ByT5Tokenizer
 
-from modeling_treediff.building import count_text, encode_documents, text_counts
-from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.building import count_text, text_counts
 
 VOCAB_SIZE = 40
 
@@ -118,28 +115,3 @@ def test_bad_arguments_are_refused():
             count_text([ids], 4)
     with pytest.raises(ValueError, match="max_pairs must be at least 1, got 0"):
         count_text([[1, 2]], 4, max_pairs=0)
-
-
-class TestEncodeDocuments:
-    TEXTS = ["Fellow citizens of the Senate", "", "and House of Representatives:", "é 漢 🙂"] * 3
-
-    @pytest.mark.parametrize("batch_characters", [1, 40, 2**20])
-    @pytest.mark.parametrize("kind", ["fast", "slow"])
-    def test_ids_are_those_of_each_document_alone(self, monkeypatch, batch_characters, kind):
-        monkeypatch.setattr(text_counts, "BATCH_CHARACTERS", batch_characters)
-        tokenizer = AutoTokenizer.from_pretrained(SAMPLE) if kind == "fast" else ByT5Tokenizer()
-        assert tokenizer.is_fast == (kind == "fast")
-        encoded = list(encode_documents(tokenizer, iter(self.TEXTS)))
-        assert all(ids.dtype == np.int32 for ids in encoded)
-        assert [ids.tolist() for ids in encoded] == [
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.TEXTS
-        ]
-        assert count_text(encoded, tokenizer_size(tokenizer)).token_counts.sum() == sum(map(len, encoded))
-
-    def test_documents_are_read_as_they_are_needed(self, monkeypatch):
-        monkeypatch.setattr(text_counts, "BATCH_CHARACTERS", 100)
-        read = []
-        encoded = encode_documents(ByT5Tokenizer(), (read.append(text) or text for text in ["x" * 40] * 50))
-        next(encoded)
-        assert len(read) == 3
-        assert len(list(encoded)) == 49 and len(read) == 50

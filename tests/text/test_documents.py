@@ -2,15 +2,13 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 import random
 import re
 
 import pytest
-from datasets import Dataset
 
-from modeling_treediff.text import Corpus, iterate_documents, read_documents, split_documents
 from modeling_treediff.text import documents as reading
+from modeling_treediff.text import is_held_out, iterate_documents, read_documents, split_documents
 
 TEXT = "First one,\nstill the first.\n\n\n  Second – with ünicode.\n \t\nThird"
 FORMATS = [("a.txt", open), ("a.txt.xz", lzma.open), ("a.txt.gz", gzip.open), ("a.md.bz2", bz2.open)]
@@ -36,50 +34,6 @@ def test_datasets_give_one_document_per_row(tmp_path, monkeypatch):
     (folder / "train.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
     assert read_documents(folder, text_column="body") == DOCUMENTS
     assert read_documents(folder, "train[1:3]", "body") == DOCUMENTS[1:3]
-
-
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "folder"])
-def test_a_corpus_can_be_read_from_any_document_on(tmp_path, kind):
-    texts = [*DOCUMENTS, "", *(f"Document {number}." for number in range(20))]
-    file = tmp_path / f"corpus.{kind}"
-    if kind == "txt":
-        file.write_text("\n\n".join(texts))
-    elif kind == "folder":
-        file.mkdir()
-        Dataset.from_dict({"text": texts}).to_json(file / "train.jsonl")
-    else:
-        getattr(Dataset.from_dict({"text": texts}), f"to_{kind.replace('jsonl', 'json')}")(file)
-    corpus = Corpus(file)
-    whole = list(corpus.documents())
-    assert [text for _, text in whole] == [text for text in texts if text] == read_documents(file)
-    for first in (0, 1, 3, 4, 20, whole[-1][0], whole[-1][0] + 1):
-        assert list(corpus.documents(first)) == [document for document in whole if document[0] >= first]
-    if kind != "txt":
-        assert [row["text"] or "" for row in corpus.rows()] == texts
-        assert [texts[number] for number, _ in whole] == [text for _, text in whole]
-
-
-def test_a_fingerprint_follows_the_content_and_what_is_read_of_it(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"text": "one", "other": "two"}\n')
-    before = Corpus(file).fingerprint()
-    moved = file.rename(tmp_path / "b.jsonl")
-    assert Corpus(moved).fingerprint() == before != Corpus(moved, text_column="other").fingerprint()
-    times = moved.stat()
-    moved.write_text('{"text": "One", "other": "two"}\n')
-    os.utime(moved, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long and as old as before
-    assert Corpus(moved).fingerprint() != before
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    moved.rename(folder / "train.jsonl")
-    inside = Corpus(folder).fingerprint()
-    assert Corpus(folder).fingerprint() == inside
-    (folder / "train.jsonl").write_text('{"text": "Two", "other": "two"}\n')
-    assert Corpus(folder).fingerprint() != inside
-    with pytest.raises(FileNotFoundError, match="no text file"):
-        Corpus(tmp_path / "none.txt").fingerprint()
-    with pytest.raises(ValueError, match="plain text"):
-        Corpus(tmp_path / "none.txt").rows()
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\n \n"])
@@ -197,6 +151,7 @@ def test_every_nth_document_is_held_out():
     training, held_out = split_documents(documents, 4)
     assert held_out == ["3", "7"]
     assert sorted(training + held_out, key=int) == documents
+    assert [text for text in documents if is_held_out(int(text), 4)] == held_out and not is_held_out(3, None)
     with pytest.raises(ValueError, match="3 documents are too few"):
         split_documents(documents[:3], 4)
     for n in (1, 0, -1):
@@ -216,12 +171,3 @@ def test_a_column_of_something_else_is_named(tmp_path, row, kind):
     file.write_text(row + "\n")
     with pytest.raises(ValueError, match=f"'text' of .*rows.jsonl holds {kind}, not text"):
         read_documents(file)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "a.jsonl", "a.csv", "a.parquet"])
-def test_a_split_of_a_file_is_refused(tmp_path, name):
-    """It would be ignored, and a model validated on what it is trained on."""
-    with pytest.raises(ValueError, match="has no split 'validation': .*--validation-text"):
-        Corpus(tmp_path / name, "validation")
-    with pytest.raises(ValueError, match="has no split"):
-        read_documents(tmp_path / name, "validation")

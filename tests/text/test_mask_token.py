@@ -11,10 +11,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.building import encode_documents
 from modeling_treediff.evaluation import evaluate_texts
+from modeling_treediff.text import encode_documents, tokenize_documents
 from modeling_treediff.text.mask_token import with_mask_token
-from modeling_treediff.text.tokenizing import tokenize_documents
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
 from modeling_treediff.training.data.chat import chat_windows
 
@@ -113,13 +112,13 @@ def test_texts_to_learn_or_measure_must_not_hold_the_mask():
     model = tiny_model(VocabularyTree.from_pretrained(SAMPLE))
     masked, texts = model.with_mask_token(plain), [TEXT, "a <|mask|> b"]
     row = {"prompt": texts[1], "completion": TEXT}
-    uses = {
-        "Document 1 ": lambda tokenizer: tokenize_documents(texts, tokenizer),
-        "Text 1 ": lambda tokenizer: evaluate_texts(model, tokenizer, texts),
-        "A text ": lambda tokenizer: list(encode_documents(tokenizer, texts)),
-        "Row 7 ": lambda tokenizer: list(chat_windows(row, 7, tokenizer, 30, True, Counter())),
-    }
-    for place, use in uses.items():
+    uses = [
+        ("Document 1 ", lambda tokenizer: tokenize_documents(texts, tokenizer)),
+        ("Document 1 ", lambda tokenizer: evaluate_texts(model, tokenizer, texts)),
+        ("Document 1 ", lambda tokenizer: list(encode_documents(tokenizer, texts))),
+        ("Row 7 ", lambda tokenizer: list(chat_windows(row, 7, tokenizer, 30, True, Counter()))),
+    ]
+    for place, use in uses:
         use(plain)
         with pytest.raises(ValueError, match=rf"{place}.*contains <\|mask\|>, which .* take it out of the text"):
             use(masked)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from modeling_treediff.text import TokenWindows, pack_windows, tokenize_documents, unigram_entropy
+from modeling_treediff.text import TokenWindows, unigram_entropy
+from modeling_treediff.text import windows as token_windows
 
 
 @pytest.fixture
@@ -31,10 +32,12 @@ def test_all_columns_of_a_window_stay_together():
         assert np.array_equal(item["fixed_mask"], item["input_ids"] % 2)
         assert np.array_equal(item["segment_ids"], item["input_ids"] // 3)
     some = windows[2:5]
-    assert len(some) == 3 and some.length == 4 and np.array_equal(some.segment_ids, tokens[2:5] // 3)
+    assert len(some) == 3 and some.sequence_length == 4 and np.array_equal(some.segment_ids, tokens[2:5] // 3)
 
 
-def test_counted_tokens_are_neither_padding_nor_fixed(windows):
+@pytest.mark.parametrize("read_windows", [1, 7, 4096])
+def test_counted_tokens_are_neither_padding_nor_fixed(windows, read_windows, monkeypatch):
+    monkeypatch.setattr(token_windows, "READ_WINDOWS", read_windows)
     assert np.array_equal(windows.counted_ids, windows.input_ids.ravel())
     tokens = np.arange(12).reshape(2, 6)
     fixed, attention = (np.array([row, row]) for row in ([1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]))
@@ -63,18 +66,6 @@ def test_impossible_windows_are_refused():
         TokenWindows(np.zeros((0, 5), int))
     with pytest.raises(ValueError, match=r"fixed_mask has shape \(2, 4\), the windows \(2, 5\)"):
         TokenWindows(np.zeros((2, 5), int), fixed_mask=np.zeros((2, 4), int))
-
-
-def test_windows_are_documents_with_separators(tokenizer):
-    documents = ["To the Congress.", "We the people."]
-    tokens = tokenize_documents(documents, tokenizer)
-    assert tokenizer.decode(tokens) == "To the Congress.<|endoftext|>We the people.<|endoftext|>"
-    packed = pack_windows(tokens, 3)
-    assert packed.shape == (len(tokens) // 3, 3) and np.array_equal(packed.ravel(), tokens[: packed.size])
-    with pytest.raises(ValueError, match=rf"held-out text has {len(tokens)} tokens, less than one window of 100"):
-        pack_windows(tokens, 100, "held-out text")
-    with pytest.raises(ValueError, match="at least one token, got 0"):
-        pack_windows(tokens, 0)
 
 
 def test_unigram_entropy_of_known_distributions():

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers.conversations import BY_BLOCK, BY_PREFIX, CONVERSATION, WITHOUT_EOS
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.noise_schedules import SequentialSchedule
@@ -13,27 +14,6 @@ from modeling_treediff.training import DiffusionCollator, chat_windows
 from modeling_treediff.training.data.chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED
 
 LENGTH = 64
-BY_PREFIX = (
-    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-BY_BLOCK = (
-    "{% for message in messages %}[{{ message['role'] }}]{% if message['role'] == 'assistant' %}{% generation %} "
-    "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %} {{ message['content'] }}{% endif %}"
-    "{{ '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-WITHOUT_EOS = BY_PREFIX.replace("{{ eos_token }}", "")
-CONVERSATION = {
-    "messages": [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Who speaks?"},
-        {"role": "assistant", "content": "The President of the United States."},
-        {"role": "user", "content": "To whom?"},
-        {"role": "assistant", "content": "The Congress."},
-    ]
-}
 
 
 @pytest.fixture

@@ -2,16 +2,19 @@
 
 import copy
 import json
+import lzma
+import re
 
 import numpy as np
 import pytest
-from helpers.processes import run_python
-from test_chat import BY_PREFIX, CONVERSATION
-from transformers import AutoTokenizer
+from helpers.conversations import BY_PREFIX, CONVERSATION
+from helpers.processes import SAMPLE
+from tokenizers import normalizers
 
-from modeling_treediff.text import Corpus, TokenWindows, tokenize_documents
-from modeling_treediff.text.tokenizing import cut_text, tokenize_pieces, tokenizer_fingerprint
-from modeling_treediff.training import DataOptions, StreamedWindows, open_training_data, sources
+from modeling_treediff.text import Corpus, TokenWindows, tokenize_documents, tokenize_pieces
+from modeling_treediff.text.packing import PackedRow
+from modeling_treediff.training import DataOptions, StreamedWindows, open_training_data
+from modeling_treediff.training.data import sources
 from modeling_treediff.training.data.chat import NOT_FOUND
 
 TEXTS = [f"Article {number}. The Congress shall have power {'and duty ' * (number % 5)}." for number in range(40)]
@@ -26,7 +29,9 @@ def corpus(tmp_path):
 @pytest.fixture
 def options(tmp_path):
     def make(length=16, **changes):
-        return DataOptions(length, **({"hold_out_every": 5, "cache_folder": tmp_path / "cache"} | changes))
+        return DataOptions(
+            sequence_length=length, **({"hold_out_every": 5, "cache_folder": tmp_path / "cache"} | changes)
+        )
 
     return make
 
@@ -44,15 +49,17 @@ def held_out_split():
 def test_cached_windows_are_the_packed_documents(corpus, tokenizer, options):
     training, validation = open_training_data(corpus, tokenizer, options())
     for windows, texts in zip((training, validation), held_out_split(), strict=True):
-        assert isinstance(windows, TokenWindows) and isinstance(windows.input_ids, np.memmap)
-        assert np.array_equal(windows.input_ids, rows(texts, tokenizer)) and windows.columns.keys() == {"input_ids"}
+        assert isinstance(windows, TokenWindows) and isinstance(windows.input_ids, PackedRow)  # mapped, not held
+        assert np.array_equal(windows.input_ids[:], rows(texts, tokenizer)) and windows.columns.keys() == {"input_ids"}
     whole, other = open_training_data(corpus, tokenizer, options(), validation=corpus)
-    assert np.array_equal(whole.input_ids, rows(TEXTS, tokenizer)) and whole.fingerprint == other.fingerprint
+    assert np.array_equal(whole.input_ids[:], rows(TEXTS, tokenizer)) and whole.fingerprint == other.fingerprint
     assert len({training.fingerprint, validation.fingerprint, whole.fingerprint}) == 3
     assert open_training_data(corpus, tokenizer, options(8))[0].fingerprint != training.fingerprint
 
 
-def test_a_second_run_does_not_tokenise_and_a_changed_text_does(corpus, tokenizer, options, monkeypatch, tmp_path):
+@pytest.fixture
+def calls(monkeypatch):
+    """One entry for each time that a text is tokenised into the cache."""
     calls = []
 
     def counted(documents, tokenizer):
@@ -60,10 +67,13 @@ def test_a_second_run_does_not_tokenise_and_a_changed_text_does(corpus, tokenize
         return tokenize_pieces(documents, tokenizer)
 
     monkeypatch.setattr(sources, "tokenize_pieces", counted)
+    return calls
 
+
+def test_a_second_run_does_not_tokenise_and_a_changed_text_does(corpus, tokenizer, options, calls, tmp_path):
     def calls_for(changed=corpus, **changes):
         before = len(calls)
-        open_training_data(changed, changes.pop("tokenizer", tokenizer), options(**changes))
+        open_training_data(changed, tokenizer, options(**changes))
         return len(calls) - before
 
     assert calls_for() == 1 and calls_for() == 0
@@ -75,6 +85,96 @@ def test_a_second_run_does_not_tokenise_and_a_changed_text_does(corpus, tokenize
     assert calls_for(Corpus(moved)) == 0  # the content counts, not the name
     moved.write_text(corpus.source.read_text().replace("power", "POWER"))  # as long as before
     assert calls_for(Corpus(moved)) == 1
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """A text of which each line is also a row of a dataset: two texts, and a conversation."""
+    file = tmp_path / "talks.txt"
+    lines = [json.dumps({"text": text, "other": text.upper(), **CONVERSATION}) for text in TEXTS]
+    file.write_text("\n\n".join(lines))
+    return file, lines
+
+
+@pytest.fixture
+def trained_anew(options, tmp_path):
+    """Open data with the cache of earlier runs; with a fresh cache they must be the same."""
+
+    def training_rows(corpus, tokenizer, **changes):
+        folders = (tmp_path / "cache", tmp_path / "fresh" / str(len(list(tmp_path.glob("fresh/*")))))
+        found, fresh = (
+            open_training_data(corpus, tokenizer, options(**changes, cache_folder=folder)) for folder in folders
+        )
+        for one, other in zip(found, fresh, strict=True):
+            assert np.array_equal(one.input_ids[:], other.input_ids[:]) and one.fingerprint == other.fingerprint
+        return found[0].input_ids[:]
+
+    return training_rows
+
+
+def kept(texts):
+    return [text for number, text in enumerate(texts) if (number + 1) % 5]
+
+
+def test_a_file_with_another_ending_is_tokenised_anew(talks, trained_anew, tokenizer):
+    """Rows saved as .txt by mistake, trained on, renamed to .jsonl: now the tokens are of the texts, not of JSON."""
+    file, lines = talks
+    assert np.array_equal(trained_anew(Corpus(file), tokenizer), rows(kept(lines), tokenizer))
+    renamed = file.rename(file.with_suffix(".jsonl"))
+    assert np.array_equal(trained_anew(Corpus(renamed), tokenizer), rows(kept(TEXTS), tokenizer))
+
+
+def test_another_column_is_tokenised_anew(talks, trained_anew, tokenizer):
+    file = talks[0].rename(talks[0].with_suffix(".jsonl"))
+    assert np.array_equal(trained_anew(Corpus(file), tokenizer), rows(kept(TEXTS), tokenizer))
+    upper = [text.upper() for text in kept(TEXTS)]
+    assert np.array_equal(trained_anew(Corpus(file, text_column="other"), tokenizer), rows(upper, tokenizer))
+
+
+def test_another_tokenizer_tokenises_anew(talks, trained_anew, tokenizer):
+    """Another one of as many tokens: it writes all in lower case."""
+    file = talks[0].rename(talks[0].with_suffix(".jsonl"))
+    lower = copy.deepcopy(tokenizer)
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert np.array_equal(trained_anew(Corpus(file), tokenizer), rows(kept(TEXTS), tokenizer))
+    assert np.array_equal(trained_anew(Corpus(file), lower), rows([text.lower() for text in kept(TEXTS)], tokenizer))
+
+
+def test_another_chat_template_or_window_tokenises_conversations_anew(talks, trained_anew, tokenizer):
+    corpus = Corpus(talks[0].rename(talks[0].with_suffix(".jsonl")))
+    one, other = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+    one.chat_template, other.chat_template = BY_PREFIX, BY_PREFIX.replace("'\\n'", "'\\n\\n'")
+    first = trained_anew(corpus, one, chat=True, length=64)
+    assert len(first) == 2 * len(kept(TEXTS)) and not np.array_equal(
+        first, trained_anew(corpus, other, chat=True, length=64)
+    )
+    assert trained_anew(corpus, one, chat=True, length=80).shape[1] == 80
+
+
+@pytest.mark.parametrize(("length", "separate"), [(64, False), (100, True)])
+def test_the_sample_gives_the_windows_of_a_plain_reference(tokenizer, options, length, separate):
+    """Split, tokenised, joined and cut by hand, without anything of the package but the text's reading."""
+    text = lzma.open(SAMPLE / "validation.txt.xz", "rt", encoding="utf-8").read()
+    documents = [document.strip() for document in re.split(r"\n\s*\n", text) if document.strip()]
+    corpus = Corpus(SAMPLE / "validation.txt.xz")
+    options = options(length, separate_documents=separate)
+    parts = open_training_data(corpus, tokenizer, options)
+    for held_out, windows in enumerate(parts):
+        ids, segments = [], []
+        for number, document in enumerate(documents):
+            if (number % 5 == 4) == bool(held_out):
+                ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                segments += [number] * (len(ids) - len(segments))
+        full = len(ids) // length * length
+        assert np.array_equal(windows.input_ids[:], np.reshape(ids[:full], (-1, length)))
+        if separate:
+            own = windows.segment_ids[:]
+            expected = np.reshape(segments[:full], (-1, length))
+            assert np.array_equal(own[:, 1:] == own[:, :-1], expected[:, 1:] == expected[:, :-1])
+    order = np.random.default_rng([3, 0]).permutation(len(parts[0]))
+    items = parts[0].dataset(0, len(order), seed=3)
+    for position in range(0, len(order), 50):
+        assert np.array_equal(items[position]["input_ids"], parts[0].input_ids[order[position]])
 
 
 def test_documents_can_be_kept_apart(corpus, tokenizer, options):
@@ -93,11 +193,11 @@ def test_streamed_and_cached_data_are_of_the_same_documents(corpus, tokenizer, o
     training, validation = open_training_data(corpus, tokenizer, options())
     stream, streamed_validation = open_training_data(corpus, tokenizer, options(streaming=True))
     assert isinstance(stream, StreamedWindows)
-    assert np.array_equal(validation.input_ids, streamed_validation.input_ids)
+    assert np.array_equal(validation.input_ids[:], streamed_validation.input_ids)
     windows = stream.windows_from((0, 0, 0))
-    assert all(np.array_equal(next(windows)["input_ids"], row) for row in training.input_ids)
+    assert all(np.array_equal(next(windows)["input_ids"], row) for row in training.input_ids[:])
     _, whole = open_training_data(corpus, tokenizer, options(streaming=True), validation=corpus)
-    assert np.array_equal(whole.input_ids, rows(TEXTS, tokenizer))
+    assert np.array_equal(whole.input_ids[:], rows(TEXTS, tokenizer))
 
 
 def test_the_held_out_part_of_a_stream_is_bounded(corpus, tokenizer, options, monkeypatch):
@@ -135,7 +235,7 @@ def test_conversations_become_windows(conversations, tokenizer, options, monkeyp
     for fill in (True, False):
         training, validation = open_training_data(conversations, tokenizer, options(64, chat=True, fill_answers=fill))
         assert training.input_ids.shape == (16, 64) and validation.input_ids.shape == (4, 64)
-        assert (training.attention_mask is None) == fill and training.fixed_mask.any(axis=1).all()
+        assert (training.attention_mask is None) == fill and training.fixed_mask[:].any(axis=1).all()
     assert not caplog.text
     for _ in range(2):  # made, and found again
         open_training_data(conversations, tokenizer, options(28, chat=True))
@@ -182,65 +282,3 @@ def test_bad_input_is_named(corpus, conversations, tokenizer, options, tmp_path,
     without.eos_token = None
     with pytest.raises(ValueError, match="no eos_token"):
         open_training_data(corpus, without, options())
-
-
-@pytest.mark.parametrize("length", [1, 2, 7, 30, 1000])
-def test_cut_texts_lose_nothing_and_words_stay_whole(length):
-    for text in ("", "a", "one two  three\n\n four" * 9, "x" * 50 + " y", " " * 40):
-        pieces = cut_text(text, length)
-        assert "".join(pieces) == text and all(0 < len(piece) <= length for piece in pieces if text)
-        if length == 30:
-            assert all(piece[0].isspace() for piece in pieces[1:]) or "x" in text
-
-
-def test_long_documents_keep_their_tokens_when_cut(tokenizer, monkeypatch):
-    documents = list(enumerate(["one two three " * 30 + "end", "x" * 100, "We the people of the United States " * 20]))
-    whole = [piece.token_ids.tolist() for piece in tokenize_pieces(documents, tokenizer)]
-    monkeypatch.setattr("modeling_treediff.text.tokenizing.PIECE_CHARACTERS", 50)
-    monkeypatch.setattr("modeling_treediff.text.tokenizing.BATCH_CHARACTERS", 70)
-    pieces = list(tokenize_pieces(documents, tokenizer))
-    assert len(pieces) > 10
-    for number, ids in enumerate(whole):
-        own = [piece for piece in pieces if piece.document == number]
-        assert [piece.offset for piece in own] == np.cumsum([0] + [len(piece.token_ids) for piece in own])[:-1].tolist()
-        joined = np.concatenate([piece.token_ids for piece in own]).tolist()
-        assert tokenizer.decode(joined) == tokenizer.decode(ids)
-        assert joined == ids or number == 1  # a word longer than a piece is cut
-
-
-def test_the_tokenizer_fingerprint_sees_what_changes_tokens(tokenizer, tmp_path, monkeypatch):
-    before = tokenizer_fingerprint(tokenizer)
-    tokenizer(["a", "b c"], padding=False, truncation=True, max_length=2)
-    assert tokenizer_fingerprint(tokenizer) == before
-    monkeypatch.setattr(tokenizer, "chat_template", BY_PREFIX)
-    assert tokenizer_fingerprint(tokenizer) != before
-    tokenizer.save_pretrained(tmp_path)
-    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
-    code = (
-        "from transformers import AutoTokenizer; from modeling_treediff.text.tokenizing import *; import sys;"
-        "print(tokenizer_fingerprint(AutoTokenizer.from_pretrained(sys.argv[1])))"
-    )
-    same = run_python(tmp_path, code=code).stdout.strip()
-    assert same == tokenizer_fingerprint(tokenizer)
-    (tmp_path / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'))
-    assert (tmp_path / "tokenizer.json").read_text() != text
-    assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path)) != same
-
-
-def test_reading_runs_ahead_by_a_bounded_amount_of_text(tokenizer, monkeypatch):
-    monkeypatch.setattr("modeling_treediff.text.tokenizing.PIECE_CHARACTERS", 100)
-    monkeypatch.setattr("modeling_treediff.text.tokenizing.BATCH_CHARACTERS", 1000)
-    read = 0
-
-    def documents():
-        nonlocal read
-        for number in range(2000):
-            text = "some words " * (number % 30 + 1)
-            read += len(text)
-            yield number, text
-
-    done = 0
-    for piece in tokenize_pieces(documents(), tokenizer):
-        done += len(tokenizer.decode(piece.token_ids, skip_special_tokens=True))
-        assert read - done <= 1000 + 330
-    assert read == done > 100_000

@@ -162,7 +162,7 @@ def test_impossible_streams_are_refused(windows, corpus, tokenizer, monkeypatch)
         in_a_worker.setattr(streaming, "get_worker_info", lambda: SimpleNamespace(num_workers=2))
         with pytest.raises(ValueError, match="at most one data loader worker, not 2"):
             next(iter(windows.dataset(0, 8, 0)))
-    with pytest.raises(ValueError, match="length must be at least 1"):
+    with pytest.raises(ValueError, match="sequence_length must be at least 1"):
         StreamedWindows(corpus, tokenizer, 0)
     with pytest.raises(ValueError, match="no document to train on"):
         next(iter(StreamedWindows(corpus, tokenizer, 8, hold_out_every=1).dataset(0, 8, 0)))

@@ -1,0 +1,81 @@
+"""A corpus: the same documents from any number on, and a fingerprint of all that decides on them."""
+
+import os
+
+import pytest
+from datasets import Dataset
+
+from modeling_treediff.text import Corpus, read_documents
+
+DOCUMENTS = ["First one,\nstill the first.", "Second – with ünicode.", "Third"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "folder"])
+def test_a_corpus_can_be_read_from_any_document_on(tmp_path, kind):
+    texts = [*DOCUMENTS, "", *(f"Document {number}." for number in range(20))]
+    file = tmp_path / f"corpus.{kind}"
+    if kind == "txt":
+        file.write_text("\n\n".join(texts))
+    elif kind == "folder":
+        file.mkdir()
+        Dataset.from_dict({"text": texts}).to_json(file / "train.jsonl")
+    else:
+        getattr(Dataset.from_dict({"text": texts}), f"to_{kind.replace('jsonl', 'json')}")(file)
+    corpus = Corpus(file)
+    whole = list(corpus.documents())
+    assert [text for _, text in whole] == [text for text in texts if text] == read_documents(file)
+    for first in (0, 1, 3, 4, 20, whole[-1][0], whole[-1][0] + 1):
+        assert list(corpus.documents(first)) == [document for document in whole if document[0] >= first]
+    if kind != "txt":
+        assert [row["text"] or "" for row in corpus.rows()] == texts
+        assert [texts[number] for number, _ in whole] == [text for _, text in whole]
+
+
+def test_a_fingerprint_follows_the_content_and_what_is_read_of_it(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one", "other": "two"}\n')
+    before = Corpus(file).fingerprint()
+    moved = file.rename(tmp_path / "b.json")
+    assert Corpus(moved).fingerprint() == before != Corpus(moved, text_column="other").fingerprint()
+    times = moved.stat()
+    moved.write_text('{"text": "One", "other": "two"}\n')
+    os.utime(moved, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long and as old as before
+    assert Corpus(moved).fingerprint() != before
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    inside = moved.rename(folder / "train.jsonl")
+    of_folder = Corpus(folder).fingerprint()
+    assert Corpus(folder).fingerprint() == of_folder != Corpus(folder, "train[:50%]").fingerprint()
+    inside.write_text('{"text": "Two", "other": "two"}\n')
+    assert Corpus(folder).fingerprint() != of_folder
+    with pytest.raises(FileNotFoundError, match="no text file"):
+        Corpus(tmp_path / "none.txt").fingerprint()
+    with pytest.raises(ValueError, match="plain text"):
+        Corpus(tmp_path / "none.txt").rows()
+
+
+def test_the_same_bytes_read_in_another_way_have_another_fingerprint(tmp_path):
+    """A file of one format saved under the ending of another one is another text."""
+    content = b'"text"\n"one"\n'
+    fingerprints = {}
+    for name in ("a.txt", "a.md", "a.csv", "a.jsonl", "a.json", "a.parquet", "a.txt.xz", "a.txt.gz"):
+        (tmp_path / name).write_bytes(content)
+        fingerprints[name] = Corpus(tmp_path / name).fingerprint()
+    assert fingerprints["a.txt"] == fingerprints["a.md"] and fingerprints["a.json"] == fingerprints["a.jsonl"]
+    assert len(set(fingerprints.values())) == len(fingerprints) - 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    inside = folder / "train.csv"
+    inside.write_bytes(b"text\none\n")
+    as_csv = Corpus(folder).fingerprint()
+    inside.rename(folder / "train.txt")
+    assert Corpus(folder).fingerprint() != as_csv
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "a.jsonl", "a.csv", "a.parquet"])
+def test_a_split_of_a_file_is_refused(tmp_path, name):
+    """It would be ignored, and a model validated on what it is trained on."""
+    with pytest.raises(ValueError, match="has no split 'validation': .*--validation-text"):
+        Corpus(tmp_path / name, "validation")
+    with pytest.raises(ValueError, match="has no split"):
+        read_documents(tmp_path / name, "validation")
