@@ -12,7 +12,7 @@ import torch
 from helpers.bayes_optimal import TREES, random_joint
 from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, SAMPLE, load_example, run_python
-from test_token_kinds import byte_level, tokenizer_of
+from helpers.vocabularies import byte_level, tokenizer_of
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.evaluation import WindowProtocol, analyze_errors, check_same_tokens, cut_windows

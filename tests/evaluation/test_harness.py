@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.eight_words import BINARY, FLAT, TEXTS, make_tokenizer, uniform_model
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import REPOSITORY, SAMPLE, environment_on_the_cpu, run_python
-from test_evaluation import BINARY, FLAT, TEXTS, make_tokenizer, uniform_model
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling_treediff import VocabularyTree, corrupt

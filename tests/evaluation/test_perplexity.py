@@ -1,4 +1,4 @@
-"""Windows, likelihoods with their errors, and the metric: against counts by hand and models that are known exactly."""
+"""Likelihoods with their errors: against counts by hand and models that are known exactly."""
 
 import json
 import math
@@ -6,38 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.eight_words import BINARY, FLAT, TEXTS, make_tokenizer, uniform_model
 from helpers.models import tiny_model
-from helpers.processes import run_python
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.evaluation import WindowProtocol, cut_windows, evaluate_texts, tokenize_texts
+from modeling_treediff.evaluation import WindowProtocol, evaluate_texts, tokenize_texts
 from modeling_treediff.evaluation.perplexity import WINDOWS_PER_CALL
-from modeling_treediff.text import pack_windows, tokenize_documents
-
-WORDS = ["<eos>", "<unk>", "a", "b", "c", "d", "é", "the"]  # 8 tokens: a complete tree of depth 3
-TEXTS = ["a b the é", "c d a", "the the b c d é a"]
-
-
-def make_tokenizer(eos="<eos>"):
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=eos, unk_token="<unk>")
 
 
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()
-
-
-def uniform_model(tree):
-    """Every child of a node is equally likely, whatever the head: all parameters are 0."""
-    model = tiny_model(tree)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    return model
 
 
 def constant_model(tree, scores):
@@ -48,51 +27,6 @@ def constant_model(tree, scores):
             level.weight.zero_()
             level.bias.copy_(score)
     return model
-
-
-FLAT = VocabularyTree.flat(len(WORDS))
-BINARY = VocabularyTree.random(len(WORDS), branching=2, depth=3)
-
-
-# ---- windows --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [1, 2, 6, 7, 8, 13, 14, 15, 50])
-@pytest.mark.parametrize(("window", "stride"), [(7, 7), (7, 3), (7, 1), (7, 6), (1, 1), (60, 20)])
-def test_every_token_is_counted_exactly_once_and_the_context_is_what_precedes_it(length, window, stride):
-    row = np.arange(length)
-    windows = cut_windows(row, WindowProtocol(window, stride))
-    counted = (windows.attention_mask == 1) & (windows.fixed_mask == 0)
-    assert windows.token_ids[counted].tolist() == row.tolist()  # once, and in order
-    assert counted.any(dim=1).all()  # no window for nothing
-    for tokens, seen in zip(windows.token_ids, windows.attention_mask, strict=True):
-        run = tokens[seen == 1]
-        assert torch.equal(run, torch.arange(run[0], run[0] + len(run)))  # contiguous, padding on the right
-    assert not (windows.fixed_mask & (1 - windows.attention_mask)).any()
-    assert (windows.fixed_mask[1:].sum(dim=1) == window - stride).all() and not windows.fixed_mask[0].any()
-
-
-def test_without_overlap_the_windows_are_those_of_training_and_the_rest(tokenizer):
-    row = tokenize_texts(TEXTS, tokenizer)
-    assert np.array_equal(row, tokenize_documents(TEXTS, tokenizer))
-    windows = cut_windows(row, WindowProtocol(5, 5))
-    packed = torch.from_numpy(pack_windows(row, 5).astype(np.int64))
-    assert torch.equal(windows.token_ids[: len(packed)], packed) and windows.attention_mask[: len(packed)].all()
-    assert len(windows) == len(packed) + 1 and windows.attention_mask[-1].sum() == len(row) % 5
-
-
-def test_eos_ends_every_text_if_asked_for(tokenizer):
-    assert tokenize_texts(["a b", "c"], tokenizer).tolist() == [2, 3, 0, 4, 0]
-    assert tokenize_texts(["a b", "c"], tokenizer, eos=False).tolist() == [2, 3, 4]
-
-
-@pytest.mark.parametrize("stride", [0, -1, 5])
-def test_strides_that_lose_tokens_are_refused(stride):
-    with pytest.raises(ValueError, match=r"stride must lie in 1\.\.4"):
-        WindowProtocol(4, stride)
-
-
-# ---- likelihoods ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tree", [FLAT, BINARY], ids=["flat", "binary"])
@@ -214,47 +148,3 @@ def test_tokenizers_of_other_trees_or_without_eos_are_refused(tokenizer):
     assert not WindowProtocol.for_model(model, without).eos
     with pytest.raises(ValueError, match="no eos_token"):
         evaluate_texts(model, without, TEXTS, WindowProtocol(4, 4, eos=True))
-
-
-# ---- the metric -----------------------------------------------------------------------------------------------------
-
-METRIC = """
-import json, sys
-from modeling_treediff.evaluation.metric import TreeDiffPerplexity
-metric = TreeDiffPerplexity()
-for refused in ([], ["a", ""]):
-    try:
-        metric.compute(predictions=refused, model=sys.argv[1])
-    except ValueError as error:
-        print(error, file=sys.stderr)
-metric.add_batch(predictions=["a b the é"])
-metric.add(prediction="c d a")
-print(json.dumps(metric.compute(model=sys.argv[1], window=5, stride=2, seed=3, num_samples=4)))
-print(metric.description)
-"""
-
-
-def test_the_metric_works_offline_in_a_fresh_process(tokenizer, tmp_path):
-    model = tiny_model(FLAT)
-    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
-    home = str(tmp_path / "cache")
-    ran = run_python(tmp_path / "model", code=METRIC, HF_HOME=home, HF_METRICS_CACHE=home, HF_MODULES_CACHE=home)
-    assert ran.returncode == 0, ran.stderr
-    assert "no text to evaluate" in ran.stderr and "Text 1 (counted from 0) of 2 is empty" in ran.stderr
-    figures, _, description = ran.stdout.partition("\n")
-    expected = evaluate_texts(model, tokenizer, TEXTS[:2], WindowProtocol(5, 2), seed=3, num_samples=4)
-    assert json.loads(figures) == json.loads(json.dumps(expected.to_dict()))
-    assert {"nelbo", "standard_error", "perplexity", "bits_per_byte"} <= json.loads(figures).keys()
-    assert "NELBO" in description
-
-
-def test_the_metric_takes_a_loaded_model_with_its_tokenizer(tokenizer, tmp_path):
-    from modeling_treediff.evaluation.metric import TreeDiffPerplexity
-
-    metric, model = TreeDiffPerplexity(cache_dir=str(tmp_path)), uniform_model(FLAT)
-    figures = metric.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-    assert figures["bits_per_byte"] == pytest.approx(17 * 3 / 33, rel=1e-6)
-    assert not list(tmp_path.rglob("*.arrow"))  # what `evaluate` cached is gone
-    with pytest.raises(ValueError, match="needs its tokenizer"):
-        metric.compute(predictions=TEXTS, model=model)
-    assert metric.info.features["predictions"].dtype == "string" and "2604.03537" in metric.citation

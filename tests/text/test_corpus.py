@@ -4,6 +4,7 @@ import os
 
 import pytest
 from datasets import Dataset
+from helpers.processes import SAMPLE, run_python
 
 from modeling_treediff.text import Corpus, read_documents
 
@@ -79,3 +80,20 @@ def test_a_split_of_a_file_is_refused(tmp_path, name):
         Corpus(tmp_path / name, "validation")
     with pytest.raises(ValueError, match="has no split"):
         read_documents(tmp_path / name, "validation")
+
+
+def test_a_text_file_is_read_and_packed_without_datasets():
+    code = (
+        "import sys; sys.modules['datasets'] = None\n"
+        "from modeling_treediff.text import Corpus, pack_windows, tokenize_documents\n"
+        "from transformers import AutoTokenizer\n"
+        "corpus = Corpus(sys.argv[1] + '/validation.txt.xz')\n"
+        "documents = [text for _, text in corpus.documents()]\n"
+        "row = tokenize_documents(documents, AutoTokenizer.from_pretrained(sys.argv[1]))\n"
+        "print(len(corpus.fingerprint()), pack_windows(row, 64).shape[1])\n"
+        "try: next(Corpus('a-hub-id').documents())\n"
+        "except ImportError as error: print(error)\n"
+    )
+    ran = run_python(SAMPLE, code=code)
+    assert ran.stdout.splitlines()[0] == "64 64", ran.stderr
+    assert "Reading the dataset a-hub-id needs pip install" in ran.stdout

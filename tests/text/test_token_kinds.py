@@ -3,25 +3,12 @@
 import numpy as np
 import pytest
 from helpers.processes import SAMPLE
-from tokenizers import AddedToken, Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from helpers.vocabularies import byte_level, tokenizer_of
+from transformers import AutoTokenizer
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.text import KINDS, find_tokens, leading_tokens, token_kinds, token_names
 from modeling_treediff.text.mask_token import with_mask_token
-
-
-def tokenizer_of(*tokens: str, special: tuple[str, ...] = (), first_id: int = 0) -> PreTrainedTokenizerFast:
-    """A tokenizer with exactly these tokens; only the vocabulary matters here."""
-    vocabulary = {token: first_id + index for index, token in enumerate(tokens)}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token=tokens[0])))
-    wrapped.add_tokens([AddedToken(token, special=True) for token in special])
-    return wrapped
-
-
-def byte_level(text: bytes) -> str:
-    return "".join(bytes_to_unicode()[byte] for byte in text)
 
 
 def read(tokenizer, vocab_size: int) -> list[tuple[str, str]]:
