@@ -92,14 +92,14 @@ def gpt2_parameters(config: GPT2Config) -> int:
 
 
 def gpt2_for_budget(
-    vocab_size: int, window: int, parameters: int, hidden_size: int, heads: int, eos_token_id: int
+    vocab_size: int, sequence_length: int, parameters: int, hidden_size: int, heads: int, eos_token_id: int
 ) -> GPT2Config:
     """Return the GPT-2 that spends the parameters on depth, then evens out by the width of its MLPs."""
 
     def config(layers: int, inner: int) -> GPT2Config:
         return GPT2Config(
             vocab_size=vocab_size,
-            n_positions=window,
+            n_positions=sequence_length,
             n_embd=hidden_size,
             n_head=heads,
             n_layer=layers,

@@ -33,13 +33,13 @@ class Size:
     hidden_size: int
     layers: int
     heads: int
-    window: int
+    sequence_length: int
     rope_theta: float = 10_000.0
 
     @classmethod
     def full(cls, vocab_size: int, hidden_size: int) -> "Size":
         """Return one of the published sizes: windows of 512 tokens, hidden size 768 or 1,024."""
-        return cls(vocab_size, hidden_size, *LAYERS_AND_HEADS[hidden_size], window=512)
+        return cls(vocab_size, hidden_size, *LAYERS_AND_HEADS[hidden_size], sequence_length=512)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Size:
         return {
             "hidden_size": self.hidden_size,
             "num_attention_heads": self.heads,
-            "max_position_embeddings": self.window,
+            "max_position_embeddings": self.sequence_length,
             "rope_theta": self.rope_theta,
         }
 

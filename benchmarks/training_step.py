@@ -24,9 +24,9 @@ CPU_ATTENTION: dict[Any, Any] = {
 }
 
 
-def diffusion_batch(model: TreeDiffForDiffusionLM, batch_size: int, window: int) -> dict[str, torch.Tensor]:
+def diffusion_batch(model: TreeDiffForDiffusionLM, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
     """Return the arguments of `model.forward` for random tokens: nodes, labels and times, on the model's device."""
-    tokens_BT = torch.randint(0, model.config.vocab_size, (batch_size, window), device=model.device)
+    tokens_BT = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=model.device)
     noisy = corrupt(tokens_BT, model.tree, model.schedule)
     return {"input_ids": noisy.input_ids, "labels": noisy.labels, "timesteps": noisy.timesteps}
 

@@ -322,7 +322,7 @@ def report(
         **{name: getattr(model.config, name) for name in FAMILY},
         "loss_chunk_size": config.loss_chunk_size,
         "recompute_mlp_layers": config.recompute_mlp_layers,
-        "window": result.window,
+        "sequence_length": result.sequence_length,
         "steps": config.max_steps,
         "tokens_seen": result.tokens_seen,
         "training_seconds": round(result.seconds, 3),

@@ -77,7 +77,7 @@ def test_embeddings_alone_gather_the_frequent_tokens():
 
 
 def test_the_tables_show_the_recorded_reports():
-    ran = run_python("-m", "benchmarks.trees.run", "--render", "--check")
+    ran = run_python("-m", "benchmarks.trees.artifacts", "--render", "--check")
     assert ran.returncode == 0, ran.stderr
     for file in RECORDS.glob("*.json"):
         assert "dirty" not in record(file.stem)["commit"]

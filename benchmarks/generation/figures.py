@@ -1,4 +1,4 @@
-"""The record of `generation_quality.py` as a figure and as a table."""
+"""The record of `benchmarks.generation.quality` as a figure and as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from benchmarks.places import ROOT
-from benchmarks.report.marked_tables import table
-from benchmarks.report.record_schema import Schema, check_schema
+from benchmarks.markdown import table
+from benchmarks.places import RESULTS, ROOT
+from benchmarks.record_schema import Schema, check_schema
 from modeling_treediff.atomic_files import write_atomically
 
-RECORD = ROOT / "benchmarks" / "results" / "generation_quality.json"
+RECORD = RESULTS / "generation_quality.json"
 FIGURE = ROOT / "docs" / "images" / "generation_quality.png"
 SHOWN_STEPS = (8, 32, 128)  # in the table; the figure and the record have all
 SHOWN_SAMPLERS = (

@@ -2,10 +2,11 @@
 
 python -m benchmarks.generation.quality tree=runs/quickstart/model flat=runs/flat --judge runs/SmolLM2-135M-Instruct
 
-`prepare_judge.py` makes the judge. Texts are generated without a prompt, cut at the first end of text, and read by the
-judge as strings. Beside them stand windows of real held-out text of the same length, and the same with its words or its
-tokens in random order. Points that the record has are not measured again; every point is written when it is finished.
-The figure is drawn, and the table in docs/how_to/generation.md made (`render_readme.py`), from the record.
+`benchmarks.generation.judge` makes the judge. Texts are generated without a prompt, cut at the first end of text, and
+read by the judge as strings. Beside them stand windows of real held-out text of the same length, and the same with its
+words or its tokens in random order. Points that the record has are not measured again; every point is written when it
+is finished. The figure is drawn, and the table in docs/how_to/generation.md made (`benchmarks.report.render`), from the
+record.
 """
 
 import argparse
@@ -24,13 +25,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.generation.figures import FIGURE, RECORD, check_record, draw
 from benchmarks.generation.samplers import Sampler, all_samplers
-from benchmarks.places import ROOT
+from benchmarks.places import SAMPLE
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput
 from modeling_treediff.evaluation import GenerativePerplexity, measure_texts
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents, tokenizer_fingerprint
 from modeling_treediff.training.run.records import current_commit, write_record
 
-TEXT = ROOT / "tree_artifacts" / "sotu-8k" / "validation.txt.xz"
+TEXT = SAMPLE / "validation.txt.xz"
 PASSES = (8, 16, 32, 64, 128, 256, 512)
 
 

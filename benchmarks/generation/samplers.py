@@ -1,4 +1,4 @@
-"""The ways of sampling that `generation_quality.py` compares, as data: settings of `generate`, and what passes mean."""
+"""Samplers that `benchmarks.generation.quality` compares: settings of `generate`, and what passes mean."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.places import ROOT
-from benchmarks.speed.turns import quartiles, synchronized_clock
+from benchmarks.places import RESULTS
+from benchmarks.timing import quartiles, synchronized_clock
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput, VocabularyTree
 from modeling_treediff.training.run.records import write_record
 
-RECORD = ROOT / "benchmarks" / "results" / "generation_speed.json"
+RECORD = RESULTS / "generation_speed.json"
 REFERENCE = "flat"
 PARTS = ("backbone", "head", "rest")
 

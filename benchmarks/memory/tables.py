@@ -1,4 +1,4 @@
-"""The records of `memory.py` as tables and as a figure; the memory of MDLM is what all others are compared to."""
+"""Tables and a figure of planned and measured peaks; the memory of MDLM is what all others are compared to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.contenders import CONTENDERS, REFERENCE
+from benchmarks.markdown import table
 from benchmarks.matched_models import BUDGET, DEPTH, by_title
-from benchmarks.places import ROOT
-from benchmarks.report.marked_tables import table
-from benchmarks.report.record_schema import Schema, read_record
+from benchmarks.places import FIGURES, RESULTS
+from benchmarks.record_schema import Schema, read_record
 from modeling_treediff.atomic_files import write_atomically
 
-RECORD = ROOT / "benchmarks" / "results" / "memory.json"
-FIGURE = ROOT / "benchmarks" / "figures" / "memory.png"
+RECORD = RESULTS / "memory.json"
+FIGURE = FIGURES / "memory.png"
 GIBIBYTE = 2**30
 VOCABULARY, HIDDEN_SIZE, BATCH = 50_257, 768, 32  # the reference point
 ROW: Schema = {
@@ -80,7 +80,7 @@ def ratios_table(record: Record) -> str:
 def measured_table(record: Record) -> str:
     """Return what a GPU allocated beside what was planned, row by row; ValueError if the record has plans alone."""
     if not record["measured"]:
-        raise ValueError("The record has plans alone, no measurement: run memory.py --device cuda.")
+        raise ValueError("The record has plans alone, no measurement: run peaks --device cuda.")
     lines = []
     for title, models in by_title(record["rows"]).items():
         for row in models:

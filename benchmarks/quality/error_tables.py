@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.report.record_schema import Schema, check_schema
+from benchmarks.record_schema import Schema, check_schema
 from modeling_treediff.evaluation.error_tables import error_markdown, summary
 
 ESTIMATE: Schema = {"value": float, "standard_error": float, "interval": [float]}

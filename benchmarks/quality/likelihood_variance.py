@@ -17,12 +17,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from benchmarks.places import ROOT
+from benchmarks.places import RESULTS
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
 from modeling_treediff.training.run.records import write_record
 
-RESULT = ROOT / "benchmarks" / "results" / "likelihood_variance.json"
+RESULT = RESULTS / "likelihood_variance.json"
 ESTIMATORS = ("plain", "stratified", "counts")
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         "schedule": model.config.schedule,
         "tree_depth": model.config.tree_depth,
         "windows": len(windows),
-        "window": length,
+        "sequence_length": length,
         "samples": args.samples,
         "repeats": args.repeats,
         "stated_standard_error": stated.standard_error,

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.contenders import AUTOREGRESSIVE, REFERENCE
-from benchmarks.quality.data import SELECTION
+from benchmarks.quality.packed_data import SELECTION
 from benchmarks.quality.run_queue import DONE_NAME
 from modeling_treediff.training import write_record
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """What `quality.py run` is told."""
+        """What `benchmarks.quality.perplexity run` is told."""
         rate = f"{self.learning_rate:g}"
         return ["--contender", self.contender, "--learning-rate", rate, "--seed", str(self.seed)]
 
@@ -154,7 +154,7 @@ def check_comparable(runs: list[Record], contenders: Iterable[str]) -> None:
         seeds = sorted({seed for *_, seed in found})
         missing += [(REFERENCE, rate, seed) for seed in seeds if (REFERENCE, rate, seed) not in found]
     if missing:
-        raise ValueError(f"These runs are missing: {_names(missing)}; quality.py train makes them.")
+        raise ValueError(f"These runs are missing: {_names(missing)}; benchmarks.quality.perplexity train makes them.")
     if foreign := [one for one in sorted(found) if one[:2] not in grid]:
         raise ValueError(f"These runs are not of the grid: {_names(foreign)}; take them out of the folder.")
     if REFERENCE not in best:

@@ -1,4 +1,4 @@
-"""The record of `quality.py` as tables and as a figure."""
+"""The record of `benchmarks.quality.perplexity` as tables and as a figure."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.contenders import AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE, CONTENDERS, REFERENCE
+from benchmarks.markdown import table
 from benchmarks.places import RESULTS
-from benchmarks.quality.data import SELECTION, VALIDATION
-from benchmarks.report.marked_tables import table
-from benchmarks.report.record_schema import Schema, check_schema, read_record
+from benchmarks.quality.packed_data import SELECTION, VALIDATION
+from benchmarks.record_schema import Schema, check_schema, read_record
 from modeling_treediff.atomic_files import write_atomically
 
 TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {AUTOREGRESSIVE: AUTOREGRESSIVE_TITLE}
@@ -21,7 +21,7 @@ RUN: Schema = {
     **{"training_seconds": float, "measuring_seconds": float, "curve": [{"step": int, "nelbo": float}]},
 }
 SCHEMA: Schema = {
-    "protocol": {"steps": int, "batch_size": int, "window": int, "samples": int, "measured_windows": int},
+    "protocol": {"steps": int, "batch_size": int, "sequence_length": int, "samples": int, "measured_windows": int},
     "manifest": {"training": [{"name": str, "sha256": str}], "zero_shot": list, "tokens": dict},
     "trained_with": {"commit": str, "versions": {"torch": str}},
     "measured_with": {"commit": str},
@@ -124,7 +124,7 @@ def grid_table(record: Record) -> str:
 
 def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> None:
     """Draw the validation bound of the first seeds by tokens seen, and by time at the speeds measured apart."""
-    step_tokens = record["protocol"]["batch_size"] * record["protocol"]["window"]
+    step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     by_tokens, by_time = figure.subplots(1, 2, sharey=True)
     for index, name in enumerate(_ordered(record)):
@@ -189,7 +189,7 @@ def _interval(ends: list[float]) -> str:
 
 def _tokens_seen(record: Record) -> int:
     protocol = record["protocol"]
-    return protocol["steps"] * protocol["batch_size"] * protocol["window"]
+    return protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
 
 
 def _facts(record: Record) -> str:
@@ -201,9 +201,9 @@ def _facts(record: Record) -> str:
     devices = ", ".join(sorted({run["trained"]["device"] for run in finished}))
     return (
         f"{seen / 1e6:.2f}M tokens of {texts} ({epoch / 1e6:.2f}M tokens, so {seen / epoch:.1f} passes), "
-        f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['window']} tokens. Measured on "
-        f"{protocol['measured_windows']} windows of each text, {protocol['samples']} corruptions each; ± and intervals "
-        f"are 95 %, over blocks of neighbouring windows, those of ratios paired. {len(record['runs'])} runs, "
-        f"{hours:.1f} hours in all, each on: {devices}. torch {made['versions']['torch']}, trained at commit "
+        f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['sequence_length']} tokens. "
+        f"Measured on {protocol['measured_windows']} windows of each text, {protocol['samples']} corruptions each; ± "
+        f"and intervals are 95 %, over blocks of neighbouring windows, those of ratios paired. "
+        f"{len(record['runs'])} runs, {hours:.1f} hours in all, each on: {devices}. torch {made['versions']['torch']}, trained at commit "
         f"{made['commit']}, measured at {record['measured_with']['commit']}.\n"
     )

@@ -24,7 +24,7 @@ from benchmarks.contenders import (
     reference_parameters,
 )
 from benchmarks.quality.autoregressive import WEIGHTS_NAME, train_autoregressive, window_nats
-from benchmarks.quality.data import TRAINING, VALIDATION, PackedData, spread
+from benchmarks.quality.packed_data import TRAINING, VALIDATION, PackedData, spread
 from benchmarks.quality.run_queue import DONE_NAME, locked
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.training import TrainingConfig, train, write_record
@@ -44,7 +44,7 @@ class Protocol:
     Attributes:
         reference_layers: of MDLM, whose parameters are the budget of all.
         sizes: fields of every config.
-        window: tokens of a window.
+        sequence_length: tokens of a window.
         batch_size: windows of a step.
         steps: optimizer steps, the schedule (cosine after a linear warm-up) ends there.
         warmup_steps: steps of the warm-up.
@@ -60,7 +60,7 @@ class Protocol:
 
     reference_layers: int
     sizes: Mapping[str, Any]
-    window: int
+    sequence_length: int
     batch_size: int
     steps: int
     warmup_steps: int
@@ -75,7 +75,7 @@ class Protocol:
     @property
     def tokens_seen(self) -> int:
         """Of a training."""
-        return self.steps * self.batch_size * self.window
+        return self.steps * self.batch_size * self.sequence_length
 
     def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:  # noqa: ANN401
         """Return the settings of a run; a checkpoint is saved when it is asked to stop."""
@@ -157,7 +157,7 @@ def train_model(
     torch.manual_seed(config.seed)
     end = data.tokenizer.eos_token_id
     model = make_model(model_config, tree, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    training, validation = (data.windows(name, protocol.window) for name in (TRAINING, VALIDATION))
+    training, validation = (data.windows(name, protocol.sequence_length) for name in (TRAINING, VALIDATION))
     train(model, data.tokenizer, training, validation, config, resume=True)
 
 
@@ -175,7 +175,9 @@ def training_facts(folder: Path) -> Facts:
 def measure(name: str, folder: Path, data: PackedData, protocol: Protocol) -> tuple[Facts, Facts]:
     """Return the sizes of a saved model, and nats per token of every window of each text by the text's name."""
     device = PartialState().device
-    windows = {text: data.measured_windows(text, protocol.window, protocol.measured_windows) for text in data.measured}
+    windows = {
+        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
+    }
     with protocol.autocast():
         if name == AUTOREGRESSIVE:
             gpt2 = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(device)
@@ -255,6 +257,6 @@ def _train_gpt2(data: PackedData, protocol: Protocol, config: TrainingConfig) ->
     budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
     end: Any = data.tokenizer.eos_token_id
     heads = sizes["num_attention_heads"]
-    gpt2 = gpt2_for_budget(tree.vocab_size, protocol.window, budget, sizes["hidden_size"], heads, end)
-    training, validation = (data.windows(name, protocol.window) for name in (TRAINING, VALIDATION))
+    gpt2 = gpt2_for_budget(tree.vocab_size, protocol.sequence_length, budget, sizes["hidden_size"], heads, end)
+    training, validation = (data.windows(name, protocol.sequence_length) for name in (TRAINING, VALIDATION))
     train_autoregressive(gpt2, training, spread(validation, protocol.curve_windows), config)

@@ -3,12 +3,13 @@
 from typing import Any
 
 from benchmarks.generation import figures as generation_figures
+from benchmarks.markdown import marks
 from benchmarks.matched_models import BUDGET, DEPTH
 from benchmarks.memory import tables as memory_tables
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.quality import ablation_table, error_tables
 from benchmarks.quality import tables as quality_tables
-from benchmarks.report.record_schema import read_record
+from benchmarks.record_schema import read_record
 from benchmarks.speed import tables as speed_tables
 from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.evaluation.error_tables import summary
@@ -16,7 +17,7 @@ from modeling_treediff.evaluation.error_tables import summary
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
-SPEED_SIZE = "quality"  # of speed.py: that of the models of quality.py
+SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
 Record = dict[str, Any]
 
@@ -40,11 +41,6 @@ def sections() -> dict[tuple[str, str], str]:
         "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
     return {marks(name): content for name, content in contents.items()}
-
-
-def marks(name: str) -> tuple[str, str]:
-    """Return the comments between which a part of a page stands."""
-    return f"<!-- {name} -->\n", f"<!-- end of {name} -->"
 
 
 def headline() -> str:

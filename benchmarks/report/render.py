@@ -1,7 +1,9 @@
-"""Render recorded results, and parameter counts, into the tables of README.md, docs/ and this folder's README.md.
+"""Rendering of recorded results, and of parameter counts, into the tables of README.md, docs/ and two more pages.
 
 python -m benchmarks.report.render            # after: copy runs/*/result.json to benchmarks/results/quickstart_*.json
 python -m benchmarks.report.render --check    # fail if a page does not show the recorded numbers
+
+The other pages are benchmarks/README.md and tree_artifacts/README.md.
 """
 
 import argparse
@@ -15,20 +17,20 @@ from typing import Any
 
 from benchmarks.generation.figures import RECORD as QUALITY_RECORD
 from benchmarks.generation.figures import quality_table
+from benchmarks.markdown import fill, marks
+from benchmarks.markdown import table as markdown_table
 from benchmarks.memory.tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
-from benchmarks.places import ROOT
+from benchmarks.places import ARTIFACTS, RESULTS, ROOT
 from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table
-from benchmarks.report.evidence import draw_figures, headline, marks, sections
-from benchmarks.report.marked_tables import fill
-from benchmarks.report.marked_tables import table as markdown_table
-from benchmarks.report.record_schema import Schema, check_schema
+from benchmarks.record_schema import Schema, check_schema
+from benchmarks.report.evidence import draw_figures, headline, sections
+from benchmarks.trees import tables as tree_tables
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building.budget import budget_config
 
 HOW_TO = ROOT / "docs" / "how_to"
-RESULTS = ROOT / "benchmarks" / "results"
 RUNS = {"tree": "quickstart_tree", "flat (MDLM)": "quickstart_flat"}
 SEEDS = {0: "", 1: "_seed1"}  # -> end of the file's name
 MEMORY_BATCHES = (4, 32)
@@ -71,7 +73,7 @@ def table() -> str:
         for seed, ending in SEEDS.items()
     ]
     first = runs[0][2]
-    shared = ("unigram_entropy", "validation_tokens", "steps", "versions", "device", "window", "commit")
+    shared = ("unigram_entropy", "validation_tokens", "steps", "versions", "device", "sequence_length", "commit")
     for name, seed, record in runs:
         differing = [key for key in shared if record[key] != first[key]] + ["seed"] * (record["seed"] != seed)
         if differing:
@@ -91,7 +93,7 @@ def table() -> str:
 
 def budget_table() -> str:
     """Return what a flat model's parameters buy with a tree: GPT-2's vocabulary at two sizes."""
-    flat_tree, tree = VocabularyTree.flat(50257), VocabularyTree.from_pretrained(ROOT / "tree_artifacts" / "gpt2")
+    flat_tree, tree = VocabularyTree.flat(50257), VocabularyTree.from_pretrained(ARTIFACTS / "gpt2")
     lines = ["| model | layers | embedding | layers' part | head | total |\n", "|---|---|---|---|---|---|\n"]
     for hidden_size, heads, layers in ((768, 12, 12), (1024, 16, 24)):
         sizes = {"hidden_size": hidden_size, "num_attention_heads": heads}
@@ -121,7 +123,7 @@ def variance_table() -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |\n")
     return "".join(lines) + (
-        f"\n{record['repeats']} repetitions on {record['windows']} windows of {record['window']} tokens, "
+        f"\n{record['repeats']} repetitions on {record['windows']} windows of {record['sequence_length']} tokens, "
         f"{record['samples']} passes each; commit {record['commit']}.\n"
     )
 
@@ -162,10 +164,10 @@ def robustness() -> str:
     return (
         f"Measured: a run killed with SIGKILL {sum(faults['kills'].values())} times ({kinds}) resumed "
         f"{faults['resumed']} times; its final weights and all its losses {equal} those of an undisturbed run, bit for "
-        f"bit (`benchmarks/robustness/fault_injection.py`, commit {faults['commit']}). In {soak['minutes']:.0f} minutes and "
-        f"{soak['steps']} steps with validation, samples and checkpoints all the time, the resident memory of "
-        f"{soak['mean_mib']:.0f} MiB moved by {soak['slope_mib_per_hour']:+.1f} MiB per hour (`benchmarks/robustness/soak.py`, "
-        f"commit {soak['commit']}).\n"
+        f"bit (`benchmarks/robustness/fault_injection.py`, commit {faults['commit']}). In {soak['minutes']:.0f} "
+        f"minutes and {soak['steps']} steps with validation, samples and checkpoints all the time, the resident "
+        f"memory of {soak['mean_mib']:.0f} MiB moved by {soak['slope_mib_per_hour']:+.1f} MiB "
+        f"per hour (`benchmarks/robustness/soak.py`, commit {soak['commit']}).\n"
     )
 
 
@@ -196,6 +198,7 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
     )
     return {
         ROOT / "benchmarks" / "README.md": sections(),
+        ARTIFACTS / "README.md": tree_tables.sections(),
         ROOT / "README.md": {
             marks("evidence"): headline(),
             marks("quickstart table"): table(),
@@ -222,7 +225,7 @@ def main() -> None:
         for between, content in parts.items():
             rendered = fill(rendered, between, content)
         if options.check and rendered != text:
-            sys.exit(f"{page.relative_to(ROOT)} does not show the recorded results: run render_readme.py.")
+            sys.exit(f"{page.relative_to(ROOT)} does not show the recorded results: run benchmarks.report.render.")
         if not options.check:
             write_atomically(page, partial(Path.write_text, data=rendered, encoding="utf-8"))
 

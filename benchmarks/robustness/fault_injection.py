@@ -23,10 +23,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.places import ROOT
+from benchmarks.places import RESULTS, ROOT
 from modeling_treediff.training.run.records import write_record
 
-RESULT = ROOT / "benchmarks" / "results" / "fault_injection.json"
+RESULT = RESULTS / "fault_injection.json"
 MOMENTS = ("training", "checkpoint", "start")
 # A model small enough for hundreds of steps between two starts, with everything that a checkpoint has to keep.
 TINY = "--layers 1 --hidden-size 32 --heads 2 --window 16 --batch-size 4 --validate-every 50 --ema-decay 0.9".split()

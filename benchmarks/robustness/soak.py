@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.places import ROOT
+from benchmarks.places import RESULTS, ROOT
 from modeling_treediff.training.run.records import write_record
 
-RESULT = ROOT / "benchmarks" / "results" / "soak.json"
+RESULT = RESULTS / "soak.json"
 MEBIBYTE = 2**20
 OFTEN = "--steps 1000000 --validate-every 100 --save-every 100 --ema-decay 0.99".split()
 

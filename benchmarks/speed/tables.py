@@ -1,4 +1,4 @@
-"""The records of `speed.py` as a table and as a figure."""
+"""The records of `benchmarks.speed.throughput` as a table and as a figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.markdown import table
 from benchmarks.matched_models import by_title
-from benchmarks.places import ROOT
-from benchmarks.report.marked_tables import table
-from benchmarks.report.record_schema import Schema, read_record
+from benchmarks.places import FIGURES, RESULTS
+from benchmarks.record_schema import Schema, read_record
 from modeling_treediff.atomic_files import write_atomically
 
-RECORD = ROOT / "benchmarks" / "results" / "speed.json"
-FIGURE = ROOT / "benchmarks" / "figures" / "speed.png"
+RECORD = RESULTS / "speed.json"
+FIGURE = FIGURES / "speed.png"
 RATES = tuple(
     f"{name}{quartile}"
     for name in ("tokens_per_second", "ratio")
@@ -27,7 +27,7 @@ WRITING: dict[str, Schema] = {
     **dict.fromkeys(RATES, float),
 }
 TRAINING: dict[str, Schema] = WRITING | {"flops": int, "peak_share": float}
-COUNTS = ("vocab_size", "hidden_size", "layers", "heads", "window", "batch_size", "turns", "calls", "passes")
+COUNTS = ("vocab_size", "hidden_size", "layers", "heads", "sequence_length", "batch_size", "turns", "calls", "passes")
 SIZE: Schema = {
     "name": str,
     **dict.fromkeys(COUNTS, int),
@@ -76,8 +76,8 @@ def _size_table(size: dict[str, Any]) -> str:
     header = ("model", "layers", "training, tokens/s", "to MDLM", "of the peak", "generation, tokens/s", "to MDLM")
     return table(header, lines) + (
         f"\nV = {size['vocab_size']:,}, d = {size['hidden_size']}, MDLM with {size['layers']} layers, "
-        f"{size['batch_size']} windows of {size['window']} tokens; {size['turns']} steps, {size['calls']} calls of "
-        f"{size['passes']} passes; the peak is {size['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s.\n"
+        f"{size['batch_size']} windows of {size['sequence_length']} tokens; {size['turns']} steps, {size['calls']} "
+        f"calls of {size['passes']} passes; the peak is {size['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s.\n"
     )
 
 

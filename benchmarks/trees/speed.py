@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.places import ROOT
+from benchmarks.places import RESULTS
 from modeling_treediff.building import PIECE_CHARACTERS, build_tree, count_text, encode_documents, load_embeddings
 from modeling_treediff.text import iterate_documents, read_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 from modeling_treediff.training.run.records import write_record
 from modeling_treediff.vocabulary_tree import smallest_branching
 
-RESULT = ROOT / "benchmarks" / "results" / "tree_speed.json"
+RESULT = RESULTS / "tree_speed.json"
 ROWS = 50_257
 VOCABULARIES = (25_000, ROWS, 100_000, 200_000)
 MEGABYTES = (25, 50, 100)

@@ -1,6 +1,5 @@
 """The benchmarks of generation on tiny models, end to end; what they refuse; what they show."""
 
-import importlib
 import json
 import math
 import shutil
@@ -11,22 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.models import SEQUENTIAL, tiny_model
-from helpers.processes import REPOSITORY, SAMPLE
+from helpers.processes import SAMPLE
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from benchmarks.generation import figures, quality, samplers, speed
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 from modeling_treediff.evaluation import GenerativePerplexity
 from modeling_treediff.text import read_documents
 
 LENGTH = 8
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-    names = ("generation_quality", "generation_figures", "generation_speed", "samplers", "record_schema")
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.remove(str(REPOSITORY / "benchmarks"))
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +47,16 @@ def folders(tokenizer, judge, tmp_path_factory):
 
 
 @pytest.fixture
-def run(scripts, folders, tmp_path, monkeypatch):
-    """Run generation_quality.py; returns its record."""
+def run(folders, tmp_path, monkeypatch):
+    """Run the benchmark; returns its record."""
 
     def run_with(*arguments, models=("tree",), passes=("2", "4"), texts=3):
-        command = ["generation_quality.py", *(f"{name}={folders / name}" for name in models)]
+        command = ["quality", *(f"{name}={folders / name}" for name in models)]
         command += ["--judge", str(folders / "judge"), "--text", str(folders / "text.txt"), "--length", str(LENGTH)]
         command += ["--texts", str(texts), "--batch-size", "2", "--passes", *passes, *arguments]
         command += ["--record", str(tmp_path / "record.json"), "--figure", str(tmp_path / "images" / "figure.png")]
         monkeypatch.setattr(sys, "argv", command)
-        scripts.generation_quality.main()
+        quality.main()
         return json.loads((tmp_path / "record.json").read_text("utf-8"))
 
     return run_with
@@ -73,7 +65,7 @@ def run(scripts, folders, tmp_path, monkeypatch):
 SOME = ("--samplers", "random", "confidence", "first hitting", "confidence, threshold 0.1", "random, remasking")
 
 
-def test_a_run_measures_every_point_and_a_second_one_only_what_is_new(run, scripts, tmp_path):
+def test_a_run_measures_every_point_and_a_second_one_only_what_is_new(run, tmp_path):
     first = run(*SOME)
     points = {(point["sampler"], point["num_steps"]): point for point in first["points"]}
     most = 2 * LENGTH
@@ -94,7 +86,7 @@ def test_a_run_measures_every_point_and_a_second_one_only_what_is_new(run, scrip
     assert {("tree", "random", 8), ("flat", "random", 8), ("flat", "first hitting", LENGTH)} <= added
     assert ("tree", "random", 2) not in added and ("flat", "random", 2) not in added
 
-    shown = scripts.generation_figures.quality_table(second)
+    shown = figures.quality_table(second)
     assert shown.count("\n| tree | ") == shown.count("\n| flat | ") == 5
     cell = "{:.2f} / {:.2f}".format(*(points["first hitting", most][part][name] for part, name in CELL))
     assert f"{cell}, {most} passes" in shown
@@ -136,20 +128,20 @@ def test_a_record_holds_models_of_one_tokenizer(run, folders):
         run("--samplers", "random", models=("tree", "foreign"))
 
 
-def test_texts_end_at_their_first_end_of_text(scripts, tokenizer, judge):
+def test_texts_end_at_their_first_end_of_text(tokenizer, judge):
     end = tokenizer.eos_token_id
     words = tokenizer(" the Union of the States", add_special_tokens=False)["input_ids"]
-    measured = scripts.generation_quality.figures([[*words, end, *words, end], words, [end]], tokenizer, judge)
-    expected = scripts.generation_quality.figures([words, words, []], tokenizer, judge)
+    measured = quality.figures([[*words, end, *words, end], words, [end]], tokenizer, judge)
+    expected = quality.figures([words, words, []], tokenizer, judge)
     assert measured == expected and measured["sample"] == " the Union of the States"
     assert measured["statistics"]["num_tokens"] == 2 * len(words)
 
 
-def test_references_are_real_text_and_its_parts_in_other_orders(scripts, tokenizer, folders, monkeypatch):
+def test_references_are_real_text_and_its_parts_in_other_orders(tokenizer, folders, monkeypatch):
     seen = []
-    monkeypatch.setattr(scripts.generation_quality, "figures", lambda texts, *_: seen.append(texts) or {})
+    monkeypatch.setattr(quality, "figures", lambda texts, *_: seen.append(texts) or {})
     options = SimpleNamespace(text=folders / "text.txt", texts=10, length=LENGTH, seed=0)
-    names = [row["name"] for row in scripts.generation_quality.references(None, tokenizer, options)]
+    names = [row["name"] for row in quality.references(None, tokenizer, options)]
     assert names == ["real text", "its words shuffled", "its tokens shuffled"]
     real, words, tokens = seen
     assert all(len(text) == LENGTH for text in real + tokens) and len(real) == len(tokens) == 10
@@ -161,9 +153,9 @@ def test_references_are_real_text_and_its_parts_in_other_orders(scripts, tokeniz
         assert Counter(tokenizer.decode(text).split()) == Counter(tokenizer.decode(shuffled).split())
 
 
-def test_every_sampler_is_a_valid_setting_and_takes_no_passes_that_cannot_move(scripts):
+def test_every_sampler_is_a_valid_setting_and_takes_no_passes_that_cannot_move():
     depth, length, passes = 2, 64, [1, 8, 16, 32, 64, 128, 256, 512]
-    for name, sampler in scripts.samplers.all_samplers().items():
+    for name, sampler in samplers.all_samplers().items():
         budgets = sampler.budgets(passes, depth, length)
         assert budgets == [128] if sampler.chooses_passes else budgets[0] == 8
         for budget in budgets:
@@ -175,12 +167,12 @@ def test_every_sampler_is_a_valid_setting_and_takes_no_passes_that_cannot_move(s
                 0.8 if "0.8" in name and "temp" in name else 1.0,
                 0.9 if "top-p" in name else None,
             )
-    assert scripts.samplers.all_samplers()["random"].arguments(8) == {"top_p": None, "num_steps": 8}
+    assert samplers.all_samplers()["random"].arguments(8) == {"top_p": None, "num_steps": 8}
 
 
-def test_a_damaged_record_is_not_shown(scripts, run):
+def test_a_damaged_record_is_not_shown(run):
     whole = run("--samplers", "random", passes=("2",))
-    check = scripts.generation_figures.check_record
+    check = figures.check_record
 
     def damaged(change):
         record = json.loads(json.dumps(whole))
@@ -204,29 +196,29 @@ def test_a_damaged_record_is_not_shown(scripts, run):
             check(damaged(change))
 
 
-def test_the_speed_benchmark_takes_turns_and_its_parts_sum_up(scripts, tmp_path, monkeypatch):
-    command = "generation_speed.py --batch 2 --length 16 --passes 4 --turns 3 --vocabulary 100 --branching 10"
+def test_the_speed_benchmark_takes_turns_and_its_parts_sum_up(tmp_path, monkeypatch):
+    command = "speed --batch 2 --length 16 --passes 4 --turns 3 --vocabulary 100 --branching 10"
     sizes = ["--hidden-size", "64", "--layers", "1", "--record", str(tmp_path / "speed.json")]
     monkeypatch.setattr(sys, "argv", [*command.split(), *sizes])
-    scripts.generation_speed.main()
+    speed.main()
     models = json.loads((tmp_path / "speed.json").read_text("utf-8"))["models"]
     assert list(models) == ["flat", "tree, child head", "tree, node head"]
     assert models["flat"]["ratio"] == 1
-    for figures in models.values():
+    for found in models.values():
         for name in ("milliseconds", "ratio"):
-            assert 0 < figures[f"{name}_lower_quartile"] <= figures[name] <= figures[f"{name}_upper_quartile"]
-        assert all(figures[f"{part}_milliseconds"] > 0 for part in scripts.generation_speed.PARTS)
+            assert 0 < found[f"{name}_lower_quartile"] <= found[name] <= found[f"{name}_upper_quartile"]
+        assert all(found[f"{part}_milliseconds"] > 0 for part in speed.PARTS)
     monkeypatch.setattr(sys, "argv", [*command.replace("--length 16", "--length 1").split(), *sizes])
     with pytest.raises(ValueError, match="4 passes became"):
-        scripts.generation_speed.main()
+        speed.main()
 
 
-def test_the_summary_of_turns_is_the_median_of_ratios(scripts):
+def test_the_summary_of_turns_is_the_median_of_ratios():
     def turns(*seconds):
         return [{"all": 4 * some, "backbone": some, "head": 2 * some, "rest": some} for some in seconds]
 
     slow, fast = turns(0.004, 0.008, 0.012), turns(0.001, 0.004, 0.003)
-    summary = scripts.generation_speed.summary(fast, slow, passes=4)
+    summary = speed.summary(fast, slow, passes=4)
     assert summary["ratio"] == pytest.approx(1 / 4)  # of 1/4, 1/2, 1/4
     assert summary["ratio_upper_quartile"] == pytest.approx(3 / 8)
     assert summary["milliseconds"] == pytest.approx(3) and summary["head_milliseconds"] == pytest.approx(1.5)

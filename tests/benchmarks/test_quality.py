@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,7 +20,6 @@ from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, SAMPLE
 from transformers import GPT2LMHeadModel
 
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from benchmarks.contenders import (
     CONTENDERS,
     REFERENCE,
@@ -32,33 +30,28 @@ from benchmarks.contenders import (
     same_depth_config,
     unclustered_tree,
 )
-from benchmarks.quality import ablation_table, ablation_trees, ablations, autoregressive, run_queue
-from benchmarks.quality import data as quality_data
+from benchmarks.quality import (
+    ablation_table,
+    ablation_trees,
+    ablations,
+    autoregressive,
+    packed_data,
+    perplexity,
+    run_queue,
+    tables,
+    training,
+)
 from benchmarks.quality import record as quality_record
-from benchmarks.quality import run as quality
-from benchmarks.quality import tables as quality_tables
-from benchmarks.quality import training as quality_run
-
-sys.path.remove(str(REPOSITORY / "benchmarks"))
-
-from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt  # noqa: E402 -- beside them
-from modeling_treediff.training.run import loop  # noqa: E402
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.training.run import loop
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 ZERO_SHOT_NAMES = {"web_bible", "python_doc", "perl_doc", "libreoffice_help"}
 SIZES = {
-    "cpu": (8192, 4, quality.SMALL),
-    "half-width": (50_257, 8, quality.PROTOCOLS["gpu"].sizes),
+    "cpu": (8192, 4, perplexity.SMALL),
+    "half-width": (50_257, 8, perplexity.PROTOCOLS["gpu"].sizes),
     "memory": (50_257, 12, {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 512}),
 }
-
-
-@pytest.fixture(autouse=True)
-def of_the_benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-
-
-# ---- contenders --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", SIZES)
@@ -88,7 +81,7 @@ def test_gpt2_has_the_parameters_of_mdlm(form):
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_contenders_differ_in_nothing_but_what_their_row_says(name):
-    vocab_size, layers, sizes = 512, 2, quality.PROTOCOLS["tiny"].sizes
+    vocab_size, layers, sizes = 512, 2, perplexity.PROTOCOLS["tiny"].sizes
     contender, reference = CONTENDERS[name], CONTENDERS[REFERENCE]
     tree, flat = unclustered_tree(contender, vocab_size), unclustered_tree(reference, vocab_size)
     budget = reference_parameters(vocab_size, 8, **sizes)
@@ -125,18 +118,15 @@ def test_mdlms_published_loss_of_our_logits_is_our_loss():
     torch.testing.assert_close(output.loss, published.mean(), rtol=1e-10, atol=0)
 
 
-# ---- texts -------------------------------------------------------------------------------------------------------
-
-
 def test_a_text_is_never_both_trained_on_and_kept_for_zero_shot(tmp_path):
     kept, copy, other = (tmp_path / f"{name}.txt" for name in ("kept", "copy", "other"))
     kept.write_text("the same words")
     copy.write_text("the same words")
     other.write_text("different words")
-    quality_data.check_apart([other], [kept])
+    packed_data.check_apart([other], [kept])
     for trained in (kept, copy):
         with pytest.raises(ValueError, match=r"kept\.txt is a zero-shot text"):
-            quality_data.pack(tmp_path / "data", str(SAMPLE), [other, trained], None, [kept], (2,))
+            packed_data.pack(tmp_path / "data", str(SAMPLE), [other, trained], None, [kept], (2,))
     assert not (tmp_path / "data").exists()
 
 
@@ -147,30 +137,30 @@ def test_zero_shot_texts_have_names_of_their_own(tmp_path):
         path.write_text(f"words of {path.name}")
     text, reserved, *twice = paths
     with pytest.raises(ValueError, match="names of their own, other than training"):
-        quality_data.pack(tmp_path / "data", str(SAMPLE), [text], None, [reserved], (2,))
+        packed_data.pack(tmp_path / "data", str(SAMPLE), [text], None, [reserved], (2,))
     with pytest.raises(ValueError, match="names of their own, other than other"):
-        quality_data.pack(tmp_path / "data", str(SAMPLE), [text], None, twice, (2,))
-    with pytest.raises(ValueError, match="holds no packed texts: make them with quality.py pack"):
-        quality_data.PackedData.load(tmp_path / "data")
+        packed_data.pack(tmp_path / "data", str(SAMPLE), [text], None, twice, (2,))
+    with pytest.raises(ValueError, match="holds no packed texts: make them with benchmarks.quality.perplexity pack"):
+        packed_data.PackedData.load(tmp_path / "data")
 
 
 def test_short_documents_are_joined_and_nothing_is_lost(tmp_path):
     documents = ["a" * 6000, "b" * 100, "c" * 4900, "d" * 4900, "e" * 99, "f" * 10, "g" * 10]
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
-    joined = quality_data.long_documents(tmp_path / "text.txt")
+    joined = packed_data.long_documents(tmp_path / "text.txt")
     assert [len(one) for one in joined] == [6000, 5002, 5013, 10]
     assert "\n\n".join(joined) == "\n\n".join(documents)
 
 
 def test_shared_runs_of_tokens_are_those_that_a_search_finds():
     generator = np.random.default_rng(0)
-    training, row = generator.integers(0, 5, 3000), generator.integers(0, 5, 400)
-    row[100:150] = training[1000:1050]
-    known = {tuple(training[start : start + 13]) for start in range(2988)}
+    trained, row = generator.integers(0, 5, 3000), generator.integers(0, 5, 400)
+    row[100:150] = trained[1000:1050]
+    known = {tuple(trained[start : start + 13]) for start in range(2988)}
     found = [tuple(row[start : start + 13]) in known for start in range(388)]
     assert sum(found) >= 38
-    assert quality_data.shared_tokens(training, row) == pytest.approx(np.mean(found))
-    assert quality_data.shared_tokens(training, row[:5]) == 0.0
+    assert packed_data.shared_tokens(trained, row) == pytest.approx(np.mean(found))
+    assert packed_data.shared_tokens(trained, row[:5]) == 0.0
 
 
 def test_no_recorded_run_was_trained_on_a_zero_shot_text():
@@ -186,11 +176,9 @@ def test_no_recorded_run_was_trained_on_a_zero_shot_text():
     assert not names & ZERO_SHOT_NAMES
 
 
-# ---- runs --------------------------------------------------------------------------------------------------------
-
 RUNS = ((REFERENCE, 0), ("tdlm-child", 0), ("ar", 0), (REFERENCE, 1), ("tdlm-child", 1))
 COMPARED = (REFERENCE, "tdlm-child", "ar")
-TINY = quality.PROTOCOLS["tiny"]
+TINY = perplexity.PROTOCOLS["tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +191,8 @@ def packed(tmp_path_factory):
         documents = [" ".join(generator.choice(words, 60)) for _ in range(20)]
         (folder / f"{name}.txt").write_text("\n\n".join(documents))
     texts = [folder / f"{name}.txt" for name in ("text", "held_out", "other")]
-    quality_data.pack(folder / "data", str(SAMPLE), texts[:1], texts[1], texts[2:], (2, 3))
-    return quality_data.PackedData.load(folder / "data")
+    packed_data.pack(folder / "data", str(SAMPLE), texts[:1], texts[1], texts[2:], (2, 3))
+    return packed_data.PackedData.load(folder / "data")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +201,7 @@ def runs(packed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, seed in RUNS:
         run = quality_record.Run(name, 1e-3, seed)
-        quality_run.run(name, packed, TINY, folder / run.name, 1e-3, seed)
+        training.run(name, packed, TINY, folder / run.name, 1e-3, seed)
     return folder
 
 
@@ -240,7 +228,7 @@ def test_a_measurement_is_repeated_without_another_training(packed, runs, tmp_pa
     before = json.loads((folder / "run.json").read_text())
     weights = (folder / "model" / "model.safetensors").read_bytes()
     (folder / "run.json").unlink()
-    quality_run.run("tdlm-child", packed, TINY, folder, 1e-3, 0)
+    training.run("tdlm-child", packed, TINY, folder, 1e-3, 0)
     after = json.loads((folder / "run.json").read_text())
     assert after["texts"] == before["texts"] and after["trained"] == before["trained"]
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
@@ -262,10 +250,10 @@ def test_a_run_asked_to_stop_goes_on_to_the_same_end(packed, runs, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(module, "StopRequest", StopAfterThree)
         with pytest.raises(SystemExit):
-            quality_run.run(name, packed, TINY, tmp_path / run.name, 1e-3, 0)
+            training.run(name, packed, TINY, tmp_path / run.name, 1e-3, 0)
     assert not (tmp_path / run.name / "run.json").exists()
     assert not (tmp_path / run.name / "model" / "model.safetensors").exists()
-    quality_run.run(name, packed, TINY, tmp_path / run.name, 1e-3, 0)
+    training.run(name, packed, TINY, tmp_path / run.name, 1e-3, 0)
     ended, whole = (folder / run.name / "model" / "model.safetensors" for folder in (tmp_path, runs))
     assert ended.read_bytes() == whole.read_bytes()
     lines = [
@@ -279,18 +267,18 @@ def test_a_folder_of_another_training_is_refused(packed, runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs / "tdlm-child-lr0.001-seed0", folder)
     with pytest.raises(ValueError, match="holds a training with another learning_rate: take another --folder"):
-        quality_run.run("tdlm-child", packed, TINY, folder, 2e-3, 0)
+        training.run("tdlm-child", packed, TINY, folder, 2e-3, 0)
     other = replace(packed, rows=packed.rows | {"training": packed.rows["training"][:-1]})
     with pytest.raises(ValueError, match="another training_sha256"):
-        quality_run.run("tdlm-child", other, TINY, folder, 1e-3, 0)
+        training.run("tdlm-child", other, TINY, folder, 1e-3, 0)
 
 
 def test_a_training_that_diverges_is_a_result(packed, tmp_path, monkeypatch):
     def diverge(*_):
         raise FloatingPointError("the loss is no number")
 
-    monkeypatch.setattr(quality_run, "train_model", diverge)
-    quality_run.run(REFERENCE, packed, TINY, tmp_path / "run", 1e-3, 0)
+    monkeypatch.setattr(training, "train_model", diverge)
+    training.run(REFERENCE, packed, TINY, tmp_path / "run", 1e-3, 0)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["diverged"] == "the loss is no number" and "texts" not in record
     assert quality_record.best_runs([record]) == {}
@@ -314,7 +302,7 @@ def test_all_contenders_see_the_same_windows_in_the_same_order(packed, tmp_path,
     monkeypatch.setattr(TreeDiffForDiffusionLM, "forward", diffusion)
     monkeypatch.setattr(autoregressive, "token_nats", left_to_right)
     for name in seen:
-        quality_run.run(name, packed, TINY, tmp_path / name, 1e-3, 3)
+        training.run(name, packed, TINY, tmp_path / name, 1e-3, 3)
     assert len(seen["ar"]) == TINY.steps
     for labels, tokens in zip(seen["tdlm-child"], seen["ar"], strict=True):
         torch.testing.assert_close(labels, tokens)
@@ -336,14 +324,11 @@ def test_gpt2s_loss_counts_every_token_of_a_window_given_those_before_it():
 
 def test_the_bound_of_windows_is_the_estimate_of_each(packed):
     model = tiny_model(packed.tree(CONTENDERS["tdlm-child"]), max_position_embeddings=16).eval()
-    windows = quality_data.spread(packed.windows("validation", 16), 10)
-    nats, levels = quality_run.bound_of_windows(model, windows, samples=2)
+    windows = packed_data.spread(packed.windows("validation", 16), 10)
+    nats, levels = training.bound_of_windows(model, windows, samples=2)
     reference = model.nelbo(windows, num_samples=2, batch_size=64, generator=torch.Generator().manual_seed(0))
     assert float(nats.mean()) == pytest.approx(reference.value)
     assert levels == pytest.approx(reference.level_losses)
-
-
-# ---- record ------------------------------------------------------------------------------------------------------
 
 
 def test_learning_rates_are_chosen_by_windows_that_are_not_reported(packed, records):
@@ -392,7 +377,7 @@ def test_runs_that_do_not_compare_are_not_put_together(records, packed, tmp_path
         written([first | {"protocol": first["protocol"] | {"steps": 9}}, *records[1:]])
     with pytest.raises(ValueError, match="commit of training differ"):
         written([first | {"trained": first["trained"] | {"commit": "0123"}}, *records[1:]])
-    with pytest.raises(ValueError, match=r"missing: mdlm-lr0\.001-seed1; quality"):
+    with pytest.raises(ValueError, match=r"missing: mdlm-lr0\.001-seed1; benchmarks"):
         written([record for record in records if (record["contender"], record["seed"]) != (REFERENCE, 1)])
     with pytest.raises(ValueError, match=r"missing: hdlm-lr0\.001-seed0"):
         written(records, (*COMPARED, "hdlm"))
@@ -405,9 +390,6 @@ def test_runs_that_do_not_compare_are_not_put_together(records, packed, tmp_path
     assert not (tmp_path / "quality.json").exists()
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def record(records, packed, tmp_path):
     quality_record.write_quality(tmp_path / "quality_cpu.json", records, packed.manifest, COMPARED)
@@ -415,19 +397,19 @@ def record(records, packed, tmp_path):
 
 
 def test_tables_show_every_contender_and_seed(record, tmp_path):
-    lines = quality_tables.main_table(record).splitlines()
+    lines = tables.main_table(record).splitlines()
     names = [line.split("|")[1].split(",")[0].strip() for line in lines[2:7]]
     assert names == ["MDLM (flat)"] * 2 + ["TDLM"] * 2 + ["autoregressive (GPT-2)"]
     ratio = record["best"]["tdlm-child"]["ratios"]["1"]["validation"]["ratio"]
     assert f"{ratio:.3f} (" in lines[5] and lines[2].rstrip(" |").endswith(" 1")
     assert "≤" in lines[2] and "≤" not in lines[6]
-    assert quality_tables.zero_shot_table(record).splitlines()[0] == "| perplexity; to MDLM's | other |"
-    assert quality_tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
-    assert "with a better rate perhaps beyond: MDLM (flat); TDLM" in quality_tables.grid_table(record)
+    assert tables.zero_shot_table(record).splitlines()[0] == "| perplexity; to MDLM's | other |"
+    assert tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
+    assert "with a better rate perhaps beyond: MDLM (flat); TDLM" in tables.grid_table(record)
     ratio = record["best"]["ar"]["ratios"]["0"]["validation"]["ratio"]
-    headline = quality_tables.headline(record)
+    headline = tables.headline(record)
     assert "(TDLM, child head) to MDLM's" in headline and f"autoregressive (GPT-2) {ratio:.3f}." in headline
-    quality_tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
+    tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -441,19 +423,19 @@ def test_tables_show_every_contender_and_seed(record, tmp_path):
     ],
 )
 def test_older_records_are_not_shown(record, tmp_path, monkeypatch, damage, message):
-    monkeypatch.setattr(quality_tables, "RESULTS", tmp_path)
-    assert quality_tables.read_quality("cpu") == record
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.read_quality("cpu") == record
     damage(record)
     (tmp_path / "quality_cpu.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=message):
-        quality_tables.read_quality("cpu")
+        tables.read_quality("cpu")
 
 
 def test_missing_records_are_not_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(quality_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
     with pytest.raises(ValueError, match=r"quality_gpu\.json is missing"):
-        quality_tables.read_quality("gpu")
+        tables.read_quality("gpu")
     with pytest.raises(ValueError, match=r"ablations\.json is missing"):
         ablation_table.read_part("choices")
     with pytest.raises(ValueError, match=r"ablations_candidates\.json is missing"):
@@ -464,8 +446,6 @@ def test_records_name_no_place_of_a_machine():
     for path in RESULTS.glob("**/*.json"):
         assert not re.search(r"(?<![\w.])/(work|tmp|home|root|mnt|Users)/", path.read_text(encoding="utf-8")), path
 
-
-# ---- queue -------------------------------------------------------------------------------------------------------
 
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'run.json').write_text(sys.argv[2])"
 
@@ -544,9 +524,6 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
         pass
 
 
-# ---- ablations ---------------------------------------------------------------------------------------------------
-
-
 def test_level_weights_change_the_training_loss_alone():
     model = tiny_model(VocabularyTree.random(20, 5, 2)).train()
     tokens = torch.randint(0, 20, (16, 8), generator=torch.Generator().manual_seed(0))
@@ -601,7 +578,7 @@ def test_every_variant_changes_something_and_keeps_the_budget():
 
 def test_ablations_are_shorter_but_never_longer_than_the_protocol():
     assert ablations.shortened(TINY).steps == TINY.steps
-    assert ablations.shortened(quality.PROTOCOLS["cpu"]).steps == ablations.STEPS
+    assert ablations.shortened(perplexity.PROTOCOLS["cpu"]).steps == ablations.STEPS
 
 
 def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch):
@@ -621,7 +598,7 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
     assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "base", "level weights", "MDLM"]
     nats = {(one["variant"], one["seed"]): np.mean(one["windows"]) for one in records}
     assert f"{nats['coarse', 0] - nats[ablations.BASE, 0]:+.3f} ±" in lines[4]
-    with pytest.raises(ValueError, match="missing: mdlm, seed 0. ablations"):
+    with pytest.raises(ValueError, match="missing: mdlm, seed 0. benchmarks"):
         ablations.collect(tmp_path / "other.json", [one for one in records if one["variant"] != "mdlm"], runs)
     ablations.collect(tmp_path / "ablations_candidates.json", records, runs)
     with pytest.raises(ValueError, match="lacks to_mdlm"):  # of the second seed
@@ -650,7 +627,7 @@ def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
         | quality_record.estimate(own)
         for (name, seed), own in zip(runs, nats, strict=True)
     ]
-    record = {"protocol": quality_run.plain({"steps": 1, "batch_size": 1, "window": 1}), "learning_rate": 1.0}
+    record = {"protocol": training.plain({"steps": 1, "batch_size": 1, "sequence_length": 1}), "learning_rate": 1.0}
     record |= {"trained_with": {"device": "", "commit": "", "versions": {"torch": ""}}, "runs": shown}
     cells = [cell for line in ablation_table.trees_table(record).splitlines()[2:7] for cell in line.split(" | ")[1:]]
     for index, (source, order) in enumerate(pairs):
@@ -687,7 +664,7 @@ def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):
     places = ablations.given_places(16)
     assert [row.int().tolist() for row in places.values()] == [[1] * 8 + [0] * 8, [1] * 4 + [0] * 8 + [1] * 4]
     for given_T in places.values():
-        nats, levels = quality_run.bound_of_windows(model, windows, 2, given_T=given_T)
+        nats, levels = training.bound_of_windows(model, windows, 2, given_T=given_T)
         generator, prefix = torch.Generator().manual_seed(0), given_T.expand_as(windows)
         expected = model.nelbo(windows, fixed_mask=prefix, num_samples=2, batch_size=64, generator=generator)
         assert float(nats.mean()) == pytest.approx(expected.value) == pytest.approx(sum(levels))
@@ -701,4 +678,4 @@ def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_pr
     runs = ablations.wanted_runs("candidates")
     assert {name for name, _ in runs} == set(ablations.CANDIDATES) <= set(ablations.VARIANTS)
     for name in ablations.CANDIDATES:
-        assert tuple(seed for one, seed in runs if one == name) == quality.PROTOCOLS["cpu"].seeds
+        assert tuple(seed for one, seed in runs if one == name) == perplexity.PROTOCOLS["cpu"].seeds

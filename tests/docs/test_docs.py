@@ -41,9 +41,9 @@ NOT_RUN = {
     "make test": "runs this very test",
     "python examples/app.py": "serves until it is stopped, and needs gradio (test_app.py)",
     "python -m modeling_treediff.evaluation.harness": "needs lm-evaluation-harness (test_harness.py)",
-    "python -m benchmarks.generation.prepare_judge": "needs the weights of a judge",
+    "python -m benchmarks.generation.judge": "needs the weights of a judge",
     "python -m benchmarks.generation.quality": "needs the weights of a judge",
-    "python -m benchmarks.memory.run --device cuda": "needs a GPU",
+    "python -m benchmarks.memory.peaks --device cuda": "needs a GPU",
     "accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml": "needs several GPUs",
     "accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_processes 16": "needs two machines",
 }
@@ -243,7 +243,7 @@ def test_all_commands_of_a_page_run(name, request, texts, tmp_path):
         "accelerate launch --no_such_option examples/train.py",
         "make no_such_target",
         "pip install -e .[no_such_extra]",
-        "python -m benchmarks.memory.run --device cuda --no-such-option",
+        "python -m benchmarks.memory.peaks --device cuda --no-such-option",
     ],
 )
 def test_a_wrong_command_is_found(command, tmp_path):

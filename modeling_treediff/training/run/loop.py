@@ -44,7 +44,7 @@ class TrainingResult:
     Attributes:
         validation: bound on the held-out text, nats per token, from up to 4,096 windows evenly spread over it; it says
             how many tokens they have.
-        window: tokens of a window.
+        sequence_length: tokens of a window.
         tokens_seen: tokens of all steps and processes.
         seconds: wall time of all optimizer steps, resumed ones included, without validation and checkpoints;
             known to the main process alone.
@@ -55,7 +55,7 @@ class TrainingResult:
     """
 
     validation: NelboEstimate
-    window: int
+    sequence_length: int
     tokens_seen: int
     seconds: float
     peak_memory: PeakMemory
@@ -287,7 +287,7 @@ class _Run:
             _draw(steps, self.config.output_dir / CURVES_NAME)
         return TrainingResult(
             validation=validation,
-            window=self.training.sequence_length,
+            sequence_length=self.training.sequence_length,
             tokens_seen=self.config.max_steps * self.batches.windows_per_step * self.training.sequence_length,
             seconds=sum(line["seconds"] for line in steps),
             peak_memory=self.memory.peak(),

@@ -21,7 +21,7 @@ RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers
 def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
     """Write `facts` as JSON with the command, seed, commit, device and versions that made them."""
     record = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "processes": PartialState().num_processes,
         "seed": seed,
         "commit": current_commit(),
@@ -31,6 +31,13 @@ def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
     }
     text = json.dumps(without_non_numbers(record), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def command_line() -> str:
+    """Return the command that runs, as it is typed: a module by its name, a script by its path."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def without_non_numbers(value: Any) -> Any:  # noqa: ANN401

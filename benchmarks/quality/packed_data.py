@@ -53,7 +53,7 @@ class PackedData:
     def load(cls, folder: Path) -> "PackedData":
         """Read what `pack` wrote; ValueError if there is nothing, or not all."""
         if not (folder / "manifest.json").exists():
-            raise ValueError(f"{folder} holds no packed texts: make them with quality.py pack.")
+            raise ValueError(f"{folder} holds no packed texts: make them with benchmarks.quality.perplexity pack.")
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return cls(folder, manifest, load_file(folder / "tokens.safetensors"))
 

@@ -1,12 +1,11 @@
 """Build and measure trees for many tokenizers and languages, by the examples' own commands.
 
-python -m benchmarks.trees.prepare_vocabularies --packages FOLDER --output runs/vocabularies
-python -m benchmarks.trees.run --data ../shared/data --vocabularies runs/vocabularies [--only gpt2 help-de ...]
-python -m benchmarks.trees.run --render            # write the tables of tree_artifacts/README.md
-python -m benchmarks.trees.run --render --check    # fail if they do not show the recorded figures
+python -m benchmarks.trees.vocabularies --packages FOLDER --output runs/vocabularies
+python -m benchmarks.trees.artifacts --data ../shared/data --vocabularies runs/vocabularies [--only gpt2 help-de ...]
 
 Every 20th document of each text is held out; trees are built from the others and measured on the held-out ones. The
-ready trees go to tree_artifacts/NAME, the rest to runs/trees; every report goes to benchmarks/results/trees/NAME.json.
+ready trees go to tree_artifacts/NAME, the rest to runs/trees; every report goes to benchmarks/results/trees/NAME.json,
+from which `python -m benchmarks.report.render` makes the tables of tree_artifacts/README.md.
 """
 
 import argparse
@@ -20,16 +19,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2Tokenizer
 
-from benchmarks.places import ROOT
-from benchmarks.report.render_trees import render
+from benchmarks.places import ARTIFACTS, RESULTS, ROOT, SAMPLE
 from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.text import read_documents, split_documents
 from modeling_treediff.training.run.records import write_record
 
-ARTIFACTS, RESULTS = ROOT / "tree_artifacts", ROOT / "benchmarks" / "results"
 WORK = ROOT / "runs" / "trees"
 HELD_OUT_EVERY = 20
-SAMPLE = "sotu-8k"
 PUBLIC_DOMAIN = ("sotu", "spurgeon", "mhcc", "austen")
 LANGUAGES = ("en-us", "de", "fr", "ja", "zh-cn")
 
@@ -56,7 +52,7 @@ GPT2 = Recipe(
 )
 EVERYTHING = PUBLIC_DOMAIN + tuple(f"help-{language}" for language in LANGUAGES)
 RECIPES = {
-    "sotu-8k": Recipe(str(ARTIFACTS / SAMPLE), texts=(SAMPLE,), license="PDDL-1.0"),
+    SAMPLE.name: Recipe(str(SAMPLE), texts=(SAMPLE.name,), license="PDDL-1.0"),
     "gpt2": GPT2,
     "gpt2-d3": replace(GPT2, depth=3),
     "gpt2-d4": replace(GPT2, depth=4, license=None),
@@ -75,18 +71,12 @@ RECIPES = {
 
 
 def main() -> None:
-    """Build, measure and record the trees asked for, or render what is recorded."""
+    """Build, measure and record the trees asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with corpora, tokenizers and embeddings")
-    parser.add_argument("--vocabularies", type=Path, help="output of prepare_vocabularies.py")
+    parser.add_argument("--data", type=Path, required=True, help="folder with corpora, tokenizers and embeddings")
+    parser.add_argument("--vocabularies", type=Path, required=True, help="output of benchmarks.trees.vocabularies")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
-    parser.add_argument("--render", action="store_true", help="write the tables from the recorded reports")
-    parser.add_argument("--check", action="store_true", help="with --render: compare only")
     args = parser.parse_args()
-    if args.render:
-        sys.exit(render(ARTIFACTS / "README.md", RESULTS, list(RECIPES), args.check))
-    if args.data is None or args.vocabularies is None:
-        parser.error("give --data and --vocabularies")
     places = {"data": args.data, "vocabularies": args.vocabularies, "work": WORK / "tokenizers"}
     save_tokenizers(places)
     for name in args.only:
@@ -146,9 +136,9 @@ def split(name: str, places: dict[str, Path]) -> tuple[Path, Path]:
     """Write the training and the held-out part of a text, once; return both files."""
     training, held_out = WORK / "texts" / f"{name}.txt", WORK / "texts" / f"{name}.held-out.txt"
     training.parent.mkdir(parents=True, exist_ok=True)
-    if name == SAMPLE:  # split already
-        write_documents(held_out, read_documents(ARTIFACTS / SAMPLE / "validation.txt.xz"))
-        return ARTIFACTS / SAMPLE / "train.txt.xz", held_out
+    if name == SAMPLE.name:  # split already
+        write_documents(held_out, read_documents(SAMPLE / "validation.txt.xz"))
+        return SAMPLE / "train.txt.xz", held_out
     if not (training.is_file() and held_out.is_file()):
         parts = split_documents(read_documents(find_text(name, places)), HELD_OUT_EVERY)
         for file, documents in zip((training, held_out), parts, strict=True):

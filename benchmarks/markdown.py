@@ -1,4 +1,9 @@
-"""Markdown tables, and putting them between the marks of a README."""
+"""Markdown tables, and the marks of a page between which they stand."""
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the comments between which a part of a page stands."""
+    return f"<!-- {name} -->\n", f"<!-- end of {name} -->"
 
 
 def fill(text: str, marks: tuple[str, str], content: str) -> str:

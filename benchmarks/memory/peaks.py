@@ -1,12 +1,12 @@
 """Peak memory of a training step, split by part, and what the models that are compared save.
 
-python -m benchmarks.memory.run                   # planned on fake tensors; processor time of a step
-python -m benchmarks.memory.run --device cuda --batches 4 32 --vocabularies 50257
+python -m benchmarks.memory.peaks                   # planned on fake tensors; processor time of a step
+python -m benchmarks.memory.peaks --device cuda --batches 4 32 --vocabularies 50257
 
-Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768 or 24 of
-1,024; windows of 512 tokens, bf16 autocast, AdamW. On a GPU the peak and the time of every step whose plan fits are
-measured beside the plan. At the reference point, GPT-2's vocabulary and hidden size 768, MDLM and the tree also come in
-other variants of what backward keeps:
+Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768
+or 24 of 1,024; windows of 512 tokens, bf16 autocast, AdamW. On a GPU the peak and the time of every step whose plan
+fits are measured beside the plan. At the reference point, GPT-2's vocabulary and hidden size 768, MDLM and the tree
+also come in other variants of what backward keeps:
 - lean: what the package does, and all other rows: no matrix product is repeated;
 - plain: blocks as autograd keeps them, nothing saved;
 - recompute: MLPs repeated in five of six layers.
@@ -35,15 +35,15 @@ from benchmarks.matched_models import (
     Size,
     matched_models,
 )
-from benchmarks.places import ROOT
-from benchmarks.speed.turns import seconds_in_turns
+from benchmarks.places import RESULTS
+from benchmarks.timing import seconds_in_turns
 from benchmarks.training_step import diffusion_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training import MemoryPlan, make_lean, plan_memory, undo_lean
 from modeling_treediff.training.memory.out_of_memory import device_memory
 from modeling_treediff.training.run.records import current_commit, write_record
 
-RESULTS = {"cpu": "memory.json", "cuda": "memory_cuda.json"}  # in benchmarks/results, by device
+RECORDS = {"cpu": RESULTS / "memory.json", "cuda": RESULTS / "memory_cuda.json"}  # by device
 PRECISION = "bf16"
 BATCHES = (4, 16, 32, 64)
 REFERENCE_POINT = Size.full(50_257, 768)
@@ -93,7 +93,7 @@ def main() -> None:
     options = parse_arguments()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     partial_record = options.output.with_suffix(".partial.json")
-    facts = {"length": REFERENCE_POINT.window, "precision": PRECISION, "measured": options.device == "cuda"}
+    facts = {"length": REFERENCE_POINT.sequence_length, "precision": PRECISION, "measured": options.device == "cuda"}
     rows = read_rows(partial_record, facts) if options.resume else []
     done = [[row[name] for name in KEY] for row in rows]
     for case in cases(options.contenders, options.hidden_sizes, options.vocabularies, options.batches):
@@ -123,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="record; by default in benchmarks/results, of each device its own")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the partial record of a run cut off")
     options = parser.parse_args()
-    options.output = options.output or ROOT / "benchmarks" / "results" / RESULTS[options.device]
+    options.output = options.output or RECORDS[options.device]
     if REFERENCE not in options.contenders:
         parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
     return options
@@ -158,7 +158,7 @@ def read_rows(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def plan_case(case: Case) -> MemoryPlan:
     """Return the plan of a row's training step."""
-    size, length = case.batch_size, case.model.size.window
+    size, length = case.batch_size, case.model.size.sequence_length
     return plan_memory(case.model.config, size, length, precision=PRECISION, **case.settings)
 
 
@@ -173,7 +173,7 @@ def measure(case: Case, plan: MemoryPlan, steps: int) -> dict[str, Any]:
         model = case.model.make()
         case.adapt(model)
         torch.nn.Module.to(model, "cuda")
-        step = training_step(model, diffusion_batch(model, case.batch_size, case.model.size.window), PRECISION)
+        step = training_step(model, diffusion_batch(model, case.batch_size, case.model.size.sequence_length), PRECISION)
         for _ in range(3):
             step()
         torch.cuda.reset_peak_memory_stats()
@@ -192,7 +192,7 @@ def cpu_step_seconds(steps: int) -> dict[str, float]:
     tree = next(model for model in matched_models([TREE], REFERENCE_POINT) if BUDGET in model.matched)
     torch.manual_seed(0)
     model = tree.make()
-    step = training_step(model, diffusion_batch(model, 1, REFERENCE_POINT.window), PRECISION)
+    step = training_step(model, diffusion_batch(model, 1, REFERENCE_POINT.sequence_length), PRECISION)
     cases = {variant: Case(tree, 1, variant) for variant in (PLAIN, LEAN, RECOMPUTE)}
     seconds: dict[str, list[float]] = {variant: [] for variant in cases}
     for _ in range(steps + 1):

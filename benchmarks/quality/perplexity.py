@@ -1,8 +1,8 @@
 """Perplexity side by side: every contender with the same parameters, text, order, tokens seen and optimizer grid.
 
-python -m benchmarks.quality.run pack --form cpu --zero-shot runs/zero_shot/*.txt.xz   # texts to tokens, and trees
-python -m benchmarks.quality.run train --form cpu --parallel 2                         # all runs that are not done
-python -m benchmarks.quality.run collect --form cpu                                    # benchmarks/results/quality_cpu.json
+python -m benchmarks.quality.perplexity pack --form cpu --zero-shot runs/zero_shot/*.txt.xz  # tokens and trees
+python -m benchmarks.quality.perplexity train --form cpu --parallel 2   # all runs that are not done
+python -m benchmarks.quality.perplexity collect --form cpu   # benchmarks/results/quality_cpu.json
 
 Forms: `cpu`, on the embedded sample (8,192 tokens); `gpu`, on texts given to `pack`, in GPT-2's tokens; `rehearsal`,
 the same on two cores in minutes; `tiny`, for tests. Everything goes on from where it stopped: with `--seconds` a call
@@ -15,13 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS
-from benchmarks.places import ROOT
-from benchmarks.quality.data import PackedData, pack
+from benchmarks.places import RESULTS, SAMPLE
+from benchmarks.quality.packed_data import PackedData, pack
 from benchmarks.quality.record import Run, best_runs, check_same, leaders, read_runs, write_quality
 from benchmarks.quality.run_queue import RunQueue
 from benchmarks.quality.training import Protocol, run
 
-SAMPLE = ROOT / "tree_artifacts" / "sotu-8k"
 NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIVE)  # whose result is MDLM's
 LEADERS = 2
 DEPTHS = (2, 3, 4)
@@ -30,7 +29,7 @@ PROTOCOLS = {
     "cpu": Protocol(
         reference_layers=4,
         sizes=SMALL,
-        window=64,
+        sequence_length=64,
         batch_size=16,
         steps=2500,
         warmup_steps=100,
@@ -40,7 +39,7 @@ PROTOCOLS = {
     "gpu": Protocol(
         reference_layers=8,
         sizes={"hidden_size": 512, "num_attention_heads": 8, "max_position_embeddings": 256, "rope_theta": 1000.0},
-        window=256,
+        sequence_length=256,
         batch_size=64,
         steps=1200,
         warmup_steps=100,
@@ -52,7 +51,7 @@ PROTOCOLS = {
         reference_layers=1,
         # Wide enough that the node head, 64 numbers for each of GPT-2's tokens, leaves something for layers.
         sizes={"hidden_size": 80, "num_attention_heads": 2, "max_position_embeddings": 32},
-        window=32,
+        sequence_length=32,
         batch_size=2,
         steps=4,
         warmup_steps=1,
@@ -66,7 +65,7 @@ PROTOCOLS = {
     "tiny": Protocol(
         reference_layers=2,
         sizes=SMALL | {"hidden_size": 64, "max_position_embeddings": 16},
-        window=16,
+        sequence_length=16,
         batch_size=4,
         steps=8,
         warmup_steps=2,
@@ -96,7 +95,7 @@ def main() -> None:
         data = PackedData.load(folder / "data")
         run(options.contender, data, protocol, target, options.learning_rate, options.seed)
     else:
-        output = options.output or ROOT / "benchmarks" / "results" / f"quality_{options.form}.json"
+        output = options.output or RESULTS / f"quality_{options.form}.json"
         write_quality(output, read_runs(folder), PackedData.load(folder / "data").manifest, NAMES)
 
 
@@ -127,7 +126,7 @@ def take_all(queue: RunQueue, form: str, protocol: Protocol) -> None:
     """Take the grid with the first seed, then the leading contenders and MDLM with the other seeds."""
 
     def commands(runs: Iterable[Run]) -> dict[str, list[str]]:
-        shared = ["-m", "benchmarks.quality.run", "run", "--form", form, "--folder", str(queue.folder)]
+        shared = ["-m", "benchmarks.quality.perplexity", "run", "--form", form, "--folder", str(queue.folder)]
         return {run.name: [*shared, *run.arguments] for run in runs}
 
     first, *others = protocol.seeds
@@ -143,4 +142,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"quality.py: error: {error}")
+        sys.exit(f"benchmarks.quality.perplexity: error: {error}")

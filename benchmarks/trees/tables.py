@@ -1,15 +1,14 @@
-"""Tables of the recorded tree reports, between the marks in tree_artifacts/README.md."""
+"""Tables of tree_artifacts/README.md: the recorded reports of trees, and the time of building them."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.marked_tables import fill, table
-from modeling_treediff.atomic_files import write_atomically
+from benchmarks.markdown import marks, table
+from benchmarks.places import RESULTS
+from benchmarks.trees.artifacts import RECIPES
 
-TREES = "<!-- tables of trees -->\n", "<!-- end of tables of trees -->"
-SPEED = "<!-- tables of speed -->\n", "<!-- end of tables of speed -->"
 FIGURES = (
     "tree",
     "V",
@@ -28,17 +27,16 @@ FIGURES = (
 KINDS = ("byte", "digit", "punctuation", "Latin word start", "Latin continuation", "non-Latin")
 
 
-def render(readme: Path, results: Path, names: list[str], check: bool) -> str | None:
-    """Write the tables of what is recorded, or compare; return what is wrong, None if all is well."""
-    files = [file for name in names if (file := results / "trees" / f"{name}.json").exists()]
-    speed = json.loads((results / "tree_speed.json").read_text(encoding="utf-8"))
-    text = readme.read_text(encoding="utf-8")
-    rendered = fill(text, TREES, tables([json.loads(file.read_text(encoding="utf-8")) for file in files]))
-    rendered = fill(rendered, SPEED, speed_tables(speed))
-    if check:
-        return None if rendered == text else f"{readme.name} does not show the recorded reports: run trees.py --render."
-    write_atomically(readme, lambda path: path.write_text(rendered, encoding="utf-8"))
-    return None
+def sections() -> dict[tuple[str, str], str]:
+    """Return what stands between which marks of the page."""
+    files = [file for name in RECIPES if (file := RESULTS / "trees" / f"{name}.json").exists()]
+    trees, speed = [read(file) for file in files], read(RESULTS / "tree_speed.json")
+    return {marks("tables of trees"): tables(trees), marks("tables of speed"): speed_tables(speed)}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return a record."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def speed_tables(record: dict[str, Any]) -> str:
