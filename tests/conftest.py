@@ -5,6 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another; r
 
 import pytest
 import torch
+from helpers.foreign_checkpoints import save_checkpoint
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import SAMPLE, forget_accelerate
 from transformers import AutoTokenizer
@@ -56,3 +57,22 @@ def tokenizer():
 @pytest.fixture
 def model(tree) -> TreeDiffForDiffusionLM:
     return tiny_model(tree, **SEQUENTIAL)
+
+
+@pytest.fixture(scope="session")
+def sample_tree() -> VocabularyTree:
+    return VocabularyTree.from_pretrained(SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tokenizer, tmp_path_factory):
+    """Folder and model of another architecture by its kind, made when first asked for."""
+    made = {}
+
+    def checkpoint(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            made[kind] = folder, save_checkpoint(folder, tokenizer, kind)
+        return made[kind]
+
+    return checkpoint

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.models import BACKBONE, tiny_model
 from helpers.processes import run_python
 from helpers.tiny_run import tiny_tokenizer, tiny_tree
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
-from test_trainer import BACKBONE
 from transformers import AutoModel
 
 from modeling_treediff import TreeDiffForDiffusionLM

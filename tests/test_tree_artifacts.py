@@ -76,9 +76,7 @@ def test_embeddings_alone_gather_the_frequent_tokens():
     assert coarse["matched_bigram_information"] < coarse["bigram_information"] < coarse["random_bigram_information"]
 
 
-def test_the_tables_show_the_recorded_reports():
-    ran = run_python("-m", "benchmarks.trees.artifacts", "--render", "--check")
-    assert ran.returncode == 0, ran.stderr
+def test_the_recorded_reports_are_of_clean_commits():
     for file in RECORDS.glob("*.json"):
         assert "dirty" not in record(file.stem)["commit"]
 

@@ -204,6 +204,7 @@ def _facts(record: Record) -> str:
         f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['sequence_length']} tokens. "
         f"Measured on {protocol['measured_windows']} windows of each text, {protocol['samples']} corruptions each; ± "
         f"and intervals are 95 %, over blocks of neighbouring windows, those of ratios paired. "
-        f"{len(record['runs'])} runs, {hours:.1f} hours in all, each on: {devices}. torch {made['versions']['torch']}, trained at commit "
-        f"{made['commit']}, measured at {record['measured_with']['commit']}.\n"
+        f"{len(record['runs'])} runs, {hours:.1f} hours in all, each on: {devices}. "
+        f"torch {made['versions']['torch']}, trained at commit {made['commit']}, measured at "
+        f"{record['measured_with']['commit']}.\n"
     )

@@ -14,6 +14,7 @@ from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, SAMPLE, load_example, run_python
 from helpers.vocabularies import byte_level, tokenizer_of
 
+from benchmarks.quality.error_tables import check_errors, errors_section
 from modeling_treediff import VocabularyTree
 from modeling_treediff.evaluation import WindowProtocol, analyze_errors, check_same_tokens, cut_windows
 from modeling_treediff.evaluation.error_analysis import ComparedText, compare_tokens, confusions, right_choices
@@ -269,7 +270,7 @@ def test_deeper_trees_have_clusters_at_every_level_above_the_tokens(saved, token
 # ---- script ----
 
 
-def test_the_script_writes_what_the_benchmarks_render(saved, tmp_path, facts, monkeypatch):
+def test_the_script_writes_what_the_benchmarks_render(saved, tmp_path, facts):
     arguments = [
         saved / "tree",
         saved / "flat",
@@ -286,9 +287,6 @@ def test_the_script_writes_what_the_benchmarks_render(saved, tmp_path, facts, mo
     record = json.loads((tmp_path / "out" / "errors.json").read_text("utf-8"))
     for row, expected in zip(record["rows"], facts["rows"], strict=True):
         assert row["difference"]["total"]["value"] == pytest.approx(expected["difference"]["total"]["value"], rel=1e-4)
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    from error_tables import check_errors, errors_section
-
     section = errors_section(record)
     assert error_markdown(record) in section and (tmp_path / "out" / "errors.md").read_text("utf-8") in section
     assert all(sentence in " ".join(ran.stdout.replace("\n", " ").split()) for sentence in summary(record))

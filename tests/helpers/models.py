@@ -8,6 +8,7 @@ import torch
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.constraints import TokenConstraints
 
+BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # layers that PEFT adapts
 SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
 
 

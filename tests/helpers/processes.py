@@ -24,9 +24,14 @@ def forget_accelerate():
     GradientState._reset_state()
 
 
+def python_path(*folders: Path) -> str:
+    """What PYTHONPATH must say for a process that imports from these folders first."""
+    return os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
 def environment_on_the_cpu(**more: str) -> dict[str, str]:
-    """For processes that import the package from this checkout, offline."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    """For processes that import the package from this checkout, and the tests' helpers, offline."""
+    path = python_path(REPOSITORY, TESTS)
     fixed = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return {**os.environ, **fixed, **more}
 
@@ -34,7 +39,7 @@ def environment_on_the_cpu(**more: str) -> dict[str, str]:
 def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 300, **environment: str):
     """Run a fresh Python, offline, outside the repository; `code` runs without the package's folder on the path."""
     command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
-    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path(TESTS)}
     # Remote code is copied there file by file: tests beside one another must not share the folder.
     fixed["HF_MODULES_CACHE"] = os.path.join(environment.get("HF_HOME", os.environ["HF_DATASETS_CACHE"]), "modules")
     return subprocess.run(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from helpers.processes import run_python
-from helpers.tiny_run import __file__ as TINY_RUN
 from helpers.tiny_run import equal, logged, losses, ragged_windows, tiny_run, tiny_tree
 
 from modeling_treediff import TreeDiffForDiffusionLM
@@ -242,7 +241,6 @@ def test_another_split_of_the_same_global_batch_can_be_resumed(tmp_path):
 
 LIMITED = """
 import resource, sys
-sys.path[:0] = [{tests!r}]
 from helpers.tiny_run import tiny_run
 from modeling_treediff.training.run.checkpoints import CheckpointStore
 save = CheckpointStore.save
@@ -263,7 +261,7 @@ except OSError as error:
 def test_files_that_cannot_be_written_whole_leave_the_last_checkpoint(tmp_path, limit):
     """The kernel refuses to write on: in the code, in the weights, in torch's archive of the optimizer."""
     whole, *_ = tiny_run(tmp_path / "whole")
-    code = LIMITED.format(tests=os.path.dirname(TINY_RUN), limit=limit)
+    code = LIMITED.format(limit=limit)
     ran = run_python(tmp_path / "full", code=code, ACCELERATE_USE_CPU="true")
     assert ran.returncode == 0, ran.stderr
     assert "Could not save the checkpoint of step 4 (" in ran.stdout

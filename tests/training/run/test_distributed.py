@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,19 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
 from helpers import distributed_worker
+from helpers.launching import CONFIGS, environment_of, launcher_arguments
 from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, run_python
-from test_checkpoints import SHIPPED
 
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS
 from modeling_treediff.training.run.distributed import configure_sharding
 
-CONFIGS = REPOSITORY / "examples" / "accelerate_configs"
 LOAD_ELSEWHERE = """
 import sys
 sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
@@ -31,18 +28,6 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 print(type(model).__name__, model.config.tree_sha256 == model.tree.sha256, model.generate(max_new_tokens=4).shape[1])
 """
-
-
-def launcher_arguments(config: str) -> Namespace:
-    """What `accelerate launch --config_file` understands."""
-    line = ["--config_file", str(CONFIGS / config), "--num_processes", "1" if config == "one_gpu.yaml" else "2", "x"]
-    return _validate_launch_command(launch_command_parser().parse_args(line))[0]
-
-
-def environment_of(config: str) -> dict[str, str]:
-    """What it sets for the processes."""
-    environment = prepare_multi_gpu_env(launcher_arguments(config))
-    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_USE_FSDP", "FSDP_"))}
 
 
 def launch(processes: int, *runs: dict) -> None:
@@ -141,7 +126,10 @@ def test_sharding_keeps_times_loss_and_master_weights_in_fp32(results):
 
 def test_a_sharded_model_is_saved_as_any_other(results):
     folder = results["sharded"]["folder"] / "model"
-    assert {path.name for path in folder.glob("*.py")} == SHIPPED
+    shipped, expected = (
+        {path.name for path in place.glob("*.py")} for place in (folder, results["alone"]["folder"] / "model")
+    )
+    assert shipped == expected and "modeling_treediff.py" in shipped
     loaded = run_python(folder, code=LOAD_ELSEWHERE, cwd=folder)
     assert loaded.stdout.split("\n")[0] == "TreeDiffForDiffusionLM True 4", loaded.stderr
     config = json.loads((folder / "config.json").read_text())

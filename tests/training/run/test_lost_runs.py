@@ -9,7 +9,6 @@ from helpers.tiny_run import losses
 # One process imports everything once; each life of the run is a fork of it, which begins in milliseconds.
 MANY_LIVES = """
 import os, random, signal, sys, time
-sys.path.insert(0, "tests")
 from pathlib import Path
 from helpers.tiny_run import tiny_run
 folder, kills, moments = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)

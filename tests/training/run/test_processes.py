@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
+from helpers.launching import environment_of
 from helpers.processes import REPOSITORY, environment_on_the_cpu
 from helpers.tiny_run import logged, losses
 from safetensors.torch import load_file
-from test_distributed import environment_of
 
 RUN = REPOSITORY / "tests" / "helpers" / "tiny_run.py"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_machines", "1"]
@@ -101,7 +101,6 @@ def start(folder, launcher, **settings):
 
 SIGNALLED_LATE = """
 import os, sys
-sys.path.insert(0, {tests!r})
 from helpers.tiny_run import tiny_run
 from modeling_treediff import TreeDiffForDiffusionLM
 nelbo = TreeDiffForDiffusionLM.nelbo
@@ -128,7 +127,7 @@ def test_a_signal_saves_and_ends_with_the_code_that_launchers_expect(tmp_path, n
 @pytest.mark.parametrize(("number", "code", "save_every"), [(signal.SIGTERM, 143, 5), (signal.SIGINT, 130, 0)])
 def test_a_signal_during_the_last_estimate_ends_it_and_loses_no_step(tmp_path, number, code, save_every):
     script = tmp_path / "script.py"
-    script.write_text(SIGNALLED_LATE.format(tests=str(RUN.parent), number=int(number), save_every=save_every))
+    script.write_text(SIGNALLED_LATE.format(number=int(number), save_every=save_every))
     ran = subprocess.run(
         [sys.executable, script, tmp_path / "run"],
         capture_output=True, text=True, timeout=120, env=environment_on_the_cpu(), cwd=REPOSITORY,
@@ -165,7 +164,6 @@ def test_a_run_whose_launcher_is_gone_saves_and_ends(tmp_path):
 
 ONE_FAILS = """
 import os, sys, torch
-sys.path.insert(0, {tests!r})
 from helpers.tiny_run import tiny_run
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training.run import checkpoints
@@ -187,7 +185,7 @@ for fault in ("forward", "commit"):
     try:
         tiny_run(os.path.join(sys.argv[1], fault), batch_size=2, gradient_accumulation_steps=2)
     except (FloatingPointError, OSError) as error:
-        print(f"rank {{os.environ['RANK']}}: {{error}}", flush=True)
+        print(f"rank {os.environ['RANK']}: {error}", flush=True)
 torch.distributed.destroy_process_group()
 """
 
@@ -195,7 +193,7 @@ torch.distributed.destroy_process_group()
 def test_what_befalls_one_process_ends_both(tmp_path):
     """A loss that is no number on the second, a disk that is full for the first; neither waits for the other."""
     script = tmp_path / "script.py"
-    script.write_text(ONE_FAILS.format(tests=str(RUN.parent)))
+    script.write_text(ONE_FAILS)
     ran = subprocess.run(
         [*TORCHRUN, script, tmp_path],
         capture_output=True, text=True, timeout=300, env=environment_on_the_cpu(), cwd=REPOSITORY,
@@ -224,7 +222,6 @@ def test_processes_that_do_not_know_one_another_are_refused(tmp_path):
 
 STREAM = """
 import sys
-sys.path.insert(0, {tests!r})
 from helpers import tiny_run
 from modeling_treediff.text import Corpus
 from modeling_treediff.training import StreamedWindows, train
@@ -240,7 +237,7 @@ def test_two_processes_stream_what_one_does_and_go_on_with_its_run(tmp_path):
     text, script = tmp_path / "text.txt", tmp_path / "script.py"
     documents = (" ".join(f"w{(7 * row + word) % 63 + 1}" for word in range(11)) for row in range(40))
     text.write_text("\n\n".join(documents))
-    script.write_text(STREAM.format(tests=str(RUN.parent), text=str(text)))
+    script.write_text(STREAM.format(text=str(text)))
 
     def stream(launcher, *arguments):
         ran = subprocess.run(
@@ -261,7 +258,6 @@ def test_two_processes_stream_what_one_does_and_go_on_with_its_run(tmp_path):
 
 WORKER_FAILS = """
 import sys
-sys.path.insert(0, {tests!r})
 import numpy as np
 from helpers.tiny_run import tiny_run
 from modeling_treediff.text.windows import ShuffledWindows
@@ -283,7 +279,7 @@ if __name__ == "__main__":
 def test_an_error_in_a_worker_ends_the_run_in_one_line(tmp_path, first):
     """Workers ignore signals: whoever waits for them at exit would wait for ever."""
     script = tmp_path / "script.py"
-    script.write_text(WORKER_FAILS.format(tests=str(RUN.parent), first=first))
+    script.write_text(WORKER_FAILS.format(first=first))
     ran = subprocess.run(
         [sys.executable, script, tmp_path / "run"],
         capture_output=True, text=True, timeout=60, env=environment_on_the_cpu(), cwd=REPOSITORY,

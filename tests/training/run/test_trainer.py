@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from helpers.models import tiny_model
+from helpers.models import BACKBONE, tiny_model
 from helpers.processes import SAMPLE, run_python
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
@@ -16,8 +16,6 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
 from modeling_treediff.training import DiffusionCollator
-
-BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The benchmark of memory on tiny models, end to end: its grid, a run cut off, and what its tables refuse."""
+"""Peak memory on tiny models, end to end: the grid, a run cut off, what does not fit."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import contenders, matched_models
+from benchmarks import matched_models
 from benchmarks.memory import peaks, tables
 
 BATCHES = (1, 3)
@@ -98,92 +98,10 @@ def test_variants_come_at_the_reference_point_alone():
     assert {case.variant for case in cases if not case.settings.get("lean", True)} == {"plain"}
 
 
-def test_models_have_the_budget_or_the_depth_of_the_reference_at_full_sizes():
-    for hidden_size, (layers, _) in matched_models.LAYERS_AND_HEADS.items():
-        for vocab_size in (matched_models.VOCABULARIES[0], matched_models.VOCABULARIES[-1]):
-            size = matched_models.Size.full(vocab_size, hidden_size)
-            models = matched_models.matched_models(matched_models.COMPARED, size)
-            budget = models[0].facts["parameters"]
-            assert (models[0].contender, models[0].facts["layers"]) == ("mdlm", layers)
-            for model in models:
-                if "budget" in model.matched:
-                    assert abs(model.facts["parameters"] - budget) <= 0.01 * budget
-                if "depth" in model.matched:
-                    assert model.facts["layers"] == layers
-
-
-def test_a_model_is_what_its_facts_and_its_contender_say():
-    size = matched_models.Size(500, 64, layers=2, heads=2, sequence_length=16, rope_theta=50.0)
-    for matched in matched_models.matched_models(matched_models.COMPARED, size):
-        model = matched.make()
-        assert sum(parameter.numel() for parameter in model.parameters()) == matched.facts["parameters"]
-        fields = contenders.CONTENDERS[matched.contender].fields | size.fields
-        assert fields.items() <= model.config.to_dict().items()
-
-
 def test_what_does_not_fit_by_plan_is_not_measured(monkeypatch):
     monkeypatch.setattr(peaks, "device_memory", lambda device: 1000)
     plan = SimpleNamespace(fits=lambda memory: memory > 1000)
     assert peaks.measure(None, plan, 1) == {"not_measured": "by plan it does not fit"}
-
-
-ROW = {
-    "contender": "mdlm", "matched": ["budget", "depth"], "variant": "lean", "peak_phase": "backward", "layers": 12,
-    "parameters": 100, "batch_size": 32, "vocab_size": 50_257, "hidden_size": 768, "peak_bytes": 3 * 2**30,
-    "parts_bytes": {"parameters": 2**30, "activations": 2**31},
-}  # fmt: skip
-
-
-def record_of(*rows, **facts):
-    return {"commit": "0123", "device": "some GPU", "length": 512, "precision": "bf16", "measured": False,
-            "rows": [ROW | row for row in rows]} | facts  # fmt: skip
-
-
-def test_tables_show_peaks_and_their_ratio_to_mdlm(tmp_path):
-    tree = {"contender": "tdlm-child", "peak_bytes": 3 * 2**29}
-    record = record_of({}, tree | {"matched": ["budget"]}, tree | {"matched": ["depth"], "peak_bytes": 2**30},
-                       {"variant": "plain", "peak_bytes": 2**33})  # fmt: skip
-    assert "| MDLM (flat) | 12 | 3.00 GiB (1.00) |" in tables.peaks_table(record)
-    assert "| TDLM, child head | 12 | 1.50 GiB (0.50) |" in tables.peaks_table(record)
-    assert "| TDLM, child head, same depth | 0.33 |" in tables.ratios_table(record)
-    assert "8.00" not in tables.peaks_table(record)
-    tables.draw(record, tmp_path / "figures" / "memory.png")
-    assert (tmp_path / "figures" / "memory.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_one_model_by_budget_and_by_depth_has_one_title_unless_they_differ_elsewhere():
-    def titles(*matched, **options):
-        return list(matched_models.by_title([ROW | {"matched": kinds} for kinds in matched], **options))
-
-    both, budget, depth = ["budget", "depth"], ["budget"], ["depth"]
-    assert titles(both, both) == ["MDLM (flat)"]
-    assert titles(both, budget, depth) == titles(budget, depth) == ["MDLM (flat)", "MDLM (flat), same depth"]
-    assert titles(both, budget, depth, kinds=budget) == ["MDLM (flat)"]
-
-
-def test_measurements_stand_beside_plans():
-    measured = {"allocated_bytes": 2**32, "reserved_bytes": 5 * 2**30, "step_seconds": 0.25}
-    shown = tables.measured_table(record_of(measured, {"not_measured": "out of memory"}, measured=True))
-    assert "| 3.00 GiB | 4.00 GiB | 5.00 GiB | 0.75 | 250 ms |" in shown and "| 3.00 GiB | out of memory |" in shown
-    with pytest.raises(ValueError, match="plans alone"):
-        tables.measured_table(record_of({}))
-
-
-def test_a_missing_older_or_damaged_record_is_not_shown(tmp_path):
-    file = tmp_path / "memory.json"
-    with pytest.raises(ValueError, match="memory.json is missing: the benchmark that writes it has not been run"):
-        tables.read_memory(file)
-    older = {"commit": "0123", "device": "CPU", "length": 512, "precision": "bf16", "rows": [{"model": "flat"}]}
-    cases = {
-        "memory lacks measured": older,
-        r"rows\[0\] lacks contender": older | {"measured": False},
-        "rows is empty": record_of(),
-        "parts of a row of mdlm do not sum to its peak": record_of({"peak_bytes": 2**30}),
-    }
-    for message, record in cases.items():
-        file.write_text(json.dumps(record))
-        with pytest.raises(ValueError, match=message):
-            tables.read_memory(file)
 
 
 @pytest.mark.gpu

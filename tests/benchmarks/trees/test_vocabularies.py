@@ -153,9 +153,9 @@ def test_all_outputs_are_written_once(tmp_path, monkeypatch):
     packages, output = tmp_path / "packages", tmp_path / "new" / "output"
     packages.mkdir()
     write_packages(packages)
-    monkeypatch.setattr("SPECIAL_TOKENS", {"cl100k": SPECIAL, "o200k": SPECIAL})
-    monkeypatch.setattr("HELP_TOKENS", 260)
-    monkeypatch.setattr(sys, "argv", ["prepare", "--packages", str(packages), "--output", str(output)])
+    monkeypatch.setattr(vocabularies, "SPECIAL_TOKENS", {"cl100k": SPECIAL, "o200k": SPECIAL})
+    monkeypatch.setattr(vocabularies, "HELP_TOKENS", 260)
+    monkeypatch.setattr(sys, "argv", ["vocabularies", "--packages", str(packages), "--output", str(output)])
     vocabularies.main()
     assert AutoTokenizer.from_pretrained(output / "o200k")("the end")["input_ids"] == encode_by_ranks("the end")
     assert len(AutoTokenizer.from_pretrained(output / "tokenizer-ja")) == 260
@@ -172,12 +172,3 @@ def test_all_outputs_are_written_once(tmp_path, monkeypatch):
     (output / "help-fr.txt.xz").unlink()
     vocabularies.main()
     assert lzma.decompress((output / "help-fr.txt.xz").read_bytes()).decode() == "\n\n".join(french)
-
-
-def test_missing_or_doubled_package_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds 0 files gpt-tokenizer-\*.tgz"):
-        vocabularies.write_gpt_vocabulary("cl100k", tmp_path, tmp_path)
-    for version in (1, 2):
-        (tmp_path / f"gpt-tokenizer-{version}.tgz").touch()
-    with pytest.raises(FileNotFoundError, match="holds 2 files"):
-        vocabularies.write_gpt_vocabulary("cl100k", tmp_path, tmp_path)

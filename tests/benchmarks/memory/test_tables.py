@@ -1,0 +1,55 @@
+"""Tables of peak memory, and what they refuse."""
+
+import json
+
+import pytest
+
+from benchmarks.memory import tables
+
+ROW = {
+    "contender": "mdlm", "matched": ["budget", "depth"], "variant": "lean", "peak_phase": "backward", "layers": 12,
+    "parameters": 100, "batch_size": 32, "vocab_size": 50_257, "hidden_size": 768, "peak_bytes": 3 * 2**30,
+    "parts_bytes": {"parameters": 2**30, "activations": 2**31},
+}  # fmt: skip
+
+
+def record_of(*rows, **facts):
+    return {"commit": "0123", "device": "some GPU", "length": 512, "precision": "bf16", "measured": False,
+            "rows": [ROW | row for row in rows]} | facts  # fmt: skip
+
+
+def test_tables_show_peaks_and_their_ratio_to_mdlm(tmp_path):
+    tree = {"contender": "tdlm-child", "peak_bytes": 3 * 2**29}
+    record = record_of({}, tree | {"matched": ["budget"]}, tree | {"matched": ["depth"], "peak_bytes": 2**30},
+                       {"variant": "plain", "peak_bytes": 2**33})  # fmt: skip
+    assert "| MDLM (flat) | 12 | 3.00 GiB (1.00) |" in tables.peaks_table(record)
+    assert "| TDLM, child head | 12 | 1.50 GiB (0.50) |" in tables.peaks_table(record)
+    assert "| TDLM, child head, same depth | 0.33 |" in tables.ratios_table(record)
+    assert "8.00" not in tables.peaks_table(record)
+    tables.draw(record, tmp_path / "figures" / "memory.png")
+    assert (tmp_path / "figures" / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measurements_stand_beside_plans():
+    measured = {"allocated_bytes": 2**32, "reserved_bytes": 5 * 2**30, "step_seconds": 0.25}
+    shown = tables.measured_table(record_of(measured, {"not_measured": "out of memory"}, measured=True))
+    assert "| 3.00 GiB | 4.00 GiB | 5.00 GiB | 0.75 | 250 ms |" in shown and "| 3.00 GiB | out of memory |" in shown
+    with pytest.raises(ValueError, match="plans alone"):
+        tables.measured_table(record_of({}))
+
+
+def test_a_missing_older_or_damaged_record_is_not_shown(tmp_path):
+    file = tmp_path / "memory.json"
+    with pytest.raises(ValueError, match="memory.json is missing: the benchmark that writes it has not been run"):
+        tables.read_memory(file)
+    older = {"commit": "0123", "device": "CPU", "length": 512, "precision": "bf16", "rows": [{"model": "flat"}]}
+    cases = {
+        "memory lacks measured": older,
+        r"rows\[0\] lacks contender": older | {"measured": False},
+        "rows is empty": record_of(),
+        "parts of a row of mdlm do not sum to its peak": record_of({"peak_bytes": 2**30}),
+    }
+    for message, record in cases.items():
+        file.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=message):
+            tables.read_memory(file)

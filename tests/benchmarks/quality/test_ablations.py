@@ -1,0 +1,98 @@
+"""Variants change one thing and keep the budget."""
+
+import argparse
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.contenders import SIZES, TINY
+from helpers.models import tiny_model
+
+from benchmarks.contenders import budget_config, reference_parameters
+from benchmarks.quality import ablation_table, ablations, perplexity
+from benchmarks.quality import record as quality_record
+from modeling_treediff import TreeDiffConfig, VocabularyTree, corrupt
+
+
+def test_level_weights_change_the_training_loss_alone():
+    model = tiny_model(VocabularyTree.random(20, 5, 2)).train()
+    tokens = torch.randint(0, 20, (16, 8), generator=torch.Generator().manual_seed(0))
+    batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(1))
+    arguments = {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}
+    plain = model(**arguments)
+    with ablations.weighted_levels((1.5, 0.5)):
+        weighted = model(**arguments)
+    torch.testing.assert_close(weighted.loss, plain.level_losses @ torch.tensor([1.5, 0.5]))
+    assert weighted.loss != plain.loss
+    torch.testing.assert_close(model(**arguments).loss, plain.loss)
+
+
+def test_every_variant_changes_something_and_keeps_the_budget():
+    base = ablations.VARIANTS[ablations.BASE]
+    vocab_size, layers, sizes = SIZES["cpu"]
+    budget = reference_parameters(vocab_size, layers, **sizes)
+    for name, variant in ablations.VARIANTS.items():
+        same = replace(variant, group=base.group, title=base.title) == base
+        assert same == (name == ablations.BASE)
+        branching = variant.branching or math.ceil(vocab_size ** (1 / variant.depth) - 1e-9)
+        tree = VocabularyTree.random(vocab_size, branching, variant.depth)
+        config = budget_config(variant.contender, tree, budget, **sizes)
+        assert abs(sum(config.count_parameters().values()) - budget) <= 0.01 * budget, name
+
+
+def test_ablations_are_shorter_but_never_longer_than_the_protocol():
+    assert ablations.shortened(TINY).steps == TINY.steps
+    assert ablations.shortened(perplexity.PROTOCOLS["cpu"]).steps == ablations.STEPS
+
+
+def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch):
+    """Three variants: in the table, with the difference of their windows to those of their base."""
+    wanted = {name: ablations.VARIANTS[name] for name in (ablations.BASE, "coarse", "mdlm")}
+    monkeypatch.setattr(ablations, "VARIANTS", wanted)
+    monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
+    runs = ablations.wanted_runs("choices")
+    assert sorted(runs) == [(ablations.BASE, 0), (ablations.BASE, 1), ("coarse", 0), ("mdlm", 0)]
+    for name, seed in runs:
+        options = argparse.Namespace(form="tiny", embeddings="", seed=seed, part="candidates")  # `tiny` is short
+        ablations.run(name, options, tmp_path / f"{name}-seed{seed}")
+    records = quality_record.read_runs(tmp_path)
+    ablations.collect(tmp_path / "ablations.json", records, runs)
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
+    lines = ablation_table.ablation_table(ablation_table.read_part("choices")).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "base", "level weights", "MDLM"]
+    nats = {(one["variant"], one["seed"]): np.mean(one["windows"]) for one in records}
+    assert f"{nats['coarse', 0] - nats[ablations.BASE, 0]:+.3f} ±" in lines[4]
+    with pytest.raises(ValueError, match="missing: mdlm, seed 0. benchmarks"):
+        ablations.collect(tmp_path / "other.json", [one for one in records if one["variant"] != "mdlm"], runs)
+    ablations.collect(tmp_path / "ablations_candidates.json", records, runs)
+    with pytest.raises(ValueError, match="lacks to_mdlm"):  # of the second seed
+        ablation_table.read_part("candidates")
+    ablations.collect(tmp_path / "ablations_candidates.json", records, [run for run in runs if run[1] == 0])
+    candidates = ablation_table.read_part("candidates")
+    means = [nats[name, 0] for name in ablation_table.ranked_candidates(candidates)]
+    assert means == sorted(means)
+    _, line = (line for line in ablation_table.candidates_table(candidates).splitlines() if "coarse level" in line)
+    texts = {one["variant"]: one["further"] for one in records if one["seed"] == 0}
+    assert list(texts["coarse"]) == ["validation", "other", *ablations.given_places(16)]
+    for text, measured in texts["coarse"].items():
+        difference = np.mean(measured["windows"]) - np.mean(texts["mdlm"][text]["windows"])
+        assert f"| {math.exp(difference):.3f} (" in line
+
+
+def test_schedules_are_compared_with_nothing_else_changed():
+    tree = VocabularyTree.random(20, 5, 2)
+    for name, other in ablations.SEQUENTIAL.items():
+        own, sequential = (
+            TreeDiffConfig.from_tree(tree, **ablations.VARIANTS[one].contender.fields) for one in (name, other)
+        )
+        differing = [field for field, value in own.to_dict().items() if sequential.to_dict()[field] != value]
+        assert differing == ["schedule"] and sequential.schedule == "sequential"
+
+
+def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_protocol():
+    runs = ablations.wanted_runs("candidates")
+    assert {name for name, _ in runs} == set(ablations.CANDIDATES) <= set(ablations.VARIANTS)
+    for name in ablations.CANDIDATES:
+        assert tuple(seed for one, seed in runs if one == name) == perplexity.PROTOCOLS["cpu"].seeds

@@ -1,0 +1,62 @@
+"""Tables of the quality benchmark show every contender and refuse damaged records."""
+
+import json
+
+import pytest
+from helpers.contenders import COMPARED
+
+from benchmarks.contenders import REFERENCE
+from benchmarks.quality import ablation_table, tables
+from benchmarks.quality import record as quality_record
+
+
+@pytest.fixture
+def record(records, packed, tmp_path):
+    quality_record.write_quality(tmp_path / "quality_cpu.json", records, packed.manifest, COMPARED)
+    return json.loads((tmp_path / "quality_cpu.json").read_text())
+
+
+def test_tables_show_every_contender_and_seed(record, tmp_path):
+    lines = tables.main_table(record).splitlines()
+    names = [line.split("|")[1].split(",")[0].strip() for line in lines[2:7]]
+    assert names == ["MDLM (flat)"] * 2 + ["TDLM"] * 2 + ["autoregressive (GPT-2)"]
+    ratio = record["best"]["tdlm-child"]["ratios"]["1"]["validation"]["ratio"]
+    assert f"{ratio:.3f} (" in lines[5] and lines[2].rstrip(" |").endswith(" 1")
+    assert "≤" in lines[2] and "≤" not in lines[6]
+    assert tables.zero_shot_table(record).splitlines()[0] == "| perplexity; to MDLM's | other |"
+    assert tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
+    assert "with a better rate perhaps beyond: MDLM (flat); TDLM" in tables.grid_table(record)
+    ratio = record["best"]["ar"]["ratios"]["0"]["validation"]["ratio"]
+    headline = tables.headline(record)
+    assert "(TDLM, child head) to MDLM's" in headline and f"autoregressive (GPT-2) {ratio:.3f}." in headline
+    tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: record.pop("measured_with"), "quality_cpu lacks measured_with"),
+        (lambda record: record["runs"][1].pop("head_parameters"), r"quality_cpu.runs\[1\] lacks head_parameters"),
+        (lambda record: record["best"].pop(REFERENCE), "quality_cpu.best lacks mdlm"),
+        (lambda record: record["runs"][0]["texts"]["other"].update(nats=None), "nats should be"),
+    ],
+)
+def test_older_records_are_not_shown(record, tmp_path, monkeypatch, damage, message):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.read_quality("cpu") == record
+    damage(record)
+    (tmp_path / "quality_cpu.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        tables.read_quality("cpu")
+
+
+def test_missing_records_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match=r"quality_gpu\.json is missing"):
+        tables.read_quality("gpu")
+    with pytest.raises(ValueError, match=r"ablations\.json is missing"):
+        ablation_table.read_part("choices")
+    with pytest.raises(ValueError, match=r"ablations_candidates\.json is missing"):
+        ablation_table.read_part("candidates")
