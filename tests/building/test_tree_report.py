@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from helpers.processes import SAMPLE
-from modeling_treediff.viewing.drafts.tree_map.tree_page import page_data, render_page
 from scipy import sparse
 from transformers import AutoTokenizer
 
@@ -18,6 +17,7 @@ from modeling_treediff.building.report_tables import report_tables
 from modeling_treediff.building.tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 from modeling_treediff.building.tree_report import _matched_shuffle, report_kinds, report_tree
 from modeling_treediff.text import KINDS, iterate_documents
+from modeling_treediff.viewing.tree_map.tree_page import page_data, render_page
 
 
 def some_follows(vocab_size: int, seed: int = 0) -> sparse.csr_array:

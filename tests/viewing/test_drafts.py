@@ -13,19 +13,6 @@ import pytest
 import torch
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import REPOSITORY, SAMPLE, load_example, run_python
-from modeling_treediff.viewing.drafts.drafts.drafts.animation import MOST_FRAMES, choose_evenly
-from modeling_treediff.viewing.drafts.drafts.drafts.colours import depth_colour
-from modeling_treediff.viewing.drafts.drafts.drafts.picture import (
-    LAST_MILLISECONDS,
-    MARGIN,
-    MILLISECONDS,
-    MOVED,
-    WIDTH,
-    break_lines,
-    draw_draft,
-    write_gif,
-)
-from modeling_treediff.viewing.drafts.drafts.page import animation_data
 from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -41,6 +28,19 @@ from modeling_treediff.viewing.drafts import (
     iterate_newest,
     render_animation,
     write_animation,
+)
+from modeling_treediff.viewing.drafts.animation import MOST_FRAMES, choose_evenly
+from modeling_treediff.viewing.drafts.colours import depth_colour
+from modeling_treediff.viewing.drafts.page import animation_data
+from modeling_treediff.viewing.drafts.picture import (
+    LAST_MILLISECONDS,
+    MARGIN,
+    MILLISECONDS,
+    MOVED,
+    WIDTH,
+    break_lines,
+    draw_draft,
+    write_gif,
 )
 
 LETTERS = "naïve façade, “quotes” — 東京 🙂 x"  # several bytes, and with byte-level BPE several tokens, a letter
@@ -273,7 +273,7 @@ def test_an_animation_is_written_whole_or_not_at_all(recorded, tmp_path, monkeyp
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("modeling_treediff.viewing.drafts.drafts.drafts.animation.write_gif", fails)
+    monkeypatch.setattr("modeling_treediff.viewing.drafts.animation.write_gif", fails)
     with pytest.raises(OSError, match="disk full"):
         write_animation(file, recorded[0].drafts, "")
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("text.gif", b"before")]
@@ -282,7 +282,7 @@ def test_an_animation_is_written_whole_or_not_at_all(recorded, tmp_path, monkeyp
 
 
 def test_a_terminal_shows_drafts_in_place(recorded, monkeypatch):
-    monkeypatch.setattr("modeling_treediff.viewing.drafts.drafts.drafts.terminal.SECONDS_PER_DRAFT", 0)
+    monkeypatch.setattr("modeling_treediff.viewing.drafts.terminal.SECONDS_PER_DRAFT", 0)
     drafts = recorded[0].drafts
     screen = io.StringIO()
     with TerminalView(Console(file=screen, force_terminal=True, width=2000, color_system="truecolor")) as view:
