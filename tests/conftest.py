@@ -49,6 +49,12 @@ def tree() -> VocabularyTree:
     return VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
 
 
+@pytest.fixture
+def uneven() -> VocabularyTree:
+    """Three clusters of 4, 2 and 1 tokens; slot 1 of the root is empty, tokens are not in order."""
+    return VocabularyTree.from_paths([[3, 0], [0, 2], [0, 0], [2, 1], [0, 1], [2, 0], [0, 3]], 4)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return AutoTokenizer.from_pretrained(SAMPLE)

@@ -20,9 +20,9 @@ def test_models_have_the_budget_or_the_depth_of_the_reference_at_full_sizes():
 def test_a_model_is_what_its_facts_and_its_contender_say():
     size = matched_models.Size(500, 64, layers=2, heads=2, sequence_length=16, rope_theta=50.0)
     for matched in matched_models.matched_models(matched_models.COMPARED, size):
-        model = matched.make(recompute_mlp_layers=1)
+        model = matched.make()
         assert sum(parameter.numel() for parameter in model.parameters()) == matched.facts["parameters"]
-        fields = contenders.CONTENDERS[matched.contender].fields | size.fields | {"recompute_mlp_layers": 1}
+        fields = contenders.CONTENDERS[matched.contender].fields | size.fields
         assert fields.items() <= model.config.to_dict().items()
 
 

@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 from transformers import AutoTokenizer
 
-from modeling_treediff.building import build_tree, train_tokenizer
-from modeling_treediff.building.auction import auction
-from modeling_treediff.building.balanced_kmeans import balanced_kmeans, centroids, quantise, quantise_weights
+from modeling_treediff.building import build_tree
 from modeling_treediff.building.tree_builder import smallest_depth
 from modeling_treediff.text import read_documents
 from modeling_treediff.vocabulary_tree import VocabularyTree, smallest_branching
@@ -107,60 +104,6 @@ class TestTree:
         for number, degree in itertools.product([1, 2, 8191, 8192, 8281, 8282, 50257, 10**6, 10**6 + 1], range(1, 7)):
             root = smallest_branching(number, degree)
             assert root**degree >= number and (root == 1 or (root - 1) ** degree < number)
-
-
-class TestBalancedKmeans:
-    def test_arithmetic_is_integer_and_exact(self):
-        points = quantise(random_points(300, 40) * 1e-3)
-        weights = quantise_weights(np.random.default_rng(0).random(300))
-        labels = np.arange(300) % 7
-        centres = centroids(points, weights, labels, np.zeros((7, 40)))
-        for array in (points, weights, centres):
-            assert np.array_equal(array, np.rint(array))
-        assert (points**2).sum(axis=1).max() < 2**24 * 1.01
-        assert (points**2).sum(axis=1).max() > 2**22 * 0.99  # the bits are used
-        exact = points.astype(np.int64) @ centres.astype(np.int64).T
-        assert np.array_equal(points @ centres.T, exact)
-
-    def test_auction_is_near_the_optimum_and_respects_capacity(self):
-        score = np.rint(np.random.default_rng(0).random((60, 6)) * 1e6)
-        rows, columns = linear_sum_assignment(np.repeat(score, 10, axis=1), maximize=True)
-        best = score[rows, columns // 10].sum()
-        owner = auction(score.copy(), 10)
-        assert np.bincount(owner, minlength=6).max() == 10
-        assert score[np.arange(60), owner].sum() > 0.95 * best
-
-    def test_contested_clusters_end(self):
-        """Blobs of the wrong sizes: most of one must move into the room of another, far away."""
-        points = np.concatenate([random_points(900) * 0.01, random_points(100) * 0.01 + 100])
-        labels = balanced_kmeans(quantise(points), 10, 100, np.random.default_rng(0))
-        assert np.array_equal(np.bincount(labels), np.full(10, 100))
-        heavy_tailed = quantise(np.exp(20 * np.random.default_rng(0).random((2000, 2))))
-        assert np.bincount(balanced_kmeans(heavy_tailed, 40, 50, np.random.default_rng(0))).tolist() == [50] * 40
-        with pytest.raises(ValueError, match="cannot hold"):
-            balanced_kmeans(np.zeros((10, 2)), 3, 3, np.random.default_rng(0))
-
-
-class TestTokenizer:
-    @pytest.fixture(scope="class")
-    def tokenizer(self):
-        return train_tokenizer(["the cat sat on the mat", "the dog sat on the log"] * 3, 270)
-
-    def test_round_trip_after_reload(self, tokenizer, tmp_path):
-        tokenizer.save_pretrained(tmp_path)
-        reloaded = AutoTokenizer.from_pretrained(tmp_path)
-        assert len(reloaded) == 270
-        for text in ["the cat , it 's . ", " \t\r\n\0\x1f\x7f ", "naïve 漢字 🙂\u200d e\u0301 \ufeff <|x|>", ""]:
-            ids = reloaded(text)["input_ids"]
-            assert ids == tokenizer(text)["input_ids"]
-            assert reloaded.decode(ids) == text
-        assert {reloaded.bos_token_id, reloaded.eos_token_id, reloaded.pad_token_id, reloaded.unk_token_id} == {0}
-
-    def test_too_small_text(self):
-        with pytest.raises(ValueError, match="too small for 9000 tokens"):
-            train_tokenizer(["a few words"], 9000)
-        with pytest.raises(ValueError, match="at least 257"):
-            train_tokenizer(["a few words"], 256)
 
 
 class TestSample:

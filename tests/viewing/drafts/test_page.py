@@ -1,0 +1,31 @@
+"""Drafts as HTML: every one of them, and no markup from tokens."""
+
+import html
+import json
+import re
+
+from modeling_treediff.viewing.drafts import Draft, Piece, draft_html, render_animation
+from modeling_treediff.viewing.drafts.page import animation_data
+
+
+def test_a_page_holds_every_draft(recorded):
+    drafts = recorded[0].drafts
+    page = render_animation(drafts, "A <title>")
+    assert "A &lt;title&gt;" in page and "{{" not in page
+    assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", page)  # it loads nothing
+    frames = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    pieces = {}
+    for draft, frame in zip(drafts, frames, strict=True):
+        pieces |= dict(frame["changes"])
+        shown = [html.unescape(re.sub(r"<[^>]*>", "", pieces[place])) for place in range(len(draft.pieces))]
+        assert shown == [piece.text for piece in draft.pieces]
+        assert frame["caption"] == draft.caption and frame["counts"] == draft.counts
+    assert html.unescape(re.sub(r"<[^>]*>", "", draft_html(drafts[-1]))).startswith(drafts[-1].text)
+
+
+def test_tokens_cannot_become_markup():
+    evil = Draft(0, (Piece('</script><script>alert("1")</script>', "token", 1), Piece("<!--", "token", 1)), 1)
+    page = render_animation([evil], "</title><script>")
+    assert len(re.findall("<script", page)) == 2 and len(re.findall("</script", page)) == 2 and "<!--" not in page
+    [frame] = animation_data([evil])
+    assert "<script" not in frame["changes"][0][1] and "&lt;script&gt;" in draft_html(evil)

@@ -1,0 +1,58 @@
+"""Drafts as a GIF: every one of them, whole, with its duration."""
+
+import io
+
+from PIL import Image
+
+from modeling_treediff.viewing.drafts import Draft, Piece
+from modeling_treediff.viewing.drafts.picture import (
+    LAST_MILLISECONDS,
+    MARGIN,
+    MILLISECONDS,
+    MOVED,
+    WIDTH,
+    break_lines,
+    draw_draft,
+    write_gif,
+)
+
+
+def test_a_gif_has_the_drafts_and_their_durations(recorded):
+    drafts = recorded[0].drafts
+    file = io.BytesIO()
+    write_gif(file, drafts)
+    with Image.open(file) as picture:
+        assert picture.n_frames == len(drafts)
+        durations, sizes = [], set()
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            durations.append(picture.info["duration"])
+            sizes.add(picture.size)
+    assert durations == [MILLISECONDS] * (len(drafts) - 1) + [LAST_MILLISECONDS]
+    assert len(sizes) == 1 and sizes.pop()[0] == WIDTH
+
+
+def test_every_draft_fits_on_the_canvas(recorded):
+    """Nothing is drawn into the margins, and every position has exactly one line."""
+    narrow = Draft(0, (Piece(" i", "token", 2),) * 400, 2)
+    for draft, drafts in [(draft, recorded[0].drafts) for draft in recorded[0].drafts] + [(narrow, [narrow])]:
+        lines = break_lines(drafts)
+        assert [place for line in lines for place in line] == list(range(len(draft.pieces)))
+        frame = draw_draft(draft, lines)
+        ground = frame.getpixel((0, 0))
+        margin = frame.crop((WIDTH - MARGIN + 3, 0, WIDTH, frame.height))
+        assert margin.getcolors() == [(margin.width * margin.height, ground)]
+
+
+def test_a_frame_marks_what_moved():
+    def marked(moved):
+        draft = Draft(1, (Piece(" word", "token", 2, moved), Piece(" _", "open", 0)), 2)
+        frame = draw_draft(draft, break_lines([draft]))
+        return tuple(bytes.fromhex(MOVED[1:])) in {colour for _, colour in frame.getcolors(maxcolors=10_000)}
+
+    assert marked(True) and not marked(False)
+
+
+def test_line_breaks_of_the_text_stay():
+    pieces = tuple(Piece(text, "token", 1) for text in ("a", "\n", "b", "c"))
+    assert break_lines([Draft(0, pieces, 1)]) == [range(0, 2), range(2, 4)]
