@@ -6,7 +6,6 @@ import torch
 from helpers.tiny_run import LENGTH, equal, logged, losses, ragged_windows, tiny_network, tiny_run, tiny_tree
 from torch.utils.data import IterableDataset
 
-from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
 
@@ -66,31 +65,10 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path):
     assert len(first_losses) == 6 and result.tokens_seen == 6 * 4 * LENGTH
 
 
-def test_gradient_checkpointing_changes_nothing_and_warns_of_nothing(tmp_path, recwarn):
-    plain, *_ = tiny_run(tmp_path / "a")
-    again, *_ = tiny_run(tmp_path / "b", gradient_checkpointing=True)
-    assert equal(plain, again)
-    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
-
-
 def test_workers_change_nothing(tmp_path):
     alone, *_ = tiny_run(tmp_path / "a")
     helped, *_ = tiny_run(tmp_path / "b", workers=2)
     assert equal(alone, helped)
-
-
-def test_the_average_is_validated_exported_and_saved_beside_the_training_weights(tmp_path):
-    _, _, plain = tiny_run(tmp_path / "plain", validate_every=3, learning_rate=1e-2)
-    final, measured, averaged = tiny_run(tmp_path / "ema", validate_every=3, learning_rate=1e-2, ema_decay=0.9)
-    assert measured == losses(tmp_path / "plain")  # the average does not touch the training
-    exported = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "ema")
-    assert equal(final, TreeDiffForDiffusionLM.from_pretrained(tmp_path / "ema" / "checkpoint-0000006").state_dict())
-    windows = ragged_windows()[:6]
-    bound = exported.nelbo(
-        torch.from_numpy(windows.input_ids).long(), torch.from_numpy(windows.attention_mask), batch_size=16,
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    assert averaged.validation.value == bound.value == logged(tmp_path / "ema")[-1]["nelbo"] != plain.validation.value
 
 
 def test_validation_and_samples_are_logged(tmp_path):

@@ -9,7 +9,6 @@ from helpers.tiny_run import logged, ragged_windows, tiny_run
 
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import write_record
-from modeling_treediff.training.run.curves import draw_curves
 from modeling_treediff.training.run.run_log import RunLog, drop_later_steps
 
 
@@ -71,27 +70,3 @@ def test_few_windows_still_give_a_standard_error(tmp_path):
         *_, result = tiny_run(tmp_path / str(count), windows=windows, held_out=count, max_steps=1, validate_every=1)
         assert math.isfinite(result.validation.standard_error)
         assert logged(tmp_path / str(count))[-1]["nelbo_standard_error"] == result.validation.standard_error
-
-
-def test_the_picture_is_a_png_of_the_curves(tmp_path):
-    pytest.importorskip("matplotlib")
-    tiny_run(tmp_path / "run", validate_every=2, draw=True)
-    picture = (tmp_path / "run" / "curves.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    steps = logged(tmp_path / "run")
-    for line in steps:
-        line["loss"] *= 1.5
-    draw_curves(steps, tmp_path / "other.png")
-    assert (tmp_path / "other.png").read_bytes() != picture
-    steps[-1]["nelbo_standard_error"] = None
-    draw_curves(steps, tmp_path / "unknown_error.png")
-    draw_curves(steps[:1], tmp_path / "one.png")  # neither validation nor a second point
-
-
-def test_a_missing_library_costs_the_picture_and_nothing_else(tmp_path, monkeypatch, capfd):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    tiny_run(tmp_path, draw=True)
-    assert "needs matplotlib: pip install matplotlib" in capfd.readouterr().err
-    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "curves.png").exists()

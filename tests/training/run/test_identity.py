@@ -1,0 +1,52 @@
+"""A checkpoint is continued by the same run alone, however its steps are split."""
+
+import shutil
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+from helpers.tiny_run import equal, ragged_windows, tiny_run, tiny_tree
+
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text import TokenWindows
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"batch_size": 2}, "windows per step was 4, is 2"),
+        ({"learning_rate": 1e-9}, "learning_rate was 0.001, is 1e-09"),
+        ({"ema_decay": 0.5}, "ema_decay was 0.0, is 0.5"),
+        ({"model_fields": {"num_attention_heads": 1}}, "num_attention_heads was 2, is 1"),
+        ({"model_fields": {"node_embedding": "free"}}, "node_embedding was path, is free"),
+        ({"tree": tiny_tree(9)}, "tree was"),
+        ({"windows": ragged_windows(seed=1)}, "training text was"),
+        ({"windows": TokenWindows(ragged_windows().input_ids)}, "training text was"),
+        ({"max_steps": 3}, "has done 6 steps already"),
+    ],
+    ids=["seed", "batch", "rate", "average", "heads", "embedding", "tree", "text", "mask", "fewer steps"],
+)
+def test_another_run_cannot_be_resumed(tmp_path, changes, message):
+    before, *_ = tiny_run(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        tiny_run(tmp_path, resume=True, **changes)
+    assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+
+
+def test_a_precision_that_the_launcher_chose_is_part_of_the_run(tmp_path, monkeypatch, fresh_accelerate):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    tiny_run(tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    with pytest.raises(ValueError, match="mixed_precision was bf16, is no"):
+        tiny_run(tmp_path, resume=True)
+
+
+def test_another_split_of_the_same_global_batch_can_be_resumed(tmp_path):
+    whole, *_ = tiny_run(tmp_path / "whole", max_steps=8)
+    tiny_run(tmp_path / "split", max_steps=8)
+    shutil.rmtree(tmp_path / "split" / "checkpoint-0000008")
+    split, *_ = tiny_run(tmp_path / "split", resume=True, max_steps=8, batch_size=1, gradient_accumulation_steps=4)
+    for name, value in whole.items():
+        np.testing.assert_allclose(split[name], value, rtol=1e-4, atol=1e-6)
