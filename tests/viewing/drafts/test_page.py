@@ -4,7 +4,8 @@ import html
 import json
 import re
 
-from modeling_treediff.viewing.drafts import Draft, Piece, draft_html, render_animation
+from modeling_treediff.text import Piece
+from modeling_treediff.viewing.drafts import Draft, draft_html, render_animation
 from modeling_treediff.viewing.drafts.page import animation_data
 
 

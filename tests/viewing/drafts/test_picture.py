@@ -4,7 +4,8 @@ import io
 
 from PIL import Image
 
-from modeling_treediff.viewing.drafts import Draft, Piece
+from modeling_treediff.text import Piece
+from modeling_treediff.viewing.drafts import Draft
 from modeling_treediff.viewing.drafts.picture import (
     LAST_MILLISECONDS,
     MARGIN,
