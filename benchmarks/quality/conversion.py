@@ -38,7 +38,9 @@ def main() -> None:
     args = parse_arguments()
     source, tree = load_source(str(args.checkpoint)), VocabularyTree.from_pretrained(args.tree)
     texts = [Corpus(SAMPLE / f"{part}.txt.xz") for part in ("train", "validation")]
-    windows = open_training_data(texts[0], source.tokenizer, DataOptions(sequence_length=args.sequence_length), texts[1])
+    windows = open_training_data(
+        texts[0], source.tokenizer, DataOptions(sequence_length=args.sequence_length), texts[1]
+    )
     converted, report = convert(source, tree, args.layers)
     facts: dict[str, Any] = {
         "source": args.name,
