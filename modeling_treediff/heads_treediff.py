@@ -5,15 +5,10 @@ Sources: TDLM (arXiv 2604.03537); HDLM (Next Semantic Scale Prediction via Hiera
 Shape legend: B sequences, T positions, n = B T, E hidden size, V tokens, I internal nodes, N = V + I nodes, P = I - 1,
 D depth of the leaves, K largest fan-out, R head rank, G blocks, C positions per block.
 
-Every head has
-- `forward(hidden, input_ids, tree) -> logits_BTK`, the children by their slots: -inf where there is no child; numbers
-  without meaning at leaves, -inf where the root has no child, so that a softmax is finite there too;
-- `node_scores(hidden, level, tree) -> (n, nodes of that level)`: the scores of all nodes of a depth, 1..D, in the order
-  of their ids, before siblings are normalised. Dense, and its shape depends on the tree's values: not for compiling.
-
-Dense identity: logits[b, i, s] = node_scores(hidden[b, i], d + 1)[child s of the node at (b, i)], d its depth.
-All parameters are those of Linear layers, so that transformers' own initialisation reaches them; `initial_std` on one
-of them asks for another standard deviation than the config's.
+Every head maps (B, T, E) hidden states and (B, T) nodes to logits (B, T, K), the children by their slots: -inf where
+there is no child; numbers without meaning at leaves, -inf where the root has no child, so that a softmax is finite there
+too. All parameters are those of Linear layers, so that transformers' own initialisation reaches them; `initial_std` on
+one of them asks for another standard deviation than the config's.
 """
 
 from dataclasses import dataclass
@@ -47,10 +42,6 @@ class ChildHead(nn.Module):
         logits_BTK = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
         return _mask_missing(logits_BTK, input_ids_BT, tree)
 
-    def node_scores(self, hidden_nE: torch.Tensor, level: int, tree: VocabularyTree) -> torch.Tensor:
-        """(n, E) -> (n, nodes of depth `level`)."""
-        return self.levels[level - 1](hidden_nE)[:, tree.child_slot[tree.depth == level]]
-
 
 class NodeHead(nn.Module):
     """An output vector A and a bias b of its own for every node but the root: logits = <P_d h, A_child> + b_child.
@@ -74,7 +65,8 @@ class NodeHead(nn.Module):
     def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
         query_BTR = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
-        row_IK = self._rows(tree.children, tree)
+        # The root, V, has no row; missing children, -1, take any.
+        row_IK = (tree.children - (tree.children > tree.root_id).long()).clamp(min=0)
         logits_BTK = F.linear(query_BTR, self.nodes.weight[row_IK[0]], self.nodes.bias[row_IK[0]])
         if len(row_IK) > 1:
             inner_BT = input_ids_BT > tree.root_id
@@ -82,16 +74,6 @@ class NodeHead(nn.Module):
             inner_nK = self._score_in_blocks(query_BTR.flatten(0, -2), parent_BT.flatten(), row_IK[1:])
             logits_BTK = torch.where(inner_BT[..., None], inner_nK.view_as(logits_BTK), logits_BTK)
         return _mask_missing(logits_BTK, input_ids_BT, tree)
-
-    def node_scores(self, hidden_nE: torch.Tensor, level: int, tree: VocabularyTree) -> torch.Tensor:
-        """(n, E) -> (n, nodes of depth `level`)."""
-        rows = self._rows((tree.depth == level).nonzero()[:, 0], tree)
-        return F.linear(self.levels[level - 1](hidden_nE), self.nodes.weight[rows], self.nodes.bias[rows])
-
-    @staticmethod
-    def _rows(nodes: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
-        """Return the rows of `self.nodes` for node ids: the root, V, has none. Missing children, -1, take any."""
-        return (nodes - (nodes > tree.root_id).long()).clamp(min=0)
 
     def _score_in_blocks(self, query_nR: torch.Tensor, parent_n: torch.Tensor, row_PK: torch.Tensor) -> torch.Tensor:
         """(n, R) queries, (n,) parents, P for none -> (n, K) scores of the rows row_PK[parent]; arbitrary for none."""
@@ -123,17 +105,10 @@ class LeafHead(nn.Module):
         if len(child_IK) == 1:
             logits_BTK = F.linear(hidden_BTE, self.tokens.weight[child_IK[0]], self.tokens.bias[child_IK[0]])
         else:
-            logits_BTK = self._all_scores(hidden_BTE, tree).gather(-1, child_IK[_parent_row(input_ids_BT, tree)])
+            score_BTV = _at_least_fp32(self.tokens(hidden_BTE))
+            score_BTN = torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)
+            logits_BTK = score_BTN.gather(-1, child_IK[_parent_row(input_ids_BT, tree)])
         return _mask_missing(logits_BTK, input_ids_BT, tree)
-
-    def node_scores(self, hidden_nE: torch.Tensor, level: int, tree: VocabularyTree) -> torch.Tensor:
-        """(n, E) -> (n, nodes of depth `level`)."""
-        return self._all_scores(hidden_nE, tree)[:, tree.depth == level]
-
-    def _all_scores(self, hidden_BTE: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
-        """(B, T, E) -> (B, T, N) by node id; -inf for the root, which is nobody's child."""
-        score_BTV = _at_least_fp32(self.tokens(hidden_BTE))
-        return torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)
 
 
 TreeHead = ChildHead | NodeHead | LeafHead

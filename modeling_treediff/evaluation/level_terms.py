@@ -135,7 +135,8 @@ class _Collector:
         if not self.reads_flat:
             yield node_n, model.head(hidden_nE[None], node_n[None], tree)[0]
             return
-        score_nV = model.head.node_scores(hidden_nE, 1, model.tree)
+        logits_1nK = model.head(hidden_nE[None], torch.full_like(node_n, model.tree.root_id)[None], model.tree)
+        score_nV = logits_1nK[0][:, model.tree.child_slot[: tree.vocab_size]]
         score_nV = score_nV.to(torch.promote_types(score_nV.dtype, torch.float32))
         score_nN = torch.cat([score_nV, subtree_logsumexp(score_nV, tree)], dim=1)
         for depth in range(tree.tree_depth):
