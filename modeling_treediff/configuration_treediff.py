@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .vocabulary_tree import VocabularyTree, check_feasible
+
 FORMAT_VERSION = 2  # raised when this code writes checkpoints that its older versions would read wrongly
 MEMORY_FIELDS_OF_FORMAT_1 = {"recompute_mlp_layers", "loss_chunk_size"}  # what training kept; says nothing of the model
 HEADS = ("child", "node", "leaf")
@@ -32,20 +34,18 @@ class TreeDiffConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         schedule: how positions lose depth over time, see `noise_schedules.py`: "sequential" = one level after the other
             (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
-            The default predicted best in small trials at depth 2, see `benchmarks/README.md`.
         level_durations: of the sequential schedule, relative, coarsest level first; by default all are equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
             that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child. By
-            default "node" over trees of depth 2, where it predicted best, else "child", on the flat tree MDLM's head.
+            default "node" over trees of depth 2, else "child".
         head_rank: size of the output vectors of the "node" head; the others have none.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
 
     Raises:
         ValueError: sizes that contradict each other.
-
     """
 
     model_type = "treediff"
@@ -104,8 +104,8 @@ class TreeDiffConfig(PreTrainedConfig):
         }
 
     @classmethod
-    def from_tree(cls, tree: Any, **kwargs: Any) -> "TreeDiffConfig":
-        """Return the config of a model over `tree` (a VocabularyTree); kwargs are the other fields."""
+    def from_tree(cls, tree: VocabularyTree, **kwargs: Any) -> "TreeDiffConfig":
+        """Return the config of a model over a tree; kwargs are the other fields."""
         shape = {
             "vocab_size": tree.vocab_size,
             "tree_depth": tree.tree_depth,
@@ -155,11 +155,7 @@ class TreeDiffConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads="
                 f"{self.num_attention_heads} (rotary embeddings turn pairs of features)."
             )
-        if self.max_branching**self.tree_depth < self.vocab_size:
-            raise ValueError(
-                f"{self.vocab_size} tokens do not fit a tree of depth {self.tree_depth} with fan-out "
-                f"{self.max_branching}."
-            )
+        check_feasible(self.vocab_size, self.max_branching, self.tree_depth)
         if self.num_tree_nodes < self.vocab_size + self.tree_depth:
             raise ValueError(
                 f"num_tree_nodes={self.num_tree_nodes} is too small for {self.vocab_size} leaves at depth "

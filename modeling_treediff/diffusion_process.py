@@ -56,7 +56,6 @@ def corrupt(
 
     Raises:
         ValueError: a token id outside 0..V-1 or a time outside [0, 1].
-
     """
     check_tokens(token_ids, tree)
     if timesteps is None:
@@ -100,7 +99,6 @@ def corrupt_level(
 
     Returns:
         (B, T) node ids, and (B, T) bool: the positions at depth k-1, one at least.
-
     """
     depth_BT = _depths(uniform(token_ids.shape, generator, token_ids.device), schedule, timesteps)
     place_BT = uniform(token_ids.shape, generator, token_ids.device).masked_fill(~counted, -1)
@@ -181,7 +179,6 @@ def nelbo_terms(
 
     Returns:
         (B, T, D) nats, non-zero at most at [b, i, depth of node i].
-
     """
     at_level = F.one_hot(tree.depth[input_ids].clamp(max=schedule.depth - 1), schedule.depth)
     return nats[..., None] * at_level * schedule.weight(timesteps)[:, None, :]

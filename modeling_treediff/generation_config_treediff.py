@@ -16,47 +16,40 @@ MOVED = ("bad_words_ids", "exact_constraints")  # settings until version 0.2, wh
 
 
 class TreeDiffGenerationConfig(GenerationConfig):
-    """How `generate` samples; saved with the model. Unknown names are refused.
+    """Settings of `generate`, saved with the model; unknown names are refused.
 
     A level is one step down the tree: D of them lead from the root to a token. K is the largest fan-out.
 
     Attributes:
-        max_new_tokens: open positions appended to `input_ids`, or the length of an unconditional text. By default as
-            many as the model's max_position_embeddings leave room for; none where `input_ids` holds open positions.
-        block_length: append the new tokens in blocks of so many, each finished before the next begins
-            (semi-autoregressive, arXiv 2502.09992 and 2503.09573): a text may then be longer than the model's
-            max_position_embeddings, of which each block sees the last ones. By default all are written at once.
-        num_steps: steps of the text, or of each block, at least D. A step is a forward pass; only with
-            unmasking="random" it takes none where nothing moves, and with the binomial and poisson schedules one
-            for each level that some position descends; positions that constraints hold back may cost further ones.
-        steps_per_level: of the sequential schedule: D numbers of steps, coarsest level first, in place of num_steps;
-            "auto" divides num_steps in proportion to the bits a level decides, log2 of its mean fan-out. By default
-            they are divided evenly.
-        unmasking: which positions descend in a step. "random": as the reverse process of the model's schedule has it,
-            exactly. "first_hitting": one position and level per pass, in the order in which that process reaches them
-            (arXiv 2409.02908): no error from time steps, as many passes as there are levels to descend, whatever
-            num_steps. The others give num_steps passes equal shares and take the surest positions first: by the
-            probability of the child drawn ("confidence", arXiv 2202.04200), by the difference between the two likeliest
-            ("margin"), or by the lowest "entropy".
-        threshold: with an order, also let all descend that are at least so sure (probability or margin; entropy: at
-            most so many nats); num_steps becomes the largest number of steps.
-        remasking_steps: spend so many of num_steps on corrections: when a level is filled, the positions whose
-            descent was least probable climb again and are drawn anew with all others in view (after remasking, arXiv
-            2503.00307). Nothing climbs above what was given. With steps_per_level and first_hitting, in addition to
-            their passes.
-        remasking_fraction: share of the positions that climb in the first correction of a level; then less and less,
-            linearly.
+        max_new_tokens: open positions appended to `input_ids`. By default as many as max_position_embeddings leaves
+            room for, or none where `input_ids` holds open positions.
+        block_length: append the new tokens in blocks of this length, each finished before the next begins
+            (semi-autoregressive, arXiv 2502.09992 and 2503.09573), so that a text may be longer than
+            max_position_embeddings: a block sees the last positions. By default all are written at once.
+        num_steps: steps of the text, or of each block, at least D. A step is one forward pass; with unmasking="random"
+            none where nothing moves, and one for each level that some position descends.
+        steps_per_level: for the sequential schedule, in place of num_steps: D numbers of steps, coarsest level first;
+            "auto" divides num_steps in proportion to the bits that a level decides, log2 of its mean fan-out.
+        unmasking: which positions descend in a step. "random": exactly as in the reverse process of the model's
+            schedule. "first_hitting": one position and level per pass, in the order of that process (arXiv 2409.02908),
+            without the error of time steps and whatever num_steps. The others take equal shares in num_steps passes,
+            surest first: by the probability of the child drawn ("confidence", arXiv 2202.04200), by its lead over the
+            second ("margin"), or by the lowest "entropy".
+        threshold: with the last three, also let all positions descend that are at least this sure (probability or
+            lead; for entropy: at most this many nats); num_steps is then the largest number of steps.
+        remasking_steps: steps of num_steps that are spent on corrections: when a level is filled, the positions whose
+            descent was least probable climb again and are drawn anew (after remasking, arXiv 2503.00307). What was
+            given stays. With steps_per_level and first_hitting they come on top.
+        remasking_fraction: share of the positions that climb in the first correction of a level, then linearly less.
         remasking_levels: levels that they climb; each needs a pass to come down.
         do_sample: draw children from their distribution; False takes the most likely child.
-        temperature: divides the logits; below 1 the likely children are preferred. Must be > 0. D numbers set it for
-            each level, coarsest first.
+        temperature: divides the logits, > 0; D numbers set it for each level, coarsest first.
         top_k: draw only among the k likeliest children at each level; None for all.
         top_p: draw only among the likeliest children that together have this probability; None for all.
         allowed_tokens: token ids; no others are generated.
         suppress_tokens: token ids that are not generated.
-        sampling_dtype: "float64" or "float32", the numbers that children are drawn with.
-        eos_early_stop: what follows the first end of text among the appended tokens becomes padding, and blocks after
-            it are not written. Of no effect without an eos_token_id.
+        sampling_dtype: precision of the draw, "float64" or "float32".
+        eos_early_stop: replace what follows the first end of text among the new tokens by padding.
         num_return_sequences: texts per prompt.
         output_history: also return the node ids after each step.
         return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
@@ -64,7 +57,6 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     Raises:
         ValueError: an unknown name or an impossible value.
-
     """
 
     max_new_tokens: int | None = None

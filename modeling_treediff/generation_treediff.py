@@ -36,7 +36,6 @@ class TreeDiffGenerationOutput(ModelOutput):
             drawn when it was drawn, not of the text.
         history: with output_history, one (B, T) tensor of node ids before the first step and after each.
         depths: with output_history, the depths (B, T) of these nodes.
-
     """
 
     sequences: torch.Tensor | None = None
@@ -54,7 +53,6 @@ class GenerationStep:
         num_forward_passes: passes so far, as in TreeDiffGenerationOutput.
         node_ids: (B, T) the drafts, in the layout of the result.
         moved: (B, T) bool: what has changed since the last call.
-
     """
 
     num_forward_passes: int
@@ -114,7 +112,6 @@ class TreeDiffGenerationMixin:
         Raises:
             ValueError: unknown or impossible settings, num_steps below the tree's depth, ids outside the tree, a
                 sequence over the model's max_position_embeddings, or constraints that leave a position no token.
-
         """
         settings = self._settings(generation_config, kwargs)
         stages = plan_stages(settings, self.schedule, self.tree)
@@ -282,7 +279,6 @@ def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) 
     Raises:
         ValueError: a text that the model cannot see whole, written without blocks; a block longer than it sees; an
             open position that no block sees.
-
     """
     length, limit = draft.node_ids.shape[1], config.max_position_embeddings
     if block_length is None and length > limit:
@@ -314,7 +310,6 @@ def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tre
 
     Raises:
         ValueError: fewer steps than levels, steps of levels where levels are not apart, or corrections without a pass.
-
     """
     depths = list(range(1, schedule.depth + 1)) if len(schedule.boundaries) - 1 == schedule.depth else [schedule.depth]
     climbs = [min(settings.remasking_levels, depth) for depth in depths]

@@ -6,9 +6,9 @@ Shape legend: B sequences, T positions, n = B T, E hidden size, V tokens, I inte
 D depth of the leaves, K largest fan-out, R head rank, G blocks, C positions per block.
 
 Every head maps (B, T, E) hidden states and (B, T) nodes to logits (B, T, K), the children by their slots: -inf where
-there is no child; numbers without meaning at leaves, -inf where the root has no child, so that a softmax is finite there
-too. All parameters are those of Linear layers, so that transformers' own initialisation reaches them; `initial_std` on
-one of them asks for another standard deviation than the config's.
+there is no child; numbers without meaning at leaves, -inf where the root has no child, so that a softmax is finite
+there, too. All parameters are those of Linear layers, so that transformers' own initialisation reaches them;
+`initial_std` on one of them asks for another standard deviation than the config's.
 """
 
 from dataclasses import dataclass

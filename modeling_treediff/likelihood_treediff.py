@@ -34,7 +34,6 @@ class NelboEstimate:
         token_losses: (B, T) float64 on the CPU, nats of each position; 0 where not counted. Their sum over
             num_tokens is the value.
         num_tokens: tokens counted.
-
     """
 
     value: float
@@ -66,7 +65,6 @@ class NelboStep:
         node_ids: (n,) the node that stands there.
         token_ids: (n,) the clean token.
         hidden: (n, E) hidden state.
-
     """
 
     sequence: torch.Tensor
@@ -123,7 +121,6 @@ class TreeDiffLikelihoodMixin:
         Raises:
             ValueError: token ids outside the vocabulary, a mask of another shape, no token to count in a sequence,
                 fewer corruptions than levels, or num_samples or batch_size below 1.
-
         """
         tree, depth = self.tree, self.config.tree_depth
         check_tokens(token_ids, tree)
@@ -184,7 +181,6 @@ class TreeDiffLikelihoodMixin:
         Returns:
             (B, T, V) in float32 at least, without gradient; -inf for tokens that are not below a position's node, so
             at a token 0 for itself alone.
-
         """
         tree, masks = self.tree, (attention_mask, segment_ids)
         check_nodes(input_ids, tree.num_nodes)

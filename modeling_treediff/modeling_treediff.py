@@ -38,7 +38,6 @@ class TreeDiffOutput(ModelOutput):
         logits: (B, T, K) scores of the children of each position's node, -inf where there is no child; without
             meaning at leaves. None in training mode with labels: nothing needs them there, and they cost memory.
         hidden_states: the backbone's output (B, T, E) in a tuple, if asked for.
-
     """
 
     loss: torch.Tensor | None = None
@@ -197,7 +196,6 @@ class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
 
         Raises:
             ValueError: labels without timesteps, timesteps of 16 bits, or ids outside the tree.
-
         """
         return self.diffuse(input_ids, attention_mask, labels, timesteps, output_hidden_states, segment_ids)
 
@@ -225,7 +223,6 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
 
         Raises:
             ValueError: as in `token_log_probs` or, with labels, as there.
-
         """
         if labels is not None:
             return self.diffuse(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)

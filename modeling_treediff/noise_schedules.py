@@ -31,7 +31,6 @@ class LevelSchedule(ABC):
         depth: D.
         boundaries: times from 0 to 1 between which all rates are smooth; generation makes equally many steps in each
             interval, and no time that is drawn lies close to the start of one.
-
     """
 
     boundaries: tuple[float, ...] = (0.0, 1.0)
@@ -361,7 +360,6 @@ class DiscreteSchedule(LevelSchedule):
 
         Raises:
             ValueError: T below 1, or a step in which a position could fall by several levels.
-
         """
         super().__init__(schedule.depth)
         if num_timesteps < 1:

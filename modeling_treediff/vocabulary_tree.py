@@ -48,7 +48,6 @@ class VocabularyTree:
         depth: (N,); 0 for the root, D for every leaf.
         representative: (N,); the most frequent token below a node (itself for a leaf): how a node is shown as text.
         metadata: provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `license`, `source`.
-
     """
 
     TABLES: ClassVar[tuple[str, ...]] = ("ancestors", "children", "child_slot", "depth", "representative")
@@ -89,7 +88,6 @@ class VocabularyTree:
 
         Raises:
             ValueError: the paths are not (V, D) integers, leave 0..K-1, or two tokens share one.
-
         """
         path_VD = as_int64(paths, "paths")
         if path_VD.ndim != 2 or 0 in path_VD.shape:
@@ -236,7 +234,6 @@ class VocabularyTree:
         Raises:
             OSError: there is no such file.
             ValueError: the file is damaged, of a newer format, or was changed after it was written.
-
         """
         file = find_tree_file(directory_or_repo, **hub_kwargs)
         if file is None:
