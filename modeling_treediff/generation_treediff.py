@@ -25,39 +25,26 @@ from .vocabulary_tree import HUB_OPTIONS, VocabularyTree
 
 @dataclass
 class TreeDiffGenerationOutput(ModelOutput):
-    """What `generate` returns with return_dict_in_generate. B counts all texts returned.
+    """What `generate` returns with return_dict_in_generate; B counts all texts.
 
-    Attributes:
-        sequences: (B, T) token ids.
-        num_forward_passes: network evaluations spent (NFE). With constraints on tokens, of trees deeper than 1, one of
-            them (each 1024 internal nodes) is a look at every internal node on its own.
-        log_probs: (B, T, D) log-probability, among its siblings, of each level's child when it was drawn, given the
-            constraints, before temperature and truncation; 0 at levels that were given. The probability of what was
-            drawn when it was drawn, not of the text.
-        history: with output_history, one (B, T) tensor of node ids before the first step and after each.
-        depths: with output_history, the depths (B, T) of these nodes.
+    `log_probs` are those of what was drawn, when it was drawn: not of the text.
     """
 
-    sequences: torch.Tensor | None = None
-    num_forward_passes: int | None = None
+    sequences: torch.Tensor | None = None  # (B, T) token ids
+    num_forward_passes: int | None = None  # network evaluations (NFE), those for constraints among them
+    # (B, T, D) of each level's child among its siblings, before temperature and truncation; 0 at levels that were given
     log_probs: torch.Tensor | None = None
-    history: tuple[torch.Tensor, ...] | None = None
-    depths: tuple[torch.Tensor, ...] | None = None
+    history: tuple[torch.Tensor, ...] | None = None  # with output_history: (B, T) node ids at first and after each step
+    depths: tuple[torch.Tensor, ...] | None = None  # with output_history: depths (B, T) of these nodes
 
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What `generate` tells its callback: before the first forward pass, after each, and after an end of text cut some.
+    """What `generate` tells its callback: before the first forward pass, after each, when an end of text cuts some."""
 
-    Attributes:
-        num_forward_passes: passes so far, as in TreeDiffGenerationOutput.
-        node_ids: (B, T) the drafts, in the layout of the result.
-        moved: (B, T) bool: what has changed since the last call.
-    """
-
-    num_forward_passes: int
-    node_ids: torch.Tensor
-    moved: torch.Tensor
+    num_forward_passes: int  # so far
+    node_ids: torch.Tensor  # (B, T) the drafts, in the layout of the result
+    moved: torch.Tensor  # (B, T) bool: what has changed since the last call
 
 
 class TreeDiffGenerationMixin:
@@ -139,21 +126,13 @@ class TreeDiffGenerationMixin:
         """Return forward's arguments; there is no cache. PEFT looks this method up."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
-    def adjust_generation_fn(
-        self,
-        generation_config: GenerationConfig | None,
-        from_auto_class: bool,
-        from_pipeline: str | None,
-        pretrained_model_name_or_path: str,
-        *args: Any,
-        trust_remote_code: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
         """Load the saved generation config; `from_pretrained` calls this."""
         if generation_config is not None:
             self.generation_config = self.generation_config_class(**generation_config.to_dict())
             return
-        source, where = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        source = args[2]  # behind from_auto_class and from_pipeline
+        where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **where):
             try:
                 self.generation_config = self.generation_config_class.from_pretrained(source, **where)

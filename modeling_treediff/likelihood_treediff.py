@@ -57,22 +57,14 @@ class NelboStep:
     """What one forward pass of `nelbo` looks at: n positions that stand just above a level of the tree.
 
     Over all passes weight x cross-entropy of the true child adds up to the bound of all sequences, in nats.
-
-    Attributes:
-        sequence: (n,) the sequence that each is in; this, `position` and `weight` are on the CPU.
-        position: (n,) its place there.
-        weight: (n,) float64.
-        node_ids: (n,) the node that stands there.
-        token_ids: (n,) the clean token.
-        hidden: (n, E) hidden state.
     """
 
-    sequence: torch.Tensor
-    position: torch.Tensor
-    weight: torch.Tensor
-    node_ids: torch.Tensor
-    token_ids: torch.Tensor
-    hidden: torch.Tensor
+    sequence: torch.Tensor  # (n,) the sequence that each is in; this, `position` and `weight` are on the CPU
+    position: torch.Tensor  # (n,) its place there
+    weight: torch.Tensor  # (n,) float64
+    node_ids: torch.Tensor  # (n,) the node that stands there
+    token_ids: torch.Tensor  # (n,) the clean token
+    hidden: torch.Tensor  # (n, E) hidden state
 
 
 class TreeDiffLikelihoodMixin:

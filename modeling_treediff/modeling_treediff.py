@@ -28,23 +28,17 @@ from .vocabulary_tree import VocabularyTree
 
 @dataclass
 class TreeDiffOutput(ModelOutput):
-    """What `TreeDiffForDiffusionLM.forward` returns.
+    """What `TreeDiffForDiffusionLM.forward` returns; the first three only with labels.
 
-    Attributes:
-        loss: () sum over counted positions of weight x cross-entropy, over their number: nats per token, a Monte
-            Carlo estimate of the bound. Only with labels.
-        nelbo: (B,) the same sum per sequence, in nats, detached. Only with labels.
-        level_losses: (D,) the share of each level in the loss, coarsest first, detached. Only with labels.
-        logits: (B, T, K) scores of the children of each position's node, -inf where there is no child; without
-            meaning at leaves. None in training mode with labels: nothing needs them there, and they cost memory.
-        hidden_states: the backbone's output (B, T, E) in a tuple, if asked for.
+    The loss is the sum over counted positions of weight x cross-entropy, over their number: a Monte Carlo estimate of
+    the bound. Logits are without meaning at leaves, and None in training mode with labels: they cost memory.
     """
 
-    loss: torch.Tensor | None = None
-    nelbo: torch.Tensor | None = None
-    level_losses: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    loss: torch.Tensor | None = None  # () nats per token
+    nelbo: torch.Tensor | None = None  # (B,) the sum of each sequence, in nats, detached
+    level_losses: torch.Tensor | None = None  # (D,) share of each level in the loss, coarsest first, detached
+    logits: torch.Tensor | None = None  # (B, T, K) scores of the children, -inf where there is none
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # if asked for: the backbone's output (B, T, E)
 
 
 class TreeDiffModel(TreeDiffPreTrainedModel):
