@@ -58,7 +58,6 @@ class TreeDiffAttention(nn.Module):
     is_causal = False
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make the four projections."""
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -90,7 +89,6 @@ class TreeDiffMLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make the three projections."""
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -105,7 +103,6 @@ class TreeDiffBlock(GradientCheckpointingLayer):
     """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make the two sub-layers and their norms."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = TreeDiffAttention(config)
@@ -122,7 +119,6 @@ class TreeDiffBackbone(nn.Module):
     """The stack of blocks and the final norm."""
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make `config.num_hidden_layers` blocks."""
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(TreeDiffBlock(config) for _ in range(config.num_hidden_layers))

@@ -31,7 +31,6 @@ class ChildHead(nn.Module):
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make one (E -> K) projection per level."""
         super().__init__()
         self.levels = nn.ModuleList(
             nn.Linear(config.hidden_size, config.max_branching) for _ in range(config.tree_depth)
@@ -53,7 +52,6 @@ class NodeHead(nn.Module):
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make one (E -> R) projection per level, and vector and bias per node."""
         super().__init__()
         self.levels = nn.ModuleList(
             nn.Linear(config.hidden_size, config.head_rank, bias=False) for _ in range(config.tree_depth)
@@ -95,7 +93,6 @@ class LeafHead(nn.Module):
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:
-        """Make the (E -> V) projection."""
         super().__init__()
         self.tokens = nn.Linear(config.hidden_size, config.vocab_size)
 

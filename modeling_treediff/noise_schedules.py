@@ -36,7 +36,6 @@ class LevelSchedule(ABC):
     boundaries: tuple[float, ...] = (0.0, 1.0)
 
     def __init__(self, depth: int) -> None:
-        """Make the schedule of a tree whose leaves have this depth."""
         self.depth = depth
 
     @staticmethod
@@ -312,7 +311,6 @@ class CosineWarp(LevelSchedule):
     """
 
     def __init__(self, schedule: LevelSchedule) -> None:
-        """Warp the time of `schedule`."""
         super().__init__(schedule.depth)
         self.schedule = schedule
         self.boundaries = tuple(math.acos(1 - tau) * 2 / math.pi for tau in schedule.boundaries)

@@ -15,35 +15,26 @@ from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPL
 from .diffusion_process import uniform
 from .drafts_treediff import ChildModel, Constraints, Draft
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
-from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class Noise:
-    """Uniform random numbers for positions, the same for a text alone and in a batch, with padding or without.
+def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> torch.Tensor:
+    """Return (B, T, *shape) numbers from U[0, 1) where asked for, 0 elsewhere; float64 where the device has it.
 
-    With one generator for each text, its numbers come from that alone; with one for all, from the common stream.
+    They are the same for a text alone and in a batch, with padding or without, if each text has a generator of its own.
     """
-
-    def __init__(self, generator: Generators, num_texts: int) -> None:
-        """Take one generator for all texts, or a list of one for each; ValueError for another number."""
-        if isinstance(generator, list | tuple) and len(generator) != num_texts:
-            raise ValueError(f"{len(generator)} generators for {num_texts} texts: give one, or one for each text.")
-        self.generator = generator
-
-    def uniform(self, where_BT: torch.Tensor, *shape: int) -> torch.Tensor:
-        """Return (B, T, *shape) numbers from U[0, 1) where asked for, 0 elsewhere; float64 where the device has it."""
-        counts = where_BT.sum(dim=1).tolist()
-        if isinstance(self.generator, list | tuple):
-            sources = list(zip(self.generator, counts, strict=True))
-        else:
-            sources = [(self.generator, sum(counts))]
-        drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in sources])
-        result = drawn.new_zeros(*where_BT.shape, *shape)
-        result[where_BT] = drawn
-        return result
+    counts = where_BT.sum(dim=1).tolist()
+    if not isinstance(generator, list | tuple):
+        generator, counts = [generator], [sum(counts)]
+    if len(generator) != len(counts):
+        raise ValueError(f"{len(generator)} generators for {len(counts)} texts: give one, or one for each text.")
+    pairs = zip(generator, counts, strict=True)
+    drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in pairs])
+    result = drawn.new_zeros(*where_BT.shape, *shape)
+    result[where_BT] = drawn
+    return result
 
 
 @dataclass(frozen=True)
@@ -88,8 +79,13 @@ class ChildSampler:
         if log_weight_nK is not None:
             scores_nK = scores_nK.log_softmax(dim=-1) + log_weight_nK
         log_prob_nK = scores_nK.log_softmax(dim=-1)
-        if (impossible_n := log_prob_nK.isnan().any(dim=-1)).any():
-            _explain_impossible(int(impossible_n.sum()), logits_nK)
+        if (impossible := int(log_prob_nK.isnan().any(dim=-1).sum())) and not logits_nK.amax(dim=-1).isfinite().all():
+            raise ValueError(
+                f"The model gives scores that are not numbers at {impossible} positions: its weights are damaged, or "
+                f"too large for {logits_nK.dtype}."
+            )
+        if impossible:
+            raise ValueError(f"The constraints together leave {impossible} positions no token: allow more.")
         if self.settings.do_sample:
             below_best_nK = log_prob_nK - log_prob_nK.amax(dim=-1, keepdim=True)  # however small the temperature
             warped_nK = below_best_nK / self.temperature_D[self.tree.depth[node_n]][:, None]
@@ -115,15 +111,6 @@ class ChildSampler:
         return -least if least is not None and self.settings.unmasking == "entropy" else least
 
 
-def _explain_impossible(count: int, logits_nK: torch.Tensor) -> None:
-    if logits_nK.isnan().any() or not logits_nK.isfinite().any(dim=-1).all():
-        raise ValueError(
-            f"The model gives scores that are not numbers at {count} positions: its weights are damaged, or too large "
-            f"for {logits_nK.dtype}."
-        )
-    raise ValueError(f"The constraints together leave {count} positions no token: allow more.")
-
-
 def draw_slots(probability_nK: torch.Tensor, uniform_n: torch.Tensor) -> torch.Tensor:
     """Return each row's first slot whose cumulative probability exceeds its number; never one of probability 0."""
     cumulative_nK = probability_nK.cumsum(dim=-1)
@@ -141,43 +128,6 @@ class Stage:
     times: torch.Tensor  # (steps + 1,) float64, falling: what the steps lie between
     corrections: int  # times that some positions are remasked after it
     climb: int  # levels that they climb then
-
-
-def random_targets(
-    schedule: LevelSchedule,
-    times: torch.Tensor,
-    depth_of: Callable[[], torch.Tensor],
-    open_BT: torch.Tensor,
-    noise: Noise,
-) -> Iterator[torch.Tensor]:
-    """For each step between `times` yield the depths (B, T) to reach, drawn as the reverse process has it.
-
-    `depth_of()` returns the depths (B, T) that the positions have when the step begins.
-    """
-    for start, end in pairwise(times.tolist()):
-        drawn_BT1 = noise.uniform(open_BT)[..., None]
-        reached_before = schedule.reverse_step(start, end).cumsum(dim=1)[:, :-1].to(drawn_BT1.device, drawn_BT1.dtype)
-        depth_BT = depth_of()
-        target_BT = (drawn_BT1 >= reached_before[depth_BT]).sum(dim=-1)
-        yield torch.where(open_BT, target_BT, depth_BT)
-
-
-def first_hitting_targets(
-    schedule: LevelSchedule, depth_BT: torch.Tensor, last_depth: int, open_BT: torch.Tensor, noise: Noise
-) -> Iterator[torch.Tensor]:
-    """Yield the depths (B, T) to reach, for a single position and level of each text after the other.
-
-    The order is that of the times at which the reverse process reaches them (First-Hitting Sampler, arXiv 2409.02908).
-    """
-    uniform_nD = noise.uniform(open_BT, schedule.depth).flatten(0, 1)
-    time_nD = schedule.hitting_times(depth_BT.flatten(), uniform_nD)
-    level_D = torch.arange(1, schedule.depth + 1, device=depth_BT.device)
-    ahead_BTD = (level_D > depth_BT[..., None]) & (level_D <= last_depth) & open_BT[..., None]
-    time_BTD = time_nD.view(ahead_BTD.shape).masked_fill(~ahead_BTD, -torch.inf)
-    # Equal times, if ever, keep the order of the levels: sorting is stable, levels of a position lie side by side.
-    rank_BTD = time_BTD.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(ahead_BTD.shape)
-    for count in range(1, int(ahead_BTD.sum(dim=(1, 2)).max()) + 1):
-        yield depth_BT + (ahead_BTD & (rank_BTD < count)).sum(dim=-1)
 
 
 def surest(
@@ -223,7 +173,7 @@ class Denoiser:
     ) -> None:
         """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left."""
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
-        self.noise, self.sampler = Noise(generator, len(draft.node_ids)), ChildSampler(settings, model.tree)
+        self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
         self.draft, self.num_passes = draft, 0
         draft.log_probs = draft.log_probs.to(self.sampler.dtype)
         constraints.begin(model, settings)
@@ -251,7 +201,7 @@ class Denoiser:
         in_block_BT[:, self.draft.columns] = True
         self.given_depth = self._depth()
         self.open = self.draft.real & in_block_BT & (self.given_depth < self.tree.tree_depth)
-        self.uniform = self.noise.uniform(self.open, self.tree.tree_depth)
+        self.uniform = uniform_at(self.open, self.generator, self.tree.tree_depth)
         self.constraints.check(self.draft, self.open)
 
     def _depth(self) -> torch.Tensor:
@@ -264,16 +214,38 @@ class Denoiser:
 
     def _descend(self, stage: Stage) -> Iterator[Draft]:
         """Let all open positions descend to the stage's depth, in the order of unmasking."""
-        unmasking, schedule = self.settings.unmasking, self.model.schedule
-        if unmasking in ORDERED:
+        if self.settings.unmasking in ORDERED:
             yield from self._descend_surest_first(stage)
-        elif unmasking == "first_hitting":
-            targets = first_hitting_targets(schedule, self._depth(), stage.depth, self.open, self.noise)
-            yield from self._descend_to(targets)
+        elif self.settings.unmasking == "first_hitting":
+            yield from self._descend_to(self._first_hitting_targets(stage))
         else:
-            targets = random_targets(schedule, stage.times, lambda: self._depth(), self.open, self.noise)
-            yield from self._descend_to(targets)
+            yield from self._descend_to(self._random_targets(stage))
         yield from self._finish(stage)  # those that constraints held back
+
+    def _random_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
+        """For each step yield the depths (B, T) to reach, drawn as the reverse process has it."""
+        for start, end in pairwise(stage.times.tolist()):
+            drawn_BT1 = uniform_at(self.open, self.generator)[..., None]
+            reached_before = self.model.schedule.reverse_step(start, end).cumsum(dim=1)[:, :-1].to(drawn_BT1)
+            depth_BT = self._depth()
+            target_BT = (drawn_BT1 >= reached_before[depth_BT]).sum(dim=-1)
+            yield torch.where(self.open, target_BT, depth_BT)
+
+    def _first_hitting_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
+        """Yield the depths (B, T) to reach, for a single position and level of each text after the other.
+
+        The order is that of the times at which the reverse process reaches them (arXiv 2409.02908).
+        """
+        depth_BT, schedule = self._depth(), self.model.schedule
+        uniform_nD = uniform_at(self.open, self.generator, schedule.depth).flatten(0, 1)
+        time_nD = schedule.hitting_times(depth_BT.flatten(), uniform_nD)
+        level_D = torch.arange(1, schedule.depth + 1, device=depth_BT.device)
+        ahead_BTD = (level_D > depth_BT[..., None]) & (level_D <= stage.depth) & self.open[..., None]
+        time_BTD = time_nD.view(ahead_BTD.shape).masked_fill(~ahead_BTD, -torch.inf)
+        # Equal times, if ever, keep the order of the levels: sorting is stable, levels of a position lie side by side.
+        rank_BP = time_BTD.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        for count in range(1, int(ahead_BTD.sum(dim=(1, 2)).max()) + 1):
+            yield depth_BT + (ahead_BTD & (rank_BP.view(ahead_BTD.shape) < count)).sum(dim=-1)
 
     def _descend_to(self, targets: Iterator[torch.Tensor]) -> Iterator[Draft]:
         """Let positions descend to each of the depths (B, T) in turn, a level in a pass."""
@@ -338,7 +310,7 @@ class Denoiser:
         climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
         above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
         self.draft.node_ids = torch.where(climbing_BT, above_BT, self.draft.node_ids)
-        fresh_BTD = self.noise.uniform(self.open, self.tree.tree_depth)
+        fresh_BTD = uniform_at(self.open, self.generator, self.tree.tree_depth)
         self.uniform = torch.where((climbing_BT[..., None] & undone_BTD), fresh_BTD, self.uniform)
 
     def _pad_behind_end(self) -> None:

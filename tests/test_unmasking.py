@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from modeling_treediff import VocabularyTree
 from modeling_treediff.generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from modeling_treediff.generation_treediff import plan_stages
-from modeling_treediff.sampling_treediff import Noise, surest
+from modeling_treediff.sampling_treediff import surest, uniform_at
 
 INTERLEAVED = {"schedule": "binomial"}
 
@@ -238,10 +238,10 @@ def test_impossible_plans_say_what_is_wrong(tree, settings, message):
 
 def test_noise_belongs_to_positions():
     where = torch.tensor([[False, True, True], [True, False, True]])
-    together = Noise([torch.Generator().manual_seed(seed) for seed in (3, 4)], 2).uniform(where, 2)
+    together = uniform_at(where, [torch.Generator().manual_seed(seed) for seed in (3, 4)], 2)
     for text, seed in enumerate((3, 4)):
-        alone = Noise(torch.Generator().manual_seed(seed), 1).uniform(torch.ones(1, 2, dtype=torch.bool), 2)
+        alone = uniform_at(torch.ones(1, 2, dtype=torch.bool), torch.Generator().manual_seed(seed), 2)
         assert torch.equal(together[text][where[text]], alone[0])
     assert (together[~where] == 0).all() and together.dtype == torch.float64
     with pytest.raises(ValueError, match="2 generators for 3 texts"):
-        Noise([torch.Generator()] * 2, 3)
+        uniform_at(torch.ones(3, 2, dtype=torch.bool), [torch.Generator()] * 2)
