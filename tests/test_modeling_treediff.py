@@ -4,16 +4,13 @@ import itertools
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.models import IDS, TREES, corrupted, tiny_model
 from helpers.shapes import Shapes
 from torch.nn import functional as F
 
-from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
-from modeling_treediff.building.budget import budget_config
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.configuration_treediff import HEADS
 
-TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
-IDS = ["flat", "depth 2", "depth 3"]
 FAMILY = [
     {"schedule": "sequential", "level_durations": [3.0, 1.0]},
     {"schedule": "binomial", "time_warp": "cosine", "node_embedding": "free"},
@@ -21,12 +18,6 @@ FAMILY = [
     {"schedule": "binomial", "head": "node", "head_rank": 3},
     {"schedule": "sequential", "num_timesteps": 7},
 ]
-
-
-def corrupted(model, shape=(4, 10), seed=0, attention_mask=None):
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator)
-    return corrupt(tokens, model.tree, model.schedule, generator=generator, attention_mask=attention_mask)
 
 
 @pytest.mark.parametrize("tree", TREES, ids=IDS)
@@ -91,20 +82,6 @@ def test_missing_children_have_no_probability(tree):
     assert torch.equal(logits.isneginf(), tree.children[internal[0] - 20] < 0)
 
 
-def test_padding_changes_nothing_on_either_side():
-    model = tiny_model(TREES[1])
-    nodes = torch.randint(0, model.config.num_tree_nodes, (1, 6), generator=torch.Generator().manual_seed(0))
-    alone = model(nodes).logits
-    padding = torch.zeros(1, 4, dtype=torch.long)
-    for implementation in ("eager", "sdpa", "flex_attention"):
-        model.set_attn_implementation(implementation)
-        for parts, place in (((nodes, padding), slice(0, 6)), ((padding, nodes), slice(4, 10))):
-            mask = torch.cat([torch.ones_like(part) if part is nodes else torch.zeros_like(part) for part in parts], 1)
-            with torch.no_grad():  # on a CPU flex attention has no backward
-                padded = model(torch.cat(parts, 1), attention_mask=mask).logits[:, place]
-            torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
-
-
 def test_a_batch_gives_what_each_of_its_rows_gives_alone():
     model = tiny_model(TREES[1])
     nodes = torch.randint(0, model.config.num_tree_nodes, (5, 9), generator=torch.Generator().manual_seed(0))
@@ -128,40 +105,6 @@ def test_every_member_of_the_family_is_saved_loaded_and_trained(fields, tmp_path
         member.loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in member.parameters() if parameter.grad is not None)
     assert torch.equal(model.loss, loaded.loss) and model.loss.isfinite()
-
-
-def test_every_position_sees_every_other():
-    model = tiny_model(TREES[1])
-    nodes = torch.full((1, 6), model.config.mask_token_id)
-    before = model(nodes).logits
-    for place in range(6):
-        changed = nodes.clone()
-        changed[0, place] = 3
-        other = [index for index in range(6) if index != place]
-        assert ((model(changed).logits - before)[0, other].nan_to_num().abs().amax(-1) > 1e-6).all()
-
-
-def test_the_place_of_a_token_matters():
-    model = tiny_model(TREES[1])
-    nodes = torch.full((1, 6), model.config.mask_token_id)
-    nodes[0, 2] = 5
-    forward = model(nodes).logits
-    nodes[0, 2], nodes[0, 3] = model.config.mask_token_id, 5
-    others = [0, 1, 4, 5]  # they hold the same nodes in both texts
-    assert ((model(nodes).logits - forward)[0, others].nan_to_num().abs().amax(-1) > 1e-5).all()
-
-
-def test_activation_checkpointing_gives_the_same_gradients():
-    gradients = []
-    for checkpointing in (False, True):
-        model = tiny_model(TREES[1]).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        batch = corrupted(model)
-        model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(plain, recomputed)
 
 
 def test_bf16_error_is_bounded_by_that_of_rounding_the_weights():
@@ -191,31 +134,6 @@ def test_training_graph_has_no_vocabulary_axis(branching, depth):
     own = {"aten.embedding_dense_backward.default", "aten.detach.default"}  # detach hands that gradient to .grad
     assert vocabulary_sized(VocabularyTree.random(vocab_size, branching, depth)) <= own
     assert any("softmax" in name for name in vocabulary_sized(VocabularyTree.flat(vocab_size)))
-
-
-@pytest.mark.parametrize("tree", TREES, ids=IDS)
-def test_parameter_count_is_the_models(tree):
-    model = tiny_model(tree, num_hidden_layers=3)
-    parts = model.config.count_parameters()
-    assert parts["embedding"] == model.model.embed_nodes.weight.numel()
-    assert parts["head"] == sum(parameter.numel() for parameter in model.head.parameters())
-    assert parts["layers"] == sum(parameter.numel() for parameter in model.model.backbone.layers.parameters())
-    assert sum(parts.values()) == sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("head", ["child", "node", "leaf"])
-@pytest.mark.parametrize("layers", [3, 12])
-def test_a_budget_buys_more_layers_with_a_tree(head, layers):
-    fields = {"hidden_size": 256, "num_attention_heads": 4}
-    flat = TreeDiffConfig.from_tree(VocabularyTree.flat(8192), num_hidden_layers=layers, **fields)
-    budget = sum(flat.count_parameters().values())
-    deep = budget_config(VocabularyTree.random(8192, 91, 2), budget, head=head, **fields)
-    assert abs(sum(deep.count_parameters().values()) - budget) <= 0.01 * budget
-    assert deep.num_hidden_layers > layers or head == "leaf"
-    given = budget_config(VocabularyTree.flat(8192), budget, intermediate_size=512, **fields)
-    assert given.intermediate_size == 512
-    with pytest.raises(ValueError, match="do not pay for one layer"):
-        budget_config(TREES[0], 1000, **fields)
 
 
 def test_nelbo_estimate_agrees_with_enumeration_over_corruptions():
@@ -281,13 +199,6 @@ def test_bad_calls_say_what_is_wrong():
     ):
         with pytest.raises(ValueError, match=message):
             TreeDiffForDiffusionLM.from_tree(TREES[1], **({"num_attention_heads": 4, "hidden_size": 32} | fields))
-
-
-def test_an_invalid_tree_makes_no_model():
-    tree = VocabularyTree.random(20, 6, 2)
-    tree.children[0, 0] = 3
-    with pytest.raises(ValueError, match="children"):
-        tiny_model(tree)
 
 
 @pytest.mark.parametrize(

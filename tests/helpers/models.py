@@ -5,11 +5,14 @@ import itertools
 
 import torch
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.constraints import TokenConstraints
 
 BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # layers that PEFT adapts
 SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
+
+TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
+IDS = ["flat", "depth 2", "depth 3"]  # of TREES
 
 
 def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
@@ -31,6 +34,13 @@ def generate(model, *inputs, bad_words_ids=(), logits_processor=(), exact=False,
         processors = [logits_processor] if callable(logits_processor) else logits_processor
         settings["constraints"] = TokenConstraints(bad_words_ids, processors, exact)
     return model.generate(*inputs, **settings)
+
+
+def corrupted(model, shape=(4, 10), seed=0, attention_mask=None):
+    """Random tokens at random times under the model's process."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator)
+    return corrupt(tokens, model.tree, model.schedule, generator=generator, attention_mask=attention_mask)
 
 
 def generate_recorded(model, seed: int = 0, **settings):

@@ -14,7 +14,7 @@ from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.backbone_treediff import TreeDiffBlock, rotary_tables, rotate
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, TreeDiffConfig
 from modeling_treediff.training.memory import make_lean, undo_lean
-from modeling_treediff.training.memory.lean_operations import as_autocast, can_be_lean, lean_linears
+from modeling_treediff.training.memory.lean_operations import can_be_lean, lean_linears
 
 SIZES = {
     "vocab_size": 50,
@@ -23,6 +23,7 @@ SIZES = {
     "intermediate_size": 104,
     "num_hidden_layers": 1,
 }
+
 TREE = VocabularyTree.random(50, 8, 2)
 
 
@@ -417,10 +418,3 @@ def test_impossible_settings_change_nothing(settings, message):
     with pytest.raises(ValueError, match=message):
         make_lean(model, **settings)
     assert "child_cross_entropy" not in vars(model)
-
-
-def test_as_autocast_follows_the_context():
-    ones = torch.ones(2)
-    assert as_autocast(ones) is ones
-    with torch.autocast("cpu", torch.bfloat16):
-        assert as_autocast(ones).dtype == torch.bfloat16

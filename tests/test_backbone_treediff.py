@@ -1,0 +1,52 @@
+"""The backbone: every position sees every other and knows its place; padding changes nothing."""
+
+import torch
+from helpers.models import TREES, corrupted, tiny_model
+
+
+def test_padding_changes_nothing_on_either_side():
+    model = tiny_model(TREES[1])
+    nodes = torch.randint(0, model.config.num_tree_nodes, (1, 6), generator=torch.Generator().manual_seed(0))
+    alone = model(nodes).logits
+    padding = torch.zeros(1, 4, dtype=torch.long)
+    for implementation in ("eager", "sdpa", "flex_attention"):
+        model.set_attn_implementation(implementation)
+        for parts, place in (((nodes, padding), slice(0, 6)), ((padding, nodes), slice(4, 10))):
+            mask = torch.cat([torch.ones_like(part) if part is nodes else torch.zeros_like(part) for part in parts], 1)
+            with torch.no_grad():  # on a CPU flex attention has no backward
+                padded = model(torch.cat(parts, 1), attention_mask=mask).logits[:, place]
+            torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_position_sees_every_other():
+    model = tiny_model(TREES[1])
+    nodes = torch.full((1, 6), model.config.mask_token_id)
+    before = model(nodes).logits
+    for place in range(6):
+        changed = nodes.clone()
+        changed[0, place] = 3
+        other = [index for index in range(6) if index != place]
+        assert ((model(changed).logits - before)[0, other].nan_to_num().abs().amax(-1) > 1e-6).all()
+
+
+def test_the_place_of_a_token_matters():
+    model = tiny_model(TREES[1])
+    nodes = torch.full((1, 6), model.config.mask_token_id)
+    nodes[0, 2] = 5
+    forward = model(nodes).logits
+    nodes[0, 2], nodes[0, 3] = model.config.mask_token_id, 5
+    others = [0, 1, 4, 5]  # they hold the same nodes in both texts
+    assert ((model(nodes).logits - forward)[0, others].nan_to_num().abs().amax(-1) > 1e-5).all()
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model(TREES[1]).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        batch = corrupted(model)
+        model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
