@@ -15,7 +15,7 @@ class BuildWithTemplate(build_py):
         """Build, then copy; an editable install finds the template where it is."""
         super().run()
         if not self.editable_mode:
-            self.copy_file(TEMPLATE, str(Path(self.build_lib) / "modeling_treediff" / TEMPLATE))
+            self.copy_file(TEMPLATE, str(Path(self.build_lib) / "modeling_treediff" / "hub" / TEMPLATE))
 
     def get_source_files(self) -> list[str]:
         """Name what a source distribution needs."""

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from modeling_treediff.atomic_files import commit_folder
+from modeling_treediff.files.atomic_files import commit_folder
 
 
 def find_package(packages: Path, pattern: str) -> Path:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modeling_treediff import LevelSchedule, TreeDiffConfig, VocabularyTree
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
 
 PICTURE = Path(__file__).parent / "images" / "process.png"
 # Three levels below the root: kind of word, part of speech, word.

@@ -16,7 +16,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import modeling_treediff
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
 
 PAGE = Path(__file__).parent / "api.md"
 PACKAGE = "modeling_treediff"

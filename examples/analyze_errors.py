@@ -20,13 +20,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.evaluation import analyze_errors, check_same_tokens, tokenize_texts
 from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.evaluation.error_tables import ErrorTable, error_markdown, error_tables, summary
-from modeling_treediff.model_records_treediff import weights_sha256
+from modeling_treediff.files.atomic_files import write_atomically
+from modeling_treediff.files.records import write_record
+from modeling_treediff.hub import weights_sha256
 from modeling_treediff.text import Corpus
-from modeling_treediff.training import write_record
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -26,7 +26,6 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_treediff.atomic_files import update_folder
 from modeling_treediff.building import (
     METHODS,
     PIECE_CHARACTERS,
@@ -42,15 +41,15 @@ from modeling_treediff.building import (
 from modeling_treediff.building.extension import extend_tree
 from modeling_treediff.building.order import tree_from_order
 from modeling_treediff.building.tree_builder import smallest_depth
+from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.text import iterate_documents
-from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_size, write_tokenizer
 from modeling_treediff.vocabulary_tree import (
     TREE_CONFIG_NAME,
     TREE_WEIGHTS_NAME,
     VocabularyTree,
     check_feasible,
     smallest_branching,
-    write_tokenizer,
 )
 
 CONTROLS = ("frequency", "random", "flat")

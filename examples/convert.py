@@ -19,6 +19,7 @@ from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings
 from modeling_treediff.cli.model_options import FAMILY, add_family_options
 from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
+from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 from modeling_treediff.vocabulary_tree import smallest_branching
 
@@ -60,7 +61,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     fields = {name: getattr(args, name) for name in FAMILY}
     model, report = convert(source, tree, args.layers, **fields)
-    model.save_pretrained(args.output, tokenizer=source.tokenizer)
+    save_checkpoint(model, args.output, source.tokenizer)
     report.save(args.output)
     print(report)
     copied = sum(part.parameters for part in report.copied)

@@ -19,10 +19,10 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts
-from modeling_treediff.model_card_treediff import write_model_card
-from modeling_treediff.model_records_treediff import EVALUATION_RECORD, weights_sha256
+from modeling_treediff.files.records import write_record
+from modeling_treediff.hub import weights_sha256, write_card
+from modeling_treediff.hub.records import EVALUATION_RECORD
 from modeling_treediff.text import Corpus
-from modeling_treediff.training import write_record
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -93,7 +93,7 @@ def record(options: argparse.Namespace, model: TreeDiffForDiffusionLM, results: 
     }
     write_record(options.json, facts, options.seed)
     if options.json.resolve() == folder.resolve() / EVALUATION_RECORD:
-        write_model_card(model, folder)
+        write_card(model, folder)
 
 
 def check(options: argparse.Namespace) -> None:

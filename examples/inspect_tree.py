@@ -20,8 +20,8 @@ from rich.tree import Tree
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building import PIECE_CHARACTERS, TextCounts, count_text, encode_documents, load_embeddings
+from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.text import find_tokens, iterate_documents, leading_tokens, token_kinds, token_names
 from modeling_treediff.vocabulary_tree import VocabularyTree
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from modeling_treediff import TreeDiffConfig, VocabularyTree
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.cli.model_options import (
     BATCH_SIZE,
     WINDOW,
@@ -27,6 +26,7 @@ from modeling_treediff.cli.model_options import (
     model_fields,
 )
 from modeling_treediff.cli.option_files import OptionParser
+from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.training import MemoryPlan, largest_batch, plan_memory
 from modeling_treediff.training.memory.fake_step import PRECISIONS
 from modeling_treediff.training.memory.plan import USABLE

@@ -29,8 +29,8 @@ from modeling_treediff.cli.model_options import (
     model_fields,
 )
 from modeling_treediff.cli.option_files import OptionParser
-from modeling_treediff.model_card_treediff import write_model_card
-from modeling_treediff.model_records_treediff import weights_sha256
+from modeling_treediff.files.records import write_record
+from modeling_treediff.hub import weights_sha256, write_card
 from modeling_treediff.text import Corpus, unigram_entropy
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
 from modeling_treediff.training import (
@@ -44,7 +44,6 @@ from modeling_treediff.training import (
     memory_report,
     open_training_data,
     train,
-    write_record,
 )
 from modeling_treediff.training.memory.out_of_memory import device_memory, plan_run
 from modeling_treediff.training.run.settings import LEARNING_RATE_SCHEDULES, TRACKERS
@@ -182,7 +181,7 @@ def main() -> None:
     result = train(model, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
         report(model, result, unigram_entropy(validation.counted_ids), config, provenance(options, corpus, held_out))
-        write_model_card(model, config.output_dir)
+        write_card(model, config.output_dir)
     PartialState().wait_for_everyone()  # a process that left while another still worked could die of its connections
     PartialState().destroy_process_group()
 

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.hub import save_checkpoint, tokenizer_with_mask
 from modeling_treediff.text import read_documents, split_documents
 from modeling_treediff.text.mask_token import refuse_mask
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
@@ -76,10 +77,13 @@ def main() -> None:
         data_collator=DiffusionCollator(model.tree, model.schedule, arguments.seed),
         train_dataset=training,
         eval_dataset=held_out,
-        processing_class=model.with_mask_token(tokenizer),
+        processing_class=tokenizer_with_mask(tokenizer, model.tree),
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    trainer.save_model()
+    if script.lora_rank is None:
+        save_checkpoint(model, arguments.output_dir, tokenizer, is_main_process=trainer.is_world_process_zero())
+    else:
+        trainer.save_model()
     trainer.save_metrics("eval", metrics := trainer.evaluate())
     print(f"held-out NELBO {metrics['eval_loss']:.3f} nats/token; saved in {arguments.output_dir}")
 

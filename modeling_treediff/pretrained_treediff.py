@@ -6,29 +6,17 @@ readable file beside them with its provenance. Loading compares both with the fi
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from huggingface_hub import CommitInfo, metadata_load, metadata_save
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 
-from .atomic_files import update_folder
 from .configuration_treediff import TreeDiffConfig
-from .hub_upload import upload_files
-from .model_card_treediff import CARD_FILES, CARD_NAME, MARK, write_model_card
-from .model_records_treediff import find_files
-from .text.mask_token import with_mask_token
-from .text.tree_tokenizer import check_tokenizer, write_tokenizer
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, VocabularyTree, find_tree_file
-
-logger = logging.get_logger(__name__)
 
 
 class TreeDiffPreTrainedModel(PreTrainedModel):
@@ -50,7 +38,6 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self._tree_metadata: dict[str, Any] = {}
         self._tree_verified = False
-        self._card_files: dict[str, Path] = {}  # of the checkpoint it was loaded from
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as transformers does, but for layers that name a standard deviation of their own."""
@@ -60,7 +47,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # noqa: ANN401
         """Refuse: a token is a leaf of the tree."""
-        raise ValueError("The vocabulary is the tree's leaves: extend the tree for it: VocabularyTree.extend.")
+        raise ValueError(
+            "The vocabulary is the leaves of the tree: extend it (modeling_treediff.building.extend_tree), then make a "
+            "model over it with from_tree."
+        )
 
     # ---- the tree ---------------------------------------------------------------------------------------------
 
@@ -115,106 +105,27 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,  # noqa: ANN401 -- transformers' own options
     ) -> None:
-        """Write weights, configs, tree, code, model card and, if given, the tokenizer, with a mask token.
+        """Write weights, configs and code as transformers does, and the tree.
 
-        Everything slow happens in a temporary folder; then each file replaces its older version in one rename, the
-        weights last. So a kill while writing leaves an older checkpoint of the same shape, in one weights file, as it
-        was or as it is now. Only a kill between the renames, milliseconds, can mix an older checkpoint of another
-        shape or in several shards with the new one; save those to a new folder.
+        The tokenizer is saved by itself. `modeling_treediff.hub.save_checkpoint`, of the package, also writes the
+        model card, removes weights of an earlier save in other shards, and replaces an older model only when all is
+        written.
 
         Raises:
-            ValueError: the tokenizer's size is not the tree's, the buffers no longer hold the tree that the config
-                names, or push_to_hub=True.
+            ValueError: the buffers no longer hold the tree that the config names; push_to_hub=True, or a tokenizer.
 
         """
-        if kwargs.pop("push_to_hub", False):
+        if kwargs.get("push_to_hub") or "tokenizer" in kwargs:
             raise ValueError(
-                "save_pretrained writes the folder alone: call model.push_to_hub(repo_id, tokenizer=tokenizer), which "
-                "uploads the same files in one commit."
+                "save_pretrained writes the model into a folder: push it with model.push_to_hub(repo_id), save its "
+                "tokenizer with tokenizer.save_pretrained(folder), or do all with modeling_treediff.hub."
             )
-        if not is_main_process:
-            return
         self._verify_tree()
-        if tokenizer is not None:
-            tokenizer = self.with_mask_token(tokenizer)
-        target, stem = Path(save_directory), f"model.{kwargs['variant']}" if kwargs.get("variant") else "model"
-        # Weights of an earlier save in other shards would be loaded instead of ours, or beside them.
-        patterns = (f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json")
-        stale = {file for pattern in patterns for file in target.glob(pattern)}
-        with update_folder(target, written_last=lambda name: name.endswith(".safetensors")) as folder:
-            with self._under_its_own_class():
-                super().save_pretrained(folder, **kwargs)
-            self.tree.save_pretrained(folder)
-            if tokenizer is not None:
-                write_tokenizer(tokenizer, folder)
-            written = {file for pattern in patterns for file in folder.glob(pattern)}
-            if stem == "model" and written:  # the card is about the weights that load by default
-                write_model_card(self, folder, target)
-            # Without weights of ours, as with an adapter alone, those that are there stay.
-            stale -= {target / file.name for file in written} if written else stale
-        for file in stale:
-            file.unlink()
-
-    def push_to_hub(  # type: ignore[override]  # the upload's options are keywords here
-        self,
-        repo_id: str,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        max_shard_size: int | str = "50GB",
-        tags: Collection[str] = (),
-        **options: Any,  # noqa: ANN401
-    ) -> CommitInfo:
-        """Upload all that `save_pretrained` writes to a Hub repository, in one commit.
-
-        A push that broke off leaves the repository as it was, and is repeated by calling this again. A README.md of the
-        repository's that was not rendered here stays. Of several processes, call it in one alone, as transformers' own.
-
-        Args:
-            repo_id: "user/name", or "name" for the user's own; made if it does not exist.
-            tokenizer: goes with the model, as in `save_pretrained`.
-            max_shard_size: larger weights are divided into several files.
-            tags: for the Hub's search, added to those of the rendered card.
-            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and
-                `subfolder`, as `upload_files` in `hub_upload.py` documents them.
-
-        Returns:
-            The commit, as huggingface_hub describes it.
-
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
-            if tags and (card := Path(folder) / CARD_NAME).exists():
-                data = metadata_load(card) or {}
-                metadata_save(card, data | {"tags": list(dict.fromkeys([*data.get("tags", []), *tags]))})
-            return upload_files(Path(folder), repo_id, card_mark=MARK, **options)
-
-    def with_mask_token(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-        """Return the tree's tokenizer with the root as its mask token; where it cannot have one, as it is.
-
-        Raises:
-            ValueError: the tokenizer's size is not the tree's.
-
-        """
-        check_tokenizer(self.tree, tokenizer)
-        try:
-            return with_mask_token(tokenizer, self.config.mask_token_id)
-        except ValueError as error:
-            logger.warning_once(f"The tokenizer is saved without a mask token, which `fill-mask` needs. {error}")
-            return tokenizer
-
-    @contextmanager
-    def _under_its_own_class(self) -> Iterator[None]:
-        """Let transformers save our code: FSDP2 gives a model a class `FSDP...` that torch makes, in torch's files."""
-        sharded = type(self)
-        self.__class__ = next(cls for cls in sharded.__mro__ if cls.__name__ == sharded.__name__.removeprefix("FSDP"))
-        try:
-            yield
-        finally:
-            self.__class__ = sharded
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            self.tree.save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -238,10 +149,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
                 "missing): restore the original files, or save the model again with save_pretrained."
             )
         model._verify_tree()
-        hub_kwargs = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        model._read_sidecar(pretrained_model_name_or_path, hub_kwargs)
-        if pretrained_model_name_or_path is not None:
-            model._card_files = find_files(pretrained_model_name_or_path, CARD_FILES, **hub_kwargs)
+        model._read_sidecar(
+            pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        )
         return (model, info) if wants_info else model
 
     def _read_sidecar(self, source: str | os.PathLike | None, hub_kwargs: dict[str, Any]) -> None:

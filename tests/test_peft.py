@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.hub import save_checkpoint
 
 NODES = torch.randint(64, (3, 10), generator=torch.Generator().manual_seed(0))
 NODES[:, 3:7] = 64  # the root
@@ -57,15 +58,15 @@ def test_an_adapter_on_a_fresh_base_gives_the_same_logits_and_merges(tmp_path, h
 
 def test_an_adapter_saved_into_its_bases_folder_leaves_the_weights_there(tmp_path):
     base = tiny_model(tiny_tree())
-    base.save_pretrained(tmp_path / "base")
+    save_checkpoint(base, tmp_path / "base")
     adapted(base).save_pretrained(tmp_path / "adapter")
     model = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "base")
     model.load_adapter(tmp_path / "adapter")
     names = ("model.safetensors", "README.md")
     before = [(tmp_path / "base" / name).read_bytes() for name in names]
-    model.save_pretrained(tmp_path / "base")
+    save_checkpoint(model, tmp_path / "base")
     assert [(tmp_path / "base" / name).read_bytes() for name in names] == before
-    model.save_pretrained(tmp_path / "alone")
+    save_checkpoint(model, tmp_path / "alone")
     files = {file.name for file in (tmp_path / "alone").iterdir()}
     assert "adapter_model.safetensors" in files and "README.md" not in files  # the card is of whole models
 
@@ -85,7 +86,7 @@ print(model.generate(max_new_tokens=4).shape[1])
 
 def test_a_merged_model_is_an_ordinary_checkpoint_elsewhere(tmp_path):
     merged = adapted(tiny_model(tiny_tree())).merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged", tokenizer=tiny_tokenizer())
+    save_checkpoint(merged, tmp_path / "merged", tiny_tokenizer())
     ran = run_python(tmp_path / "merged", str(NODES.tolist()), code=LOAD_MERGED, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     total, length = ran.stdout.split()

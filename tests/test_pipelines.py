@@ -11,6 +11,7 @@ from transformers import pipeline
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree
 from modeling_treediff.building import train_tokenizer
+from modeling_treediff.hub import save_checkpoint
 
 V, WINDOW = 280, 32
 TEXT = "we must pay it, and we must pay it at once; the people must pay for the peace of the people. "
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
     model = tiny_model(tree, max_position_embeddings=WINDOW, **special)
     model.generation_config.num_steps = 6
     path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path, tokenizer=tokenizer)
+    save_checkpoint(model, path, tokenizer)
     return path
 
 

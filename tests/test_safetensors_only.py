@@ -10,6 +10,8 @@ from helpers.processes import REPOSITORY
 from helpers.tiny_run import tiny_network, tiny_run, tiny_tokenizer, tiny_tree
 from peft import LoraConfig, get_peft_model
 
+from modeling_treediff.hub import save_checkpoint
+
 PICKLING = {
     "torch.save",
     "torch.load",
@@ -44,7 +46,7 @@ def test_no_code_reads_or_writes_pickles():
 
 def test_what_is_saved_as_a_model_is_safetensors(tmp_path):
     model = tiny_network(tiny_tree())
-    model.save_pretrained(tmp_path / "model", tokenizer=tiny_tokenizer())
+    save_checkpoint(model, tmp_path / "model", tiny_tokenizer())
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     tiny_tree().save_pretrained(tmp_path / "tree")
     assert not pickles(tmp_path) and len(list(tmp_path.rglob("*.safetensors"))) == 4

@@ -11,7 +11,7 @@ from matplotlib.ticker import ScalarFormatter
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS, ROOT
 from benchmarks.record_schema import Schema, check_schema
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
 
 RECORD = RESULTS / "generation_quality.json"
 FIGURE = ROOT / "docs" / "images" / "generation_quality.png"

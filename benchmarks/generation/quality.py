@@ -28,8 +28,8 @@ from benchmarks.generation.samplers import Sampler, all_samplers
 from benchmarks.places import SAMPLE
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput
 from modeling_treediff.evaluation import GenerativePerplexity, measure_texts
+from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents, tokenizer_fingerprint
-from modeling_treediff.training.run.records import current_commit, write_record
 
 TEXT = SAMPLE / "validation.txt.xz"
 PASSES = (8, 16, 32, 64, 128, 256, 512)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.places import RESULTS
 from benchmarks.timing import quartiles, synchronized_clock
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput, VocabularyTree
-from modeling_treediff.training.run.records import write_record
+from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "generation_speed.json"
 REFERENCE = "flat"

@@ -37,7 +37,7 @@ from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
 from modeling_treediff import VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
-from modeling_treediff.training import write_record
+from modeling_treediff.files.records import write_record
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 BASE, TREE = "base", "tree"  # a variant, a group

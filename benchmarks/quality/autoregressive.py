@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from modeling_treediff.atomic_files import update_folder, write_atomically
+from modeling_treediff.files.atomic_files import update_folder, write_atomically
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import TrainingConfig
 from modeling_treediff.training.run.optimization import make_learning_rate, make_optimizer

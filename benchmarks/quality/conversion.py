@@ -25,8 +25,9 @@ from benchmarks.places import SAMPLE
 from benchmarks.quality.conversion_table import ARMS, RECORD, conversion_table
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.conversion import Source, convert, load_source, size_fields
+from modeling_treediff.files.records import write_record
 from modeling_treediff.text import Corpus, TokenWindows, unigram_entropy
-from modeling_treediff.training import DataOptions, TrainingConfig, open_training_data, train, write_record
+from modeling_treediff.training import DataOptions, TrainingConfig, open_training_data, train
 from modeling_treediff.training.data.sources import Windows
 from modeling_treediff.training.run.run_log import METRICS_NAME
 

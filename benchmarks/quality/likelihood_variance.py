@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.places import RESULTS
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+from modeling_treediff.files.records import write_record
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
-from modeling_treediff.training.run.records import write_record
 
 RESULT = RESULTS / "likelihood_variance.json"
 ESTIMATORS = ("plain", "stratified", "counts")

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.contenders import Contender
 from modeling_treediff import VocabularyTree
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building import build_tree, count_text, token_embeddings
+from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.text import TokenWindows, is_held_out, pack_windows, read_documents, tokenize_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 from modeling_treediff.vocabulary_tree import smallest_branching

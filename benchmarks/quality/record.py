@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from benchmarks.contenders import AUTOREGRESSIVE, REFERENCE
 from benchmarks.quality.packed_data import SELECTION
 from benchmarks.quality.run_queue import DONE_NAME
-from modeling_treediff.training import write_record
+from modeling_treediff.files.records import write_record
 
 BLOCKS = 20  # of neighbouring windows
 TOLERANCE = 0.01  # of the budget

@@ -12,7 +12,7 @@ from benchmarks.markdown import table
 from benchmarks.places import RESULTS
 from benchmarks.quality.packed_data import SELECTION, VALIDATION
 from benchmarks.record_schema import Schema, check_schema, read_record
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
 
 TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {AUTOREGRESSIVE: AUTOREGRESSIVE_TITLE}
 TEXT: Schema = {"nats": float, "standard_error": float, "interval": [float], "level_losses": list}

@@ -27,8 +27,8 @@ from benchmarks.quality.autoregressive import WEIGHTS_NAME, train_autoregressive
 from benchmarks.quality.packed_data import TRAINING, VALIDATION, PackedData, spread
 from benchmarks.quality.run_queue import DONE_NAME, locked
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.training import TrainingConfig, train, write_record
-from modeling_treediff.training.run.records import current_commit
+from modeling_treediff.files.records import current_commit, write_record
+from modeling_treediff.training import TrainingConfig, train
 from modeling_treediff.training.run.run_log import METRICS_NAME
 
 BEGUN_NAME = "training.json"  # what a run writes before its first step

@@ -27,8 +27,8 @@ from benchmarks.record_schema import Schema, check_schema
 from benchmarks.report.evidence import draw_figures, headline, sections
 from benchmarks.trees import tables as tree_tables
 from modeling_treediff import TreeDiffConfig, VocabularyTree
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building.budget import budget_config
+from modeling_treediff.files.atomic_files import write_atomically
 
 HOW_TO = ROOT / "docs" / "how_to"
 RUNS = {"tree": "quickstart_tree", "flat (MDLM)": "quickstart_flat"}

@@ -24,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.places import RESULTS, ROOT
-from modeling_treediff.training.run.records import write_record
+from modeling_treediff.files.records import write_record
 
 RESULT = RESULTS / "fault_injection.json"
 MOMENTS = ("training", "checkpoint", "start")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.places import RESULTS, ROOT
-from modeling_treediff.training.run.records import write_record
+from modeling_treediff.files.records import write_record
 
 RESULT = RESULTS / "soak.json"
 MEBIBYTE = 2**20

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from benchmarks.places import RESULTS, SAMPLE
 from modeling_treediff import LevelSchedule, TreeDiffConfig, VocabularyTree
+from modeling_treediff.files.records import write_record
 from modeling_treediff.text import Corpus, TokenWindows
-from modeling_treediff.training import DataOptions, DiffusionCollator, StreamedWindows, open_training_data, write_record
+from modeling_treediff.training import DataOptions, DiffusionCollator, StreamedWindows, open_training_data
 
 RESULT = RESULTS / "loader_speed.json"
 SECONDS = 5.0  # of a measurement, after the first batches

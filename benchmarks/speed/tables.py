@@ -11,7 +11,7 @@ from benchmarks.markdown import table
 from benchmarks.matched_models import by_title
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.record_schema import Schema, read_record
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
 
 RECORD = RESULTS / "speed.json"
 FIGURE = FIGURES / "speed.png"

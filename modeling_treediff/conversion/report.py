@@ -1,11 +1,10 @@
 """What a conversion took over, what starts anew, and what was left behind: for people and as a file."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.json_files import write_json
 
 REPORT_NAME = "conversion.json"
 
@@ -55,8 +54,7 @@ class ConversionReport:
 
     def save(self, folder: Path) -> None:
         """Write `conversion.json`."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomically(folder / REPORT_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(folder / REPORT_NAME, asdict(self))
 
     def __str__(self) -> str:
         """Return a table for the screen."""

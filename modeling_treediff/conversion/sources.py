@@ -1,6 +1,5 @@
 """Checkpoints to start from: config, tensors and tokenizer. Only safetensors are read, and no code is run."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedT
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
+from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 from .families import FAMILIES
@@ -86,7 +86,7 @@ def load_source(name: str, **hub_kwargs: Any) -> Source:  # noqa: ANN401 -- they
     return Source(
         name=Path(name).resolve().name if Path(name).is_dir() else name,
         commit=extract_commit_hash(str(files[0]), None),
-        weights_sha256={file.name: sha256_of(file) for file in files},
+        weights_sha256={file.name: file_sha256(file) for file in files},
         config=model.config,
         tensors={key: tensor.detach() for key, tensor in model.named_parameters() if key not in missing},
         embeddings=next(key for key, tensor in model.named_parameters() if tensor is embedding),
@@ -132,12 +132,6 @@ def _weight_files(name: str, hub_kwargs: dict[str, Any]) -> list[Path]:
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub_kwargs)
     shards, _ = get_checkpoint_shard_files(name, index, **hub_kwargs)
     return [Path(shard) for shard in shards]
-
-
-def sha256_of(file: Path) -> str:
-    """Return a file's fingerprint, which the Hub shows, too."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def with_end_of_document(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -15,7 +15,6 @@ from .memory.plan import MemoryPlan, largest_batch, plan_memory
 from .memory.tracker import MemoryTracker, PeakMemory, memory_report
 from .run.loop import TrainingResult, train
 from .run.preflight import check_run, check_settings, check_windows
-from .run.records import write_record
 from .run.settings import TrainingConfig
 
 __all__ = [
@@ -39,5 +38,4 @@ __all__ = [
     "plan_memory",
     "train",
     "undo_lean",
-    "write_record",
 ]

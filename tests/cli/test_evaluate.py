@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, GPT2Config
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.evaluation import WindowProtocol, evaluate_texts
+from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text import read_documents
 
 SCRIPT = REPOSITORY / "examples" / "evaluate.py"
@@ -28,7 +29,7 @@ def tokenizer():
 def checkpoint(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     model = tiny_model(VocabularyTree.from_pretrained(SAMPLE), num_hidden_layers=1, initializer_range=0.02)
-    model.save_pretrained(folder, tokenizer=tokenizer)
+    save_checkpoint(model, folder, tokenizer)
     return folder
 
 

@@ -13,6 +13,7 @@ from helpers.processes import REPOSITORY, SAMPLE, run_python
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.hub import save_checkpoint
 
 REPO = "someone/a-model"
 PRIVATE = {
@@ -26,7 +27,7 @@ def trained(tmp_path_factory):
     """A folder as training leaves it: the model, records, and much that is nobody else's business."""
     folder = tmp_path_factory.mktemp("run") / "model"
     tree, tokenizer = VocabularyTree.from_pretrained(SAMPLE), AutoTokenizer.from_pretrained(SAMPLE)
-    tiny_model(tree).save_pretrained(folder, tokenizer=tokenizer)
+    save_checkpoint(tiny_model(tree), folder, tokenizer)
     for name in ("result.json", "evaluation.json", "conversion.json", "metrics.jsonl", "curves.png"):
         (folder / name).write_text("{}")
     for name in PRIVATE:
@@ -117,13 +118,13 @@ def test_what_does_not_load_does_not_go(hub, push, trained, tmp_path):
     tree.save_pretrained(tmp_path / "tree")
     AutoTokenizer.from_pretrained(SAMPLE).save_pretrained(tmp_path / "tree")
     tiny_model(tree).save_pretrained(tmp_path / "bare")
-    (tmp_path / "bare" / "README.md").unlink()
+    (tmp_path / "bare" / "modeling_treediff.py").unlink()
     tiny_model(tree).save_pretrained(tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     for name, message in {
         "tree": "100 leaves but the tokenizer has 8192",
-        "bare": "holds no README.md: load the model and save it again",
+        "bare": "holds no modeling_treediff.py: load the model and save it again",
         "damaged": "are damaged",
         "empty": "holds no vocabulary_tree.safetensors",
         "nowhere": "nowhere is not a folder",

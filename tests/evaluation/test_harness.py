@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.evaluation import WindowProtocol, cut_windows, evaluate_texts, tokenize_texts
+from modeling_treediff.hub import save_checkpoint
 
 TASKS = REPOSITORY / "examples" / "harness_tasks"
 LONG = " ".join(TEXTS * 3)  # 42 tokens, windows have 16
@@ -241,7 +242,7 @@ def test_without_the_harness_the_extra_is_named():
 def test_the_command_line_runs_the_tasks_of_the_examples(harness, tokenizer, tmp_path):
     tree = VocabularyTree.from_pretrained(SAMPLE)
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "initializer_range": 0.02}
-    tiny_model(tree, head="child", **sizes).save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    save_checkpoint(tiny_model(tree, head="child", **sizes), tmp_path / "model", tokenizer)
     ran = run_python(
         *["-m", "modeling_treediff.evaluation.harness", "--model", "treediff", "--include_path", TASKS],
         *["--model_args", f"pretrained={tmp_path / 'model'},num_samples=4,dtype=float32", "--batch_size", "64"],

@@ -8,6 +8,7 @@ from helpers.models import tiny_model
 from helpers.processes import run_python
 
 from modeling_treediff.evaluation import WindowProtocol, evaluate_texts
+from modeling_treediff.hub import save_checkpoint
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ print(metric.description)
 
 def test_the_metric_works_offline_in_a_fresh_process(tokenizer, tmp_path):
     model = tiny_model(FLAT)
-    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    save_checkpoint(model, tmp_path / "model", tokenizer)
     home = str(tmp_path / "cache")
     ran = run_python(tmp_path / "model", code=METRIC, HF_HOME=home, HF_METRICS_CACHE=home, HF_MODULES_CACHE=home)
     assert ran.returncode == 0, ran.stderr

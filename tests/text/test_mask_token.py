@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.evaluation import evaluate_texts
+from modeling_treediff.hub import save_checkpoint, tokenizer_with_mask
 from modeling_treediff.text import encode_documents, tokenize_documents
 from modeling_treediff.text.mask_token import with_mask_token
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
@@ -64,7 +65,7 @@ def test_a_word_replaced_by_the_mask_is_one_open_position(kind):
 def test_tokens_filled_in_for_masks_are_read_as_text():
     tree = VocabularyTree.from_pretrained(SAMPLE)
     model = tiny_model(tree)
-    tokenizer = model.with_mask_token(AutoTokenizer.from_pretrained(SAMPLE))
+    tokenizer = tokenizer_with_mask(AutoTokenizer.from_pretrained(SAMPLE), tree)
     ids = tokenizer("We must <|mask|> it.", return_tensors="pt")["input_ids"]
     filled = model.generate(ids, generator=torch.Generator().manual_seed(0))
     assert (filled != ids).sum() == 1 and filled.max() < tree.vocab_size
@@ -82,7 +83,7 @@ def test_where_the_root_cannot_be_a_token_the_tokenizer_is_saved_as_it_is(tmp_pa
         model = tiny_model(VocabularyTree.flat(size))
         logging.getLogger("transformers").addHandler(caplog.handler)
         try:
-            model.save_pretrained(tmp_path / str(number), tokenizer=tokenizer)
+            save_checkpoint(model, tmp_path / str(number), tokenizer)
         finally:
             logging.getLogger("transformers").removeHandler(caplog.handler)
         assert "saved without a mask token" in caplog.text
@@ -93,14 +94,14 @@ def test_where_the_root_cannot_be_a_token_the_tokenizer_is_saved_as_it_is(tmp_pa
 
 def test_a_tokenizer_of_another_size_is_no_trees():
     with pytest.raises(ValueError, match="20 leaves"):
-        tiny_model(VocabularyTree.flat(20)).with_mask_token(word_tokenizer({"<eos>": 0, "a": 1}))
+        tokenizer_with_mask(word_tokenizer({"<eos>": 0, "a": 1}), VocabularyTree.flat(20))
 
 
 def test_a_saved_models_tokenizer_is_saved_with_the_next(tmp_path):
     tokenizer = word_tokenizer({"<eos>": 0, "a": 1, "b": 2})
     model = tiny_model(VocabularyTree.flat(3))
     for name in ("first", "second"):
-        model.save_pretrained(tmp_path / name, tokenizer=tokenizer)
+        save_checkpoint(model, tmp_path / name, tokenizer)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         assert (tokenizer.mask_token_id, len(tokenizer)) == (3, 4)
 
@@ -110,7 +111,7 @@ def test_texts_to_learn_or_measure_must_not_hold_the_mask():
     plain = AutoTokenizer.from_pretrained(SAMPLE)
     plain.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     model = tiny_model(VocabularyTree.from_pretrained(SAMPLE))
-    masked, texts = model.with_mask_token(plain), [TEXT, "a <|mask|> b"]
+    masked, texts = tokenizer_with_mask(plain, model.tree), [TEXT, "a <|mask|> b"]
     row = {"prompt": texts[1], "completion": TEXT}
     uses = [
         ("Document 1 ", lambda tokenizer: tokenize_documents(texts, tokenizer)),

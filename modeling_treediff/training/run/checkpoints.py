@@ -1,7 +1,5 @@
 """Checkpoints of a run: whole folders that appear in one rename; the newest few and the best one stay."""
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,13 +11,14 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from modeling_treediff.atomic_files import commit_folder, write_atomically
-from modeling_treediff.model_card_treediff import CARD_NAME
-from modeling_treediff.model_records_treediff import EVALUATION_RECORD
+from modeling_treediff.files.atomic_files import commit_folder, write_atomically
+from modeling_treediff.files.fingerprints import file_sha256
+from modeling_treediff.files.json_files import read_json, write_json
+from modeling_treediff.hub.card import CARD_NAME
+from modeling_treediff.hub.records import EVALUATION_RECORD
 from modeling_treediff.training.memory.tracker import GIBIBYTE
 
 from .processes import on_main, together
-from .records import without_non_numbers
 from .trained_model import TrainedModel
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -92,7 +91,7 @@ class CheckpointStore:
 
     def _commit(self, partial: Path, final: Path, facts: dict[str, Any]) -> None:
         facts |= {"identity": self.identity, "files": _fingerprints(partial)}
-        (partial / FACTS_NAME).write_text(json.dumps(without_non_numbers(facts), indent=2) + "\n", encoding="utf-8")
+        write_json(partial / FACTS_NAME, facts)
         commit_folder(partial, final)
 
     def _could_not_save(self, step: int, error: Exception) -> str:
@@ -192,7 +191,7 @@ def find_damage(checkpoint: Path, facts: dict[str, Any]) -> str:
             return f"{name} is missing"
         if (length := found[name].stat().st_size) != size:
             return f"{name} has {length} bytes instead of {size}"
-        if _sha256(found[name]) != sha256:
+        if file_sha256(found[name]) != sha256:
             return f"{name} has other content than was saved"
     return ""
 
@@ -211,17 +210,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
-    return {path.relative_to(folder).as_posix(): (path.stat().st_size, _sha256(path)) for path in _files(folder)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, file_sha256(path)) for path in _files(folder)}
 
 
 def _read_facts(checkpoint: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((checkpoint / FACTS_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return read_json(checkpoint / FACTS_NAME)

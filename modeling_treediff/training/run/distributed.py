@@ -11,7 +11,7 @@ does most of the work; here is what it leaves to the loop, in the order of use:
     norm = full_tensor(accelerator.clip_grad_norm_(prepared.parameters(), ...))
     is_finite(accelerator, prepared)
     weights = accelerator.get_state_dict(prepared)               # every process calls it; whole on the main one
-    model.save_pretrained(folder, state_dict=weights, is_main_process=accelerator.is_main_process)
+    save_checkpoint(model, folder, state_dict=weights, is_main_process=accelerator.is_main_process)
     load_full_state_dict(accelerator, prepared, weights)         # the way back, with any number of processes
 
 The persistent integer tables of the tree are not sharded. All processes must build the model with the same seed: FSDP2,

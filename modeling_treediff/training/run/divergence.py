@@ -1,10 +1,9 @@
 """The report on a run whose numbers are no longer numbers."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.json_files import write_json
 
 from .processes import on_main
 from .update import Update
@@ -30,8 +29,8 @@ def report_divergence(folder: Path, step: int, update: Update, windows_per_step:
         "last_window": step * windows_per_step - 1,
         "last_good_checkpoint": str(latest) if latest else None,
     }
-    file, text = folder / DIVERGENCE_NAME, json.dumps(facts, indent=2) + "\n"
-    on_main(lambda: write_atomically(file, lambda path: path.write_text(text, encoding="utf-8")))
+    file = folder / DIVERGENCE_NAME
+    on_main(lambda: write_json(file, facts))
     return (
         f"Stopped at step {step}: loss {update.loss:g}, gradient norm {update.gradient_norm:g}, parameters "
         f"{'as they were before it' if update.diverged else 'no longer finite'}. Last good checkpoint: "

@@ -8,9 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 
-from modeling_treediff.atomic_files import write_atomically
-
-from .records import without_non_numbers
+from modeling_treediff.files.atomic_files import write_atomically
+from modeling_treediff.files.json_files import without_non_numbers
 
 PROJECT_NAME = "treediff"
 METRICS_NAME = "metrics.jsonl"

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.hub.saving import save_checkpoint
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .averaging import WeightAverage
@@ -68,11 +69,12 @@ class TrainedModel:
     def save(self, folder: Path) -> None:
         """Write the evaluated model, for `from_pretrained`; every process calls this, the main one writes."""
         with self.evaluated() as model:
-            model.save_pretrained(
+            save_checkpoint(
+                model,
                 folder,
+                self.tokenizer,
                 is_main_process=self.accelerator.is_main_process,
                 state_dict=self.full_state(),
-                tokenizer=self.tokenizer,
             )
 
     def save_state(self, folder: Path) -> None:

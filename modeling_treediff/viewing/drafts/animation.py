@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_treediff.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import write_atomically
 
 from .drafts import Draft
 from .page import render_animation

@@ -7,8 +7,8 @@ import pytest
 from accelerate import Accelerator
 from helpers.tiny_run import logged, ragged_windows, tiny_run
 
+from modeling_treediff.files.records import write_record
 from modeling_treediff.text import TokenWindows
-from modeling_treediff.training import write_record
 from modeling_treediff.training.run.run_log import RunLog, drop_later_steps
 
 

@@ -11,20 +11,24 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
+from helpers.hub_double import HubDouble
 from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, SAMPLE, run_here, run_python
 from helpers.tiny_run import tiny_run
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from jinja2 import Environment, meta
+from transformers import AutoModel, dynamic_module_utils
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, VocabularyTree
-from modeling_treediff.card_metadata_treediff import HUB_LICENSES, describe
-from modeling_treediff.model_card_treediff import MARK, render_model_card, write_model_card
-from modeling_treediff.model_records_treediff import weights_sha256
+from modeling_treediff.hub import save_checkpoint
+from modeling_treediff.hub.card import MARK, read_template, render_card, write_card
+from modeling_treediff.hub.card_metadata import HUB_LICENSES, describe
+from modeling_treediff.hub.records import weights_sha256
+from modeling_treediff.hub.tree_sketch import BRANCHES, sketch_tree
 from modeling_treediff.text import read_documents
 from modeling_treediff.training.run.checkpoints import find_damage
-from modeling_treediff.tree_sketch_treediff import BRANCHES, sketch_tree
 
 TEMPLATE = (REPOSITORY / "model_card.md").read_text(encoding="utf-8")
 ON_THE_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -75,14 +79,14 @@ def numbers(text: str) -> list[str]:
 
 def without_records(model, folder, tmp_path) -> str:
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("result.json", "evaluation.json"))
-    return render_model_card(model, bare)
+    return render_card(model, bare)
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------
 
 
 def test_the_card_says_what_the_records_say(loaded, checkpoint):
-    card, training = render_model_card(loaded, checkpoint), record(checkpoint)
+    card, training = render_card(loaded, checkpoint), record(checkpoint)
     assert card == (checkpoint / "README.md").read_text("utf-8")  # as the scripts have left it
     nats, error = training["nelbo"], training["nelbo_standard_error"]
     assert f"| {nats:.3f} ± {error:.3f} nats per token |" in card
@@ -102,7 +106,7 @@ def test_the_card_says_what_the_records_say(loaded, checkpoint):
 
 def test_without_records_no_section_of_measurements_holds_a_number(loaded, checkpoint, tmp_path):
     """So each number there comes from a record: the template has none of its own, but for the 95 % of intervals."""
-    card, bare = render_model_card(loaded, checkpoint), without_records(loaded, checkpoint, tmp_path)
+    card, bare = render_card(loaded, checkpoint), without_records(loaded, checkpoint, tmp_path)
     for title in MEASURED:
         assert len(numbers(section(card, title))) > 10
         assert set(numbers(section(bare, title))) <= {"95"} and "not measured" in section(bare, title)
@@ -122,16 +126,16 @@ def test_without_records_no_section_of_measurements_holds_a_number(loaded, check
     ],
 )
 def test_a_number_in_a_record_is_the_cards(loaded, checkpoint, name, path):
-    before, changed = render_model_card(loaded, checkpoint), record(checkpoint, name)
+    before, changed = render_card(loaded, checkpoint), record(checkpoint, name)
     inner = changed
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = inner[path[-1]] * 2 + 1
     (checkpoint / name).write_text(json.dumps(changed))
-    assert render_model_card(loaded, checkpoint) != before
+    assert render_card(loaded, checkpoint) != before
     inner[path[-1]] = None  # as JSON has what was not finite
     (checkpoint / name).write_text(json.dumps(changed))
-    assert len(numbers(render_model_card(loaded, checkpoint))) < len(numbers(before))
+    assert len(numbers(render_card(loaded, checkpoint))) < len(numbers(before))
 
 
 @pytest.mark.parametrize("name", ["result.json", "evaluation.json"])
@@ -141,29 +145,29 @@ def test_a_record_that_names_no_weights_does_not_count(loaded, checkpoint, tmp_p
     for file in ("result.json", "evaluation.json"):
         (checkpoint / file).unlink()
     (checkpoint / name).write_text(content)
-    assert render_model_card(loaded, checkpoint) == bare
+    assert render_card(loaded, checkpoint) == bare
 
 
 def test_other_weights_are_not_measured(loaded, checkpoint, tmp_path):
     bare = without_records(loaded, checkpoint, tmp_path)
     with torch.no_grad():
         loaded.head.nodes.bias[0] += 1
-    loaded.save_pretrained(checkpoint)
+    save_checkpoint(loaded, checkpoint)
     assert (checkpoint / "result.json").exists()
-    assert (checkpoint / "README.md").read_text("utf-8") == bare == render_model_card(loaded, checkpoint)
+    assert (checkpoint / "README.md").read_text("utf-8") == bare == render_card(loaded, checkpoint)
 
 
 def test_records_travel_with_their_weights_and_with_no_others(loaded, checkpoint, tmp_path):
-    loaded.save_pretrained(tmp_path / "copy", tokenizer=None)
+    save_checkpoint(loaded, tmp_path / "copy")
     for name in ("result.json", "evaluation.json"):
         assert record(tmp_path / "copy", name) == record(checkpoint, name)
     for title in MEASURED:
         copied = (tmp_path / "copy" / "README.md").read_text("utf-8")
-        assert section(copied, title) == section(render_model_card(loaded, checkpoint), title)
-    loaded.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+        assert section(copied, title) == section(render_card(loaded, checkpoint), title)
+    save_checkpoint(loaded, tmp_path / "sharded", max_shard_size="100KB")
     assert len(weights_sha256(tmp_path / "sharded")) > 1 and not (tmp_path / "sharded" / "result.json").exists()
     (tmp_path / "copy" / "result.json").write_text("{}")  # a file that is there already is not replaced
-    loaded.save_pretrained(tmp_path / "copy")
+    save_checkpoint(loaded, tmp_path / "copy")
     assert record(tmp_path / "copy") == {}
     assert "≤" not in section((tmp_path / "copy" / "README.md").read_text("utf-8"), "Training")
 
@@ -223,11 +227,11 @@ def validator(monkeypatch):
 
 
 def test_huggingface_hubs_own_validator_takes_the_card(loaded, checkpoint, tmp_path, validator):
-    for card in (render_model_card(loaded, checkpoint), without_records(loaded, checkpoint, tmp_path)):
+    for card in (render_card(loaded, checkpoint), without_records(loaded, checkpoint, tmp_path)):
         ModelCard(card).validate()
     for wrong in ("license: free as in beer", "datasets:\n- /home/me/corpus.txt"):
         with pytest.raises(ValueError, match="license|Repo id"):
-            ModelCard(re.sub("^license: .*$", wrong, render_model_card(loaded, checkpoint), flags=re.M)).validate()
+            ModelCard(re.sub("^license: .*$", wrong, render_card(loaded, checkpoint), flags=re.M)).validate()
     assert validator == ["model"] * 4
 
 
@@ -274,18 +278,36 @@ def test_license_data_set_and_base_model_are_named_as_the_hub_names_them(stated,
 # ---- text -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_the_template_is_left_to_fill_in(loaded, checkpoint, tmp_path):
-    assert len(re.findall(r"\$\w+", TEMPLATE)) > 40
-    for card in (render_model_card(loaded, checkpoint), without_records(loaded, checkpoint, tmp_path)):
-        assert not re.findall(r"\$\w+|\$\{", card)
+def test_the_template_asks_for_what_there_is_and_nothing_of_it_is_left(loaded, checkpoint, tmp_path, monkeypatch):
+    """Jinja writes nothing for a name that it does not know, so the names are compared."""
+    given = {}
+    fill = ModelCard.from_template.__func__
+
+    def watched(cls, data, **options):
+        given.update(options)
+        return fill(cls, data, **options)
+
+    monkeypatch.setattr(ModelCard, "from_template", classmethod(watched))
+    cards = render_card(loaded, checkpoint), without_records(loaded, checkpoint, tmp_path)
+    asked = meta.find_undeclared_variables(Environment().parse(read_template()))
+    assert asked == given.keys() - {"template_str"} and len(asked) > 40
+    for card in cards:
+        assert "{{" not in card and "}}" not in card
         assert not re.findall(r"<[^!]", re.sub(r"^```.*?^```$", "", card, flags=re.M | re.S))
         assert card.count("```") % 2 == 0
+
+
+def test_the_template_is_a_card_itself():
+    """Its head is the YAML that every card begins with: the file at the top of the repository is a valid card."""
+    assert read_template() == TEMPLATE
+    data = ModelCard(TEMPLATE).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation") and "diffusion" in data.tags
 
 
 def test_what_a_record_holds_cannot_break_a_table_or_be_a_tag(loaded, checkpoint):
     changed = record(checkpoint) | {"command": "python x.py --text 'a|b' $HOME `date` <script>\n", "license": "<b>|$x"}
     (checkpoint / "result.json").write_text(json.dumps(changed))
-    rows = section(render_model_card(loaded, checkpoint), "Training").strip().split("\n\n")[0].splitlines()
+    rows = section(render_card(loaded, checkpoint), "Training").strip().split("\n\n")[0].splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
     assert rows[2].startswith("| License of the weights | &lt;b>") and not any("<script" in row for row in rows)
 
@@ -314,9 +336,9 @@ def test_the_sketch_counts_and_names_what_is_below(depth):
 
 
 def test_the_sketch_shows_words_where_there_is_a_tokenizer(loaded, checkpoint):
-    assert '" the" ' in render_model_card(loaded, checkpoint)
+    assert '" the" ' in render_card(loaded, checkpoint)
     (checkpoint / "tokenizer.json").unlink()
-    assert '" the" ' not in render_model_card(loaded, checkpoint)
+    assert '" the" ' not in render_card(loaded, checkpoint)
     special = {0: "```", 1: 'a\n"', 2: "\N{REPLACEMENT CHARACTER}", 3: "<|end|>"}
     assert sketch_tree(VocabularyTree.flat(4), special.get) == r'root, the mask: 4: "```" "a\n\"" "<|end|>" …'
 
@@ -329,25 +351,18 @@ def test_a_readme_of_ones_own_is_kept(loaded, checkpoint):
     changed = readme.read_text("utf-8").replace("## Intended use", "## What it is for")
     for text in (own, changed.replace(MARK, "")):
         readme.write_text(text, "utf-8")
-        loaded.save_pretrained(checkpoint)
-        write_model_card(loaded, checkpoint)
+        save_checkpoint(loaded, checkpoint)
+        write_card(loaded, checkpoint)
         assert readme.read_text("utf-8") == text
     readme.write_text(changed, "utf-8")
-    loaded.save_pretrained(checkpoint)
+    save_checkpoint(loaded, checkpoint)
     assert "## Intended use" in readme.read_text("utf-8")
-    assert (checkpoint / "model_card.md").read_text("utf-8") == TEMPLATE
-
-
-def test_a_variant_leaves_the_card_of_the_other_weights(loaded, checkpoint):
-    before = (checkpoint / "README.md").read_text("utf-8")
-    loaded.half().save_pretrained(checkpoint, variant="fp16")
-    assert (checkpoint / "README.md").read_text("utf-8") == before == render_model_card(loaded, checkpoint)
 
 
 def test_a_model_without_tokenizer_has_a_card_and_one_without_head_has_none(tree, tmp_path):
     """The card counts the parameters of a head and generates: not what a body alone does."""
-    TreeDiffModel.from_tree(tree, hidden_size=32, num_attention_heads=4).save_pretrained(tmp_path / "body")
-    tiny_model(tree).save_pretrained(tmp_path / "model")
+    save_checkpoint(TreeDiffModel.from_tree(tree, hidden_size=32, num_attention_heads=4), tmp_path / "body")
+    save_checkpoint(tiny_model(tree), tmp_path / "model")
     assert not (tmp_path / "body" / "README.md").exists()
     assert "| `num_steps` | `64` |" in (tmp_path / "model" / "README.md").read_text("utf-8")
 
@@ -359,18 +374,17 @@ def test_a_model_without_tokenizer_has_a_card_and_one_without_head_has_none(tree
         lambda folder: edit_record(folder, text="corpus.txt"),
         lambda folder: edit_record(folder, level_losses=None),
         lambda folder: edit_record(folder, license=2),
-        lambda folder: (folder / "model_card.md").write_text("$mark $nothing_of_ours"),
     ],
-    ids=["tokenizer", "text", "level losses", "license", "template"],
+    ids=["tokenizer", "text", "level losses", "license"],
 )
 def test_what_cannot_be_rendered_loses_no_model(loaded, checkpoint, caplog, spoil):
     spoil(checkpoint)
     before = (checkpoint / "README.md").read_text("utf-8")
     (checkpoint / "config.json").unlink()
-    loaded.save_pretrained(checkpoint)
+    save_checkpoint(loaded, checkpoint)
     assert (checkpoint / "config.json").exists() and (checkpoint / "README.md").read_text("utf-8") == before
     with pytest.raises(Exception):  # noqa: B017, PT011 -- whatever it is
-        render_model_card(loaded, checkpoint)
+        render_card(loaded, checkpoint)
     TreeDiffForDiffusionLM.from_pretrained(checkpoint)
 
 
@@ -378,22 +392,11 @@ def edit_record(folder, **changes):
     (folder / "result.json").write_text(json.dumps(record(folder) | changes), "utf-8")
 
 
-def test_a_folder_may_have_a_template_of_its_own(loaded, checkpoint):
-    template = checkpoint / "model_card.md"
-    template.write_text(TEMPLATE.replace("## Limits", "## What it cannot do"), "utf-8")
-    loaded.save_pretrained(checkpoint)
-    assert "## What it cannot do" in (checkpoint / "README.md").read_text("utf-8")
-    template.write_text("My notes about the card.", "utf-8")  # no template
-    loaded.save_pretrained(checkpoint)
-    assert "## Limits" in (checkpoint / "README.md").read_text("utf-8")
-    assert template.read_text("utf-8") == "My notes about the card."
-
-
 def test_the_beginning_of_a_text_does_not_pass_for_all_of_it(loaded, checkpoint):
     whole = record(checkpoint, "evaluation.json") | {"limit": None}
     for limit, part in ((None, ""), (3, ", of the first 3 documents")):
         (checkpoint / "evaluation.json").write_text(json.dumps(whole | {"limit": limit}))
-        results = ModelCard(render_model_card(loaded, checkpoint)).data.eval_results
+        results = ModelCard(render_card(loaded, checkpoint)).data.eval_results
         names = {result.metric_name for result in results if result.dataset_name == "other.txt"}
         assert names == {
             f"{name}{part}"
@@ -408,31 +411,23 @@ def test_a_checkpoint_of_a_run_stays_whole_when_its_card_changes(tmp_path):
     (checkpoint / "README.md").write_text("# Mine\n", "utf-8")
     (checkpoint / "evaluation.json").write_text("{}", "utf-8")
     assert find_damage(checkpoint, facts) == ""
-    (checkpoint / "model_card.md").write_text("", "utf-8")
-    assert "model_card.md has" in find_damage(checkpoint, facts)
+    (checkpoint / "config.json").write_text("", "utf-8")
+    assert "config.json has" in find_damage(checkpoint, facts)
 
 
-SAVE_WITHOUT_THE_PACKAGE = """
-import sys
-sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
-from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-model.save_pretrained(sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("source", ["folder", "hub"])
-def test_a_model_loaded_by_remote_code_renders_its_card_again(measured, tmp_path, source):
-    name = str(measured)
-    if source == "hub":  # the layout of a downloaded repository
-        name, repository = "someone/a-model", tmp_path / "hub" / "models--someone--a-model"
-        shutil.copytree(measured, repository / "snapshots" / ("a" * 40))
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("a" * 40)
-    places = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "hub"), "cwd": str(tmp_path)}
-    ran = run_python(name, tmp_path / "again", code=SAVE_WITHOUT_THE_PACKAGE, PYTHONPATH="", **places)
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "again" / "model_card.md").read_text("utf-8") == TEMPLATE
+@pytest.mark.parametrize("source", ["folder", "hub", "hub, by its own code"])
+def test_records_travel_from_wherever_a_model_was_loaded(measured, tmp_path, monkeypatch, source):
+    place, options = str(measured), {}
+    if source != "folder":
+        options = {"trust_remote_code": True} if "code" in source else {}
+        place, double = "someone/a-model", HubDouble()
+        double.put(place, {file.name: file.read_bytes() for file in measured.iterdir() if file.is_file()})
+        with double:
+            double.serve_this_process(monkeypatch, tmp_path / "home")
+            monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+            save_checkpoint(AutoModel.from_pretrained(place, **options), tmp_path / "again")
+    else:
+        save_checkpoint(AutoModel.from_pretrained(place), tmp_path / "again")
     again, first = ((folder / "README.md").read_text("utf-8") for folder in (tmp_path / "again", measured))
     assert [section(again, title) for title in MEASURED] == [section(first, title) for title in MEASURED]
     assert "± " in section(again, "Training")
@@ -442,9 +437,10 @@ SAVE_WITH_THE_WHEEL = """
 import sys
 import modeling_treediff
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.hub import save_checkpoint
 print(modeling_treediff.__file__)
 model = TreeDiffForDiffusionLM.from_tree(VocabularyTree.flat(8), hidden_size=8, num_attention_heads=2)
-model.save_pretrained(sys.argv[1])
+save_checkpoint(model, sys.argv[1])
 """
 
 
@@ -462,4 +458,4 @@ def test_an_installed_wheel_holds_the_template(tmp_path):
     ran = run_python(tmp_path / "m", code=SAVE_WITH_THE_WHEEL, PYTHONPATH=str(site), cwd=str(tmp_path))
     assert ran.returncode == 0 and str(site) in ran.stdout, ran.stderr
     assert MARK in (tmp_path / "m" / "README.md").read_text("utf-8")
-    assert (site / "modeling_treediff" / "model_card.md").read_text("utf-8") == TEMPLATE
+    assert (site / "modeling_treediff" / "hub" / "model_card.md").read_text("utf-8") == TEMPLATE

@@ -4,16 +4,18 @@ What no record backs is NOT_MEASURED, what nobody said is NOT_STATED.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from .model_records_treediff import is_number, number
-from .tree_sketch_treediff import sketch_tree
-from .vocabulary_tree import VocabularyTree
+from modeling_treediff.pretrained_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+from .records import is_number, number
+from .tree_sketch import sketch_tree
 
 NOT_MEASURED, NOT_STATED = "not measured", "not stated"
 GIBIBYTE = 2**30
@@ -24,7 +26,7 @@ OTHER_SETTINGS = {
 }  # fmt: skip
 
 
-def values_of_the_model(model: Any) -> dict[str, str]:  # noqa: ANN401 -- any of our models
+def values_of_the_model(model: TreeDiffPreTrainedModel) -> dict[str, str]:
     """Return sizes, parameters by part and sampling settings."""
     config = model.config
     parts = config.count_parameters()
@@ -125,7 +127,7 @@ def _run_values(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
 # ---- formats --------------------------------------------------------------------------------------------------
 
 
-def _figure(value: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+def _figure(value: object) -> str:
     """Write a measured figure: three decimals for nats and bits, four digits for what is large."""
     if not is_number(value):
         return NOT_MEASURED
@@ -142,7 +144,7 @@ def _bound(value: float | None, error: float | None) -> str:
     return NOT_MEASURED if value is None or math.isinf(value) else f"≤ {_with_error(value, error)}"
 
 
-def _in_interval(value: float | None, interval: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+def _in_interval(value: float | None, interval: Sequence[object] | None) -> str:
     if value is None:
         return NOT_MEASURED
     ends = " to ".join("∞" if end is None else _figure(end) for end in interval or [])
@@ -186,11 +188,11 @@ def _held_out(record: Mapping[str, Any]) -> str:
     return _source(record.get("validation_text"), f"one document in {every} of the text" if every else NOT_STATED)
 
 
-def _stated(value: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+def _stated(value: object) -> str:
     return NOT_STATED if value is None else _cell(str(value))
 
 
-def _code(value: Any) -> str:  # noqa: ANN401 -- what a JSON file holds
+def _code(value: object) -> str:
     """Write a value as code, unless it has backticks of its own; there `<` begins no tag."""
     text = str(value)
     return _cell(text) if "`" in text else f"`{_cell(text).replace('&lt;', '<')}`"

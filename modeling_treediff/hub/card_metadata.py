@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .model_records_treediff import number
+from .records import number
 
 # Of https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses others.
 HUB_LICENSES = frozenset(

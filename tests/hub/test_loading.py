@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree
+from modeling_treediff.hub import push, save_checkpoint
 from modeling_treediff.modeling_treediff import TreeDiffModel
 
 REPO = "someone/a-model"
@@ -40,7 +41,7 @@ def folder(model, tmp_path_factory):
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
     )
     path = tmp_path_factory.mktemp("saved") / "model"
-    model.save_pretrained(path, tokenizer=tokenizer, max_shard_size="40KB")
+    save_checkpoint(model, path, tokenizer, max_shard_size="40KB")
     return path
 
 
@@ -179,7 +180,7 @@ def test_with_the_package_nothing_is_trusted_and_no_code_is_fetched(hub, model, 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(hub, model, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    model.push_to_hub(REPO)
+    push(model, REPO)
     hub.mend()
     TreeDiffForDiffusionLM.from_pretrained(REPO, cache_dir=tmp_path / "first")
     weights = hub.repositories[REPO].files()["model.safetensors"]
@@ -349,7 +350,7 @@ def test_pickles_are_not_loaded_on_demand_either(folder):
 
 
 def test_a_tree_of_a_newer_format_asks_for_an_upgrade(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_treediff.tree_files.FORMAT_VERSION", 2)
+    monkeypatch.setattr("modeling_treediff.vocabulary_tree.FORMAT_VERSION", 2)
     tree.save_pretrained(tmp_path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has format 2, this version of modeling-treediff reads up to 1: upgrade"):

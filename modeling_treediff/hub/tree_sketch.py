@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .vocabulary_tree import VocabularyTree
+from modeling_treediff.vocabulary_tree import VocabularyTree
 
 BRANCHES, TOKENS = 6, 8  # shown of a node's children, and of the tokens below it
 LEVELS = 2  # of internal nodes, below the root

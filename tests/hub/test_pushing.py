@@ -10,12 +10,13 @@ import torch
 from helpers.hub_double import TOKEN, hub_in_this_process
 from helpers.models import tiny_model
 from helpers.processes import environment_on_the_cpu
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
+from modeling_treediff.hub import push, push_tree, save_checkpoint
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
 
 REPO = "someone/a-model"
@@ -62,21 +63,26 @@ def commits(hub):
 def test_what_is_pulled_is_what_was_saved_and_pushed(hub, tree, tmp_path, head, schedule):
     model = tiny_model(tree, head=head, schedule=schedule, num_hidden_layers=1)
     model.generation_config.num_steps, model.generation_config.temperature = 7, [0.5, 1.0, 1.5]
-    model.save_pretrained(tmp_path / "saved")
+    save_checkpoint(model, tmp_path / "saved")
     saved = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "saved")
-    saved.push_to_hub(REPO)
+    push(saved, REPO)
     assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO))
 
 
 def test_one_commit_holds_all_that_a_saved_folder_holds(hub, model, tree_tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "saved", tokenizer=tree_tokenizer)
-    commit = model.push_to_hub(REPO, tokenizer=tree_tokenizer, commit_message="A first model")
+    save_checkpoint(model, tmp_path / "saved", tree_tokenizer)
+    commit = push(model, REPO, tokenizer=tree_tokenizer, commit_message="A first model")
     saved = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     repository = hub.repositories[REPO]
     pushed = dict(repository.files())
     del pushed[".gitattributes"]
     assert pushed == saved
     assert repository.messages == ["initial commit", "A first model"] and len(commits(hub)) == 1
+    before = dict(repository.files())
+    push(tmp_path / "saved", REPO)  # the same, from the folder
+    assert repository.files() == before and len(commits(hub)) == 1
+    with pytest.raises(ValueError, match="goes with the tokenizer in it"):
+        push(tmp_path / "saved", REPO, tree_tokenizer)
     assert commit.oid == repository.refs["main"] and str(commit) == f"{hub.url}/{REPO}/commit/{commit.oid}"
 
 
@@ -84,7 +90,7 @@ def test_weights_replace_those_of_an_earlier_push_in_other_files(hub, model):
     for size in ("10KB", "1GB", "30KB"):
         with torch.no_grad():
             model.model.embed_nodes.weight.add_(1)
-        model.push_to_hub(REPO, max_shard_size=size)
+        push(model, REPO, max_shard_size=size)
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO))
         names = {name for name in hub.repositories[REPO].files() if name.startswith("model") and "safetens" in name}
         assert ("model.safetensors" in names) == (size == "1GB") == (len(names) == 1)
@@ -96,7 +102,7 @@ def test_pushes_at_the_same_time_are_never_mixed(hub, model, monkeypatch, place)
     """Another push, in shards, arrives between the look at the repository and the commit of the first."""
     other, list_files, arrived = tiny_model(model.tree, seed=5), HfApi.list_repo_files, []
     branch = {key: value for key, value in place.items() if key == "revision"}
-    model.push_to_hub(REPO, **branch)
+    push(model, REPO, **branch)
     with torch.no_grad():
         model.model.embed_nodes.weight.add_(1)
 
@@ -104,30 +110,30 @@ def test_pushes_at_the_same_time_are_never_mixed(hub, model, monkeypatch, place)
         files = list_files(self, *arguments, **options)
         if not arrived:
             arrived.append(True)
-            other.push_to_hub(REPO, max_shard_size="40KB", **branch)
+            push(other, REPO, max_shard_size="40KB", **branch)
         return files
 
     monkeypatch.setattr(HfApi, "list_repo_files", list_files_then_wait)
     if "create_pr" in place:  # it is made from what the push saw, so it is no mixture
-        model.push_to_hub(REPO, **place)
+        push(model, REPO, **place)
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, revision="refs/pr/1"))
         assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO))
         return
     with pytest.raises(HfHubHTTPError, match=f"^Somebody else pushed to {REPO} meanwhile, .*: push again.$"):
-        model.push_to_hub(REPO, **place)
+        push(model, REPO, **place)
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, **branch))
-    model.push_to_hub(REPO, **place)
+    push(model, REPO, **place)
     assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, **branch))
     assert not [name for name in hub.repositories[REPO].files(branch.get("revision", "main")) if "-of-" in name]
 
 
 def test_a_branch_is_made_and_the_others_stay(hub, model):
-    first = model.push_to_hub(REPO)
+    first = push(model, REPO)
     before = TreeDiffForDiffusionLM.from_pretrained(REPO)
     with torch.no_grad():
         model.model.embed_nodes.weight.mul_(2)
     for _ in range(2):  # the second time, the branch is there and nothing has changed
-        commit = model.push_to_hub(REPO, revision="longer/training")
+        commit = push(model, REPO, revision="longer/training")
     refs = hub.repositories[REPO].refs
     assert refs == {"main": first.oid, "longer/training": commit.oid}
     HfApi().create_tag(REPO, tag="v1", revision="longer/training")
@@ -139,67 +145,67 @@ def test_a_branch_is_made_and_the_others_stay(hub, model):
 
 
 def test_a_pull_request_leaves_main_as_it_was(hub, model):
-    first = model.push_to_hub(REPO)
+    first = push(model, REPO)
     for change in (2, 3):
         with torch.no_grad():
             model.model.embed_nodes.weight.mul_(change)
         # Its own revision takes further commits.
-        commit = model.push_to_hub(REPO, **({"create_pr": True} if change == 2 else {"revision": "refs/pr/1"}))
+        commit = push(model, REPO, **({"create_pr": True} if change == 2 else {"revision": "refs/pr/1"}))
         if change == 2:
             assert commit.pr_url == f"{hub.url}/{REPO}/discussions/1" and commit.pr_revision == "refs/pr/1"
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, revision="refs/pr/1"))
     assert hub.repositories[REPO].refs == {"main": first.oid, "refs/pr/1": commit.oid}
     hub.mend()
     with pytest.raises(ValueError, match="opened against main: leave out create_pr or revision"):
-        model.push_to_hub(REPO, create_pr=True, revision="dev")
+        push(model, REPO, create_pr=True, revision="dev")
     assert not hub.requests
 
 
 def test_private_repositories_are_private(hub, model, tmp_path):
-    model.push_to_hub(REPO, private=True)
+    push(model, REPO, private=True)
     assert hub.repositories[REPO].private
     assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO))
-    model.push_to_hub(REPO, private=True)  # again: it exists, and is
+    push(model, REPO, private=True)  # again: it exists, and is
     for token in (False, "hf_another"):
         with pytest.raises(OSError, match=REPO):
             TreeDiffForDiffusionLM.from_pretrained(REPO, token=token, cache_dir=tmp_path / "empty")
-    model.push_to_hub("someone/open")
+    push(model, "someone/open")
     files = hub.repositories["someone/open"].files()
     with pytest.raises(ValueError, match="someone/open exists and is public: make it private in its settings"):
-        model.push_to_hub("someone/open", private=True)
+        push(model, "someone/open", private=True)
     assert hub.repositories["someone/open"].files() == files
 
 
 def test_the_token_given_is_the_one_sent_and_only_to_the_hub(hub, model, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HfHubHTTPError, match="401"):
-        model.push_to_hub(REPO)
+        push(model, REPO)
     hub.mend()
-    model.push_to_hub(REPO, token=TOKEN)
+    push(model, REPO, token=TOKEN)
     elsewhere = [request for request in hub.requests if request.path.startswith("/large")]
     assert elsewhere and all(request.token is None for request in elsewhere)
     assert {request.token for request in hub.requests if request not in elsewhere} == {TOKEN}
     with pytest.raises((RepositoryNotFoundError, HfHubHTTPError)) as error:
-        model.push_to_hub(REPO, token="hf_wrong_token")
+        push(model, REPO, token="hf_wrong_token")
     assert "hf_wrong_token" not in str(error.value)
 
 
 def test_a_subfolder_holds_the_model_and_the_root_its_code(hub, model, tree_tokenizer):
     other = tiny_model(model.tree, seed=1, head="node")
     for name, one in (("small", model), ("node/best", other)):
-        one.push_to_hub(REPO, subfolder=name, tokenizer=tree_tokenizer, max_shard_size="20KB")
+        push(one, REPO, subfolder=name, tokenizer=tree_tokenizer, max_shard_size="20KB")
     for name, one in (("small", model), ("node/best", other)):
         assert_same(one, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder=name))
     for name in hub.repositories[REPO].files():
         assert name.endswith(".py") == ("/" not in name) or name == ".gitattributes"
-    one.push_to_hub(REPO, subfolder="small/")  # in one file now: its shards go, the neighbour's stay
+    push(one, REPO, subfolder="small/")  # in one file now: its shards go, the neighbour's stay
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder="small"))
     assert_same(other, TreeDiffForDiffusionLM.from_pretrained(REPO, subfolder="node/best"))
 
 
 @pytest.mark.parametrize("place", [{}, {"revision": "dev"}, {"subfolder": "small"}])
 def test_a_card_that_somebody_wrote_stays_and_a_rendered_one_is_renewed(hub, model, place):
-    model.push_to_hub(REPO, **place)
+    push(model, REPO, **place)
     repository, ref = hub.repositories[REPO], place.get("revision", "main")
     name = f"{place['subfolder']}/README.md" if "subfolder" in place else "README.md"
     rendered = repository.files(ref)[name]
@@ -214,19 +220,9 @@ def test_a_card_that_somebody_wrote_stays_and_a_rendered_one_is_renewed(hub, mod
         repository.commit(ref, repository.files(ref) | {name: before}, "Edited on the site")
         with torch.no_grad():
             model.model.embed_nodes.weight.add_(1)
-        model.push_to_hub(REPO, **place)
+        push(model, REPO, **place)
         assert repository.files(ref)[name] == after
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, **place))
-
-
-def test_tags_join_those_of_the_card(hub, model):
-    model.push_to_hub(REPO)
-    before = ModelCard(hub.repositories[REPO].files()["README.md"].decode())
-    model.push_to_hub(REPO, tags=["poems", "diffusion"])
-    after = ModelCard(hub.repositories[REPO].files()["README.md"].decode())
-    assert "diffusion" in before.data.tags and after.data.tags == [*before.data.tags, "poems"]
-    assert after.text == before.text
-    assert after.data.to_dict() | {"tags": None} == before.data.to_dict() | {"tags": None}
 
 
 @pytest.mark.parametrize("place", [{}, {"subfolder": "small"}])
@@ -238,21 +234,21 @@ def test_a_tokenizer_stays_with_its_tree_and_goes_with_it(hub, model, tree_token
     for files in ({"tokenizer.json": b"{}"}, {"config.json": b"[]", "vocab.json": b"{}", "merges.txt": b""}):
         folder = f"{place['subfolder']}/" if place else ""
         hub.put(REPO, {folder + name: content for name, content in files.items()})
-        model.push_to_hub(REPO, **place)  # a tokenizer that was there first stays, that of a model of another kind goes
+        push(model, REPO, **place)  # a tokenizer that was there first stays, that of a model of another kind goes
         assert ("tokenizer.json" in files) == ("tokenizer.json" in names())
         assert not names() & {"vocab.json", "merges.txt"}
-    model.push_to_hub(REPO, tokenizer=tree_tokenizer, **place)
+    push(model, REPO, tokenizer=tree_tokenizer, **place)
     with torch.no_grad():
         model.model.embed_nodes.weight.add_(1)
-    model.push_to_hub(REPO, **place)
-    model.tree.push_to_hub(REPO, **place)
+    push(model, REPO, **place)
+    push_tree(model.tree, REPO, **place)
     assert tokenizer_files <= names()
     other = tiny_model(VocabularyTree.random(90, 5, 3))
-    other.push_to_hub(REPO, **place)
+    push(other, REPO, **place)
     assert not tokenizer_files & names()
     assert TreeDiffForDiffusionLM.from_pretrained(REPO, **place).tree.sha256 == other.tree.sha256
-    model.push_to_hub(REPO, tokenizer=tree_tokenizer, **place)
-    other.push_to_hub(REPO, tokenizer=tokenizer_of(90), **place)
+    push(model, REPO, tokenizer=tree_tokenizer, **place)
+    push(other, REPO, tokenizer=tokenizer_of(90), **place)
     check_tokenizer(other.tree, AutoTokenizer.from_pretrained(REPO, **place))
 
 
@@ -261,7 +257,7 @@ def test_a_tokenizer_stays_with_its_tree_and_goes_with_it(hub, model, tree_token
 
 def test_a_push_that_broke_off_anywhere_leaves_no_trace_and_is_repeated(hub, model):
     """Each request in turn fails, before or after its effect: main is whole each time, and the next push completes."""
-    model.push_to_hub(REPO, max_shard_size="80KB", revision="dev")
+    push(model, REPO, max_shard_size="80KB", revision="dev")
     length, broken = len(hub.requests), 0
     assert length > 8
     for number, how in itertools.product(range(1, length + 1), ("before", "after")):
@@ -271,31 +267,31 @@ def test_a_push_that_broke_off_anywhere_leaves_no_trace_and_is_repeated(hub, mod
             model.model.embed_nodes.weight.add_(1)
         hub.break_off(number, how)
         try:
-            model.push_to_hub(REPO, max_shard_size="80KB", revision="dev")
+            push(model, REPO, max_shard_size="80KB", revision="dev")
         except Exception as error:
             broken += 1
             assert TOKEN not in str(error)
             committed = "/commit/" in hub.requests[-1].path and how == "after"
             assert (repository.files("dev") != before) == committed
         hub.mend()
-        commit = model.push_to_hub(REPO, max_shard_size="80KB", revision="dev")
+        commit = push(model, REPO, max_shard_size="80KB", revision="dev")
         assert repository.refs["dev"] == commit.oid
         assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO, revision="dev"))
     assert broken > length  # a broken validation of the card, for one, may be no reason to stop
 
 
 def test_large_files_that_had_arrived_are_not_sent_again(hub, model):
-    model.push_to_hub(REPO)
+    push(model, REPO)
     uploads = [number for number, request in enumerate(hub.requests, 1) if request.method == "PUT"]
     last = next(number for number, request in enumerate(hub.requests, 1) if "/commit/" in request.path)
     assert len(uploads) == 2  # weights and tree
     hub.repositories.clear(), hub.large_files.clear()
     hub.break_off(last, "before")
     with pytest.raises(HfHubHTTPError):
-        model.push_to_hub(REPO)
+        push(model, REPO)
     assert set(hub.repositories[REPO].files()) == {".gitattributes"}
     hub.mend()
-    model.push_to_hub(REPO)
+    push(model, REPO)
     assert not [request for request in hub.requests if request.method == "PUT"]
     assert_same(model, TreeDiffForDiffusionLM.from_pretrained(REPO))
 
@@ -303,12 +299,13 @@ def test_large_files_that_had_arrived_are_not_sent_again(hub, model):
 PUSH = """
 import sys
 from modeling_treediff import TreeDiffForDiffusionLM
-TreeDiffForDiffusionLM.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2])
+from modeling_treediff.hub import push
+push(TreeDiffForDiffusionLM.from_pretrained(sys.argv[1]), sys.argv[2])
 """
 
 
 def test_a_killed_push_leaves_the_repository_as_it_was(hub, model, tmp_path):
-    model.push_to_hub(REPO)
+    push(model, REPO)
     uploads = [number for number, request in enumerate(hub.requests, 1) if request.method == "PUT"]
     before = dict(hub.repositories[REPO].files())
     with torch.no_grad():
@@ -333,14 +330,14 @@ def test_a_tree_alone_is_pushed_and_pulled(hub, tree):
     other = VocabularyTree.random(90, 5, 3, seed=2, metadata={"license": "CC0-1.0"})
     for place in ({}, {"revision": "dev"}, {"subfolder": "trees/small"}):
         for one in (tree, other):
-            commit = one.push_to_hub("a-tree", **place)
+            commit = push_tree(one, "a-tree", **place)
             assert commit.commit_message == "Upload vocabulary tree"
             pulled = VocabularyTree.from_pretrained("someone/a-tree", **place)
             assert pulled.sha256 == one.sha256 and pulled.metadata == one.metadata
     names = {"vocabulary_tree.json", "vocabulary_tree.safetensors"}
     expected = {".gitattributes", *names, *(f"trees/small/{name}" for name in names)}
     assert set(hub.repositories["someone/a-tree"].files()) == expected
-    tree.push_to_hub("private", private=True, create_pr=True, commit_message="My tree")
+    push_tree(tree, "private", private=True, create_pr=True, commit_message="My tree")
     assert hub.repositories["someone/private"].private
     assert VocabularyTree.from_pretrained("someone/private", revision="refs/pr/1").sha256 == tree.sha256
     with pytest.raises(OSError, match="someone/private holds no vocabulary_tree.safetensors: name a folder or repo"):

@@ -1,11 +1,10 @@
-"""Result files: what was measured, beside the command, seed, commit and versions that made it."""
+"""Records: JSON files that hold what was measured beside the command, seed, commit and versions that made it."""
 
-import json
-import math
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,22 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from modeling_treediff.atomic_files import write_atomically
+from .json_files import write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers")
 
 
-def write_record(path: Path, facts: dict[str, Any], seed: int) -> None:
+def write_record(path: Path, facts: Mapping[str, Any], seed: int) -> None:
     """Write `facts` as JSON with the command, seed, commit, device and versions that made them."""
-    record = {
+    made_by = {
         "command": command_line(),
         "processes": PartialState().num_processes,
         "seed": seed,
         "commit": current_commit(),
         "device": _device(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
-        **facts,
     }
-    text = json.dumps(without_non_numbers(record), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    write_json(path, {**made_by, **facts})
 
 
 def command_line() -> str:
@@ -38,15 +35,6 @@ def command_line() -> str:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
     return shlex.join(["python", *program, *sys.argv[1:]])
-
-
-def without_non_numbers(value: Any) -> Any:  # noqa: ANN401
-    """Return the value with None, at any depth, for infinities and what is no number: JSON has neither."""
-    if isinstance(value, dict):
-        return {name: without_non_numbers(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_non_numbers(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _device() -> str:

@@ -1,0 +1,65 @@
+"""What of a folder goes to the Hub: the files that make a model or a tree, by a closed list of names."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import CONFIG_NAME
+
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.conversion.report import REPORT_NAME
+from modeling_treediff.text.tree_tokenizer import check_tokenizer
+from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
+
+from .card import CARD_NAME, renewed_card
+from .records import RECORD_NAMES
+from .upload import TOKENIZER_FILES, Files
+
+CODE_NAME = "modeling_treediff.py"
+# What may go, beside the code: a closed list, so that nothing that merely lies there does.
+NAMES = (
+    *(CONFIG_NAME, "generation_config.json", CARD_NAME, "LICENSE", "LICENSE.tokenizer"),
+    *("model*.safetensors", "model*.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
+    *(TREE_WEIGHTS_NAME, TREE_CONFIG_NAME, *TOKENIZER_FILES, "additional_chat_templates/*.jinja"),
+    *(*RECORD_NAMES, REPORT_NAME, "metrics.jsonl", "curves.png"),  # a push does not need what training needs
+)
+
+
+def contents(folder: Path) -> Files:
+    """Return what of a folder goes to the Hub, by name; a card that was rendered here is rendered again.
+
+    Raises:
+        OSError: no model and no tree is there, or files of it are missing.
+        ValueError: what is there is damaged, has no code beside it, or a tokenizer that is not the tree's.
+
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name one that a model or a tree was saved to.")
+    model = TreeDiffForDiffusionLM.from_pretrained(folder) if (folder / CONFIG_NAME).is_file() else None
+    tree = model.tree if model is not None else VocabularyTree.from_pretrained(folder)
+    if (folder / "tokenizer_config.json").is_file():
+        check_tokenizer(tree, AutoTokenizer.from_pretrained(folder))
+    files: dict[str, Path | bytes] = dict(_listed(folder))
+    if model is not None:
+        files |= _code(folder)
+        if card := renewed_card(model, folder):
+            files[CARD_NAME] = card.encode()
+    return files
+
+
+def _listed(folder: Path) -> dict[str, Path]:
+    files = {file for pattern in NAMES for file in folder.glob(pattern) if file.is_file()}
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def _code(folder: Path) -> dict[str, Path]:
+    """Return the modules that `auto_map` in config.json names, and those that they import."""
+    if not (folder / CODE_NAME).is_file():
+        raise ValueError(
+            f"{folder} holds no {CODE_NAME}: load the model and save it again with hub.save_checkpoint, which does."
+        )
+    classes = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("auto_map", {}).values()
+    entries = {folder / f"{name.split('.')[0]}.py" for name in classes}
+    modules = entries | {Path(file) for entry in entries for file in get_relative_import_files(entry)}
+    return {file.name: file for file in modules}
