@@ -155,7 +155,7 @@ def test_a_tampered_tree_is_refused_wherever_it_lies(checkpoint):
     name = next(key for key in tensors if key.endswith("table_ancestors"))
     tensors[name][0, 1] = tensors[name][-1, 1]
     save_file(tensors, weights, metadata={"format": "pt"})
-    refused("parents|contradicts")
+    refused("share the path|parents|contradicts")
 
     other = VocabularyTree.random(100, 5, 3, seed=2)  # valid in itself, but another tree
     tensors |= {key: getattr(other, key.split("table_")[1]) for key in tensors if ".table_" in key}

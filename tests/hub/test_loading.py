@@ -118,7 +118,7 @@ def assert_loads(model, out, names):
     for name in names:
         found, wanted = torch.load(f"{out}{name}"), expected(model)
         for kind, logits in wanted.items():
-            if kind == "eager":  # another order of summation
+            if kind in ("eager", "masked"):  # another order of summation, which depends on where in memory weights lie
                 torch.testing.assert_close(found[kind], logits, rtol=1e-4, atol=1e-4)
             else:
                 assert torch.equal(found[kind], logits), (name, kind)
