@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from modeling_treediff import __version__
 from modeling_treediff.files.atomic_files import write_atomically
-from modeling_treediff.pretrained_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
 
 from .card_metadata import describe
 from .card_values import values_of_evaluation, values_of_the_model, values_of_the_tree, values_of_training

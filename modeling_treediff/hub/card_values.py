@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from modeling_treediff.pretrained_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .records import is_number, number

@@ -8,7 +8,7 @@ from typing import Unpack
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedTokenizerBase
 
-from modeling_treediff.pretrained_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .card import CARD_NAME

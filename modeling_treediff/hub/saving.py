@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_treediff.files.atomic_files import update_folder
-from modeling_treediff.pretrained_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
 from modeling_treediff.text.mask_token import with_mask_token
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, write_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
