@@ -26,21 +26,15 @@ Masks = Sequence[torch.Tensor | None]
 class NelboEstimate:
     """An upper bound on the negative log-likelihood, estimated by Monte Carlo; nats per token.
 
-    Attributes:
-        value: the estimate.
-        standard_error: of the value as an estimate for these sequences; infinite where a level was visited less than
-            twice. It errs high: corruptions are stratified.
-        level_losses: (D,) share of each level in the value, coarsest first.
-        token_losses: (B, T) float64 on the CPU, nats of each position; 0 where not counted. Their sum over
-            num_tokens is the value.
-        num_tokens: tokens counted.
+    The standard error is that of the value for these sequences. It errs high, since corruptions are stratified, and is
+    infinite where a level was visited less than twice.
     """
 
-    value: float
+    value: float  # the sum of the token losses over num_tokens
     standard_error: float
-    level_losses: tuple[float, ...]
-    token_losses: torch.Tensor = field(compare=False, repr=False)
-    num_tokens: int
+    level_losses: tuple[float, ...]  # (D,) share of each level in the value, coarsest first
+    token_losses: torch.Tensor = field(compare=False, repr=False)  # (B, T) float64 on the CPU, 0 where not counted
+    num_tokens: int  # tokens counted
 
     @property
     def perplexity(self) -> float:
@@ -130,16 +124,13 @@ class TreeDiffLikelihoodMixin:
         nats = torch.zeros(total, token_ids.shape[1], dtype=torch.float64)
         for part in torch.arange(total).split(batch_size):
             tokens, mask = token_ids[row[part]].to(self.device), counted[row[part]].to(self.device)
-            masks = [
-                None if given is None else given[row[part]].to(self.device) for given in (attention_mask, segment_ids)
-            ]
+            seen = (None if some is None else some[row[part]].to(self.device) for some in (attention_mask, segment_ids))
             time_dtype = torch.float32 if self.device.type == "mps" else torch.float64
             where = level[part].to(self.device), times[part].to(self.device, time_dtype)
             node_ids, refined = corrupt_level(tokens, mask, *where, tree, self.schedule, generator)
             # The head looks only at the positions that count.
-            hidden_nE, node_n, token_n = (
-                all_BT[refined] for all_BT in (self.model(node_ids, *masks).last_hidden_state, node_ids, tokens)
-            )
+            hidden_nE = self.model(node_ids, *seen).last_hidden_state[refined]
+            node_n, token_n = node_ids[refined], tokens[refined]
             slot_n = child_slots(node_n, token_n, tree)
             nats_1n = self.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])
             within, position = refined.cpu().nonzero(as_tuple=True)
@@ -248,10 +239,7 @@ def _strata(
 
 
 def _shares(row: torch.Tensor, level: torch.Tensor, num_samples: int, depth: int) -> torch.Tensor:
-    """Return (n,) the share of each corruption in its level's part of the bound.
-
-    A mean over a sequence's corruptions of a level; where it has not one of each, over those that it could have had.
-    """
+    """Return (n,) the share of each corruption in the mean of its sequence's level, over all that it could have had."""
     if num_samples < depth:
         return torch.full(row.shape, depth / num_samples, dtype=torch.float64)
     visit = row * depth + level

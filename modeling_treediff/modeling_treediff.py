@@ -117,12 +117,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         self._check_sha256("the weights", tree.validate().sha256)
         self._tree_verified = True
 
-    def save_pretrained(  # type: ignore[override]  # its other options are keywords here
-        self,
-        save_directory: Folder,
-        is_main_process: bool = True,
-        **kwargs: Any,
-    ) -> None:
+    def save_pretrained(self, save_directory: Folder, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, configs and code as transformers does, and the tree; the tokenizer is saved by itself.
 
         `modeling_treediff.hub.save_checkpoint`, of the package, also writes the tokenizer and the model card, and
@@ -200,7 +195,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
-        **kwargs: Any,  # noqa: ANN401 -- transformers passes output switches
+        **kwargs: Any,
     ) -> BaseModelOutput:
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
@@ -230,7 +225,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 
 
 class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
-    """Backbone, head and noise schedule: what both language models are, but for what their `forward` returns."""
+    """Backbone, head and noise schedule, which both language models have; `forward` scores children."""
 
     output_modalities = ("text",)  # a pipeline says so of what generates
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
@@ -252,7 +247,8 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
         return child_cross_entropy(self.head, hidden, input_ids, slots, self._tree_view())
 
-    def diffuse(
+    @can_return_tuple
+    def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -260,8 +256,22 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         timesteps: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         segment_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> TreeDiffOutput:
-        """Score children and, with labels, compute the bound: see `TreeDiffForDiffusionLM.forward`."""
+        """Score the children of every position's node; with labels, also the bound. Draws no randomness.
+
+        Args:
+            input_ids: (B, T) node ids.
+            attention_mask: (B, T), 0 at padding.
+            labels: (B, T) clean token ids, -100 where not counted; leaves in `input_ids` count as predicted.
+            timesteps: (B,) times that `input_ids` were corrupted to; needed with labels.
+            output_hidden_states: also return the backbone's output.
+            segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
+            **kwargs: switches of other models, ignored.
+
+        Raises:
+            ValueError: labels without timesteps, timesteps of 16 bits, or ids outside the tree.
+        """
         hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         if labels is None or not self.training:
@@ -297,33 +307,6 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
 class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        timesteps: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-        segment_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> TreeDiffOutput:
-        """Score the children of every position's node; with labels, also the bound. Draws no randomness.
-
-        Args:
-            input_ids: (B, T) node ids.
-            attention_mask: (B, T), 0 at padding.
-            labels: (B, T) clean token ids, -100 where not counted; leaves in `input_ids` count as predicted.
-            timesteps: (B,) times that `input_ids` were corrupted to; needed with labels.
-            output_hidden_states: also return the backbone's output.
-            segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
-            **kwargs: switches of other models, ignored.
-
-        Raises:
-            ValueError: labels without timesteps, timesteps of 16 bits, or ids outside the tree.
-        """
-        return self.diffuse(input_ids, attention_mask, labels, timesteps, output_hidden_states, segment_ids)
-
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
         return self(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -344,13 +327,9 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         segment_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TreeDiffOutput:
-        """Return `token_log_probs` as logits (B, T, V); with labels, what `TreeDiffForDiffusionLM.forward` does.
-
-        Raises:
-            ValueError: as in `token_log_probs` or, with labels, as there.
-        """
+        """Return `token_log_probs` as logits (B, T, V); with labels, what the diffusion model's `forward` returns."""
         if labels is not None:
-            return self.diffuse(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
+            return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 

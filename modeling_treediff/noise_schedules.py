@@ -25,14 +25,9 @@ DEEPEST_POISSON = 8
 
 
 class LevelSchedule(ABC):
-    """Base of all schedules. Column k-1 of a (B, D) result is level k.
+    """Base of all schedules. Column k-1 of a (B, D) result is level k."""
 
-    Attributes:
-        depth: D.
-        boundaries: times from 0 to 1 between which all rates are smooth; generation makes equally many steps in each
-            interval, and no time that is drawn lies close to the start of one.
-    """
-
+    # Times between which all rates are smooth; generation makes equally many steps in each interval.
     boundaries: tuple[float, ...] = (0.0, 1.0)
 
     def __init__(self, depth: int) -> None:

@@ -40,23 +40,16 @@ class VocabularyTree:
 
     The constructor takes ready tables without checking them (a model wraps its buffers this way, on any device);
     `validate` checks them. All tables are int64.
-
-    Attributes:
-        ancestors: (V, D+1); ancestors[x, k] is the node of depth k above token x: the root at 0, x itself at D.
-        children: (I, K); children[n - V, s] is the child of internal node n in slot s, or -1 where there is none.
-        child_slot: (N,); the slot a node takes under its parent, 0 for the root.
-        depth: (N,); 0 for the root, D for every leaf.
-        representative: (N,); the most frequent token below a node (itself for a leaf): how a node is shown as text.
-        metadata: provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `license`, `source`.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = ("ancestors", "children", "child_slot", "depth", "representative")
 
-    ancestors: torch.Tensor
-    children: torch.Tensor
-    child_slot: torch.Tensor
-    depth: torch.Tensor
-    representative: torch.Tensor
+    ancestors: torch.Tensor  # (V, D+1); [x, k] is the node of depth k above token x: the root at 0, x itself at D
+    children: torch.Tensor  # (I, K); [n - V, s] is the child of internal node n in slot s, -1 where there is none
+    child_slot: torch.Tensor  # (N,); the slot a node takes under its parent, 0 for the root
+    depth: torch.Tensor  # (N,); 0 for the root, D for every leaf
+    representative: torch.Tensor  # (N,); the most frequent token below a node: how it is shown as text
+    # Provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `license`, `source`.
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -81,13 +74,10 @@ class VocabularyTree:
         """Build the tree whose token x is reached from the root through the child slots paths[x].
 
         Args:
-            paths: (V, D) integers in 0..max_branching-1, rows distinct.
+            paths: (V, D) integers in 0..K-1, rows distinct; ValueError for others.
             max_branching: K, the largest fan-out allowed; the width of the prediction head.
             token_counts: (V,) frequencies that choose each node's representative; without them, the lowest token id.
             metadata: provenance to keep with the tree.
-
-        Raises:
-            ValueError: the paths are not (V, D) integers, leave 0..K-1, or two tokens share one.
         """
         path_VD = as_int64(paths, "paths")
         if path_VD.ndim != 2 or 0 in path_VD.shape:
