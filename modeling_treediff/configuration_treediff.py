@@ -43,9 +43,6 @@ class TreeDiffConfig(PreTrainedConfig):
         head_rank: size of the output vectors of the "node" head; the others have none.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
-
-    Raises:
-        ValueError: sizes that contradict each other.
     """
 
     model_type = "treediff"
@@ -157,19 +154,14 @@ class TreeDiffConfig(PreTrainedConfig):
             )
         check_feasible(self.vocab_size, self.max_branching, self.tree_depth)
         if self.num_tree_nodes < self.vocab_size + self.tree_depth:
-            raise ValueError(
-                f"num_tree_nodes={self.num_tree_nodes} is too small for {self.vocab_size} leaves at depth "
-                f"{self.tree_depth}."
-            )
+            shape = f"{self.vocab_size} leaves at depth {self.tree_depth}"
+            raise ValueError(f"num_tree_nodes={self.num_tree_nodes} is too small for {shape}.")
         choices = {"head": HEADS, "node_embedding": NODE_EMBEDDINGS, "schedule": SCHEDULES, "time_warp": TIME_WARPS}
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
         if self.level_durations is not None and self.schedule != "sequential":
-            raise ValueError(
-                f"Only the sequential schedule has windows, not {self.schedule!r}: leave out level_durations, or give "
-                "schedule='sequential'."
-            )
+            raise ValueError("level_durations belong to schedule='sequential': give both or neither.")
         steps = self.num_timesteps
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"num_timesteps must be a whole number, at least 1, got {steps}.")

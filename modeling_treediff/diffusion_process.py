@@ -45,7 +45,7 @@ def corrupt(
     """Draw z_t ~ q(. | x): each position stands at its token's ancestor of a depth drawn from the schedule.
 
     Args:
-        token_ids: (B, T) clean tokens, 0..V-1.
+        token_ids: (B, T) clean tokens, 0..V-1; ValueError for others.
         tree: the vocabulary tree.
         schedule: the schedule of its levels.
         timesteps: (B,) times in [0, 1]; drawn with low discrepancy if not given.
@@ -54,8 +54,6 @@ def corrupt(
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
         uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
 
-    Raises:
-        ValueError: a token id outside 0..V-1 or a time outside [0, 1].
     """
     check_tokens(token_ids, tree)
     if timesteps is None:

@@ -1,7 +1,8 @@
 """Settings of `generate`: what can be asked for, and what cannot."""
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,54 @@ ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
 SAMPLING_DTYPES = ("float32", "float64")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-OPTIONAL_SIZES = ("max_new_tokens", "block_length", "top_k")
 MOVED = ("bad_words_ids", "exact_constraints")  # settings until version 0.2, which saved them as null
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_number(value: Any, above: float = -math.inf, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_tokens(value: Any) -> bool:
+    return _is_list(value) and all(_is_count(token, 0) for token in value)
+
+
+# Settings, what they may be, and how that is said.
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("num_steps num_return_sequences remasking_levels", _is_count, "be a positive whole number"),
+    ("max_new_tokens block_length top_k", lambda v: v is None or _is_count(v), "be a positive whole number"),
+    (
+        "temperature",
+        lambda v: all(_is_number(one, 0, sys.float_info.max) for one in (v if _is_list(v) else [v])),
+        "be positive",
+    ),
+    ("top_p", lambda v: v is None or _is_number(v, 0, 1), "lie in (0, 1]"),
+    ("remasking_fraction", lambda v: _is_number(v, 0, 1), "lie in (0, 1]"),
+    ("remasking_steps", lambda v: _is_count(v, 0), "be a whole number, 0 or more"),
+    ("threshold", lambda v: v is None or (_is_number(v) and v >= 0), "not be negative"),
+    (
+        "steps_per_level",
+        lambda v: v in (None, "auto") or (_is_list(v) and all(map(_is_count, v))),
+        'be "auto" or positive whole numbers, one per level',
+    ),
+    ("allowed_tokens suppress_tokens", lambda v: v is None or _are_tokens(v), "be a list of token ids"),
+    (
+        "bos_token_id eos_token_id pad_token_id",
+        lambda v: v is None or _is_count(v, 0) or (_are_tokens(v) and len(v) > 0),
+        "be a token id or a list of some",
+    ),
+)
+
+
 class TreeDiffGenerationConfig(GenerationConfig):
-    """Settings of `generate`, saved with the model; unknown names are refused.
+    """Settings of `generate`, saved with the model; ValueError for unknown names and impossible values.
 
     A level is one step down the tree: D of them lead from the root to a token. K is the largest fan-out.
 
@@ -54,9 +97,6 @@ class TreeDiffGenerationConfig(GenerationConfig):
         output_history: also return the node ids after each step.
         return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
         bos_token_id, eos_token_id, pad_token_id: special tokens; where None, those of the model's own settings.
-
-    Raises:
-        ValueError: an unknown name or an impossible value.
     """
 
     max_new_tokens: int | None = None
@@ -104,42 +144,15 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise ValueError for values that no model could use."""
-        sizes = ("max_new_tokens", "num_steps", "num_return_sequences", "top_k", "block_length", "remasking_levels")
-        for name in sizes:
-            value = getattr(self, name)
-            if not (_is_count(value) or (value is None and name in OPTIONAL_SIZES)):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-        temperatures: Any = self.temperature if _is_list(self.temperature) else [self.temperature]
-        for temperature in temperatures:
-            if not _is_number(temperature) or not 0 < temperature < math.inf:
-                raise ValueError(f"temperature must be positive, got {temperature!r}; do_sample=False is greedy.")
-        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}.")
-        for name in SPECIAL_TOKENS:
-            value = getattr(self, name)
-            if value is not None and not (_are_tokens([value]) or (_are_tokens(value) and len(value))):
-                raise ValueError(f"{name} must be a token id or a list of some, got {value!r}.")
+        for names, is_valid, rule in RULES:
+            for name in names.split():
+                if not is_valid(value := getattr(self, name)):
+                    raise ValueError(f"{name} must {rule}, got {value!r}.")
         for name, known in (("unmasking", UNMASKING), ("sampling_dtype", SAMPLING_DTYPES)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
-        self._validate_steps()
-        for name in ("allowed_tokens", "suppress_tokens"):
-            if (tokens := getattr(self, name)) is not None and not _are_tokens(tokens):
-                raise ValueError(f"{name} must be a list of token ids, got {tokens!r}.")
-
-    def _validate_steps(self) -> None:
-        steps = self.steps_per_level
-        if steps not in (None, "auto") and not (_is_list(steps) and all(_is_count(count) for count in steps)):
-            raise ValueError(f'steps_per_level must be "auto" or positive whole numbers, one per level, got {steps!r}.')
-        if self.threshold is not None:
-            if self.unmasking not in ORDERED:
-                raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
-            if not _is_number(self.threshold) or not self.threshold >= 0:
-                raise ValueError(f"threshold must not be negative, got {self.threshold!r}.")
-        if not isinstance(self.remasking_steps, int) or self.remasking_steps < 0:
-            raise ValueError(f"remasking_steps must be a whole number, 0 or more, got {self.remasking_steps!r}.")
-        if not _is_number(self.remasking_fraction) or not 0 < self.remasking_fraction <= 1:
-            raise ValueError(f"remasking_fraction must lie in (0, 1], got {self.remasking_fraction!r}.")
+        if self.threshold is not None and self.unmasking not in ORDERED:
+            raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """Return the numbers to draw with on a device; single precision where it has no other."""
@@ -154,19 +167,3 @@ class TreeDiffGenerationConfig(GenerationConfig):
     def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":
         """Take the special tokens over from a TreeDiffConfig."""
         return cls(**{name: getattr(model_config, name, None) for name in SPECIAL_TOKENS})
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _are_tokens(value: Any) -> bool:
-    return _is_list(value) and all(isinstance(token, int) and token >= 0 for token in value)

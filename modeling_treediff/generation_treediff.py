@@ -97,8 +97,8 @@ class TreeDiffGenerationMixin:
             (B * num_return_sequences, T) token ids, or a TreeDiffGenerationOutput.
 
         Raises:
-            ValueError: unknown or impossible settings, num_steps below the tree's depth, ids outside the tree, a
-                sequence over the model's max_position_embeddings, or constraints that leave a position no token.
+            ValueError: impossible settings, ids outside the tree, a sequence over the model's max_position_embeddings,
+                or constraints that leave a position no token.
         """
         settings = self._settings(generation_config, kwargs)
         stages = plan_stages(settings, self.schedule, self.tree)
@@ -254,52 +254,36 @@ def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) 
     """Return the columns of the draft that are seen while each block, the end of its columns, is filled.
 
     Without block_length all new positions are one block; the model sees its max_position_embeddings last positions.
-
-    Raises:
-        ValueError: a text that the model cannot see whole, written without blocks; a block longer than it sees; an
-            open position that no block sees.
     """
     length, limit = draft.node_ids.shape[1], config.max_position_embeddings
     if block_length is None and length > limit:
-        raise ValueError(
-            f"{length} positions are more than the model's {limit} (max_position_embeddings): make the text shorter"
-            f"{', or write it in blocks (block_length)' if draft.num_new else ''}."
-        )
+        hint = ", or write it in blocks (block_length)" if draft.num_new else ""
+        raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter{hint}.")
     if block_length is None:
         return [slice(0, length)]
     if block_length > limit:
         raise ValueError(f"block_length={block_length} is more than the model's {limit} positions.")
     if block_length == limit and length > limit:
-        raise ValueError(
-            f"block_length={block_length} leaves the model's {limit} positions no room for what stands before a block: "
-            "choose a smaller one."
-        )
+        raise ValueError(f"block_length={block_length} leaves no room for what stands before it: choose a smaller one.")
     ends = [*range(length - draft.num_new + block_length, length, block_length), length]
     unseen = max(0, ends[0] - limit)
     if (draft.real & (draft.node_ids >= config.vocab_size))[:, :unseen].any():
         raise ValueError(
-            f"There is an open position further than the model's {limit} positions before the end of the first block: "
-            "fill it before, or make the text shorter."
+            f"An open position lies more than {limit} positions before the first block's end: fill it first."
         )
     return [slice(max(0, end - limit), end) for end in ends]
 
 
 def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tree: VocabularyTree) -> list[Stage]:
-    """Divide the steps over the stages.
-
-    Raises:
-        ValueError: fewer steps than levels, steps of levels where levels are not apart, or corrections without a pass.
-    """
+    """Divide the steps over the stages; ValueError for fewer steps than levels, or corrections without a pass."""
     depths = list(range(1, schedule.depth + 1)) if len(schedule.boundaries) - 1 == schedule.depth else [schedule.depth]
     climbs = [min(settings.remasking_levels, depth) for depth in depths]
     share, extra = divmod(settings.remasking_steps, len(depths))
     corrections = [(share + (index < extra)) // climb for index, climb in enumerate(climbs)]
     spent = sum(rounds * climb for rounds, climb in zip(corrections, climbs, strict=True))
     if settings.remasking_steps and not spent:
-        raise ValueError(
-            f"remasking_steps={settings.remasking_steps} are too few for one correction: climbing "
-            f"{settings.remasking_levels} levels takes as many."
-        )
+        levels = settings.remasking_levels
+        raise ValueError(f"One correction that climbs {levels} levels takes as many remasking_steps: give more.")
     steps = _divide_steps(settings, schedule, tree, len(depths), spent)
     times = schedule.reverse_times(steps)
     ends = [sum(steps[: index + 1]) for index in range(len(steps))]
@@ -323,8 +307,7 @@ def _divide_steps(
     if left < schedule.depth:
         spent = f" of which remasking spends {corrections}" if corrections else ""
         raise ValueError(
-            f"num_steps={settings.num_steps}{spent} is too small: each of the tree's {schedule.depth} levels needs one "
-            "step."
+            f"num_steps={settings.num_steps}{spent} is too small: {schedule.depth} levels need a step each."
         )
     if given is None:
         return schedule.split_steps(left)

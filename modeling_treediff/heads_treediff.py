@@ -112,24 +112,13 @@ TreeHead = ChildHead | NodeHead | LeafHead
 HEADS: dict[str, type[TreeHead]] = {"child": ChildHead, "node": NodeHead, "leaf": LeafHead}
 
 
-def make_head(config: TreeDiffConfig) -> TreeHead:
-    """Return the head that a TreeDiffConfig names."""
-    return HEADS[config.head](config)
-
-
 def child_cross_entropy(
     head: TreeHead, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor, tree: VocabularyTree
 ) -> torch.Tensor:
     """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
 
-    Dense identity: F.cross_entropy(head(hidden, input_ids, tree), slots), 0 where the slot is -100.
-
-    Args:
-        head: any of this module's heads.
-        hidden: (B, T, E) hidden states.
-        input_ids: (B, T) nodes.
-        slots: (B, T) slot of the true child under the node, -100 where not counted.
-        tree: the vocabulary tree, on the same device.
+    Dense identity: F.cross_entropy(head(hidden, input_ids, tree), slots), 0 where the slot is -100, for (B, T, E)
+    hidden states, (B, T) nodes and the (B, T) slots of the true children.
     """
     logits_nK = _at_least_fp32(head(hidden.flatten(0, -2), input_ids.flatten(), tree))
     return F.cross_entropy(logits_nK, slots.flatten(), reduction="none").view_as(slots)

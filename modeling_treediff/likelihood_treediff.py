@@ -105,8 +105,7 @@ class TreeDiffLikelihoodMixin:
             callback: called with a NelboStep after each forward pass.
 
         Raises:
-            ValueError: token ids outside the vocabulary, a mask of another shape, no token to count in a sequence,
-                fewer corruptions than levels, or num_samples or batch_size below 1.
+            ValueError: ids outside the vocabulary, a mask of another shape, or no token to count in a sequence.
         """
         tree, depth = self.tree, self.config.tree_depth
         check_tokens(token_ids, tree)

@@ -27,7 +27,7 @@ from .diffusion_process import check_nodes, child_slots, nelbo_terms
 from .drafts_treediff import Draft  # noqa: F401
 from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
-from .heads_treediff import child_cross_entropy, make_head
+from .heads_treediff import HEADS, child_cross_entropy
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .noise_schedules import LevelSchedule
 from .sampling_treediff import Denoiser  # noqa: F401
@@ -147,10 +147,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
         model, info = loaded
         if absent := sorted(name for name in info["missing_keys"] if "table_" in name):
-            raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} hold no vocabulary tree ({', '.join(absent)} are "
-                "missing): restore the original files, or save the model again with save_pretrained."
-            )
+            source = f"The weights in {pretrained_model_name_or_path}"
+            raise ValueError(f"{source} hold no vocabulary tree, {', '.join(absent)}: restore the original files.")
         model._verify_tree()
         source, where = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if source is not None and find_tree_file(source, **where):  # which also has the tree's provenance
@@ -235,7 +233,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         super().__init__(config)
         self.schedule = LevelSchedule.from_config(config)
         self.model = TreeDiffModel(config)
-        self.head = make_head(config)
+        self.head = HEADS[config.head](config)
         self.post_init()
 
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -113,8 +113,7 @@ class LevelSchedule(ABC):
     def reverse_times(self, num_steps: int | Sequence[int]) -> torch.Tensor:
         """Return the float64 times from 1 down to 0 that generation stops at.
 
-        num_steps are all steps, divided evenly over the intervals, or the steps of each interval, the last one, that of
-        the coarsest level, first.
+        num_steps are all steps, divided evenly over the intervals, or those of each interval, the last in time first.
         """
         edge = torch.tensor(self.boundaries, dtype=torch.float64).flip(0)
         counts = self.split_steps(num_steps) if isinstance(num_steps, int) else num_steps
@@ -146,7 +145,7 @@ class SequentialSchedule(LevelSchedule):
     """
 
     def __init__(self, depth: int, level_durations: Sequence[float] | None = None) -> None:
-        """Give every level a window: `level_durations`, level 1 first, are relative; by default all are equal."""
+        """Take the relative durations of the levels, level 1 first; by default all are equal."""
         super().__init__(depth)
         lengths = level_durations if level_durations is not None else [1.0] * depth
         if len(lengths) != depth or min(lengths) <= 0 or not math.isfinite(sum(lengths)):
@@ -349,11 +348,7 @@ class DiscreteSchedule(LevelSchedule):
     """
 
     def __init__(self, schedule: LevelSchedule, num_timesteps: int) -> None:
-        """Cut the time of `schedule` into num_timesteps = T steps.
-
-        Raises:
-            ValueError: T below 1, or a step in which a position could fall by several levels.
-        """
+        """Cut the time of `schedule` into T steps; ValueError if a position could fall by several levels in one."""
         super().__init__(schedule.depth)
         if num_timesteps < 1:
             raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}.")

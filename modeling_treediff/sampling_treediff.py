@@ -52,7 +52,9 @@ class ChildSampler:
     def __init__(self, settings: TreeDiffGenerationConfig, tree: VocabularyTree) -> None:
         """Prepare; ValueError if there are temperatures for another number of levels than the tree's."""
         self.settings, self.tree = settings, tree
-        device = tree.depth.device
+        least, device = settings.threshold, tree.depth.device
+        # The least score that counts as sure.
+        self.threshold = -least if least is not None and settings.unmasking == "entropy" else least
         self.dtype = settings.dtype_on(device)
         temperature = settings.temperature
         if isinstance(temperature, list | tuple) and len(temperature) != tree.tree_depth:
@@ -103,12 +105,6 @@ class ChildSampler:
             best = log_prob_nK.topk(min(2, log_prob_nK.shape[1]), dim=-1).values.exp()
             return best[:, 0] - best[:, 1:].sum(dim=-1)
         return log_prob_n.exp()
-
-    @property
-    def threshold(self) -> float | None:
-        """The least score that counts as sure."""
-        least = self.settings.threshold
-        return -least if least is not None and self.settings.unmasking == "entropy" else least
 
 
 def draw_slots(probability_nK: torch.Tensor, uniform_n: torch.Tensor) -> torch.Tensor:

@@ -221,9 +221,7 @@ class VocabularyTree:
     def from_pretrained(cls, directory_or_repo: Folder, **hub_kwargs: HubOption) -> "VocabularyTree":
         """Load a tree from a folder or a Hub repository and verify its fingerprint; `hub_kwargs` as in transformers.
 
-        Raises:
-            OSError: there is no such file.
-            ValueError: the file is damaged, of a newer format, or was changed after it was written.
+        Raises OSError where there is none, ValueError if it is damaged, of a newer format, or was changed.
         """
         file = find_tree_file(directory_or_repo, **hub_kwargs)
         if file is None:
@@ -268,10 +266,7 @@ def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], 
     with safe_open(file, framework="np") as archive:
         facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
         if facts["format_version"] > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"{file} has format {facts['format_version']}, this version of modeling-treediff reads up to "
-                f"{FORMAT_VERSION}: upgrade the package."
-            )
+            raise NewerFormatError(f"{file} has a newer format than {FORMAT_VERSION}: upgrade modeling-treediff.")
         tables = {name: archive.get_tensor(name) for name in ("paths", "representative")}
     recorded, readable = {facts["sha256"]}, file.with_name(TREE_CONFIG_NAME)
     if readable.exists():

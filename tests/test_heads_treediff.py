@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import budget_config
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import HEADS, child_cross_entropy, group_by_parent, make_head, subtree_logsumexp
+from modeling_treediff.heads_treediff import HEADS, child_cross_entropy, group_by_parent, subtree_logsumexp
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 
@@ -207,7 +207,7 @@ def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(posi
 def test_parameter_count_is_the_heads(name, tree):
     for size, rank in ((8, 1), (16, 5), (40, 64)):
         config = TreeDiffConfig.from_tree(tree, hidden_size=size, num_attention_heads=4, head=name, head_rank=rank)
-        built_count = sum(parameter.numel() for parameter in make_head(config).parameters())
+        built_count = sum(parameter.numel() for parameter in HEADS[config.head](config).parameters())
         assert config.count_parameters()["head"] == built_count
 
 
@@ -234,7 +234,7 @@ def test_config_says_what_is_wrong_with_a_head():
 
 def test_every_parameter_is_of_a_layer_that_transformers_initialises():
     for name in HEADS:
-        head = make_head(TreeDiffConfig.from_tree(TREES["depth 3"], hidden_size=16, num_attention_heads=4, head=name))
+        head = HEADS[name](TreeDiffConfig.from_tree(TREES["depth 3"], hidden_size=16, num_attention_heads=4, head=name))
         owned = {id(p) for layer in head.modules() if isinstance(layer, torch.nn.Linear) for p in layer.parameters()}
         assert {id(parameter) for parameter in head.parameters()} == owned
 
