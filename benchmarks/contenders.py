@@ -62,23 +62,23 @@ def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> Vo
     return VocabularyTree.random(vocab_size, branching, contender.depth, seed)
 
 
-def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:  # noqa: ANN401 -- fields of the config
+def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:
     """Return the parameters of MDLM with so many layers: the budget of all."""
     config = TreeDiffConfig.from_tree(VocabularyTree.flat(vocab_size), num_hidden_layers=layers, **sizes)
     return sum(config.count_parameters().values())
 
 
-def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401
+def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, **sizes: Any) -> TreeDiffConfig:
     """Return the contender's config over its tree with as many layers as the parameters pay for."""
     return config_for_budget(tree, parameters, **contender.fields, **sizes)
 
 
-def same_depth_config(contender: Contender, tree: VocabularyTree, layers: int, **sizes: Any) -> TreeDiffConfig:  # noqa: ANN401
+def same_depth_config(contender: Contender, tree: VocabularyTree, layers: int, **sizes: Any) -> TreeDiffConfig:
     """Return the contender's config over its tree with the reference's number of layers."""
     return TreeDiffConfig.from_tree(tree, num_hidden_layers=layers, **contender.fields, **sizes)
 
 
-def make_model(config: TreeDiffConfig, tree: VocabularyTree, **fields: Any) -> TreeDiffForDiffusionLM:  # noqa: ANN401
+def make_model(config: TreeDiffConfig, tree: VocabularyTree, **fields: Any) -> TreeDiffForDiffusionLM:
     """Return a new model of a config, but for some fields, over its tree."""
     own = {name: getattr(config, name) for name in TreeDiffConfig.__annotations__ if name not in OF_TREE}
     return TreeDiffForDiffusionLM.from_tree(tree, **own | fields)

@@ -17,7 +17,7 @@ def read_record(file: Path, schema: Schema) -> dict[str, Any]:
     return record
 
 
-def check_schema(value: Any, schema: Schema, where: str) -> None:  # noqa: ANN401 -- anything that JSON holds
+def check_schema(value: Any, schema: Schema, where: str) -> None:
     """Raise ValueError unless a value has the schema: a type, names with a schema each, or a list of one schema.
 
     Lists must not be empty, numbers must be finite, whole numbers count as numbers, and names beyond the schema's are
@@ -40,7 +40,7 @@ def check_schema(value: Any, schema: Schema, where: str) -> None:  # noqa: ANN40
         require(value, schema, where)
 
 
-def require(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401
+def require(value: Any, kind: Any, where: str) -> Any:
     """Return the value; ValueError if it is of another kind."""
     if not isinstance(value, kind):
         raise ValueError(f"{where} should be {getattr(kind, '__name__', kind)}, is {value!r}.")

@@ -41,7 +41,7 @@ def read_memory(file: Path = RECORD) -> Record:
     return record
 
 
-def select(record: Record, **fields: Any) -> list[Row]:  # noqa: ANN401
+def select(record: Record, **fields: Any) -> list[Row]:
     """Return the rows with these values; with variant "lean", the default, unless that is given."""
     fields = {"variant": "lean"} | fields
     return [row for row in record["rows"] if all(row[name] == value for name, value in fields.items())]

@@ -247,7 +247,7 @@ def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager
     if weights is None:
         return nullcontext()
 
-    def weighted(*arguments: Any) -> torch.Tensor:  # noqa: ANN401 -- those of `nelbo_terms`
+    def weighted(*arguments: Any) -> torch.Tensor:
         terms_BTD = nelbo_terms(*arguments)
         return terms_BTD * torch.tensor(weights, device=terms_BTD.device)
 

@@ -77,7 +77,7 @@ class Protocol:
         """Of a training."""
         return self.steps * self.batch_size * self.sequence_length
 
-    def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:  # noqa: ANN401
+    def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:
         """Return the settings of a run; a checkpoint is saved when it is asked to stop."""
         return TrainingConfig(
             output_dir=folder,
@@ -247,7 +247,7 @@ def listed(nats: torch.Tensor) -> list[float]:
     return [round(float(value), 5) for value in nats]
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
+def plain(value: Any) -> Any:
     """Return the value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
