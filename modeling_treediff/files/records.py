@@ -31,10 +31,15 @@ def write_record(path: Path, facts: Mapping[str, Any], seed: int) -> None:
 
 
 def command_line() -> str:
-    """Return the command that runs, as it is typed: a module by its name, a script by its path."""
+    """Return the command that runs, as typed: modules and installed commands by name, scripts by path."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
-    return shlex.join(["python", *program, *sys.argv[1:]])
+    if module is not None:
+        program = ["python", "-m", module.name.removesuffix(".__main__")]
+    elif Path(sys.argv[0]).is_absolute():
+        program = [Path(sys.argv[0]).name]
+    else:
+        program = ["python", sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _device() -> str:
