@@ -1,21 +1,43 @@
-"""Training: windows of text, memory, checkpoints and the loop. Needs the extra `train`."""
+"""Training: windows of text, memory, checkpoints and the loop. Needs the extra `train`.
 
-try:
-    import accelerate as _accelerate  # noqa: F401
-except ImportError as error:
-    raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.") from error
+Names are imported when they are first used, so that the command line reads its options quickly.
+"""
 
-from .data.chat import chat_windows
-from .data.collator import DiffusionCollator
-from .data.sources import DataOptions, open_training_data
-from .data.streaming import StreamedWindows
-from .memory import make_lean, undo_lean
-from .memory.fake_step import TrainingStep
-from .memory.plan import MemoryPlan, largest_batch, plan_memory
-from .memory.tracker import MemoryTracker, PeakMemory, memory_report
-from .run.loop import TrainingResult, train
-from .run.preflight import check_run, check_settings, check_windows
-from .run.settings import TrainingConfig
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .data.chat import chat_windows
+    from .data.collator import DiffusionCollator
+    from .data.options import DataOptions
+    from .data.sources import open_training_data
+    from .data.streaming import StreamedWindows
+    from .memory import make_lean, undo_lean
+    from .memory.fake_step import TrainingStep
+    from .memory.plan import MemoryPlan, largest_batch, plan_memory
+    from .memory.tracker import MemoryTracker, PeakMemory, memory_report
+    from .run.loop import TrainingResult, train
+    from .run.preflight import check_run, check_settings, check_windows
+    from .run.settings import TrainingConfig
+
+if find_spec("accelerate") is None:
+    raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.")
+
+HOMES = {
+    "data.chat": ("chat_windows",),
+    "data.collator": ("DiffusionCollator",),
+    "data.options": ("DataOptions",),
+    "data.sources": ("open_training_data",),
+    "data.streaming": ("StreamedWindows",),
+    "memory": ("make_lean", "undo_lean"),
+    "memory.fake_step": ("TrainingStep",),
+    "memory.plan": ("MemoryPlan", "largest_batch", "plan_memory"),
+    "memory.tracker": ("MemoryTracker", "PeakMemory", "memory_report"),
+    "run.loop": ("TrainingResult", "train"),
+    "run.preflight": ("check_run", "check_settings", "check_windows"),
+    "run.settings": ("TrainingConfig",),
+}
 
 __all__ = [
     "DataOptions",
@@ -39,3 +61,11 @@ __all__ = [
     "train",
     "undo_lean",
 ]
+
+
+def __getattr__(name: str) -> object:
+    for home, names in HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,6 @@ from modeling_treediff.vocabulary_tree import VocabularyTree, smallest_branching
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
-EXAMPLE = REPOSITORY / "examples" / "build_tree.py"
 BUILT_FILES = ("tokenizer.json", "tokenizer_config.json", "vocabulary_tree.json", "vocabulary_tree.safetensors")
 SHAPES = [
     (1, 1, 1), (1, 1, 5), (1, 9, 3), (2, 2, 1), (2, 2, 4), (3, 91, 2), (5, 5, 1), (7, 2, 3), (8, 2, 3), (9, 3, 2),
@@ -119,7 +118,18 @@ class TestSample:
     def test_rebuild_is_byte_for_byte(self, tmp_path):
         """On one thread, in a fresh process, elsewhere; the files in the repository were made on two threads."""
         output = tmp_path / "sotu-8k"
-        command = [sys.executable, EXAMPLE, "--text", SAMPLE / "train.txt.xz", "--train-tokenizer", 8192, "--seed", 0]
+        command = [
+            sys.executable,
+            "-m",
+            "modeling_treediff.cli.main",
+            "build-tree",
+            "--text",
+            SAMPLE / "train.txt.xz",
+            "--train-tokenizer",
+            8192,
+            "--seed",
+            0,
+        ]
         command += ["--license", "PDDL-1.0", "--output", output]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
         environment = os.environ | threads | {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "1"}

@@ -1,12 +1,13 @@
 """The page: what its fields mean, that texts come step by step and can be stopped. The page itself needs gradio."""
 
+import importlib
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.models import tiny_model
-from helpers.processes import REPOSITORY, SAMPLE, load_example, run_python
+from helpers.processes import SAMPLE, last_line, run_python
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 
@@ -22,8 +23,7 @@ def model():
 @pytest.fixture
 def app(monkeypatch):
     pytest.importorskip("gradio")
-    load_example("generate")
-    app = load_example("app")
+    app = importlib.import_module("modeling_treediff.cli.app")
     monkeypatch.setattr(app, "SECONDS_PER_TEXT", 0)
     return app
 
@@ -40,23 +40,11 @@ def last_of(answers):
     return shown[-1], answers[-1]
 
 
-def test_a_prompt_is_tokens_and_a_gap_an_open_position(tokenizer):
-    root, starting_nodes = 9999, load_example("generate").starting_nodes
-    assert starting_nodes(tokenizer, root, None, None) is None
-    prompt = starting_nodes(tokenizer, root, "The state", None)
-    assert tokenizer.decode(prompt[0]) == "The state"
-    infill = starting_nodes(tokenizer, root, None, "We must __ our _.")[0]
-    assert (infill == root).sum() == 3
-    assert tokenizer.decode(infill[infill != root]) == "We must  our ."
-    with pytest.raises(ValueError, match="at least one _"):
-        starting_nodes(tokenizer, root, None, "We must")
-
-
 def test_without_gradio_the_extra_is_named():
-    code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    ran = run_python(REPOSITORY / "examples" / "app.py", "model", code=code)
+    code = "import sys; sys.modules['gradio'] = None; from modeling_treediff.cli.main import main; main()"
+    ran = run_python("app", "model", code=code)
     assert ran.returncode == 1
-    assert ran.stderr.strip() == "app.py needs gradio: pip install 'modeling-treediff[demo]'."
+    assert last_line(ran) == "treediff app: error: The page needs gradio: pip install 'modeling-treediff[demo]'."
 
 
 def test_texts_come_step_by_step(page, model):

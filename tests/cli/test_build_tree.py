@@ -1,13 +1,11 @@
-"""The script build_tree.py: every source of similarity, every control, every mistake."""
+"""Building as people do it: every source of similarity, every control, every mistake."""
 
 import filecmp
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import SAMPLE, last_line, run_here
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -17,23 +15,11 @@ from modeling_treediff.building import train_tokenizer
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
-EXAMPLE = REPOSITORY / "examples" / "build_tree.py"
 
-
-@pytest.fixture
-def run_example(monkeypatch):
-    """Run the script in this process; return its exit value: None, or the line it prints to stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["build_tree.py", *map(str, arguments)])
-        try:
-            runpy.run_path(str(EXAMPLE), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code
-
-    return run
+def build(*arguments):
+    """Run the command; return what it says in the end if it fails."""
+    ran = run_here("build-tree", *arguments)
+    return last_line(ran) if ran.returncode else None
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +57,11 @@ def arguments(*parts):
         (("--method", "flat"), "flat", (1, 300)),
     ],
 )
-def test_every_source_and_control(run_example, small, tmp_path, parts, method, shape):
+def test_every_source_and_control(small, tmp_path, parts, method, shape):
     """Twice into folders of the same name: the same bytes. The folder is all that training needs."""
     given = [str(part).format(folder=small) for part in arguments(*parts)]
     for place in ("first", "second"):
-        assert run_example(*given, "--output", tmp_path / place / "tree") is None
+        assert build(*given, "--output", tmp_path / place / "tree") is None
     first, second = (tmp_path / place / "tree" for place in ("first", "second"))
     names = [file.name for file in first.iterdir()]
     assert filecmp.cmpfiles(first, second, names, shallow=False)[0] == names
@@ -86,43 +72,43 @@ def test_every_source_and_control(run_example, small, tmp_path, parts, method, s
     assert "local" not in (first / "tokenizer_config.json").read_text()  # where it was loaded from is no part of it
 
 
-def test_frequency_puts_the_most_frequent_tokens_first(run_example, small, tmp_path):
+def test_frequency_puts_the_most_frequent_tokens_first(small, tmp_path):
     given = [part.format(folder=small) for part in arguments("--method", "frequency", "--text", "{folder}/text.txt")]
-    assert run_example(*given, "--output", tmp_path) is None
+    assert build(*given, "--output", tmp_path) is None
     tree, tokenizer = VocabularyTree.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     counts = np.bincount(tokenizer((small / "text.txt").read_text())["input_ids"], minlength=300)
     by_path = np.lexsort(tree.paths.numpy().T[::-1])
     assert (np.diff(counts[by_path]) <= 0).all()
 
 
-def test_tokens_added_later_extend_a_tree(run_example, small, tmp_path):
+def test_tokens_added_later_extend_a_tree(small, tmp_path):
     given = [str(part).format(folder=small) for part in arguments("--embeddings", "{folder}/matrix.npy")]
-    assert run_example(*given, "--output", tmp_path / "old") is None
+    assert build(*given, "--output", tmp_path / "old") is None
     tokenizer = AutoTokenizer.from_pretrained(small / "tokenizer")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
     tokenizer.save_pretrained(tmp_path / "larger")
     larger = ("--tokenizer", tmp_path / "larger", "--output", tmp_path / "new")
-    assert run_example(*larger, "--extend", tmp_path / "old") is None
+    assert build(*larger, "--extend", tmp_path / "old") is None
     old, new = (VocabularyTree.from_pretrained(tmp_path / name) for name in ("old", "new"))
     assert new.vocab_size == 302 and torch.equal(new.paths[:300], old.paths)
     check_tokenizer(new, AutoTokenizer.from_pretrained(tmp_path / "new"))
-    assert "none is new" in run_example(*larger, "--extend", tmp_path / "new")
+    assert "none is new" in build(*larger, "--extend", tmp_path / "new")
     assert new.metadata["extended_from"] == old.sha256 and new.metadata["tokenizer"] == "larger"
-    stop = run_example("--tokenizer", SAMPLE, "--extend", tmp_path / "old", "--output", tmp_path / "wrong")
+    stop = build("--tokenizer", SAMPLE, "--extend", tmp_path / "old", "--output", tmp_path / "wrong")
     assert "with tokens added" in stop and "id 257 is" in stop
     few = tmp_path / "few.npy"
     np.save(few, np.ones((300, 4)))
-    assert "300 rows" in run_example(*larger, "--embeddings", few)
+    assert "300 rows" in build(*larger, "--embeddings", few)
 
 
-def test_holes_in_the_ids_become_leaves(run_example, tmp_path):
+def test_holes_in_the_ids_become_leaves(tmp_path):
     vocabulary = {"[UNK]": 0, "a": 1, "b": 2, "c": 7}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, "[UNK]")), unk_token="[UNK]")
     tokenizer.save_pretrained(tmp_path / "holes")
     text = tmp_path / "text.txt"
     text.write_text("a")
     given = ("--tokenizer", tmp_path / "holes", "--method", "frequency", "--text", text, "--output", tmp_path / "tree")
-    assert run_example(*given) is None
+    assert build(*given) is None
     tree = VocabularyTree.from_pretrained(tmp_path / "tree").validate()
     assert tree.vocab_size == 8
     check_tokenizer(tree, AutoTokenizer.from_pretrained(tmp_path / "tree"))
@@ -139,7 +125,7 @@ def test_holes_in_the_ids_become_leaves(run_example, tmp_path):
         (b"a b c", ("--tokenizer", SAMPLE, "--embeddings", "{folder}/nan.npy"), "tokens 7"),
     ],
 )
-def test_bad_input_is_one_line_and_touches_nothing(run_example, content, parts, message, tmp_path):
+def test_bad_input_is_one_line_and_touches_nothing(content, parts, message, tmp_path):
     text, output = tmp_path / "bad.txt", tmp_path / "output"
     text.write_bytes(content)
     matrix = np.ones((8192, 2))
@@ -147,14 +133,16 @@ def test_bad_input_is_one_line_and_touches_nothing(run_example, content, parts, 
     np.save(tmp_path / "nan.npy", matrix)
     output.mkdir()
     (output / "vocabulary_tree.json").write_text("kept")
-    stop = run_example("--text", text, "--output", output, *(str(part).format(folder=tmp_path) for part in parts))
-    assert message in stop and stop.startswith("build_tree.py: error: ") and "\n" not in stop
+    stop = build("--text", text, "--output", output, *(str(part).format(folder=tmp_path) for part in parts))
+    assert message in stop and stop.startswith("treediff build-tree: error: ") and "\n" not in stop
     assert [file.name for file in output.iterdir()] == ["vocabulary_tree.json"]
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
+        ((), "give either --tokenizer or --train-tokenizer"),
+        (("--tokenizer", "x", "--train-tokenizer", 300), "not both"),
         (("--tokenizer", "x"), "give --text, --embeddings or --extend"),
         (("--train-tokenizer", 300, "--method", "random"), "--train-tokenizer needs --text"),
         (("--train-tokenizer", 300, "--text", "t.txt", "--embeddings", "e.npy"), "belong to a tokenizer that exists"),
@@ -166,21 +154,21 @@ def test_bad_input_is_one_line_and_touches_nothing(run_example, content, parts, 
         (("--tokenizer", "x", "--embeddings", "e.npy", "--tensor", "w"), "--tensor names a matrix"),
     ],
 )
-def test_arguments_that_contradict_each_other(run_example, capsys, tmp_path, parts, message):
-    assert run_example(*parts, "--output", tmp_path / "output") == 2
-    assert message in capsys.readouterr().err
+def test_arguments_that_contradict_each_other(tmp_path, parts, message):
+    ran = run_here("build-tree", *parts, "--output", tmp_path / "output")
+    assert ran.returncode == 2 and message in last_line(ran)
     assert not (tmp_path / "output").exists()
 
 
-def test_a_failed_save_keeps_the_old_tree(run_example, small, tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_tree(small, tmp_path, monkeypatch):
     given = [str(part).format(folder=small) for part in arguments("--method", "frequency", "--output", tmp_path)]
-    assert run_example(*given) is None
+    assert build(*given) is None
     before = VocabularyTree.from_pretrained(tmp_path).sha256
 
     def no_space(*_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("modeling_treediff.tree_files.write_tree_files", no_space)
-    assert "No space left" in run_example(*given, "--depth", 3)
+    assert "No space left" in build(*given, "--depth", 3)
     assert VocabularyTree.from_pretrained(tmp_path).sha256 == before
     assert not (tmp_path / ".partial").exists()

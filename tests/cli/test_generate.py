@@ -1,18 +1,20 @@
-"""Generation from the command line."""
+"""Texts as people ask for them: from nothing, after a prompt, in gaps; as snapshots, live, and in files."""
 
 import re
-import sys
 
 import pytest
 from helpers.models import SEQUENTIAL, tiny_model
-from helpers.processes import REPOSITORY, load_example, run_python
-from PIL import Image
+from helpers.processes import SAMPLE, last_line, run_here, run_treediff
+
+from modeling_treediff import VocabularyTree
+from modeling_treediff.cli.generate import starting_nodes
 
 
 @pytest.fixture(scope="module")
-def checkpoint(sample_tree, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("viewing") / "model"
-    tiny_model(sample_tree, max_position_embeddings=64, **SEQUENTIAL).save_pretrained(folder)
+def checkpoint(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate") / "model"
+    model = tiny_model(VocabularyTree.from_pretrained(SAMPLE), **SEQUENTIAL)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -20,62 +22,84 @@ def checkpoint(sample_tree, tokenizer, tmp_path_factory):
 SIZES = ["--max-new-tokens", "6", "--num-steps", "6"]
 
 
-@pytest.fixture
-def script(monkeypatch):
-    """The script as a module: `main` with these arguments."""
-
-    def main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, arguments), *SIZES])
-        load_example("generate").main()
-
-    return main
-
-
-def test_the_script_watches_and_writes_an_animation(checkpoint, tmp_path):
+def test_a_text_is_watched_and_written_as_an_animation(checkpoint, tmp_path):
     """Without a terminal every draft is one plain line."""
-    ran = run_python(
-        REPOSITORY / "examples" / "generate.py",
-        *[checkpoint, *SIZES, "--prompt", "We", "--watch", "--animation", tmp_path / "text.gif"],
-    )
+    image = pytest.importorskip("PIL.Image")
+    view = ["--watch", "--animation", tmp_path / "text.gif"]
+    ran = run_treediff("generate", checkpoint, *SIZES, "--prompt", "We", *view)
     assert ran.returncode == 0, ran.stderr
     first, *_, note = ran.stdout.splitlines()
     assert first == "pass 0 · open: 6 · level 1: 0 · tokens: 0: We _ _ _ _ _ _"
     assert "tokens: 6: We" in ran.stdout and "\x1b" not in ran.stdout
-    with Image.open(tmp_path / "text.gif") as picture:
+    with image.open(tmp_path / "text.gif") as picture:
         assert note.endswith(f"{picture.n_frames} drafts")
 
 
-def test_the_script_writes_a_page(script, checkpoint, tmp_path, capsys):
-    script(checkpoint, "--infill", "We _ the _.", "--animation", tmp_path / "text.html")
-    assert re.match(r"(?s)We.* the.*\.\n", capsys.readouterr().out)
+def test_a_text_is_written_as_a_page(checkpoint, tmp_path):
+    ran = run_here("generate", checkpoint, *SIZES, "--infill", "We _ the _.", "--animation", tmp_path / "text.html")
+    assert re.match(r"(?s)We.* the.*\.\n", ran.stdout), ran.stderr
     assert "<title>A text by model</title>" in (tmp_path / "text.html").read_text(encoding="utf-8")
 
 
-def test_the_script_needs_the_package_only_for_watching(checkpoint, script, monkeypatch):
-    """As where it is not installed: the checkpoint brings its own code."""
-    code = f"""if True:
-        import runpy, sys
-        sys.modules["modeling_treediff"] = None
-        sys.argv[0] = {str(REPOSITORY / "examples" / "generate.py")!r}
-        runpy.run_path(sys.argv[0], run_name="__main__")"""
-    more = ["--prompt", "We", "--temperature", "0.9,0.5", "--unmasking", "confidence", "--remasking-steps", "1"]
-    ran = run_python(checkpoint, *SIZES, *more, code=code)
-    assert ran.returncode == 0, ran.stderr
-    assert re.search(r"step   0/\d: We _ _ _ _ _ _\n", ran.stdout)
-    monkeypatch.setitem(sys.modules, "modeling_treediff", None)
-    with pytest.raises(ImportError, match=r"--watch and --animation need the package .*modeling-treediff\[demo\]"):
-        script(checkpoint, "--watch")
+def test_settings_of_levels(checkpoint):
+    levels = ["--temperature", "0.9", "0.5", "--steps-per-level", "2", "3", "--remasking-steps", "1"]
+    ran = run_here("generate", checkpoint, "--max-new-tokens", "6", *levels)
+    assert ran.returncode == 0 and "step   0/6: _" in ran.stdout, ran.stderr
+    assert run_here("generate", checkpoint, *SIZES, "--steps-per-level", "auto", "--temperature", "2").returncode == 0
 
 
-def test_the_script_writes_without_bad_words(script, checkpoint, capsys):
-    script(checkpoint, "--steps-per-level", "2,3")
-    drafts, text = capsys.readouterr().out.split("\n\n")
+def test_a_text_is_written_without_bad_words(checkpoint):
+    steps = ["--max-new-tokens", "6", "--steps-per-level", "2", "3"]
+    drafts, text = run_here("generate", checkpoint, *steps).stdout.split("\n\n")
     assert "step   0/5: " in drafts
     word = text.split()[0]
-    script(checkpoint, "--steps-per-level", "2,3", "--bad-words", word)
-    assert word not in capsys.readouterr().out.split("\n\n")[1]
+    assert word not in run_here("generate", checkpoint, *steps, "--bad-words", word).stdout.split("\n\n")[1]
 
 
-def test_the_script_refuses_other_files_before_it_loads_a_model(script):
-    with pytest.raises(ValueError, match=r"a \.gif or an \.html file, not text\.mp4"):
-        script("no/such/model", "--animation", "text.mp4")
+def test_other_files_are_refused_before_a_model_is_loaded():
+    ran = run_here("generate", "no/such/model", "--animation", "text.mp4")
+    assert ran.returncode == 1 and "a .gif or an .html file, not text.mp4" in last_line(ran)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--prompt", "The people of the United States"], ["--infill", "the United____ of America,__ peace"]],
+    ids=["unconditional", "prompt", "infill"],
+)
+def test_generation_shows_the_text_becoming_concrete(checkpoint, options):
+    run = run_here if options else run_treediff
+    ran = run("generate", checkpoint, "--num-steps", "6", "--max-new-tokens", "8", *options)
+    assert ran.returncode == 0, ran.stderr
+    *drafts, blank, text = ran.stdout.rstrip("\n").split("\n", 6)
+    assert len(drafts) == 5 and drafts[0].startswith("step   0/6: ") and blank == ""
+    assert "_" in drafts[0] and "<" not in drafts[0]  # first all is open,
+    assert any("<" in draft for draft in drafts)  # then clusters appear,
+    assert "_" not in text  # in the end there are only tokens
+    for part in re.split("_+", options[1]) if options else []:
+        assert part in text
+
+
+def test_generation_errors_are_one_line(checkpoint, tmp_path):
+    for arguments, message in (
+        ([checkpoint, "--prompt", "a", "--infill", "b"], "--prompt and --infill exclude each other"),
+        ([checkpoint, "--steps-per-level", "2,3"], "--steps-per-level takes numbers or auto"),
+        ([checkpoint, "--num-steps", "1"], "num_steps=1 is too small"),
+        ([checkpoint, "--temperature", "0"], "temperature must be positive"),
+        ([checkpoint, "--infill", "no gap"], "needs at least one _"),
+        ([checkpoint, "--prompt", "word " * 30], "more than the model's 16"),
+        ([tmp_path / "nowhere"], "nowhere"),
+    ):
+        ran = run_here("generate", "--max-new-tokens", "8", *arguments)
+        assert message in last_line(ran)
+
+
+def test_a_prompt_is_tokens_and_a_gap_an_open_position(tokenizer):
+    root = 9999
+    assert starting_nodes(tokenizer, root, None, None) is None
+    prompt = starting_nodes(tokenizer, root, "The state", None)
+    assert tokenizer.decode(prompt[0]) == "The state"
+    infill = starting_nodes(tokenizer, root, None, "We must __ our _.")[0]
+    assert (infill == root).sum() == 3
+    assert tokenizer.decode(infill[infill != root]) == "We must  our ."
+    with pytest.raises(ValueError, match="at least one _"):
+        starting_nodes(tokenizer, root, None, "We must")

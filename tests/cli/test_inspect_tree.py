@@ -1,24 +1,22 @@
-"""The script as people run it; once in a fresh process."""
+"""Reports as people ask for them; once in a fresh process."""
 
 import json
 
 import numpy as np
 import pytest
-from helpers.processes import REPOSITORY, SAMPLE, run_here, run_python
+from helpers.processes import SAMPLE, last_line, run_here, run_treediff
 
 from modeling_treediff import VocabularyTree
 
-SCRIPT = REPOSITORY / "examples" / "inspect_tree.py"
-
 
 def inspect(*arguments):
-    return run_here(SCRIPT, *arguments)
+    return run_here("inspect-tree", *arguments)
 
 
 def test_a_full_report(tmp_path):
     np.save(tmp_path / "embeddings.npy", np.random.default_rng(0).standard_normal((8192, 4)))
-    ran = run_python(
-        *[SCRIPT, SAMPLE, "--text", SAMPLE / "validation.txt.xz", "--embeddings", tmp_path / "embeddings.npy"],
+    ran = run_treediff(
+        *["inspect-tree", SAMPLE, "--text", SAMPLE / "validation.txt.xz", "--embeddings", tmp_path / "embeddings.npy"],
         *["--search", " Government", "#0", "--html", tmp_path / "tree.html", "--json", tmp_path / "tree.json"],
     )
     assert ran.returncode == 0, ran.stderr
@@ -54,10 +52,8 @@ def test_a_tree_without_a_tokenizer_is_shown_by_id(tmp_path):
 )
 def test_bad_input_is_one_line(arguments, message):
     ran = inspect(*arguments)
-    assert ran.returncode == 1
-    *_, last = ran.stderr.splitlines()
-    assert last.startswith("inspect_tree.py: error: ") and message in last
-    assert "Traceback" not in ran.stderr
+    assert last_line(ran).startswith("treediff inspect-tree: error: ") and message in last_line(ran)
+    assert ran.returncode == (2 if "negative" in message else 1)
 
 
 def test_a_token_that_is_not_there_does_not_end_the_report():

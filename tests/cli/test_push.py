@@ -1,7 +1,5 @@
-"""examples/push_to_hub.py: what goes, what stays, and what it says."""
+"""Pushing as people do it: what goes, what stays, and what it says."""
 
-import runpy
-import sys
 from contextlib import contextmanager
 
 import huggingface_hub
@@ -13,6 +11,7 @@ from helpers.processes import REPOSITORY, SAMPLE, run_python
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.cli.main import main
 from modeling_treediff.hub import save_checkpoint
 
 REPO = "someone/a-model"
@@ -44,12 +43,11 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def push(monkeypatch, capsys):
-    """Run the script in this process; return what it prints."""
+def push(capsys):
+    """Run the command in this process; return what it prints."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, arguments)])
-        runpy.run_path(str(REPOSITORY / "examples" / "push_to_hub.py"), run_name="__main__")
+        main(["push", *map(str, arguments)])
         return capsys.readouterr().out
 
     return run
@@ -57,10 +55,10 @@ def push(monkeypatch, capsys):
 
 @contextmanager
 def refused(message):
-    """The script ends with one line that says so."""
+    """The command ends with one line that says so."""
     with pytest.raises(SystemExit, match=message) as stop:
         yield
-    assert stop.value.code.startswith("push_to_hub.py: error: ") and "\n" not in stop.value.code
+    assert stop.value.code.startswith("treediff push: error: ") and "\n" not in stop.value.code
     assert TOKEN not in stop.value.code
 
 
@@ -154,12 +152,12 @@ def test_errors_are_one_line(hub, push, trained, monkeypatch):
 
 
 TWICE = """
-import os, runpy, sys
-script = sys.argv.pop(1)
+import os, sys
+from modeling_treediff.cli.main import main
 for token in (os.environ["HF_TOKEN"], "hf_another_token"):
     os.environ["HF_TOKEN"] = token
     try:
-        runpy.run_path(script, run_name="__main__")
+        main()
     except SystemExit as stop:
         print(stop, file=sys.stderr)
 """
@@ -169,9 +167,9 @@ def test_no_token_is_ever_printed(trained, tmp_path):
     """With all requests logged, by the client's own switch: one push, and one refused for its token."""
     with HubDouble() as hub:
         environment = hub.environment(tmp_path / "home", HF_DEBUG="1", PYTHONPATH=str(REPOSITORY))
-        ran = run_python("examples/push_to_hub.py", trained, REPO, code=TWICE, **environment)
+        ran = run_python("push", trained, REPO, code=TWICE, **environment)
         assert f"{hub.url}/{REPO}/commit/" in ran.stdout and hub.repositories[REPO].files()
     assert "authorization" in ran.stderr.lower()  # the log does speak of tokens
-    assert "push_to_hub.py: error: " in ran.stderr and "401" in ran.stderr and "Traceback" not in ran.stderr
+    assert "treediff push: error: " in ran.stderr and "401" in ran.stderr and "Traceback" not in ran.stderr
     for token in (TOKEN, "hf_another_token"):
         assert token not in ran.stdout + ran.stderr

@@ -9,6 +9,7 @@ from helpers.models import tiny_model
 from helpers.processes import SAMPLE
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.evaluation import analyze_errors
+from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text import read_documents
 
 SIZES = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "initializer_range": 0.5}
@@ -26,7 +27,7 @@ def compared_texts() -> list[str]:
 def save_compared(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Save both models with their tokenizer, and the text as text.txt."""
     for name, model in compared_models().items():
-        model.save_pretrained(folder / name, tokenizer=tokenizer)
+        save_checkpoint(model, folder / name, tokenizer)
     (folder / "text.txt").write_text(compared_texts()[0], encoding="utf-8")
     return folder
 

@@ -1,10 +1,8 @@
-"""Scripts of the repository, in this process or in a fresh one."""
+"""The command `treediff` and Python, in this process or in a fresh one."""
 
 import contextlib
-import importlib.util
 import io
 import os
-import runpy
 import subprocess
 import sys
 import traceback
@@ -13,6 +11,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from accelerate.state import AcceleratorState, GradientState
+
+from modeling_treediff.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 TESTS = REPOSITORY / "tests"
@@ -52,18 +52,18 @@ def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 3
     )
 
 
-def run_here(script: str | Path, *arguments: str | Path) -> subprocess.CompletedProcess:
-    """Run a script of the repository as `run_python` does, without the seconds that a fresh process imports for."""
-    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+def run_here(*arguments: str | Path | float) -> subprocess.CompletedProcess:
+    """Run `treediff` with these arguments in this process, without the seconds that a fresh one imports for."""
+    words, stdout, stderr, code = [str(word) for word in arguments], io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
-        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        patch.setattr(sys, "argv", ["treediff", *words])
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setenv("ACCELERATE_USE_CPU", "true")
         forget_accelerate()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
-                runpy.run_path(str(script), run_name="__main__")
+                main(words)
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
                 print(stop.code if isinstance(stop.code, str) else "", end="", file=stderr)
@@ -73,10 +73,12 @@ def run_here(script: str | Path, *arguments: str | Path) -> subprocess.Completed
     return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
 
 
-def load_example(name: str):
-    """Return a script of examples/ as a module, under its name: scripts there may import one another."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "examples" / f"{name}.py")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def run_treediff(*arguments: str | Path | float, **settings) -> subprocess.CompletedProcess:
+    """Run `treediff` with these arguments in a fresh process, as `run_python` does."""
+    return run_python("-m", "modeling_treediff.cli.main", *arguments, **settings)
+
+
+def last_line(ran: subprocess.CompletedProcess) -> str:
+    """What a command that failed says in the end; a traceback is none of it."""
+    assert ran.returncode and "Traceback" not in ran.stderr, ran.stderr
+    return ran.stderr.splitlines()[-1]

@@ -33,7 +33,7 @@ from modeling_treediff.training.run.checkpoints import find_damage
 TEMPLATE = (REPOSITORY / "model_card.md").read_text(encoding="utf-8")
 ON_THE_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 MEASURED = ("Training", "Likelihood of further texts")  # sections
-SIZES = ["--hidden-size", "16", "--heads", "2", "--layers", "1", "--window", "16", "--batch-size", "4"]
+SIZES = ["--hidden-size", "16", "--heads", "2", "--layers", "1", "--sequence-length", "16", "--batch-size", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def measured(tmp_path_factory):
     (folder / "corpus.txt").write_text("\n\n".join(documents), "utf-8")
     (folder / "other.txt").write_text(documents[0][:600].replace("\n", " "), "utf-8")
     training = ["--text", folder / "corpus.txt", "--hold-out-every", "5", "--output", folder / "model"]
-    steps = ["--steps", "2", "--warmup-steps", "1", "--save-every", "0", "--license", "Apache-2.0"]
-    ran = run_here("examples/train.py", *training, *SIZES, *steps)
+    steps = ["--max-steps", "2", "--warmup-steps", "1", "--save-every", "0", "--license", "Apache-2.0"]
+    ran = run_here("train", *training, *SIZES, *steps)
     assert ran.returncode == 0, ran.stderr
     assert "± " in (folder / "model" / "README.md").read_text("utf-8")
     where = ["--json", folder / "model" / "evaluation.json"]
     texts = [folder / "other.txt", folder / "corpus.txt"]
-    ran = run_here("examples/evaluate.py", folder / "model", *texts, "--limit", "1", *where)
+    ran = run_here("evaluate", folder / "model", *texts, "--limit", "1", *where)
     assert ran.returncode == 0, ran.stderr
     return folder / "model"
 

@@ -1,12 +1,13 @@
-"""The pages in a real browser, where playwright and chromium are installed; the one of app.py also needs gradio."""
+"""The pages in a real browser, where playwright and chromium are installed; the one of `treediff app` also needs gradio."""
 
 import contextlib
+import importlib
 import shutil
 import threading
 
 import pytest
 from helpers.models import tiny_model
-from helpers.processes import SAMPLE, load_example
+from helpers.processes import SAMPLE
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.viewing.drafts import DraftRecorder, render_animation
@@ -18,10 +19,9 @@ SECONDS = 20_000  # to wait, in milliseconds
 
 @pytest.fixture(scope="module")
 def site(tokenizer):
-    """The address of app.py's page, written by a tiny model."""
+    """The address of `treediff app`'s page, written by a tiny model."""
     pytest.importorskip("gradio")
-    load_example("generate")
-    app = load_example("app")
+    app = importlib.import_module("modeling_treediff.cli.app")
     model = tiny_model(VocabularyTree.from_pretrained(SAMPLE), max_position_embeddings=64)
     page = app.build_page(model, tokenizer)
     _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.looks(model))

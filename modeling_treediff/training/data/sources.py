@@ -3,9 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from modeling_treediff.text.cached_tokens import CacheEntry, Chunk, cached_token
 from modeling_treediff.text.tokenizing import TokenPiece, end_of_sequence, token_type
 
 from .chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED, chat_windows, check_chat_template
+from .options import DataOptions
 from .streaming import StreamedWindows
 
 TRAINING, HELD_OUT = "training", "held_out"
@@ -32,41 +31,6 @@ STREAMED_HELD_OUT_WINDOWS = 512
 Windows = TokenWindows | StreamedWindows  # what a run trains on
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How documents become windows.
-
-    Attributes:
-        sequence_length: T, tokens per window.
-        separate_documents: documents in one window do not see one another.
-        chat: rows are conversations, see `chat_windows`; one window for each answer instead of packed documents.
-        fill_answers: the same, EOS fills the window after an answer and is counted.
-        streaming: read the training text while training goes on, instead of tokenising it all beforehand.
-        hold_out_every: without a validation text of its own, every n-th document is held out.
-        cache_folder: where tokens are kept; by default the cache of `datasets`.
-
-    """
-
-    sequence_length: int
-    separate_documents: bool = False
-    chat: bool = False
-    fill_answers: bool = True
-    streaming: bool = False
-    hold_out_every: int = 20
-    cache_folder: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be, before anything is read."""
-        if self.sequence_length < 1:
-            raise ValueError(f"A window needs at least one token, got {self.sequence_length}.")
-        if self.hold_out_every < 2:
-            raise ValueError(f"One document in {self.hold_out_every} cannot be held out: take 2 or more.")
-        if self.chat and self.streaming:
-            raise ValueError("Conversations are not streamed: leave out either chat or streaming.")
-        if self.chat and self.separate_documents:
-            raise ValueError("Every conversation has a window of its own already: leave out separate_documents.")
 
 
 def open_training_data(
@@ -146,9 +110,9 @@ def _cached(
     }
     types = {"input_ids": token_type(tokenizer)}
     if options.chat:
-        facts["chat"] = [options.sequence_length, options.fill_answers]
+        facts["chat"] = [options.sequence_length, not options.pad_answers]
         types["fixed_mask"] = np.dtype(np.uint8)
-        if not options.fill_answers:
+        if options.pad_answers:
             types["attention_mask"] = np.dtype(np.uint8)
         make = partial(_chat_chunks, corpus, tokenizer, options, hold_out_every)
     else:
@@ -196,7 +160,7 @@ def _chat_chunks(
 ) -> Iterator[Chunk]:
     for number, row in enumerate(corpus.rows()):
         part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
-        for window in chat_windows(row, number, tokenizer, options.sequence_length, options.fill_answers, counts):
+        for window in chat_windows(row, number, tokenizer, options.sequence_length, not options.pad_answers, counts):
             yield part, window
     if counts[NOT_FOUND] and not counts[EXAMPLES]:
         raise ValueError(

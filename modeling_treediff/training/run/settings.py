@@ -1,75 +1,108 @@
 """The settings of a run, and what can be wrong with them by themselves."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modeling_treediff.training.data.collator import TRAINING_SAMPLING_EPS
-
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
+PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of a run.
+    """Settings of a run: what each one means is the `help` of its field, and its option of `treediff train --help`.
 
-    Attributes:
-        output_dir: receives checkpoints, `metrics.jsonl` and at the end the model and `curves.png`.
-        max_steps: optimizer steps of the whole run; the schedule ends there.
-        batch_size: windows per process and forward pass.
-        gradient_accumulation_steps: forward passes per optimizer step.
-        global_batch_size: windows per optimizer step, of all processes; gives gradient_accumulation_steps.
-        find_batch_size: lower batch_size until a step fits the memory, and accumulate more for the same global batch.
-        learning_rate: peak of the schedule, after a linear warm-up.
-        warmup_steps: optimizer steps of warm-up.
-        learning_rate_schedule: after the warm-up; "cosine" to zero, "constant", or "wsd": constant, at the end to zero.
-        decay_steps: optimizer steps of the end of "wsd"; by default a tenth of max_steps.
-        weight_decay: AdamW's, on matrices only.
-        sampling_eps: of a level's window that a training time has crossed at least, see `sample_times`; smaller
-            values make the training loss exactly the bound, and its gradient noisier.
-        max_grad_norm: gradients are scaled down to this norm.
-        ema_decay: per step, of the moving average of the weights that is evaluated and saved as the model; 0 for none.
-        mixed_precision: "no" (fp32), "bf16" or "fp16"; None takes what `accelerate launch` was told.
-        gradient_checkpointing: recompute activations in the backward pass.
-        recompute_mlp_layers: of so many layers, the first ones, keep nothing of the MLPs for the backward pass, which
-            computes two of their three matrix products again: less memory for more time.
-        loss_chunk_size: positions for which logits are kept at a time in the loss; None for all. It saves memory where
-            logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
-        validate_every: steps between estimates of the validation NELBO, each with a sample of text; 0 for the end only.
-        validation_windows: windows of an estimate during the run; the last one takes 4,096, or all if there are fewer.
-        save_every: steps between checkpoints; 0 for none.
-        keep_checkpoints: how many of the newest stay, beside the one with the best validation NELBO.
-        trackers: of "tensorboard", "wandb" and "trackio".
-        workers: processes that load and corrupt batches; 0 for none beside the one that trains.
-        seed: of the data order and the noise; the model is initialised by the caller.
-
+    The defaults train on the embedded sample in a few minutes on two CPU cores.
     """
 
-    output_dir: Path
-    max_steps: int
-    batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    global_batch_size: int | None = None
-    find_batch_size: bool = False
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    learning_rate_schedule: str = "cosine"
-    decay_steps: int | None = None
-    weight_decay: float = 0.1
-    sampling_eps: float = TRAINING_SAMPLING_EPS
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.0
-    mixed_precision: str | None = None
-    gradient_checkpointing: bool = False
-    recompute_mlp_layers: int = 0
-    loss_chunk_size: int | None = None
-    validate_every: int = 0
-    validation_windows: int = 128
-    save_every: int = 0
-    keep_checkpoints: int = 2
-    trackers: tuple[str, ...] = ()
-    workers: int = 0
-    seed: int = 0
+    _argument_group_name = "training"
+
+    output_dir: Path = field(
+        default=Path("runs/train"),
+        metadata={
+            "flag": "output",
+            "help": "folder for checkpoints, metrics.jsonl, and in the end model and curves.png",
+        },
+    )
+    max_steps: int = field(
+        default=1500, metadata={"help": "optimizer steps of the whole run; the learning rate's schedule ends there"}
+    )
+    batch_size: int = field(default=16, metadata={"help": "windows per process and forward pass"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "windows per optimizer step, of all processes; gives --gradient-accumulation-steps"},
+    )
+    find_batch_size: bool = field(
+        default=False,
+        metadata={"help": "lower --batch-size until a step fits the memory, and accumulate more: same global batch"},
+    )
+    learning_rate: float = field(default=3e-3, metadata={"help": "peak of the schedule, after a linear warm-up"})
+    warmup_steps: int = field(default=50, metadata={"help": "optimizer steps of warm-up"})
+    learning_rate_schedule: str = field(
+        default=LEARNING_RATE_SCHEDULES[0],
+        metadata={
+            "choices": LEARNING_RATE_SCHEDULES,
+            "help": "after the warm-up: cosine to zero, constant, or wsd: constant, in the end linearly to zero",
+        },
+    )
+    decay_steps: int | None = field(
+        default=None, metadata={"help": "optimizer steps of the end of wsd (default: a tenth of --max-steps)"}
+    )
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's, on matrices only"})
+    sampling_eps: float = field(
+        default=0.1,
+        metadata={
+            "help": "share of a level's duration that a training time has crossed at least: keeps rare huge weights "
+            "out of the gradient; the smaller, the closer the training loss to the bound"
+        },
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "per step, of the moving average of the weights, which is evaluated and saved as the model; 0: none"
+        },
+    )
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"choices": PRECISIONS, "help": "no: fp32 (default: as `accelerate launch` was told, else no)"},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
+    )
+    recompute_mlp_layers: int = field(
+        default=0,
+        metadata={
+            "help": "of so many layers, the first ones, keep nothing of the MLPs for the backward pass, which computes "
+            "two of their three matrix products again: less memory, a little more time"
+        },
+    )
+    loss_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "positions for which logits are kept at a time in the loss (default: all); saves memory where "
+            "logits are as wide as the vocabulary, on the flat tree and with the leaf head"
+        },
+    )
+    validate_every: int = field(
+        default=250,
+        metadata={"help": "steps between estimates of the validation NELBO, with a sample of text; 0: at the end only"},
+    )
+    validation_windows: int = field(
+        default=128, metadata={"help": "windows of an estimate during the run; the last one takes up to 4,096"}
+    )
+    save_every: int = field(default=500, metadata={"help": "steps between checkpoints; 0: none"})
+    keep_checkpoints: int = field(
+        default=2, metadata={"help": "how many of the newest stay, beside the one with the best validation NELBO"}
+    )
+    trackers: list[str] = field(
+        default_factory=list, metadata={"choices": TRACKERS, "help": "trackers, beside metrics.jsonl"}
+    )
+    workers: int = field(
+        default=0, metadata={"help": "processes that load and corrupt batches; 0: none beside the one that trains"}
+    )
+    seed: int = field(default=0, metadata={"help": "of a new model's weights, of data order and noise"})
 
     def __post_init__(self) -> None:
         """Refuse impossible settings before anything is read or written."""

@@ -233,7 +233,9 @@ def conversations(tmp_path):
 def test_conversations_become_windows(conversations, tokenizer, options, monkeypatch, caplog):
     monkeypatch.setattr(tokenizer, "chat_template", BY_PREFIX)
     for fill in (True, False):
-        training, validation = open_training_data(conversations, tokenizer, options(64, chat=True, fill_answers=fill))
+        training, validation = open_training_data(
+            conversations, tokenizer, options(64, chat=True, pad_answers=not fill)
+        )
         assert training.input_ids.shape == (16, 64) and validation.input_ids.shape == (4, 64)
         assert (training.attention_mask is None) == fill and training.fixed_mask[:].any(axis=1).all()
     assert not caplog.text

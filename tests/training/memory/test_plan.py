@@ -1,7 +1,6 @@
 """The plan of a step's memory: what the design promises of trees, and what must hold of any plan."""
 
 import json
-import sys
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -9,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.models import tiny_model
-from helpers.processes import REPOSITORY, SAMPLE, load_example, run_here, run_python
-from transformers import GPT2Config
+from helpers.processes import REPOSITORY, run_python
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.budget import budget_config
@@ -19,7 +17,6 @@ from modeling_treediff.training.memory import plan as memory_plan
 from modeling_treediff.training.memory.fake_step import TrainingStep, norms_as_on_cuda
 from modeling_treediff.training.memory.ledger import BLOCK
 from modeling_treediff.training.memory.plan import USABLE, largest_batch, plan_memory, plan_step
-from modeling_treediff.training.memory.tracker import GIBIBYTE
 
 SMALL = TreeDiffConfig(
     vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
@@ -177,52 +174,6 @@ def test_advice_names_options_that_do_fit():
     assert plan_memory(SMALL, batch, 64, accumulation=accumulation).peak <= USABLE * memory
     assert "it fits" in plan.advice(2 * plan.peak)
     assert "no batch fits" in plan.advice(2**20)
-
-
-def test_the_script_plans_a_model_of_gpt2s_size(tmp_path):
-    picture, file = tmp_path / "step.png", tmp_path / "plan.json"
-    model = ("--tree", "flat", "--vocab-size", "50257", "--hidden-size", "768", "--heads", "12", "--layers", "12")
-    run = ("--window", "512", "--batch-size", "32", "--precision", "bf16")
-    ran = run_python("examples/plan_memory.py", *model, *run, "--picture", picture, "--json", file)
-    assert ran.returncode == 0, ran.stderr
-    plan = json.loads(file.read_text())
-    assert plan["peak_bytes"] == reference_peak(False) and sum(plan["parts_bytes"].values()) == plan["peak_bytes"]
-    assert f"{plan['peak_bytes'] / GIBIBYTE:.3g} GiB" in ran.stdout and "head and logits" in ran.stdout
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_script_finds_the_batch_for_a_device_and_refuses_nonsense():
-    ran = run_here("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "1GB")
-    assert ran.returncode == 0 and "largest batch" in ran.stdout, ran.stderr
-    ran = run_here("examples/plan_memory.py", "--tree", SAMPLE, "--gpu", "lots")
-    assert ran.returncode != 0 and "such as 24GB" in ran.stderr and "Traceback" not in ran.stderr
-
-
-def test_the_script_plans_a_model_of_the_hub_by_its_config_alone(tmp_path):
-    repository = tmp_path / "models--someone--model"  # a cache that has nothing but the config
-    SMALL.save_pretrained(repository / "snapshots" / "0123")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123")
-    options = ("--batch-size", "8", "--recompute-mlp-layers", "2", "--json", tmp_path / "plan")
-    ran = run_python("examples/plan_memory.py", "--from", "someone/model", *options, HF_HUB_CACHE=str(tmp_path))
-    assert ran.returncode == 0, ran.stderr
-    expected = plan_memory(SMALL, 8, 128, precision="fp32", recompute_mlp_layers=2)
-    assert json.loads((tmp_path / "plan").read_text()) == expected.summary()
-
-
-def test_the_script_refuses_other_models_and_other_sizes(tmp_path, monkeypatch):
-    script = load_example("plan_memory")
-
-    def plan(*options):
-        monkeypatch.setattr(sys, "argv", ["plan_memory.py", "--from", str(tmp_path), *options])
-        script.main()
-
-    GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a gpt2 model, not one of treediff"):
-        plan()
-    SMALL.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="brings its own model along: leave out --layers"):
-        plan("--layers", "2")
 
 
 ESTIMATE = """

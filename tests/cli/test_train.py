@@ -1,12 +1,13 @@
-"""The scripts as people run them: fresh processes, real text, bad input (most of it in this process)."""
+"""Training as people run it: fresh processes, real text, bad input (most of it in this process)."""
 
 import json
 import re
 
 import pytest
-from helpers.processes import SAMPLE, run_here, run_python
+from helpers.processes import SAMPLE, last_line, run_here, run_python, run_treediff
 from safetensors.torch import load_file
 
+from modeling_treediff import VocabularyTree
 from modeling_treediff.text import read_documents
 
 TINY = [
@@ -16,7 +17,7 @@ TINY = [
     "2",
     "--layers",
     "1",
-    "--window",
+    "--sequence-length",
     "16",
     "--batch-size",
     "4",
@@ -41,7 +42,7 @@ def train(
     launcher=("accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1"),
     sizes=TINY,
 ):
-    """As the README says: accelerate launch --quiet examples/train.py."""
+    """As the README says: accelerate launch --quiet examples/train.py, which is `treediff train`."""
     return run_python(
         *["-m", *launcher, "examples/train.py", "--text", corpus, "--hold-out-every", "5"],
         *["--output", output, *sizes, *options],
@@ -51,15 +52,13 @@ def train(
 
 def train_here(text, output, *options, sizes=TINY):
     """The same in this process, for what ends before it trains."""
-    return run_here(
-        *["examples/train.py", "--text", text, "--hold-out-every", "5", "--output", output, *sizes, *options]
-    )
+    return run_here(*["train", "--text", text, "--hold-out-every", "5", "--output", output, *sizes, *options])
 
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "model"
-    ran = train(corpus, output, "--steps", "4", "--validate-every", "2", "--save-every", "2")
+    ran = train(corpus, output, "--max-steps", "4", "--validate-every", "2", "--save-every", "2")
     assert ran.returncode == 0, ran.stderr
     return output, ran
 
@@ -81,25 +80,25 @@ def test_training_reports_and_records(trained):
 def test_fine_tuning_goes_on_from_a_checkpoint_with_its_tree(trained, corpus, tmp_path):
     """With a learning rate of almost nothing, the model is the one it came from."""
     output, _ = trained
-    options = ["--from", output / "checkpoint-0000004", "--steps", "1", "--learning-rate", "1e-30"]
+    options = ["--from", output / "checkpoint-0000004", "--max-steps", "1", "--learning-rate", "1e-30"]
     ran = train(corpus, tmp_path / "tuned", *options, sizes=[])
     assert ran.returncode == 0, ran.stderr
     before, after = (load_file(folder / "model.safetensors") for folder in (output, tmp_path / "tuned"))
     assert all((before[name] == after[name]).all() for name in before)
     record = json.loads((tmp_path / "tuned" / "result.json").read_text())
-    assert record["window"] == 16 and record["hidden_size"] == 16
-    for clash, message in (
-        (["--layers", "3"], "--from brings its own model along: leave out --layers"),
-        (["--window", "17"], "Windows of 17 tokens are longer than the model's 16 positions"),
+    assert record["sequence_length"] == 16 and record["hidden_size"] == 16
+    for code, clash, message in (
+        (2, ["--layers", "3"], "--from brings its own model along: leave out --layers"),
+        (1, ["--sequence-length", "17"], "Windows of 17 tokens are longer than the model's 16 positions"),
     ):
         ran = train_here(corpus, tmp_path / "new", "--from", output, *clash, sizes=[])
-        assert ran.returncode == 1 and message in ran.stderr and "Traceback" not in ran.stderr
+        assert ran.returncode == code and message in last_line(ran)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_config_file_holds_options_and_names_the_nearest_of_those_it_misspells(corpus, tmp_path):
     file = tmp_path / "config.yaml"
-    options = {"steps": 2, "learning-rate-schedule": "wsd", "decay-steps": 0, "ema_decay": 0.9, "save-every": 1}
+    options = {"max_steps": 2, "learning-rate-schedule": "wsd", "decay-steps": 0, "ema_decay": 0.9, "save-every": 1}
     file.write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
     ran = train(corpus, tmp_path / "run", "--config", file)
     assert ran.returncode == 0, ran.stderr
@@ -107,13 +106,13 @@ def test_a_config_file_holds_options_and_names_the_nearest_of_those_it_misspells
     assert identity["ema_decay"] == 0.9 and identity["learning_rate_schedule"] == "wsd"
     file.write_text("step: 2\n")
     ran = train_here(corpus, tmp_path / "new", "--config", file)
-    assert ran.returncode != 0 and "unknown option 'step'; the nearest is 'steps'" in ran.stderr
+    assert ran.returncode == 2 and "config.yaml: unknown option --step; the nearest is" in last_line(ran)
 
 
 def test_two_processes_train_one_model(corpus, tmp_path):
     output = tmp_path / "two"
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ran = train(corpus, output, "--steps", "4", "--validate-every", "2", "--save-every", "2", launcher=launcher)
+    ran = train(corpus, output, "--max-steps", "4", "--validate-every", "2", "--save-every", "2", launcher=launcher)
     assert ran.returncode == 0, ran.stderr
     record = json.loads((output / "result.json").read_text())
     assert record["tokens_seen"] == 2 * 4 * 4 * 16
@@ -121,50 +120,34 @@ def test_two_processes_train_one_model(corpus, tmp_path):
     assert ran.stdout.count("step 2: validation NELBO") == 1
 
 
+def test_the_sample_is_the_default(tmp_path):
+    """Tree, tokenizer and text; in a fresh process, by the command of an installed package."""
+    options = [*TINY, "--max-steps", "1", "--validate-every", "0", "--save-every", "0", "--output", tmp_path / "model"]
+    ran = run_treediff("train", *options, ACCELERATE_USE_CPU="true")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "model" / "result.json").read_text())
+    assert record["text"]["name"] == "train.txt.xz" and record["validation_text"]["name"] == "validation.txt.xz"
+    assert record["tree_sha256"] == VocabularyTree.from_pretrained(SAMPLE).sha256
+
+
+def test_a_dry_run_plans_and_writes_nothing(tmp_path):
+    ran = run_here("train", *TINY, "--dry-run", "--output", tmp_path / "out")
+    assert ran.returncode == 0 and "The largest batch that fits: " in ran.stdout, ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_flat_tree_trains_by_the_same_command(corpus, tmp_path):
-    ran = train(corpus, tmp_path / "flat", "--tree", "flat", "--steps", "1")
+    ran = train(corpus, tmp_path / "flat", "--tree", "flat", "--max-steps", "1")
     assert ran.returncode == 0, ran.stderr
     assert json.loads((tmp_path / "flat" / "result.json").read_text())["tree"] == "flat"
 
 
 @pytest.mark.parametrize(
-    "options",
-    [[], ["--prompt", "The people of the United States"], ["--infill", "the United____ of America,__ peace"]],
-    ids=["unconditional", "prompt", "infill"],
-)
-def test_generation_shows_the_text_becoming_concrete(trained, options):
-    output, _ = trained
-    run = run_here if options else run_python
-    ran = run("examples/generate.py", output, "--num-steps", "6", "--max-new-tokens", "8", *options)
-    assert ran.returncode == 0, ran.stderr
-    *drafts, blank, text = ran.stdout.rstrip("\n").split("\n", 6)
-    assert len(drafts) == 5 and drafts[0].startswith("step   0/6: ") and blank == ""
-    assert "_" in drafts[0] and "<" not in drafts[0]  # first all is open,
-    assert any("<" in draft for draft in drafts)  # then clusters appear,
-    assert "_" not in text  # in the end there are only tokens
-    for part in re.split("_+", options[1]) if options else []:
-        assert part in text
-
-
-def test_generation_errors_are_one_line(trained, tmp_path):
-    output, _ = trained
-    for arguments, message in (
-        ([output, "--num-steps", "1"], "num_steps=1 is too small"),
-        ([output, "--temperature", "0"], "temperature must be positive"),
-        ([output, "--infill", "no gap"], "needs at least one _"),
-        ([output, "--prompt", "word " * 30], "more than the model's 16"),
-        ([tmp_path / "nowhere"], "nowhere"),
-    ):
-        ran = run_here("examples/generate.py", "--max-new-tokens", "8", *arguments)
-        assert ran.returncode == 1 and message in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
-
-
-@pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (b"Two.\n\nDocuments.", ["--steps", "0"], "max_steps must be at least 1"),
-        (b"Two.\n\nDocuments.", ["--global-batch", "6"], "6 windows is not a multiple of 4"),
-        (b"Two.\n\nDocuments.", ["--precision", "fp16"], "fp16 needs a GPU"),
+        (b"Two.\n\nDocuments.", ["--max-steps", "0"], "max_steps must be at least 1"),
+        (b"Two.\n\nDocuments.", ["--global-batch-size", "6"], "6 windows is not a multiple of 4"),
+        (b"Two.\n\nDocuments.", ["--mixed-precision", "fp16"], "fp16 needs a GPU"),
         (b"", [], "holds no text"),
         ("façade".encode("latin-1"), [], "is not UTF-8: byte 2 is 0xe7"),
         (b"Too short.\n\nVery.", ["--hold-out-every", "2"], "less than one window of 16"),
@@ -176,14 +159,14 @@ def test_bad_input_is_refused_and_leaves_no_trace(tmp_path, content, options, me
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     ran = train_here(text, tmp_path / "out", *options)
-    assert ran.returncode == 1 and message in ran.stderr
-    assert "train.py: " in ran.stderr and "Traceback" not in ran.stderr
+    assert ran.returncode == (2 if "at least 1" in message else 1) and message in last_line(ran)
+    assert last_line(ran).startswith("treediff train: error: ")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_second_run_does_not_overwrite_the_first(trained, corpus):
     output, _ = trained
     before = (output / "model.safetensors").read_bytes()
-    ran = train(corpus, output, "--steps", "4", "--seed", "1")
-    assert ran.returncode == 1 and "--resume" in ran.stderr and "Traceback" not in ran.stderr
+    ran = train(corpus, output, "--max-steps", "4", "--seed", "1")
+    assert ran.returncode == 1 and "--resume" in last_line(ran)
     assert (output / "model.safetensors").read_bytes() == before

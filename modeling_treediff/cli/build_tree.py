@@ -1,0 +1,197 @@
+"""`treediff build-tree`: gets a tokenizer, builds its tree, saves both."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_treediff.building import (
+    METHODS,
+    PIECE_CHARACTERS,
+    TextCounts,
+    build_tree,
+    count_text,
+    encode_documents,
+    load_embeddings,
+    reduce_embeddings,
+    token_embeddings,
+    train_tokenizer,
+)
+from modeling_treediff.building.extension import extend_tree
+from modeling_treediff.building.order import tree_from_order
+from modeling_treediff.building.tree_builder import smallest_depth
+from modeling_treediff.files.atomic_files import update_folder
+from modeling_treediff.text import iterate_documents
+from modeling_treediff.text.tree_tokenizer import tokenizer_size, write_tokenizer
+from modeling_treediff.vocabulary_tree import (
+    TREE_CONFIG_NAME,
+    TREE_WEIGHTS_NAME,
+    VocabularyTree,
+    check_feasible,
+    smallest_branching,
+)
+
+from .options.build_tree import NewTree, Similarity, Vocabulary
+from .options.text import Dataset
+
+
+def run(vocabulary: Vocabulary, similarity: Similarity, dataset: Dataset, new: NewTree) -> None:
+    """Get a tokenizer, build its tree, save both."""
+    job = Job(vocabulary, similarity, dataset, new)
+    new.output.mkdir(parents=True, exist_ok=True)
+    with stage("tokenizer"):
+        tokenizer = load_or_train_tokenizer(job)
+    if similarity.extend is not None:
+        tree = extend(similarity.extend, tokenizer, describe(job))
+    else:
+        tree = make_tree(job, tokenizer)
+    with stage("saved"):
+        save(tree, tokenizer, new.output)
+    print(f"{new.output}: {tree.vocab_size} tokens, fan-out {tree.max_branching}, depth {tree.tree_depth}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the command line says."""
+
+    vocabulary: Vocabulary
+    similarity: Similarity
+    dataset: Dataset
+    new: NewTree
+
+    @property
+    def method(self) -> str:
+        """The method asked for, or the one that uses all that is given."""
+        return self.similarity.method or (METHODS[1] if self.similarity.text else METHODS[0])
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Print how long a stage took."""
+    start = time.perf_counter()
+    yield
+    print(f"{name:12s}{time.perf_counter() - start:6.1f} s", flush=True)
+
+
+def read(texts: list[str], dataset: Dataset) -> Iterator[str]:
+    """Stream the documents of all texts."""
+    place = (dataset.split, dataset.text_column, dataset.configuration, PIECE_CHARACTERS)
+    return chain.from_iterable(iterate_documents(text, *place) for text in texts)
+
+
+def shape(job: Job, vocab_size: int) -> tuple[int, int]:
+    """Return fan-out and depth as given, or the smallest that the other one needs."""
+    if job.method == "flat":
+        return vocab_size, 1
+    branching, depth = job.new.branching, job.new.depth
+    if depth is None:
+        depth = 2 if branching is None else smallest_depth(vocab_size, branching)
+    if branching is None:
+        branching = smallest_branching(vocab_size, depth)
+    if branching > vocab_size:
+        raise ValueError(f"A fan-out of {branching} is more than the {vocab_size} tokens.")
+    check_feasible(vocab_size, branching, depth)
+    return branching, depth
+
+
+def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
+    """Return the tokenizer asked for; an impossible tree is refused before any long work."""
+    size = job.vocabulary.train_tokenizer
+    if size is None:
+        return load_tokenizer(str(job.vocabulary.tokenizer))
+    shape(job, size)
+    return train_tokenizer(
+        tqdm(read(job.similarity.text or [], job.dataset), desc="words", unit=" texts", leave=False), size
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; what is wrong with its files is said with its name."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
+
+
+def extend(name: str, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> VocabularyTree:
+    """Add the tokens that the tokenizer has and the tree of this name has not."""
+    tree, vocab_size = VocabularyTree.from_pretrained(name), tokenizer_size(tokenizer)
+    if vocab_size <= tree.vocab_size:
+        raise ValueError(f"{name} has {tree.vocab_size} tokens and the tokenizer {vocab_size}: none is new.")
+    known = list(range(tree.vocab_size))
+    before = load_tokenizer(name).convert_ids_to_tokens(known)
+    for token_id, old, new in zip(known, before, tokenizer.convert_ids_to_tokens(known), strict=True):
+        if old != new:
+            raise ValueError(
+                f"The tokenizer is not that of {name} with tokens added: id {token_id} is {new!r}, was {old!r}."
+            )
+    return extend_tree(tree, vocab_size - tree.vocab_size, metadata | {"extended_from": tree.sha256})
+
+
+def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
+    """Build the tree that the arguments describe."""
+    vocab_size, metadata = tokenizer_size(tokenizer), describe(job)
+    branching, depth = shape(job, vocab_size)
+    if job.method == "flat":
+        return VocabularyTree.flat(vocab_size, metadata)
+    if job.method == "random":
+        return VocabularyTree.random(vocab_size, branching, depth, job.new.seed, metadata)
+    similarity, embeddings = job.similarity, None
+    if similarity.embeddings:
+        with stage("embeddings"):
+            embeddings = reduce_embeddings(load_embeddings(similarity.embeddings, vocab_size, similarity.tensor))
+    counts = count(job, tokenizer, vocab_size) if similarity.text else None
+    if job.method == "frequency":
+        order = np.arange(vocab_size) if counts is None else np.argsort(-counts.token_counts, kind="stable")
+        return tree_from_order(order, branching, depth, {"method": "frequency"} | metadata)
+    token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
+    if embeddings is None:
+        assert follows is not None
+        with stage("embeddings"):
+            embeddings = token_embeddings(follows)
+    with stage("tree"):
+        return build_tree(
+            embeddings, branching, depth, job.method, job.new.seed, token_counts, follows, metadata, progress=True
+        )
+
+
+def count(job: Job, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextCounts:
+    """Count the tokens of the texts, and which follows which."""
+    with stage("text"):
+        documents = tqdm(read(job.similarity.text or [], job.dataset), desc="text", unit=" texts", leave=False)
+        counts = count_text(encode_documents(tokenizer, documents), vocab_size)
+    if counts.dropped:
+        print(f"text: {counts.dropped} of {counts.token_counts.sum()} neighbours left out, of the rarest kinds")
+    return counts
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """Return the tree's provenance; names only, so that it does not depend on where the files lie."""
+    texts = [] if job.method in ("random", "flat") else job.similarity.text or []
+    facts = {
+        "tokenizer": name_of(job.vocabulary.tokenizer or str(job.new.output)),
+        "source": " + ".join(name_of(source) for source in (job.similarity.embeddings, *texts) if source),
+        "license": job.new.license,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def name_of(source: str) -> str:
+    """Return the name of a local file or folder, or a Hub id as it is."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def save(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write both; all slow work is done aside, and no moment leaves a tree beside a tokenizer it is not for."""
+    with update_folder(output, written_last=lambda name: name == TREE_WEIGHTS_NAME) as folder:
+        write_tokenizer(tokenizer, folder)
+        tree.save_pretrained(folder)
+        for name in (TREE_CONFIG_NAME, TREE_WEIGHTS_NAME):
+            (output / name).unlink(missing_ok=True)

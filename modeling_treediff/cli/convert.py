@@ -1,0 +1,46 @@
+"""`treediff convert`: makes a tree model of another architecture's checkpoint and saves it."""
+
+import torch
+from transformers.utils import cached_file
+
+from modeling_treediff import VocabularyTree
+from modeling_treediff.building import build_tree, reduce_embeddings
+from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
+from modeling_treediff.files.sample import FLAT, find_tree
+from modeling_treediff.hub import save_checkpoint
+from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.vocabulary_tree import smallest_branching
+
+from .options.convert import Conversion
+from .options.model import Process
+
+DEPTH = 2  # of a tree that is built here
+
+
+def run(conversion: Conversion, process: Process) -> None:
+    """Convert and save."""
+    source = load_source(conversion.checkpoint)
+    tree = get_tree(conversion.tree, source)
+    torch.manual_seed(conversion.seed)
+    model, report = convert(source, tree, conversion.layers, **vars(process))
+    save_checkpoint(model, conversion.output, source.tokenizer)
+    report.save(conversion.output)
+    print(report)
+    copied = sum(part.parameters for part in report.copied)
+    print(f"{conversion.output}: {copied:,} of {model.num_parameters():,} parameters start with those of {source.name}")
+
+
+def get_tree(name: str | None, source: Source) -> VocabularyTree:
+    """Return the tree asked for, or one built from the source's embeddings."""
+    facts, vocab_size = {"tokenizer": source.name}, tokenizer_size(source.tokenizer)
+    if name is None:
+        embeddings = reduce_embeddings(source.token_vectors())
+        branching, facts["source"] = smallest_branching(vocab_size, DEPTH), source.name
+        return build_tree(embeddings, branching, DEPTH, metadata=facts, progress=True)
+    if name == FLAT:
+        return VocabularyTree.flat(vocab_size, facts)
+    name = find_tree(name)
+    tree = VocabularyTree.from_pretrained(name)
+    if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
+        check_same_tokens(source.tokenizer, load_tokenizer(name))
+    return tree

@@ -1,0 +1,108 @@
+"""`treediff evaluate`: measures each text under a model, prints a table, writes the figures."""
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, cached_file
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
+from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts
+from modeling_treediff.files.records import write_record
+from modeling_treediff.hub import weights_sha256, write_card
+from modeling_treediff.hub.records import EVALUATION_RECORD
+
+from .options.evaluate import MeasuredModel, MeasuredText, Measurement
+from .options.text import Dataset
+
+
+def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Measurement) -> None:
+    """Load, measure each text, print, write."""
+    model, tokenizer = load(measured.model, measured.tokenizer)
+    protocol = WindowProtocol.for_model(model, tokenizer, how.sequence_length, how.stride)
+    results = {
+        source: evaluate_texts(
+            model,
+            tokenizer,
+            [document for _, document in islice(dataset.corpus(source).documents(), text.limit)],
+            protocol,
+            num_samples=how.samples,
+            batch_size=how.batch_size,
+            seed=how.seed,
+            progress=True,
+        )
+        for source in measured.texts
+    }
+    console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+    console.print(as_table(results, f"tokenizer of {measured.tokenizer or measured.model}; {protocol}"))
+    if how.json is not None:
+        facts = describe(measured, dataset, model, results) | {"limit": text.limit}
+        write_record(how.json, facts, how.seed)
+        folder = model_folder(measured.model)
+        if how.json.resolve() == folder.resolve() / EVALUATION_RECORD:  # where the card looks for it
+            write_card(model, folder)
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of a model, in the cache if it is of the Hub."""
+    return Path(str(cached_file(name, CONFIG_NAME))).parent
+
+
+def describe(
+    measured: MeasuredModel, dataset: Dataset, model: TreeDiffForDiffusionLM, results: dict[str, LikelihoodResult]
+) -> dict[str, Any]:
+    """Return what was measured, of what, as facts of a record."""
+    return {
+        "model": measured.model,
+        "tree_sha256": model.config.tree_sha256,
+        "weights_sha256": weights_sha256(model_folder(measured.model)),
+        "tokenizer": measured.tokenizer or measured.model,
+        "texts": [
+            {"text": source, "source": dataset.corpus(source).facts()} | result.to_dict()
+            for source, result in results.items()
+        ],
+    }
+
+
+def load(name: str, tokenizer: str | None = None) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
+    """Return the model, on the GPU if there is one, and its tokenizer or the one of this name."""
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind != TreeDiffConfig.model_type:
+        raise ValueError(f"{name} is a {kind} model, not one of {TreeDiffConfig.model_type}.")
+    model = TreeDiffForDiffusionLM.from_pretrained(name).to(PartialState().device).eval()
+    return model, AutoTokenizer.from_pretrained(tokenizer or name)
+
+
+def as_table(results: dict[str, LikelihoodResult], protocol: str) -> Table:
+    """Lay out one row per text, and the protocol under them."""
+    shown = Table(
+        title="Bounds on the likelihood (± and ranges: 95 % Monte Carlo intervals)",
+        title_justify="left",
+        caption=f"Protocol: {protocol}. Bits per byte count the nats of EOS, and no byte for it.",
+        caption_justify="left",
+    )
+    shown.add_column("text", overflow="fold")
+    for column in ("tokens", "bytes", "nats/token", "perplexity", "bits/byte", "nats per level"):
+        shown.add_column(column, justify="right")
+    for text, result in results.items():
+        low, high = result.perplexity_interval
+        shown.add_row(
+            text,
+            f"{result.num_tokens:,}",
+            f"{result.num_bytes:,}",
+            spread(result.nelbo, result.confidence_interval),
+            f"≤ {result.perplexity:.4g} ({low:.4g}–{high:.4g})",
+            spread(result.bits_per_byte, result.bits_per_byte_interval),
+            " + ".join(f"{nats:.3f}" for nats in result.level_losses),
+        )
+    return shown
+
+
+def spread(value: float, interval: tuple[float, float]) -> str:
+    """Write a value and half of its interval."""
+    return f"{value:.3f} ± {interval[1] - value:.3f}"

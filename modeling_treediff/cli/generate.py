@@ -1,0 +1,96 @@
+"""`treediff generate`: writes a text, and shows snapshots, every pass, or a file that plays it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.constraints import TokenConstraints
+
+from .options.generate import Sampling, Shown, Text
+
+
+def run(text: Text, sampling: Sampling, shown: Shown) -> None:
+    """Load, generate, print snapshots and the final text."""
+    viewing = load_viewing(shown)
+    model = TreeDiffForDiffusionLM.from_pretrained(text.model)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(text.model)
+    settings = sampling.settings() | start(text, model, tokenizer)
+    if viewing is not None:
+        view(viewing, model, tokenizer, text, shown, settings)
+        return
+    result = model.generate(**settings, output_history=True, return_dict_in_generate=True)
+    last = len(result.history) - 1
+    for step in sorted({round(last * index / shown.snapshots) for index in range(shown.snapshots)}):
+        print(f"step {step:3d}/{last}: {model.decode_draft(result.history[step][0], tokenizer)}")
+    print(f"\n{tokenizer.decode(result.sequences[0])}")
+
+
+def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the arguments of `generate` that say where it starts."""
+    settings: dict[str, Any] = {
+        "input_ids": starting_nodes(tokenizer, model.config.mask_token_id, text.prompt, text.infill),
+        "max_new_tokens": None if text.infill is not None else text.max_new_tokens,
+        "generator": torch.Generator(model.device).manual_seed(text.seed),
+    }
+    if text.bad_words:
+        settings["constraints"] = TokenConstraints(bad_words_ids=word_tokens(tokenizer, text.bad_words))
+    return settings
+
+
+def load_viewing(shown: Shown) -> Any:  # noqa: ANN401 -- a module
+    """Return what --watch and --animation need, None if neither is asked for."""
+    if not shown.watch and shown.animation is None:
+        return None
+    from modeling_treediff.viewing import drafts as viewing
+
+    if shown.animation is not None:
+        viewing.check_suffix(shown.animation)
+    return viewing
+
+
+def view(
+    viewing: Any,  # noqa: ANN401 -- a module
+    model: TreeDiffForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    shown: Shown,
+    settings: dict[str, Any],
+) -> None:
+    """Generate, drawing each draft live or into a file."""
+    recorder = viewing.DraftRecorder(model.tree, tokenizer)
+    if shown.watch:
+        with viewing.TerminalView() as terminal:
+            recorder.show = terminal.show
+            model.generate(**settings, callback=recorder)
+    else:
+        print(tokenizer.decode(model.generate(**settings, callback=recorder)[0]))
+    if shown.animation is not None:
+        viewing.write_animation(shown.animation, recorder.drafts, f"A text by {Path(text.model).name}")
+        print(f"{shown.animation}: {shown.animation.stat().st_size / 1e3:.0f} kB, {len(recorder)} drafts")
+
+
+def word_tokens(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> list[list[int]]:
+    """Return the tokens of each word, with and without a space before it."""
+    spellings = [space + word for word in words for space in ("", " ")]
+    return [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]
+
+
+def starting_nodes(
+    tokenizer: PreTrainedTokenizerBase, mask_token_id: int, prompt: str | None, infill: str | None
+) -> torch.Tensor | None:
+    """Return the (1, T) nodes to start from: the tokens of a prompt, or of a text whose every _ is open."""
+    if infill is not None:
+        node_ids: list[int] = []
+        for part in re.findall(r"_|[^_]+", infill):
+            node_ids += [mask_token_id] if part == "_" else tokenizer(part, add_special_tokens=False)["input_ids"]
+        if mask_token_id not in node_ids:
+            raise ValueError("A text to fill in needs at least one _.")
+        return torch.tensor([node_ids])
+    if prompt is not None:
+        return torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]], dtype=torch.long)
+    return None

@@ -1,0 +1,76 @@
+"""The command `treediff`: finds the subcommand, reads its options, runs it, and says in one line what went wrong.
+
+Only the subcommand that is called is imported, its options before what it runs.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+SUBCOMMANDS = {
+    "build-tree": "build a vocabulary tree for a tokenizer, from text or embeddings",
+    "inspect-tree": "show a tree's shape, its clusters, and what it tells about a text",
+    "plan-memory": "predict the memory of training, without a GPU",
+    "train": "train a model, or train a saved one on",
+    "evaluate": "measure the likelihood of texts: perplexity, bits per byte",
+    "analyze-errors": "show where a tree model errs, beside a flat one",
+    "generate": "write text with a saved model",
+    "app": "serve a page on which a model writes",
+    "convert": "start a tree model from a BERT-, GPT-2- or LLaMA-style checkpoint",
+    "push": "upload a model or a tree to the Hugging Face Hub",
+}
+HELP = """usage: treediff SUBCOMMAND [options]
+
+Tree-structured diffusion language models: build, train, measure, write, share.
+
+subcommands:
+{listed}
+
+`treediff SUBCOMMAND --help` lists the options of each, with examples."""
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)  # what a user can do something about
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Run a command line, by default this process's own.
+
+    Raises:
+        SystemExit: after `--help` (0), for options that cannot be (2), for an error that a user can mend (1).
+
+    """
+    line = list(sys.argv[1:] if line is None else line)
+    name = read_subcommand(line[:1])
+    module, prog = name.replace("-", "_"), f"treediff {name}"
+    options = read_options(f"modeling_treediff.cli.options.{module}", prog, line[1:])
+    try:
+        importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
+    except EXPECTED as error:
+        sys.exit(f"{prog}: error: {' '.join(str(error).split())}")
+
+
+def read_subcommand(words: Sequence[str]) -> str:
+    """Return the subcommand that the first word names; without one, help or a line that says what is wrong."""
+    word = words[0] if words else ""
+    if word in SUBCOMMANDS:
+        return word
+    if word in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<16}{summary}" for name, summary in SUBCOMMANDS.items())
+        print(HELP.format(listed=listed))
+        sys.exit(0)
+    near = difflib.get_close_matches(word, SUBCOMMANDS, 1, cutoff=0.0)
+    said = f"unknown subcommand {word!r}; the nearest is {near[0]}" if word else "name a subcommand"
+    print(f"treediff: error: {said} (--help lists all)", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_options(module: str, prog: str, line: Sequence[str]) -> tuple[object, ...]:
+    """Return what a command line says, as instances of the option dataclasses of a module."""
+    options = importlib.import_module(module)
+    from .options.parser import OptionParser
+
+    parser = OptionParser(options.OPTIONS, prog, options.__doc__ or "", options.EXAMPLES.strip("\n"))
+    return parser.parse(line, getattr(options, "check", None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Start a tree model from a BERT-, GPT-2- or LLaMA-style checkpoint, to train it on with `treediff train --from`.
+
+Without --tree, the checkpoint's own embeddings say which tokens are alike. A tree that has seen a text, too, is better:
+`treediff build-tree --tokenizer CHECKPOINT --embeddings CHECKPOINT --text corpus.txt --output my_tree`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .fields import REQUIRED, operand, option
+from .model import Process
+
+EXAMPLES = """
+  treediff convert openai-community/gpt2 --output my_model
+  treediff convert openai-community/gpt2 --tree my_tree --output my_model
+  treediff train --text corpus.txt --from my_model --sequence-length 128 --output my_trained_model
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What becomes what."""
+
+    checkpoint: str = operand("folder or Hub id, with weights in safetensors and a tokenizer")
+    output: Path = option(REQUIRED, "folder for the model")
+    tree: str | None = option(None, "tree folder or Hub repository, or `flat` (MDLM) (default: build one)")
+    layers: int | None = option(None, "take the first so many layers (default: all)")
+    seed: int = option(0, "of what starts at random")
+
+
+OPTIONS = (Conversion, Process)

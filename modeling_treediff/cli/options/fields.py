@@ -1,0 +1,68 @@
+"""Fields of option dataclasses: what they say is written once, where the option's owner has it."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+REQUIRED: Any = dataclasses.MISSING  # as a default
+
+
+def operand(text: str, **metadata: Any) -> Any:
+    """Return the field of an operand: told by its place on the command line, not by a name."""
+    default = None if metadata.get("nargs") == "?" else REQUIRED
+    return dataclasses.field(default=default, metadata={"operand": True, "help": text} | metadata)
+
+
+def same_as(owner: type, name: str, **metadata: Any) -> Any:
+    """Return a field with default and help of `owner`'s field of that name; metadata are added."""
+    (source,) = (one for one in dataclasses.fields(owner) if one.name == name)
+    merged = {"help": help_of(owner, name)} | dict(source.metadata) | metadata
+    if source.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=source.default_factory, metadata=merged)
+    return dataclasses.field(default=source.default, metadata=merged)
+
+
+def help_of(owner: type, name: str) -> str:
+    """Return what a class says of an attribute: its field's help, else the lines of its docstring's "Attributes"."""
+    if dataclasses.is_dataclass(owner):
+        for one in dataclasses.fields(owner):
+            if one.name == name and "help" in one.metadata:
+                return one.metadata["help"]
+    found = re.search(rf"^    {name}: (.*?)(?=^    \S|^\S|\Z)", inspect.getdoc(owner) or "", re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise LookupError(f"{owner.__name__} does not document {name}.")
+    return " ".join(found[1].split()).removesuffix(".").replace("%", "%%")
+
+
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """Return the field of an option with its default, its help, and what else `add_argument` takes.
+
+    The option is called like the field, or like `flag` among the metadata.
+    """
+    return dataclasses.field(default=default, metadata={"help": text} | metadata)
+
+
+def flag_of(one: dataclasses.Field) -> str:
+    """Return the option of a field."""
+    return f"--{one.metadata.get('flag', one.name).replace('_', '-')}"
+
+
+def given(options: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Return the options of a dataclass that do not have their default, among the fields of these names or all."""
+    return [
+        flag_of(one)
+        for one in dataclasses.fields(options)
+        if (names is None or one.name in names) and getattr(options, one.name) != _default(one)
+    ]
+
+
+def check_exclusive(options: Any, *names: str) -> None:
+    """Raise ValueError if more than one of the fields is given."""
+    if len(clash := given(options, names)) > 1:
+        raise ValueError(f"{' and '.join(clash)} exclude each other: leave out one of them.")
+
+
+def _default(one: dataclasses.Field) -> Any:
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()

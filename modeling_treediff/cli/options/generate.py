@@ -1,0 +1,90 @@
+"""Generate text with a saved model and watch it become concrete, level by level.
+
+An open position is shown as `_`, an internal node of the tree by its most frequent token in angle brackets.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_treediff.generation_config_treediff import UNMASKING, TreeDiffGenerationConfig
+
+from .fields import check_exclusive, help_of, operand, option
+
+EXAMPLES = """
+  treediff generate my_model                                            # unconditional
+  treediff generate my_model --prompt "The state of the Union is"       # continue a text
+  treediff generate my_model --infill "We must ____ our ________."      # fill each run of _ (one token each)
+  treediff generate my_model --bad-words war "the enemy"                # without these words
+  treediff generate my_model --temperature 1.1 0.8                      # one for each level, coarsest first
+  treediff generate my_model --watch --animation text.gif               # live, and as a file that plays it
+"""
+
+
+def setting(name: str, **metadata: Any) -> Any:
+    """Return the field of a setting of `generate`: not given, it is as the model's own generation config has it."""
+    return option(None, help_of(TreeDiffGenerationConfig, name), **metadata)
+
+
+@dataclass(frozen=True)
+class Text:
+    """The model, and what it starts from."""
+
+    model: str = operand("folder or Hub repository of a trained model")
+    prompt: str | None = option(None, "text to continue")
+    infill: str | None = option(None, "text with gaps: every _ is one token to fill")
+    bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD")
+    max_new_tokens: int = option(48, "length of new text, in tokens")
+    seed: int = option(0, "of all that is drawn")
+
+    def __post_init__(self) -> None:
+        """Refuse two beginnings."""
+        check_exclusive(self, "prompt", "infill")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of `generate` by the same names."""
+
+    _argument_group_name = "sampling (defaults are the model's own)"
+
+    num_steps: int | None = setting("num_steps")
+    steps_per_level: list[str] | None = setting("steps_per_level")
+    temperature: list[float] | None = setting("temperature")
+    top_k: int | None = setting("top_k")
+    top_p: float | None = setting("top_p")
+    unmasking: str | None = setting("unmasking", choices=UNMASKING)
+    threshold: float | None = setting("threshold")
+    remasking_steps: int | None = setting("remasking_steps")
+    block_length: int | None = setting("block_length")
+
+    def __post_init__(self) -> None:
+        """Refuse steps that are no numbers."""
+        self.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is given, as arguments of `generate`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.temperature is not None and len(self.temperature) == 1:
+            given["temperature"] = self.temperature[0]
+        if self.steps_per_level == ["auto"]:
+            given["steps_per_level"] = "auto"
+        elif self.steps_per_level is not None:
+            if not all(word.isdecimal() for word in self.steps_per_level):
+                raise ValueError(f"--steps-per-level takes numbers or auto, got {' '.join(self.steps_per_level)}.")
+            given["steps_per_level"] = [int(word) for word in self.steps_per_level]
+        return given
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the text is shown."""
+
+    _argument_group_name = "view"
+
+    snapshots: int = option(5, "intermediate texts to show")
+    watch: bool = option(False, "show every pass, live (extra `demo`)")
+    animation: Path | None = option(None, "write a .gif or .html that plays it (extra `demo`)")
+
+
+OPTIONS = (Text, Sampling, Shown)

@@ -1,0 +1,123 @@
+"""The command: quick, the same from everywhere, and all its options documented."""
+
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from helpers.processes import REPOSITORY, last_line, run_here, run_python, run_treediff
+
+from modeling_treediff.cli.main import SUBCOMMANDS
+from modeling_treediff.cli.options.fields import flag_of
+from modeling_treediff.cli.options.parser import OptionParser
+from modeling_treediff.training import TrainingConfig
+from modeling_treediff.training.data.options import DataOptions
+
+MODULES = {name: name.replace("-", "_") for name in SUBCOMMANDS}
+EXAMPLES = {name: f"{module}.py" for name, module in MODULES.items()} | {"push": "push_to_hub.py"}
+HELP = """
+import sys
+from modeling_treediff.cli.main import main
+try:
+    main()
+finally:
+    print(*sys.modules)
+"""
+OPTIONS = {name: importlib.import_module(f"modeling_treediff.cli.options.{module}") for name, module in MODULES.items()}
+
+
+def test_help_lists_all_subcommands_at_once():
+    """In less than two seconds, of which an import of torch would take one or more."""
+    ran = run_python("--help", code=HELP)
+    listed, imported = ran.stdout.strip().rsplit("\n", 1)
+    assert ran.returncode == 0 and re.findall(r"^  ([a-z-]+) {2,}\w", listed, re.MULTILINE) == list(SUBCOMMANDS)
+    assert not {"torch", "transformers", "numpy"} & set(imported.split())
+    assert subprocess.run([sys.executable, "-m", "modeling_treediff.cli.main", "--help"], timeout=2).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect-tree", "push"])
+def test_options_are_read_without_torch(name):
+    ran = run_python(name, "--help", code=HELP)
+    assert ran.returncode == 0 and "torch" not in ran.stdout.rsplit("\n", 2)[-2].split()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [([], "name a subcommand"), (["trian"], "unknown subcommand 'trian'; the nearest is train")],
+)
+def test_a_wrong_subcommand_is_one_line(line, message):
+    ran = run_here(*line)
+    assert ran.returncode == 2 and message in last_line(ran) and ran.stderr.count("\n") == 1
+
+
+def test_a_failure_is_one_line_with_the_subcommands_name():
+    ran = run_treediff("inspect-tree", "no/such/folder")
+    assert ran.returncode == 1 and last_line(ran).startswith("treediff inspect-tree: error: ")
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_an_example_is_the_same_command(name, monkeypatch, capsys):
+    shown = run_here(name, "--help")
+    assert shown.returncode == 0 and f"usage: treediff {name}" in shown.stdout and "examples:\n" in shown.stdout
+    example = REPOSITORY / "examples" / EXAMPLES[name]
+    code = compile(example.read_text(), str(example), "exec")
+    monkeypatch.setattr(sys, "argv", [str(example), "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        exec(code, {"__name__": "__main__"})
+    assert capsys.readouterr().out == shown.stdout
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_option_has_help_and_no_two_the_same_name(name):
+    options = [one for kind in OPTIONS[name].OPTIONS for one in fields(kind)]
+    assert all(one.metadata.get("help", "").strip() for one in options)
+    names = [flag_of(one) for one in options]
+    assert len(set(names)) == len(names)
+    used = set(re.findall(r"(?<!\w)--[a-z-]+", OPTIONS[name].EXAMPLES))
+    assert used <= {*names, *(flag for other in OPTIONS for kind in OPTIONS[other].OPTIONS
+                              for flag in map(flag_of, fields(kind)))}  # fmt: skip
+
+
+def parse(name, *line):
+    module = OPTIONS[name]
+    return OptionParser(module.OPTIONS, name, "", "").parse(line, getattr(module, "check", None))
+
+
+def test_the_defaults_shown_are_the_defaults_used(tmp_path):
+    """Those that `train --help` prints, parsed; and those of a config made in Python."""
+    options = parse("train")
+    shown = " ".join(run_here("train", "--help").stdout.split())
+    printed = dict(re.findall(r"(--[a-z-]+) (?!--)(?:(?! --[a-z]).)*?\(default: ([^()]+)\)", shown))
+    config = next(one for one in options if isinstance(one, TrainingConfig))
+    assert config == TrainingConfig()
+    data = next(one for one in options if hasattr(one, "data_options")).data_options(64)
+    assert data == DataOptions(64)
+    checked = 0
+    for instance in options:
+        for one in fields(instance):
+            value = getattr(instance, one.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                assert float(printed[flag_of(one)]) == value
+                checked += 1
+    assert checked >= 20
+
+
+def test_every_training_setting_is_an_option():
+    excluded = {"gradient_accumulation_steps", "warmup_steps", "decay_steps"}  # by others
+    words = {"--trackers": "wandb", "--learning-rate-schedule": "wsd", "--mixed-precision": "bf16"}
+    line = []
+    for one in fields(TrainingConfig):
+        number = "0.5" if "float" in str(one.type) else "77"
+        if one.name not in excluded:
+            line += [flag_of(one)] + ([] if isinstance(one.default, bool) else [words.get(flag_of(one), number)])
+    config = next(one for one in parse("train", *line) if isinstance(one, TrainingConfig))
+    unchanged = {one.name for one in fields(config) if getattr(config, one.name) == getattr(TrainingConfig(), one.name)}
+    assert unchanged == excluded
+
+
+def test_from_leaves_no_room_for_another_model():
+    for line in (["--layers", "3"], ["--head", "leaf"], ["--tokenizer", "x"], ["--tree", "flat"]):
+        ran = run_here("train", "--from", "somewhere", *line)
+        assert ran.returncode == 2 and f"brings its own model along: leave out {line[0]}" in last_line(ran)
