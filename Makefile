@@ -1,6 +1,7 @@
 # make quickstart   set up, then build a tree, train, and generate on the embedded sample (minutes on two CPU cores)
 # make test         set up, then run all tests, in a process per core
 # make check        lint and types
+# make docs         build the documentation into site/
 # make sample       rebuild the embedded sample's tokenizer and tree, byte for byte
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
-.PHONY: setup quickstart test check sample
+.PHONY: setup quickstart test check docs sample
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -37,12 +38,15 @@ quickstart: setup
 	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal $(PYTEST)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sample: setup
 	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --train-tokenizer 8192 --seed 0 --license PDDL-1.0 --output $(SAMPLE)

@@ -18,6 +18,7 @@ OUTSIDE = (
     "benchmarks/figures/*.png",
     "tree_artifacts/**/README.md",
     "tree_artifacts/**/LICENSE*",
+    "CITATION.cff",
 )
 EXCEPT = ("model_card.md",)  # a template
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)\s#]+")

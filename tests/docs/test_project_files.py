@@ -1,0 +1,34 @@
+"""The files about the project agree with the package: version, title and license."""
+
+import re
+import tomllib
+
+import yaml
+from helpers.processes import REPOSITORY
+
+import modeling_treediff
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= citation.keys()
+    assert citation["title"] == modeling_treediff.__name__ and citation["license"] == PROJECT["license"]
+    assert str(citation["version"]) == modeling_treediff.__version__
+    for paper in citation["references"]:
+        assert {"type", "title", "authors"} <= paper.keys()
+        assert paper["url"].rsplit("/", 1)[1] == paper["identifiers"][0]["value"].removeprefix("arXiv:")
+
+
+def test_the_newest_section_of_the_changelog_is_of_this_version():
+    sections = re.findall(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sections[0] == modeling_treediff.__version__
+    assert sections == sorted(set(sections), key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+
+
+def test_the_workflow_runs_the_pythons_that_are_supported():
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1]["run"] == ".ci/run" and (REPOSITORY / ".ci/run").stat().st_mode & 0o100
+    assert PROJECT["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
