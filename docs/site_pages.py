@@ -1,4 +1,4 @@
-"""A hook of mkdocs: files outside docs/ become part of the site, and all links lead to where they lead in the repository.
+"""A hook of mkdocs: files outside docs/ become part of the site, and links lead to where they lead in the repository.
 
 In the site a file has the path that it has in the repository, less the leading `docs/`; README.md is the first page.
 """

@@ -24,7 +24,8 @@ def test_the_citation_is_of_this_version():
 def test_the_newest_section_of_the_changelog_is_of_this_version():
     sections = re.findall(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sections[0] == modeling_treediff.__version__
-    assert sections == sorted(set(sections), key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+    numbers = [tuple(map(int, version.split("."))) for version in sections]
+    assert numbers == sorted(set(numbers), reverse=True)
 
 
 def test_the_workflow_runs_the_pythons_that_are_supported():
