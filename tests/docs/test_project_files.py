@@ -33,3 +33,8 @@ def test_the_workflow_runs_the_pythons_that_are_supported():
     (job,) = workflow["jobs"].values()
     assert job["steps"][-1]["run"] == ".ci/run" and (REPOSITORY / ".ci/run").stat().st_mode & 0o100
     assert PROJECT["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+
+
+def test_the_scheduled_tests_are_there():
+    named = re.findall(r"tests/[\w./*]+", (REPOSITORY / ".ci/scheduled").read_text(encoding="utf-8"))
+    assert named and [path for path in named if not list(REPOSITORY.glob(path))] == []
