@@ -85,3 +85,8 @@ def test_formulas_are_drawn_by_the_browser(site):
     text = (site / "concepts.html").read_text(encoding="utf-8")
     article = text[text.index("<article") : text.index("</article>")]
     assert article.count("<math") > 10 and "$" not in article
+
+
+def test_lists_are_lists(site):
+    for page in site.rglob("*.html"):
+        assert not (found := re.findall(r"<p>[^<]*\n- .*", page.read_text(encoding="utf-8"))), f"{page.name}: {found}"
