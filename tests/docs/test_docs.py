@@ -55,8 +55,8 @@ OPTIONAL = {"torchao": "not among the development packages (test_quantised.py)"}
 # Script, an option without which (or, after "no", with which) this does not apply, what is appended.
 SMALL = (
     ("build_tree.py", "--train-tokenizer", "--train-tokenizer 400"),
-    ("train.py", "", "--steps 4 --batch-size 4 --warmup-steps 2 --validate-every 2 --save-every 2"),
-    ("train.py", "no --from", "--hidden-size 16 --heads 2 --layers 1 --window 64"),
+    ("train.py", "", "--max-steps 4 --batch-size 4 --warmup-steps 2 --validate-every 2 --save-every 2"),
+    ("train.py", "no --from", "--hidden-size 16 --heads 2 --layers 1 --sequence-length 64"),
     ("train.py", "no --validation-text", "--hold-out-every 5"),
     ("train_with_trainer.py", "", "--max_steps 2 --per_device_train_batch_size 2 --hold_out_every 5 --use_cpu"),
     ("evaluate.py", "", "--limit 2"),
