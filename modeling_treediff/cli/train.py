@@ -43,7 +43,6 @@ def run(
     dataset: Dataset,
     model: TrainedModel,
     process: Process,
-   ,
     config: TrainingConfig,
     options: Run,
 ) -> None:
@@ -51,9 +50,7 @@ def run(
     if options.dry_run:
         return plan(model, process, config)
     check_run(config, options.resume)
-    network, tokenizer = (
-        load_model(model.source) if model.source else make_model(model, process, config.seed)
-    )
+    network, tokenizer = load_model(model.source) if model.source else make_model(model, process, config.seed)
     length = model.sequence_length or network.config.max_position_embeddings
     check_windows(network, tokenizer, length)
     corpus, held_out = corpora(text, dataset)
@@ -89,9 +86,7 @@ def load_model(source: str) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizer
     return model, AutoTokenizer.from_pretrained(source)
 
 
-def load_tree(
-    model: TrainedModel, process: Process
-) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
+def load_tree(model: TrainedModel, process: Process) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
     """Return the tree, the tokenizer whose tokens are its leaves, and the other fields of a new model's config."""
     name = find_tree(model.tree)
     source = model.tokenizer or (str(sample_folder()) if name == FLAT else name)

@@ -138,25 +138,9 @@ def test_bad_input_is_one_line_and_touches_nothing(content, parts, message, tmp_
     assert [file.name for file in output.iterdir()] == ["vocabulary_tree.json"]
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ((), "give either --tokenizer or --train-tokenizer"),
-        (("--tokenizer", "x", "--train-tokenizer", 300), "not both"),
-        (("--tokenizer", "x"), "give --text, --embeddings or --extend"),
-        (("--train-tokenizer", 300, "--method", "random"), "--train-tokenizer needs --text"),
-        (("--train-tokenizer", 300, "--text", "t.txt", "--embeddings", "e.npy"), "belong to a tokenizer that exists"),
-        (("--tokenizer", "x", "--extend", "y", "--depth", 3, "--text", "t.txt"), "leave out --text, --depth"),
-        (("--tokenizer", "x", "--method", "flat", "--depth", 2), "leave out --depth and --branching"),
-        (("--tokenizer", "x", "--method", "random", "--embeddings", "e.npy"), "does not look at --embeddings"),
-        (("--tokenizer", "x", "--method", "random", "--text", "t.txt"), "does not look at --text"),
-        (("--tokenizer", "x", "--method", "class-bigrams", "--embeddings", "e.npy"), "class-bigrams needs --text"),
-        (("--tokenizer", "x", "--embeddings", "e.npy", "--tensor", "w"), "--tensor names a matrix"),
-    ],
-)
-def test_arguments_that_contradict_each_other(tmp_path, parts, message):
-    ran = run_here("build-tree", *parts, "--output", tmp_path / "output")
-    assert ran.returncode == 2 and message in last_line(ran)
+def test_options_that_contradict_each_other_make_no_folder(tmp_path):
+    ran = run_here("build-tree", "--tokenizer", "x", "--method", "flat", "--depth", 2, "--output", tmp_path / "output")
+    assert ran.returncode == 2 and "leave out --depth and --branching" in last_line(ran)
     assert not (tmp_path / "output").exists()
 
 
@@ -168,7 +152,7 @@ def test_a_failed_save_keeps_the_old_tree(small, tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("modeling_treediff.tree_files.write_tree_files", no_space)
+    monkeypatch.setattr("modeling_treediff.vocabulary_tree._replace_file", no_space)
     assert "No space left" in build(*given, "--depth", 3)
     assert VocabularyTree.from_pretrained(tmp_path).sha256 == before
     assert not (tmp_path / ".partial").exists()

@@ -1,17 +1,16 @@
 """The command: quick, the same from everywhere, and all its options documented."""
 
-import importlib
 import re
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
+from helpers.options import options_module, parse
 from helpers.processes import REPOSITORY, last_line, run_here, run_python, run_treediff
 
 from modeling_treediff.cli.main import SUBCOMMANDS
 from modeling_treediff.cli.options.fields import flag_of
-from modeling_treediff.cli.options.parser import OptionParser
 from modeling_treediff.training import TrainingConfig
 from modeling_treediff.training.data.options import DataOptions
 
@@ -25,7 +24,7 @@ try:
 finally:
     print(*sys.modules)
 """
-OPTIONS = {name: importlib.import_module(f"modeling_treediff.cli.options.{module}") for name, module in MODULES.items()}
+OPTIONS = {name: options_module(name) for name in SUBCOMMANDS}
 
 
 def test_help_lists_all_subcommands_at_once():
@@ -80,11 +79,6 @@ def test_every_option_has_help_and_no_two_the_same_name(name):
                               for flag in map(flag_of, fields(kind)))}  # fmt: skip
 
 
-def parse(name, *line):
-    module = OPTIONS[name]
-    return OptionParser(module.OPTIONS, name, "", "").parse(line, getattr(module, "check", None))
-
-
 def test_the_defaults_shown_are_the_defaults_used(tmp_path):
     """Those that `train --help` prints, parsed; and those of a config made in Python."""
     options = parse("train")
@@ -115,9 +109,3 @@ def test_every_training_setting_is_an_option():
     config = next(one for one in parse("train", *line) if isinstance(one, TrainingConfig))
     unchanged = {one.name for one in fields(config) if getattr(config, one.name) == getattr(TrainingConfig(), one.name)}
     assert unchanged == excluded
-
-
-def test_from_leaves_no_room_for_another_model():
-    for line in (["--layers", "3"], ["--head", "leaf"], ["--tokenizer", "x"], ["--tree", "flat"]):
-        ran = run_here("train", "--from", "somewhere", *line)
-        assert ran.returncode == 2 and f"brings its own model along: leave out {line[0]}" in last_line(ran)

@@ -1,4 +1,4 @@
-"""The pages in a real browser, where playwright and chromium are installed; the one of `treediff app` also needs gradio."""
+"""The pages in a real browser, where playwright and chromium are installed; `treediff app` also needs gradio."""
 
 import contextlib
 import importlib

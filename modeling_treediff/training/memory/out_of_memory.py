@@ -64,7 +64,7 @@ def advice(model_config: TreeDiffConfig, config: TrainingConfig, length: int, me
         return plan.advice(memory)
     return (
         f"By plan a step takes {readable(plan.peak)} of this device's {readable(memory)}, so something else holds "
-        "memory there: end it, or take a smaller --batch-size with more --accumulation."
+        "memory there: end it, or take a smaller --batch-size with more --gradient-accumulation-steps."
     )
 
 

@@ -1,0 +1,27 @@
+"""The config of a new model: sizes as given, layers as given or as a budget pays."""
+
+import pytest
+
+from modeling_treediff import TreeDiffConfig, VocabularyTree
+from modeling_treediff.cli.new_model import model_fields
+from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model, Process
+
+TREE = VocabularyTree.random(300, 18, 2)
+
+
+def make(process=Process(), **sizes):  # noqa: B008 -- frozen
+    model = Model(**({"hidden_size": 16, "num_attention_heads": 2} | sizes))
+    return TreeDiffConfig.from_tree(TREE, **model_fields(TREE, model, process, eos_token_id=5))
+
+
+def test_what_is_given_is_in_the_config():
+    config = make(Process(schedule="sequential", head="leaf"), num_hidden_layers=3, rope_theta=50.0, sequence_length=20)
+    assert (config.num_hidden_layers, config.rope_theta, config.max_position_embeddings) == (3, 50.0, 20)
+    assert (config.schedule, config.head) == ("sequential", "leaf")
+    assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == (5, 5, 5)
+    assert make(num_hidden_layers=1).max_position_embeddings == SEQUENCE_LENGTH
+
+
+def test_a_budget_sets_the_layers():
+    config = make(parameters=60e3)
+    assert config.num_hidden_layers > 3 and sum(config.count_parameters().values()) == pytest.approx(60e3, rel=0.01)

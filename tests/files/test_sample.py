@@ -1,0 +1,29 @@
+"""The embedded sample is found; ready trees that are not here are said to be elsewhere."""
+
+import pytest
+from helpers.processes import REPOSITORY, SAMPLE
+
+from modeling_treediff import VocabularyTree
+from modeling_treediff.files.sample import FLAT, SAMPLE_NAME, TRAINING_TEXT, VALIDATION_TEXT, find_tree, sample_folder
+from modeling_treediff.text import read_documents
+
+
+def test_tree_and_texts_of_the_sample_are_there():
+    assert sample_folder() == SAMPLE
+    assert VocabularyTree.from_pretrained(find_tree(SAMPLE_NAME)).vocab_size == 8192
+    assert all(read_documents(sample_folder() / name) for name in (TRAINING_TEXT, VALIDATION_TEXT))
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / SAMPLE_NAME).mkdir()
+    assert find_tree(SAMPLE_NAME) == SAMPLE_NAME
+
+
+def test_ready_trees_lie_in_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert find_tree("tree_artifacts/gpt2") == "tree_artifacts/gpt2"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no tree_artifacts/gpt2 here: .* lie in tree_artifacts/ of a clone"):
+        find_tree("tree_artifacts/gpt2")
+    assert find_tree("someone/a-tree") == "someone/a-tree" and find_tree(FLAT) == FLAT
