@@ -2,12 +2,13 @@
 
 The files of this folder are the model and travel with every checkpoint; its subfolders do not.
 
-Names are imported when they are first used. With the first of them, or at once where transformers' Auto classes are
-loaded already, these learn to load our models without `trust_remote_code`.
+Importing the package lets transformers' Auto classes load our models without `trust_remote_code`. The command
+`treediff` alone does without, and imports names when they are first used, so that `treediff --help` answers at once.
 """
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     for home, names in HOMES.items():
         if name in names:
-            _register()
             value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -68,7 +68,7 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-def _register() -> None:
+def register() -> None:
     """Let transformers' Auto classes load our models as their own."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -81,5 +81,5 @@ def _register() -> None:
     AutoModelForMaskedLM.register(TreeDiffConfig, TreeDiffForMaskedLM, exist_ok=True)
 
 
-if "transformers.models.auto" in sys.modules:
-    _register()
+if Path(sys.argv[0]).stem != "treediff":
+    register()

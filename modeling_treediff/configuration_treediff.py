@@ -103,7 +103,7 @@ class TreeDiffConfig(PreTrainedConfig):
     @classmethod
     def from_tree(cls, tree: VocabularyTree, **kwargs: Any) -> "TreeDiffConfig":
         """Return the config of a model over a tree; kwargs are the other fields."""
-        shape = {
+        shape: dict[str, Any] = {
             "vocab_size": tree.vocab_size,
             "tree_depth": tree.tree_depth,
             "max_branching": tree.max_branching,

@@ -58,7 +58,7 @@ class TreeDiffGenerationMixin:
     tree: VocabularyTree
     child_logits: Callable[..., torch.Tensor]
 
-    generation_config_class = TreeDiffGenerationConfig
+    generation_config_class: type[TreeDiffGenerationConfig] = TreeDiffGenerationConfig
 
     @torch.no_grad()
     def generate(
@@ -135,7 +135,8 @@ class TreeDiffGenerationMixin:
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **where):
             try:
-                self.generation_config = self.generation_config_class.from_pretrained(source, **where)
+                loaded: Any = self.generation_config_class.from_pretrained(source, **where)
+                self.generation_config = loaded
             except (OSError, TypeError) as error:
                 raise ValueError(
                     f"{GENERATION_CONFIG_NAME} of {source} is damaged ({error}). Restore it, or delete it for the "

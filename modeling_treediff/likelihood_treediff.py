@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import check_nodes, check_tokens, child_slots, corrupt_level, counted_positions, uniform
@@ -70,7 +69,7 @@ class TreeDiffLikelihoodMixin:
     dtype: torch.dtype
     schedule: LevelSchedule
     tree: VocabularyTree
-    model: nn.Module
+    model: Any  # a TreeDiffModel
     head: TreeHead
     child_cross_entropy: Callable[..., torch.Tensor]
 

@@ -168,6 +168,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 class TreeDiffModel(TreeDiffPreTrainedModel):
     """Hidden states from node ids. It owns the tree, as persistent integer buffers `table_*`."""
 
+    backbone: TreeDiffBackbone
     table_ancestors: torch.Tensor
     table_representative: torch.Tensor
     table_depth: torch.Tensor
@@ -222,7 +223,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
 
 
-class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):
+class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):  # type: ignore[misc]
     """Backbone, head and noise schedule, which both language models have; `forward` scores children."""
 
     output_modalities = ("text",)  # a pipeline says so of what generates

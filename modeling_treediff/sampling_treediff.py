@@ -26,12 +26,13 @@ def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> to
     They are the same for a text alone and in a batch, with padding or without, if each text has a generator of its own.
     """
     counts = where_BT.sum(dim=1).tolist()
-    if not isinstance(generator, list | tuple):
-        generator, counts = [generator], [sum(counts)]
-    if len(generator) != len(counts):
+    if generator is None or isinstance(generator, torch.Generator):
+        drawn = uniform((sum(counts), *shape), generator, where_BT.device)
+    elif len(generator) != len(counts):
         raise ValueError(f"{len(generator)} generators for {len(counts)} texts: give one, or one for each text.")
-    pairs = zip(generator, counts, strict=True)
-    drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in pairs])
+    else:
+        pairs = zip(generator, counts, strict=True)
+        drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in pairs])
     result = drawn.new_zeros(*where_BT.shape, *shape)
     result[where_BT] = drawn
     return result

@@ -8,6 +8,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import modeling_treediff
+
 SUBCOMMANDS = {
     "build-tree": "build a vocabulary tree for a tokenizer, from text or embeddings",
     "inspect-tree": "show a tree's shape, its clusters, and what it tells about a text",
@@ -43,6 +45,7 @@ def main(line: Sequence[str] | None = None) -> None:
     module, prog = name.replace("-", "_"), f"treediff {name}"
     options = read_options(f"modeling_treediff.cli.options.{module}", prog, line[1:])
     try:
+        modeling_treediff.register()
         importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
     except EXPECTED as error:
         sys.exit(f"{prog}: error: {' '.join(str(error).split())}")

@@ -114,7 +114,7 @@ class TokenConstraints(TokenWeights):
 
     def _known_for(self, draft: Draft) -> torch.Tensor:
         """Return (R, N) the logarithms of the nodes' weights, NaN where they depend on the text."""
-        if not self.processor:
+        if not self.processor and self.weight_RN is not None:
             return self.weight_RN
         scores_BV = self.log_weight_1V.repeat(len(draft.node_ids), 1)
         added_BV = self.processor(draft.seen.clone(), scores_BV)  # type: ignore[arg-type]

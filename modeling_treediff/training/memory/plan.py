@@ -201,4 +201,5 @@ def _way(step: TrainingStep, options: str, usable: int) -> str | None:
     if not fitting:
         return None
     batch = divisors[fitting - 1]
-    return f"{options}--batch-size {batch} --gradient-accumulation-steps {windows // batch} ({readable(plan(batch).peak)})"
+    passes, peak = windows // batch, readable(plan(batch).peak)
+    return f"{options}--batch-size {batch} --gradient-accumulation-steps {passes} ({peak})"
