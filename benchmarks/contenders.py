@@ -11,8 +11,9 @@ from typing import Any
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree, smallest_branching
 from modeling_treediff.building.budget import budget_config as config_for_budget
-from modeling_treediff.vocabulary_tree import smallest_branching
+from modeling_treediff.building.budget import count_parameters
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
 TDLM = {"schedule": "sequential", "head": "child"}  # as published
@@ -59,13 +60,13 @@ def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> Vo
     if contender.depth == 1:
         return VocabularyTree.flat(vocab_size)
     branching = smallest_branching(vocab_size, contender.depth)
-    return VocabularyTree.random(vocab_size, branching, contender.depth, seed)
+    return random_tree(vocab_size, branching, contender.depth, seed)
 
 
 def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:
     """Return the parameters of MDLM with so many layers: the budget of all."""
     config = TreeDiffConfig.from_tree(VocabularyTree.flat(vocab_size), num_hidden_layers=layers, **sizes)
-    return sum(config.count_parameters().values())
+    return sum(count_parameters(config).values())
 
 
 def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, **sizes: Any) -> TreeDiffConfig:

@@ -17,6 +17,7 @@ from benchmarks.contenders import (
     unclustered_tree,
 )
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.training import make_lean
 
 COMPARED = ("mdlm", "mdlm-chunked", "hdlm", "tdlm-child", "tdlm-node")
@@ -76,7 +77,7 @@ class MatchedModel:
             "contender": self.contender,
             "matched": list(self.matched),
             "layers": self.config.num_hidden_layers,
-            "parameters": sum(self.config.count_parameters().values()),
+            "parameters": sum(count_parameters(self.config).values()),
         }
 
     def make(self) -> TreeDiffForDiffusionLM:

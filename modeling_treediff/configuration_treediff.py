@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .vocabulary_tree import VocabularyTree, check_feasible
+from .vocabulary_tree import VocabularyTree
 
 FORMAT_VERSION = 2  # raised when this code writes checkpoints that its older versions would read wrongly
 MEMORY_FIELDS_OF_FORMAT_1 = {"recompute_mlp_layers", "loss_chunk_size"}  # what training kept; says nothing of the model
@@ -114,22 +114,6 @@ class TreeDiffConfig(PreTrainedConfig):
             raise ValueError(f"{', '.join(clash)} come from the tree; leave them out.")
         return cls(**shape, **kwargs)
 
-    def count_parameters(self) -> dict[str, int]:
-        """Return the number of parameters of each part of the model: embedding, layers, norm, head."""
-        size = self.hidden_size
-        layer = 4 * size * size + 3 * size * self.intermediate_size + 2 * size
-        heads = {
-            "child": self.tree_depth * self.max_branching * (size + 1),
-            "node": self.tree_depth * size * self.head_rank + (self.num_tree_nodes - 1) * (self.head_rank + 1),
-            "leaf": self.vocab_size * (size + 1),
-        }
-        return {
-            "embedding": self.num_tree_nodes * size,
-            "layers": self.num_hidden_layers * layer,
-            "norm": size,
-            "head": heads[self.head],
-        }
-
     @property
     def mask_token_id(self) -> int:
         """The root of the tree: what a fully corrupted position holds."""
@@ -152,7 +136,9 @@ class TreeDiffConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads="
                 f"{self.num_attention_heads} (rotary embeddings turn pairs of features)."
             )
-        check_feasible(self.vocab_size, self.max_branching, self.tree_depth)
+        if self.max_branching**self.tree_depth < self.vocab_size:
+            shape = f"a tree of depth {self.tree_depth} with fan-out {self.max_branching}"
+            raise ValueError(f"{self.vocab_size} tokens do not fit {shape}.")
         if self.num_tree_nodes < self.vocab_size + self.tree_depth:
             shape = f"{self.vocab_size} leaves at depth {self.tree_depth}"
             raise ValueError(f"num_tree_nodes={self.num_tree_nodes} is too small for {shape}.")

@@ -11,7 +11,6 @@ every table below follows from them.
 """
 
 import hashlib
-import itertools
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ HubOption = str | bool | os.PathLike[str] | None
 
 @dataclass(frozen=True, eq=False)
 class VocabularyTree:
-    """A tree over a vocabulary, as integer tables; build one with `flat`, `random` or `from_paths`.
+    """A tree over a vocabulary, as integer tables; build one with `flat` or `from_paths`.
 
     The constructor takes ready tables without checking them (a model wraps its buffers this way, on any device);
     `validate` checks them. All tables are int64.
@@ -108,16 +107,6 @@ class VocabularyTree:
             raise ValueError(f"A vocabulary needs at least one token, got vocab_size={vocab_size}.")
         paths_V1 = np.arange(vocab_size)[:, None]
         return cls.from_paths(paths_V1, vocab_size, metadata={"method": "flat"} | (metadata or {}))
-
-    @classmethod
-    def random(
-        cls, vocab_size: int, branching: int, depth: int, seed: int = 0, metadata: dict[str, Any] | None = None
-    ) -> "VocabularyTree":
-        """Return a balanced tree with tokens in random places: the control for every tree that means something."""
-        check_feasible(vocab_size, branching, depth)
-        order_V = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
-        facts = {"method": "random", "seed": seed} | (metadata or {})
-        return cls.from_paths(even_paths(order_V, branching, depth), branching, -np.argsort(order_V), facts)
 
     def coarsen(self, node_ids: torch.Tensor, level: int) -> torch.Tensor:
         """Replace nodes, of any shape, that are deeper than level 0..D by their ancestors there: a text at a level."""
@@ -281,41 +270,12 @@ def _replace_file(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def smallest_branching(vocab_size: int, depth: int) -> int:
-    """Return the smallest fan-out K with K**depth >= vocab_size."""
-    if min(vocab_size, depth) < 1:
-        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
-    return next(branching for branching in itertools.count(1) if branching**depth >= vocab_size)
-
-
-def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
-    """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
-    if (needed := smallest_branching(vocab_size, depth)) > branching:
-        raise ValueError(
-            f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "
-            f"(at most {branching}^{depth} leaves): use fan-out {needed} or more, or a deeper tree."
-        )
-
-
 def as_int64(table: Table, name: str) -> np.ndarray:
     """Return a table of integers as int64 on the host; raise ValueError, naming it, if it holds anything else."""
     array = table.cpu().numpy() if isinstance(table, torch.Tensor) else np.asarray(table)
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must hold integers, got {array.dtype}.")
     return array.astype(np.int64)
-
-
-def even_paths(order: np.ndarray, branching: int, depth: int) -> np.ndarray:
-    """Return paths (V, D) that give the tokens, in this order, the leaves of a tree split as evenly as possible."""
-    path_VD = np.zeros((len(order), depth), dtype=np.int64)
-    groups = [order]
-    for level in range(depth):
-        parts = [np.array_split(group, min(branching, len(group))) for group in groups]
-        for siblings in parts:
-            for slot, tokens in enumerate(siblings):
-                path_VD[tokens, level] = slot
-        groups = [tokens for siblings in parts for tokens in siblings]
-    return path_VD
 
 
 def _number_nodes(path_VD: np.ndarray, max_branching: int) -> tuple[np.ndarray, np.ndarray]:

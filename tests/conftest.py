@@ -11,6 +11,7 @@ from helpers.processes import SAMPLE, forget_accelerate
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 
 def pytest_configure(config):
@@ -46,7 +47,7 @@ def fresh_accelerate():
 
 @pytest.fixture
 def tree() -> VocabularyTree:
-    return VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+    return random_tree(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.hub import save_checkpoint
 
 LOAD_ELSEWHERE = """
@@ -157,7 +158,7 @@ def test_a_tampered_tree_is_refused_wherever_it_lies(checkpoint):
     save_file(tensors, weights, metadata={"format": "pt"})
     refused("share the path|parents|contradicts")
 
-    other = VocabularyTree.random(100, 5, 3, seed=2)  # valid in itself, but another tree
+    other = random_tree(100, 5, 3, seed=2)  # valid in itself, but another tree
     tensors |= {key: getattr(other, key.split("table_")[1]) for key in tensors if ".table_" in key}
     save_file(tensors, weights, metadata={"format": "pt"})
     refused("in the weights .* is not the one the model was trained with")

@@ -11,6 +11,7 @@ from helpers.quadrature import quadrature
 from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.diffusion_process import child_slots, corrupt_level, nelbo_terms
 from modeling_treediff.noise_schedules import (
     BinomialSchedule,
@@ -33,7 +34,7 @@ SCHEDULE_KINDS = {
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("kind", [SequentialSchedule, BinomialSchedule, PoissonSchedule])
 def test_corruption_gives_ancestors_with_the_schedules_frequencies(depth, kind):
-    tree = VocabularyTree.random(30, 30 if depth == 1 else 6, depth, seed=0)
+    tree = random_tree(30, 30 if depth == 1 else 6, depth, seed=0)
     schedule = kind(depth)
     tokens = torch.arange(30).repeat(8, 500)
     times = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
@@ -51,7 +52,7 @@ def test_corruption_gives_ancestors_with_the_schedules_frequencies(depth, kind):
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_time_zero_keeps_tokens_and_time_one_gives_the_root(depth):
-    tree = VocabularyTree.random(16, 16 if depth == 1 else 4, depth)
+    tree = random_tree(16, 16 if depth == 1 else 4, depth)
     tokens = torch.arange(16).repeat(2, 10)
     for dtype in (torch.float32, torch.float64):
         batch = corrupt(tokens, tree, SequentialSchedule(depth), torch.tensor([0.0, 1.0], dtype=dtype))
@@ -135,10 +136,10 @@ def bayes_logits(nodes, joint, tree):
     "tree",
     [
         VocabularyTree.flat(4),
-        VocabularyTree.random(4, 2, 2, seed=0),
+        random_tree(4, 2, 2, seed=0),
         VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [0, 2], [1, 0]]), 3),
-        VocabularyTree.random(4, 2, 3, seed=1),
-        VocabularyTree.random(5, 2, 4, seed=2),
+        random_tree(4, 2, 3, seed=1),
+        random_tree(5, 2, 4, seed=2),
     ],
     ids=["flat", "balanced", "lopsided", "chains", "deep"],
 )
@@ -178,7 +179,7 @@ def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree, kind):
 def test_level_corruption_reweighs_the_forward_process_as_stated(kind, depth):
     """Patterns of two positions at a level: q of the pattern x m / (N pi), integrated over times from the flux."""
     schedule, draws = SCHEDULE_KINDS[kind](depth), 40_000
-    tree = VocabularyTree.random(9, 9 if depth == 1 else 3, depth, seed=0)
+    tree = random_tree(9, 9 if depth == 1 else 3, depth, seed=0)
     tokens = torch.tensor([[2, 7, 5]]).repeat(draws, 1)
     counted = torch.tensor([[True, True, False]]).repeat(draws, 1)
     generator = torch.Generator().manual_seed(1)

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextDiffusionStreamer, TextStreamer
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.generation_config_treediff import UNMASKING
 from modeling_treediff.sampling_treediff import ChildSampler, draw_slots
 
@@ -155,7 +156,7 @@ def test_blocks_after_the_end_are_not_written(model):
 
 def test_temperature_of_one_level_leaves_the_others_alone():
     """Almost greedy at the second level, as before at the first; shares of 8,000 draws within 5 standard deviations."""
-    tree = VocabularyTree.random(9, 3, 2, seed=0)
+    tree = random_tree(9, 3, 2, seed=0)
     model = tiny_model(tree)
     texts = model.generate(
         max_new_tokens=1, num_steps=2, temperature=[1.0, 1e-4], num_return_sequences=8000,
@@ -260,7 +261,7 @@ def test_streamers_get_prompt_drafts_and_blocks(model):
 
 
 def test_transformers_own_streamers_print_the_text(tokenizer, capsys):
-    model = tiny_model(VocabularyTree.random(len(tokenizer), 91, 2, seed=0))
+    model = tiny_model(random_tree(len(tokenizer), 91, 2, seed=0))
     prompt = torch.tensor([tokenizer("The state of the Union is").input_ids])
     for streamer in (TextDiffusionStreamer(tokenizer), TextStreamer(tokenizer)):
         text = model.generate(prompt, max_new_tokens=6, num_steps=4, streamer=streamer)
@@ -319,7 +320,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("head", ["child", "node"])
 def test_no_tensor_is_as_large_as_logits_over_the_vocabulary(head):
-    tree = VocabularyTree.random(3000, 55, 2, seed=0)
+    tree = random_tree(3000, 55, 2, seed=0)
     model = tiny_model(tree, head=head, head_rank=4)
     settings = {"num_steps": 8, "remasking_steps": 2, "suppress_tokens": [5]}
     sizes = []

@@ -8,6 +8,7 @@ import torch
 from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 
 def test_all_positions_end_as_tokens(model):
@@ -116,7 +117,7 @@ def test_the_same_generator_state_gives_the_same_text(model):
 
 def test_one_position_is_drawn_from_the_models_own_distribution():
     """Chi-square over 27 tokens and 20,000 draws; the 99.9 % point for 26 degrees of freedom is 54.05."""
-    tree = VocabularyTree.random(27, 4, 3, seed=2)
+    tree = random_tree(27, 4, 3, seed=2)
     model = tiny_model(tree).double()
     log_p = tokens_by_enumeration(model, torch.tensor([tree.root_id]), 0)
     draws = model.generate(

@@ -6,7 +6,8 @@ from helpers.heads import TREES, built, gradients, largest_seen, layouts, slots_
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.building.budget import budget_config
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.building.budget import budget_config, count_parameters
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.heads_treediff import HEADS, child_cross_entropy, group_by_parent, subtree_logsumexp
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -190,7 +191,7 @@ def test_heads_compile_without_a_graph_break_and_once(name, backend):
 
 @pytest.mark.parametrize("positions", [64, 1000, 4096])
 def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(positions):
-    tree = VocabularyTree.random(900, 30, 2)
+    tree = random_tree(900, 30, 2)
     head = built("node", tree, head_rank=32).float()
     generator = torch.Generator().manual_seed(0)
     nodes = torch.randint(tree.root_id, tree.num_nodes, (2, positions // 2), generator=generator)
@@ -208,16 +209,16 @@ def test_parameter_count_is_the_heads(name, tree):
     for size, rank in ((8, 1), (16, 5), (40, 64)):
         config = TreeDiffConfig.from_tree(tree, hidden_size=size, num_attention_heads=4, head=name, head_rank=rank)
         built_count = sum(parameter.numel() for parameter in HEADS[config.head](config).parameters())
-        assert config.count_parameters()["head"] == built_count
+        assert count_parameters(config)["head"] == built_count
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_budget_counts_the_head(name):
-    tree = VocabularyTree.random(8192, 91, 2)
+    tree = random_tree(8192, 91, 2)
     fields = {"hidden_size": 224, "num_attention_heads": 7}
     config = budget_config(tree, 9_000_000, head=name, **fields)
-    layer = config.count_parameters()["layers"] / config.num_hidden_layers
-    assert abs(sum(config.count_parameters().values()) - 9_000_000) <= layer / 2
+    layer = count_parameters(config)["layers"] / config.num_hidden_layers
+    assert abs(sum(count_parameters(config).values()) - 9_000_000) <= layer / 2
     with pytest.raises(ValueError, match="do not pay for one layer"):
         budget_config(tree, 1_000_000, head=name, **fields)
 
@@ -241,7 +242,7 @@ def test_every_parameter_is_of_a_layer_that_transformers_initialises():
 
 def test_the_node_heads_first_scores_are_as_large_as_the_child_heads():
     """Both products start at the size of <W h> with W of the config's standard deviation; kept when loaded."""
-    tree = VocabularyTree.random(900, 30, 2, seed=0)
+    tree = random_tree(900, 30, 2, seed=0)
     torch.manual_seed(0)
     spread = {}
     for name in ("child", "node"):

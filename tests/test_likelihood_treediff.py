@@ -10,12 +10,13 @@ from helpers.models import SEQUENTIAL, tiny_model
 from helpers.quadrature import quadrature
 
 from modeling_treediff import VocabularyTree, corrupt
+from modeling_treediff.building.balanced import random_tree
 
 LENGTH = 2
 TREES = {
     "flat": VocabularyTree.flat(4),
-    "two levels": VocabularyTree.random(5, 3, 2, seed=0),
-    "three levels": VocabularyTree.random(4, 2, 3, seed=1),
+    "two levels": random_tree(5, 3, 2, seed=0),
+    "three levels": random_tree(4, 2, 3, seed=1),
 }
 SCHEDULES = {
     "sequential": SEQUENTIAL,
@@ -136,7 +137,7 @@ def test_levels_do_not_depend_on_the_length_of_their_windows_nor_on_a_common_war
 @pytest.mark.parametrize("fields", SCHEDULES.values(), ids=SCHEDULES)
 def test_the_estimator_agrees_with_the_plain_one_within_the_stated_errors(fields):
     """The loss at times drawn uniformly is another estimator of the same bound; 4 joint standard errors."""
-    tree = VocabularyTree.random(30, 6, 2, seed=0)
+    tree = random_tree(30, 6, 2, seed=0)
     model = make_model(tree, fields)
     tokens = torch.randint(0, 30, (8, 12), generator=seeded(0))
     estimate = model.nelbo(tokens, num_samples=60, batch_size=480, generator=seeded(1))
@@ -153,7 +154,7 @@ def test_the_estimator_agrees_with_the_plain_one_within_the_stated_errors(fields
 @pytest.mark.parametrize("samples", [1, 3, 4, 12])
 def test_stated_errors_are_not_too_small(samples):
     """Uneven lengths, any number of samples: the spread of 200 estimates is at most 1.2 times what they state."""
-    tree = VocabularyTree.random(30, 6, 2, seed=0)
+    tree = random_tree(30, 6, 2, seed=0)
     model = make_model(tree, {})
     tokens, mask = torch.randint(0, 30, (6, 12), generator=seeded(0)), torch.ones(6, 12, dtype=torch.long)
     mask[1:4, 5:] = 0
@@ -167,7 +168,7 @@ def test_stated_errors_are_not_too_small(samples):
 
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_parts_add_up_to_the_value(samples):
-    tree = VocabularyTree.random(30, 4, 3, seed=0)
+    tree = random_tree(30, 4, 3, seed=0)
     model = make_model(tree, {})
     tokens, mask = torch.randint(0, 30, (7, 9), generator=seeded(0)), torch.ones(7, 9, dtype=torch.long)
     prefix = torch.zeros_like(mask)
@@ -185,7 +186,7 @@ def test_parts_add_up_to_the_value(samples):
 @pytest.mark.parametrize("samples", [1, 3, 7])
 def test_what_the_passes_look_at_adds_up_to_the_estimate(head, samples):
     """Cross-entropies computed from the steps alone, by the dense logits."""
-    tree = VocabularyTree.random(30, 4, 3, seed=0)
+    tree = random_tree(30, 4, 3, seed=0)
     model = make_model(tree, {"schedule": "binomial"}, head=head)
     tokens, mask = torch.randint(0, 30, (7, 9), generator=seeded(0)), torch.ones(7, 9, dtype=torch.long)
     mask[:3, 6:] = 0
@@ -236,7 +237,7 @@ def test_discrete_time_is_measured_by_its_own_bound():
 
 def test_sequences_measured_together_and_padded_on_either_side_agree_with_each_alone():
     """Over many corruptions: 4 joint standard errors."""
-    tree = VocabularyTree.random(30, 6, 2, seed=0)
+    tree = random_tree(30, 6, 2, seed=0)
     model = make_model(tree, {})
     tokens = torch.randint(0, 30, (3, 7), generator=seeded(0))
     mask = torch.ones_like(tokens)
@@ -251,7 +252,7 @@ def test_sequences_measured_together_and_padded_on_either_side_agree_with_each_a
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 7])
 def test_few_corruptions_of_uneven_sequences_are_unbiased_and_know_it(samples):
     """B = 6, lengths 1 to 11, D = 3: mean of 400 estimates, of the value and of each sequence, within 4.5 errors."""
-    tree = VocabularyTree.random(30, 4, 3, seed=0)
+    tree = random_tree(30, 4, 3, seed=0)
     model = make_model(tree, {})
     tokens, mask = torch.randint(0, 30, (6, 11), generator=seeded(0)), torch.zeros(6, 11, dtype=torch.long)
     for row, length in enumerate((1, 2, 3, 5, 8, 11)):

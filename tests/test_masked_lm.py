@@ -9,13 +9,14 @@ from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, likelihood_treediff
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.noise_schedules import LevelSchedule
 
 V = 11
 TREES = {
     1: VocabularyTree.flat(V),
-    2: VocabularyTree.random(V, 4, 2, seed=0),
-    3: VocabularyTree.random(V, 3, 3, seed=0),
+    2: random_tree(V, 4, 2, seed=0),
+    3: random_tree(V, 3, 3, seed=0),
 }
 FAMILY = [
     {},

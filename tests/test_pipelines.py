@@ -9,8 +9,9 @@ from helpers.models import tiny_model, tokens_by_enumeration
 from helpers.processes import REPOSITORY, run_python
 from transformers import pipeline
 
-from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM
 from modeling_treediff.building import train_tokenizer
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.hub import save_checkpoint
 
 V, WINDOW = 280, 32
@@ -20,7 +21,7 @@ TEXT = "we must pay it, and we must pay it at once; the people must pay for the 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     tokenizer = train_tokenizer([TEXT], V)
-    tree, end = VocabularyTree.random(V, 7, 3, seed=0), tokenizer.eos_token_id
+    tree, end = random_tree(V, 7, 3, seed=0), tokenizer.eos_token_id
     special = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     model = tiny_model(tree, max_position_embeddings=WINDOW, **special)
     model.generation_config.num_steps = 6

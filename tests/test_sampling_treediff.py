@@ -9,7 +9,7 @@ from helpers.bayes_optimal import TREES, bayes_optimal, chi_square, random_joint
 from helpers.models import SEQUENTIAL, generate, tiny_model, tokens_by_enumeration
 from scipy.stats import chi2
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 PROCESSES = {
     "sequential": SEQUENTIAL,
@@ -94,7 +94,7 @@ def test_dependent_positions_follow_the_chain_of_conditionals():
 @pytest.mark.parametrize("head", ["child", "node", "leaf"])
 def test_a_network_alone_at_a_position_is_conditioned_exactly(head):
     """The product of child probabilities along each path, over the allowed tokens; 27 tokens at depth 3."""
-    tree = VocabularyTree.random(27, 4, 3, seed=2)
+    tree = random_tree(27, 4, 3, seed=2)
     model = tiny_model(tree, head=head).double()
     log_p = tokens_by_enumeration(model, torch.tensor([tree.root_id]), 0)
     allowed = torch.arange(0, 27, 4)

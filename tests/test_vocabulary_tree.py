@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 
 
 @pytest.mark.parametrize(("vocab_size", "branching", "depth"), SHAPES)
 def test_random_trees_are_trees(vocab_size, branching, depth):
-    tree = VocabularyTree.random(vocab_size, branching, depth, seed=3).validate()
+    tree = random_tree(vocab_size, branching, depth, seed=3).validate()
     ancestors, parent = tree.ancestors, tree.parent
     assert (tree.vocab_size, tree.tree_depth, tree.max_branching) == (vocab_size, depth, branching)
     assert ancestors[:, 0].unique().tolist() == [tree.root_id]
@@ -35,14 +36,14 @@ def test_flat_tree_has_every_token_below_the_root():
 
 
 def test_random_tree_depends_on_the_seed_alone():
-    trees = [VocabularyTree.random(50, 8, 2, seed=seed).sha256 for seed in (0, 0, 1)]
+    trees = [random_tree(50, 8, 2, seed=seed).sha256 for seed in (0, 0, 1)]
     assert trees[0] == trees[1] != trees[2]
 
 
 def test_infeasible_tree_names_a_fan_out_that_fits():
     with pytest.raises(ValueError, match="use fan-out 5"):
-        VocabularyTree.random(17, branching=4, depth=2)
-    VocabularyTree.random(17, branching=5, depth=2)
+        random_tree(17, branching=4, depth=2)
+    random_tree(17, branching=5, depth=2)
 
 
 def test_representative_is_the_most_frequent_token_below():
@@ -101,7 +102,7 @@ def test_saved_tree_comes_back_with_its_provenance(tree, tmp_path):
 
 def test_same_tree_gives_the_same_bytes(tree, tmp_path):
     for name in ("a", "b"):
-        VocabularyTree.random(100, 5, 3, seed=1).save_pretrained(tmp_path / name)
+        random_tree(100, 5, 3, seed=1).save_pretrained(tmp_path / name)
     for file in ("vocabulary_tree.safetensors", "vocabulary_tree.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

@@ -27,6 +27,7 @@ from benchmarks.generation.figures import FIGURE, RECORD, check_record, draw
 from benchmarks.generation.samplers import Sampler, all_samplers
 from benchmarks.places import SAMPLE
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.evaluation import GenerativePerplexity, measure_texts
 from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents, tokenizer_fingerprint
@@ -139,7 +140,7 @@ def note_model(record: dict[str, Any], name: str, generator: Generator, folder: 
     config = generator.model.config
     facts = {
         "weights_sha256": weights_sha256(folder),
-        "parameters": sum(config.count_parameters().values()),
+        "parameters": sum(count_parameters(config).values()),
     } | {field: getattr(config, field) for field in ("schedule", "head", "tree_depth", "max_branching", "vocab_size")}
     if tokenizer_fingerprint(generator.tokenizer) != record["protocol"]["tokenizer"]:
         raise ValueError(f"{name} has another tokenizer than the record: its texts have other lengths.")

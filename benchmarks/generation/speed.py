@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.places import RESULTS
 from benchmarks.timing import quartiles, synchronized_clock
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffGenerationOutput, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "generation_speed.json"
@@ -70,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_models(options: argparse.Namespace) -> dict[str, TreeDiffForDiffusionLM]:
     """Return the flat model and those with trees, on the device."""
-    tree = VocabularyTree.random(options.vocabulary, options.branching, 2)
+    tree = random_tree(options.vocabulary, options.branching, 2)
     sizes = {
         "hidden_size": options.hidden_size,
         "num_hidden_layers": options.layers,

@@ -12,9 +12,8 @@ from transformers import AutoTokenizer
 from benchmarks.quality.packed_data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
-from modeling_treediff.building.order import tree_from_order
+from modeling_treediff.building.balanced import random_tree, smallest_branching, tree_from_order
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
-from modeling_treediff.vocabulary_tree import smallest_branching
 
 ALIGNMENT_ROUNDS = 8
 
@@ -69,7 +68,7 @@ class TreeSources:
         if source == "frequency":
             return tree_from_order(np.argsort(-token_counts, kind="stable"), branching, depth)
         if source == "random":
-            tree = VocabularyTree.random(self.vocab_size, branching, depth)
+            tree = random_tree(self.vocab_size, branching, depth)
             counts = np.repeat(token_counts[:, None], depth + 1, axis=1)
             below_N = np.bincount(tree.ancestors.numpy().ravel(), counts.ravel(), minlength=tree.num_nodes)
             return reordered(tree, lambda children: np.argsort(np.argsort(-below_N[children], kind="stable")))

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from benchmarks.contenders import Contender
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, count_text, token_embeddings
+from modeling_treediff.building.balanced import random_tree, smallest_branching
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.text import TokenWindows, is_held_out, pack_windows, read_documents, tokenize_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
-from modeling_treediff.vocabulary_tree import smallest_branching
 
 TRAINING, VALIDATION, ZERO_SHOT = "training", "validation", "zero_shot"
 SELECTION = "selection"  # windows of the validation text that learning rates and leaders are chosen by
@@ -188,7 +188,7 @@ def build_trees(
         )
         for depth in depths
     }
-    trees["random"] = VocabularyTree.random(vocab_size, smallest_branching(vocab_size, 2), 2)
+    trees["random"] = random_tree(vocab_size, smallest_branching(vocab_size, 2), 2)
     for name, tree in trees.items():
         tree.save_pretrained(folder / "trees" / name)
         tokenizer.save_pretrained(folder / "trees" / name)

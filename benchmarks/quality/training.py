@@ -27,6 +27,7 @@ from benchmarks.quality.autoregressive import WEIGHTS_NAME, train_autoregressive
 from benchmarks.quality.packed_data import TRAINING, VALIDATION, PackedData, spread
 from benchmarks.quality.run_queue import DONE_NAME, locked
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.training import TrainingConfig, train
 from modeling_treediff.training.run.run_log import METRICS_NAME
@@ -198,7 +199,7 @@ def load_model(folder: Path) -> TreeDiffForDiffusionLM:
 
 def model_sizes(model: TreeDiffForDiffusionLM) -> Facts:
     """Return what a record says of a model's size."""
-    parts = model.config.count_parameters()
+    parts = count_parameters(model.config)
     return {
         "num_hidden_layers": model.config.num_hidden_layers,
         "parameters": sum(parts.values()),

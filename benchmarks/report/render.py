@@ -27,7 +27,7 @@ from benchmarks.record_schema import Schema, check_schema
 from benchmarks.report.evidence import draw_figures, headline, sections
 from benchmarks.trees import tables as tree_tables
 from modeling_treediff import TreeDiffConfig, VocabularyTree
-from modeling_treediff.building.budget import budget_config
+from modeling_treediff.building.budget import budget_config, count_parameters
 from modeling_treediff.files.atomic_files import write_atomically
 
 HOW_TO = ROOT / "docs" / "how_to"
@@ -98,12 +98,12 @@ def budget_table() -> str:
     for hidden_size, heads, layers in ((768, 12, 12), (1024, 16, 24)):
         sizes = {"hidden_size": hidden_size, "num_attention_heads": heads}
         flat = TreeDiffConfig.from_tree(flat_tree, num_hidden_layers=layers, **sizes)
-        budget = sum(flat.count_parameters().values())
+        budget = sum(count_parameters(flat).values())
         rows = {"flat (MDLM)": flat} | {
             f"tree, `{head}` head": budget_config(tree, budget, head=head, **sizes) for head in ("child", "node")
         }
         for name, config in rows.items():
-            parts = config.count_parameters()
+            parts = count_parameters(config)
             counts = (parts["embedding"], parts["layers"] + parts["norm"], parts["head"], sum(parts.values()))
             cells = [f"{name}, d = {hidden_size}", str(config.num_hidden_layers), *(f"{n / 1e6:.1f}M" for n in counts)]
             lines.append("| " + " | ".join(cells) + " |\n")

@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.places import RESULTS
 from modeling_treediff.building import PIECE_CHARACTERS, build_tree, count_text, encode_documents, load_embeddings
+from modeling_treediff.building.balanced import smallest_branching
 from modeling_treediff.files.records import write_record
 from modeling_treediff.text import iterate_documents, read_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
-from modeling_treediff.vocabulary_tree import smallest_branching
 
 RESULT = RESULTS / "tree_speed.json"
 ROWS = 50_257

@@ -8,12 +8,12 @@ except ImportError as error:
 from modeling_treediff.text import PIECE_CHARACTERS, encode_documents
 
 from .ancestors import tree_from_ancestors
-from .budget import budget_config
+from .balanced import random_tree, tree_from_order
+from .budget import budget_config, count_parameters
 from .checkpoint_embeddings import load_embeddings
 from .corpus_embeddings import token_embeddings
 from .embedding_matrix import reduce_embeddings
 from .extension import extend_tree
-from .order import tree_from_order
 from .report_tables import ReportTable, report_tables
 from .text_counts import TextCounts, count_text
 from .tokenizer import train_tokenizer
@@ -28,10 +28,12 @@ __all__ = [
     "TreeReport",
     "budget_config",
     "build_tree",
+    "count_parameters",
     "count_text",
     "encode_documents",
     "extend_tree",
     "load_embeddings",
+    "random_tree",
     "reduce_embeddings",
     "report_tables",
     "report_tree",

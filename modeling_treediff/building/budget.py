@@ -14,14 +14,14 @@ def budget_config(tree: VocabularyTree, num_parameters: int, **fields: Any) -> T
 
     Args:
         tree: the vocabulary tree.
-        num_parameters: the budget, all parts counted; of a reference config, `sum(count_parameters().values())`.
+        num_parameters: the budget, all parts counted; of a reference config, `sum(count_parameters(config).values())`.
         fields: the other fields of the config, without num_hidden_layers.
 
     Raises:
         ValueError: the budget does not pay for one layer.
 
     """
-    parts = TreeDiffConfig.from_tree(tree, num_hidden_layers=1, **fields).count_parameters()
+    parts = count_parameters(TreeDiffConfig.from_tree(tree, num_hidden_layers=1, **fields))
     for_layers = num_parameters - sum(parts.values()) + parts["layers"]
     layers = round(for_layers / parts["layers"])
     if layers < 1:
@@ -36,3 +36,20 @@ def budget_config(tree: VocabularyTree, num_parameters: int, **fields: Any) -> T
     wider = 8 * round(missing / (layers * 3 * config.hidden_size * 8))
     sizes = fields | {"intermediate_size": max(8, config.intermediate_size + wider)}
     return TreeDiffConfig.from_tree(tree, num_hidden_layers=layers, **sizes)
+
+
+def count_parameters(config: TreeDiffConfig) -> dict[str, int]:
+    """Return the number of parameters of each part of a model: embedding, layers, norm, head."""
+    size = config.hidden_size
+    layer = 4 * size * size + 3 * size * config.intermediate_size + 2 * size
+    heads = {
+        "child": config.tree_depth * config.max_branching * (size + 1),
+        "node": config.tree_depth * size * config.head_rank + (config.num_tree_nodes - 1) * (config.head_rank + 1),
+        "leaf": config.vocab_size * (size + 1),
+    }
+    return {
+        "embedding": config.num_tree_nodes * size,
+        "layers": config.num_hidden_layers * layer,
+        "norm": size,
+        "head": heads[config.head],
+    }

@@ -13,7 +13,8 @@ import torch
 from scipy import sparse
 from tqdm import tqdm
 
-from modeling_treediff.vocabulary_tree import VocabularyTree, check_feasible, smallest_branching
+from modeling_treediff.building.balanced import check_feasible, smallest_branching
+from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise_weights
 from .class_bigrams import ROUNDS, Neighbours, cluster_by_neighbours, neighbour_classes
@@ -163,13 +164,3 @@ def _checked_counts(token_counts: np.ndarray | torch.Tensor | Sequence[int] | No
     if not np.isfinite(count_V).all() or count_V.min() < 0:
         raise ValueError("token_counts must be finite and not negative.")
     return count_V
-
-
-def smallest_depth(vocab_size: int, branching: int) -> int:
-    """Return the smallest depth D with branching**D >= vocab_size."""
-    if vocab_size < 1 or branching < 1 or (branching == 1 and vocab_size > 1):
-        raise ValueError(f"No tree of fan-out {branching} has {vocab_size} tokens.")
-    depth = 1
-    while branching**depth < vocab_size:
-        depth += 1
-    return depth

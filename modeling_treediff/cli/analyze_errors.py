@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.evaluation import analyze_errors, check_same_tokens, tokenize_texts
 from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.evaluation.error_tables import ErrorTable, error_markdown, error_tables, summary
@@ -82,7 +83,7 @@ def describe(source: str, model: TreeDiffForDiffusionLM) -> dict[str, Any]:
         "schedule": config.schedule,
         "num_hidden_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "parameters": sum(config.count_parameters().values()),
+        "parameters": sum(count_parameters(config).values()),
     }
 
 

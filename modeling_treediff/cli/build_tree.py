@@ -24,19 +24,18 @@ from modeling_treediff.building import (
     token_embeddings,
     train_tokenizer,
 )
+from modeling_treediff.building.balanced import (
+    check_feasible,
+    random_tree,
+    smallest_branching,
+    smallest_depth,
+    tree_from_order,
+)
 from modeling_treediff.building.extension import extend_tree
-from modeling_treediff.building.order import tree_from_order
-from modeling_treediff.building.tree_builder import smallest_depth
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.text import iterate_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size, write_tokenizer
-from modeling_treediff.vocabulary_tree import (
-    TREE_CONFIG_NAME,
-    TREE_WEIGHTS_NAME,
-    VocabularyTree,
-    check_feasible,
-    smallest_branching,
-)
+from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
 from .options.build_tree import NewTree, Similarity, Vocabulary
 from .options.text import Dataset
@@ -142,7 +141,7 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
     if job.method == "flat":
         return VocabularyTree.flat(vocab_size, metadata)
     if job.method == "random":
-        return VocabularyTree.random(vocab_size, branching, depth, job.new.seed, metadata)
+        return random_tree(vocab_size, branching, depth, job.new.seed, metadata)
     similarity, embeddings = job.similarity, None
     if similarity.embeddings:
         with stage("embeddings"):

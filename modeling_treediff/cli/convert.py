@@ -5,11 +5,11 @@ from transformers.utils import cached_file
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings
+from modeling_treediff.building.balanced import smallest_branching
 from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
 from modeling_treediff.files.sample import FLAT, find_tree
 from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
-from modeling_treediff.vocabulary_tree import smallest_branching
 
 from .options.convert import Conversion
 from .options.model import Process

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import write_record
 from modeling_treediff.files.sample import FLAT, TRAINING_TEXT, VALIDATION_TEXT, find_tree, sample_folder
 from modeling_treediff.hub import weights_sha256, write_card
@@ -171,7 +172,7 @@ def model_facts(model: TreeDiffForDiffusionLM) -> dict[str, Any]:
     return {
         "tree": model.tree.metadata.get("method"),
         "tree_sha256": model.config.tree_sha256,
-        "parameters": model.config.count_parameters(),
+        "parameters": count_parameters(model.config),
         **{name: getattr(model.config, name) for name in names},
     }
 

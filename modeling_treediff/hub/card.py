@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from modeling_treediff import __version__
 from modeling_treediff.files.atomic_files import write_atomically
-from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.modeling_treediff import TreeDiffLanguageModel, TreeDiffPreTrainedModel
 
 from .card_metadata import describe
 from .card_values import values_of_evaluation, values_of_the_model, values_of_the_tree, values_of_training
@@ -79,7 +79,7 @@ def render_card(model: TreeDiffPreTrainedModel, folder: Path, target: Path | Non
     values = {
         "mark": MARK,
         "package_version": __version__,
-        **values_of_the_model(model),
+        **values_of_the_model(cast(TreeDiffLanguageModel, model)),
         **values_of_the_tree(model.tree, place("tokenizer.json")),
         **values_of_training(training),
         **values_of_evaluation(evaluation),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
+from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .records import is_number, number
@@ -26,10 +26,13 @@ OTHER_SETTINGS = {
 }  # fmt: skip
 
 
-def values_of_the_model(model: TreeDiffPreTrainedModel) -> dict[str, str]:
+def values_of_the_model(model: TreeDiffLanguageModel) -> dict[str, str]:
     """Return sizes, parameters by part and sampling settings."""
-    config = model.config
-    parts = config.count_parameters()
+    config, inner = model.config, model.model
+    modules = {
+        "embedding": inner.embed_nodes, "layers": inner.backbone.layers, "norm": inner.backbone.norm, "head": model.head
+    }  # fmt: skip
+    parts = {name: sum(values.numel() for values in module.parameters()) for name, module in modules.items()}
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
     settings = model.generation_config.to_dict() if model.can_generate() else {}
     shown = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks import matched_models, training_step
+from modeling_treediff.building.budget import count_parameters
 
 BATCH, WINDOW = 2, 16
 
@@ -14,7 +15,7 @@ def test_operations_are_counted_as_by_hand(contender, repeated):
     size = matched_models.Size(500, 64, layers=2, heads=2, sequence_length=WINDOW)
     model = matched_models.matched_models((contender,), size)[-1].make()
     step = training_step.training_step(model, training_step.diffusion_batch(model, BATCH, WINDOW), "fp32")
-    parts = model.config.count_parameters()
+    parts = count_parameters(model.config)
     head = sum(layer.weight.numel() for layer in model.head.levels)
     layers = parts["layers"] - 2 * 2 * model.config.hidden_size  # norms multiply no matrices
     attention = 7 * 2 * BATCH * WINDOW**2 * model.config.hidden_size * model.config.num_hidden_layers

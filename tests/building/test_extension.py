@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.extension import extend_tree
 
 SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
@@ -11,7 +12,7 @@ SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (1
 @pytest.mark.parametrize(("vocab_size", "branching", "depth"), SHAPES)
 @pytest.mark.parametrize("added", [1, 3, 40])
 def test_an_extended_tree_keeps_all_ids_paths_and_representatives(vocab_size, branching, depth, added):
-    tree = VocabularyTree.random(vocab_size, branching, depth, seed=3, metadata={"license": "x"})
+    tree = random_tree(vocab_size, branching, depth, seed=3, metadata={"license": "x"})
     extended = extend_tree(tree, added).validate()
     assert (extended.vocab_size, extended.tree_depth) == (vocab_size + added, depth)
     assert torch.equal(extended.paths[:vocab_size], tree.paths) and extended.metadata == tree.metadata

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modeling_treediff.building.order import tree_from_order
+from modeling_treediff.building.balanced import tree_from_order
 
 
 def test_an_order_fills_the_leaves_from_the_first_slots_on():

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_treediff.building import build_tree
-from modeling_treediff.building.tree_builder import smallest_depth
+from modeling_treediff.building.balanced import random_tree, smallest_branching, smallest_depth
 from modeling_treediff.text import read_documents
-from modeling_treediff.vocabulary_tree import VocabularyTree, smallest_branching
+from modeling_treediff.vocabulary_tree import VocabularyTree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "tree_artifacts" / "sotu-8k"
@@ -152,7 +152,7 @@ class TestSample:
 
         tree = VocabularyTree.from_pretrained(SAMPLE)
         assert (tree.vocab_size, tree.max_branching, tree.tree_depth) == (8192, 91, 2)
-        assert information(tree) > 2 * information(VocabularyTree.random(8192, 91, 2))
+        assert information(tree) > 2 * information(random_tree(8192, 91, 2))
 
 
 def test_the_smallest_depth_is_the_exact_logarithm():

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import count_text, encode_documents
-from modeling_treediff.building.order import tree_from_order
+from modeling_treediff.building.balanced import random_tree, tree_from_order
 from modeling_treediff.building.report_tables import report_tables
 from modeling_treediff.building.tree_measures import entropy
 from modeling_treediff.building.tree_report import _matched_shuffle, report_kinds, report_tree
@@ -128,7 +128,7 @@ def test_frequency_alone_has_no_factor_over_a_matched_tree():
 
 
 def test_foreign_tokenizers_and_embeddings_that_are_not_finite_are_refused():
-    tree = VocabularyTree.random(100, 10, 2)
+    tree = random_tree(100, 10, 2)
     with pytest.raises(ValueError, match="100 leaves"):
         report_tree(tree, AutoTokenizer.from_pretrained(SAMPLE))
     with pytest.raises(ValueError, match="NaN"):

@@ -7,6 +7,7 @@ import pytest
 from helpers.processes import SAMPLE, last_line, run_here, run_treediff
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 
 def inspect(*arguments):
@@ -33,7 +34,7 @@ def test_a_full_report(tmp_path):
 
 
 def test_a_tree_without_a_tokenizer_is_shown_by_id(tmp_path):
-    VocabularyTree.random(30, branching=6, depth=2).save_pretrained(tmp_path)
+    random_tree(30, branching=6, depth=2).save_pretrained(tmp_path)
     ran = inspect(tmp_path, "--clusters", "2", "--words", "3")
     assert ran.returncode == 0, ran.stderr
     assert "tokens are shown by id" in ran.stderr and len(ran.stderr.splitlines()) == 1
@@ -63,7 +64,7 @@ def test_a_token_that_is_not_there_does_not_end_the_report():
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path):
-    VocabularyTree.random(30, branching=6, depth=2).save_pretrained(tmp_path)
+    random_tree(30, branching=6, depth=2).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{")
     ran = inspect(tmp_path)
@@ -71,7 +72,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_tree_is_refused(tmp_path):
-    VocabularyTree.random(30, branching=6, depth=2).save_pretrained(tmp_path)
+    random_tree(30, branching=6, depth=2).save_pretrained(tmp_path)
     ran = inspect(tmp_path, "--tokenizer", SAMPLE)
     assert ran.returncode == 1
     assert "they do not belong together" in ran.stderr

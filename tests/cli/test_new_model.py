@@ -2,11 +2,13 @@
 
 import pytest
 
-from modeling_treediff import TreeDiffConfig, VocabularyTree
+from modeling_treediff import TreeDiffConfig
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.cli.new_model import model_fields
 from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model, Process
 
-TREE = VocabularyTree.random(300, 18, 2)
+TREE = random_tree(300, 18, 2)
 
 
 def make(process=Process(), **sizes):  # noqa: B008 -- frozen
@@ -24,4 +26,4 @@ def test_what_is_given_is_in_the_config():
 
 def test_a_budget_sets_the_layers():
     config = make(parameters=60e3)
-    assert config.num_hidden_layers > 3 and sum(config.count_parameters().values()) == pytest.approx(60e3, rel=0.01)
+    assert config.num_hidden_layers > 3 and sum(count_parameters(config).values()) == pytest.approx(60e3, rel=0.01)

@@ -11,6 +11,7 @@ from helpers.processes import REPOSITORY, SAMPLE, run_python
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.cli.main import main
 from modeling_treediff.hub import save_checkpoint
 
@@ -112,7 +113,7 @@ def test_a_folder_of_a_tree_goes_with_its_tokenizer_and_license(hub, push, tmp_p
 
 
 def test_what_does_not_load_does_not_go(hub, push, trained, tmp_path):
-    tree = VocabularyTree.random(100, 5, 3)
+    tree = random_tree(100, 5, 3)
     tree.save_pretrained(tmp_path / "tree")
     AutoTokenizer.from_pretrained(SAMPLE).save_pretrained(tmp_path / "tree")
     tiny_model(tree).save_pretrained(tmp_path / "bare")

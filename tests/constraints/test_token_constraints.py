@@ -9,7 +9,7 @@ from helpers.models import SEQUENTIAL, generate, generate_recorded, tiny_model
 from scipy.stats import chi2
 from transformers import GenerationConfig
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 KINDS = ["random", "first_hitting", "confidence", "entropy"]
 
@@ -236,7 +236,7 @@ def test_exact_of_a_batch_are_those_of_each_text(tree):
 
 def test_many_bad_words_are_compiled():
     """3,000 words of 3 tokens; each is excluded (they share no tokens with the rest of the vocabulary)."""
-    tree = VocabularyTree.random(9_000, 100, 2, seed=0)
+    tree = random_tree(9_000, 100, 2, seed=0)
     words = torch.randperm(9_000, generator=torch.Generator().manual_seed(0)).view(3_000, 3).tolist()
     model = tiny_model(tree)
     first, second, third = words[0]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.conversion.node_vectors import node_vectors, path_increments
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_path_gives_every_node_the_mean_of_its_tokens(depth):
-    tree = VocabularyTree.random(60, branching=60 if depth == 1 else 8, depth=depth)
+    tree = random_tree(60, branching=60 if depth == 1 else 8, depth=depth)
     token_VE = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
     vector_NE = node_vectors(token_VE, tree)
     increment_NE = path_increments(vector_NE, tree)

@@ -12,11 +12,12 @@ from helpers.models import tiny_model
 from helpers.vocabularies import tokenizer_of
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.evaluation import WindowProtocol, analyze_errors, check_same_tokens, cut_windows
 from modeling_treediff.evaluation.error_analysis import ComparedText, compare_tokens, confusions, right_choices
 from modeling_treediff.evaluation.level_terms import measure_levels
 
-TREE = VocabularyTree.random(30, 4, 3, seed=0)
+TREE = random_tree(30, 4, 3, seed=0)
 
 
 def constant(tree, *level_probabilities):
@@ -97,7 +98,7 @@ def test_groups_of_every_grouping_add_up_to_all_tokens(facts):
 
 
 def test_deeper_trees_have_clusters_at_every_level_above_the_tokens(tokenizer):
-    tree = VocabularyTree.random(8192, 21, 3)
+    tree = random_tree(8192, 21, 3)
     model = tiny_model(tree, num_hidden_layers=1, head="node", schedule="binomial")
     facts = analyze_errors(model, tokenizer, compared_texts(), num_samples=3)
     for name in ("confusions", "clusters"):

@@ -5,10 +5,11 @@ import torch
 from helpers.models import tiny_model
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.evaluation import is_greedy
 
 LENGTH = 12
-TREES = {"flat": VocabularyTree.flat(30), "deep": VocabularyTree.random(30, branching=4, depth=3, seed=1)}
+TREES = {"flat": VocabularyTree.flat(30), "deep": random_tree(30, branching=4, depth=3, seed=1)}
 
 
 @torch.no_grad()

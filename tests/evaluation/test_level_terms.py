@@ -11,11 +11,12 @@ from helpers.bayes_optimal import TREES, random_joint
 from helpers.models import tiny_model
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.evaluation import WindowProtocol, cut_windows
 from modeling_treediff.evaluation.level_terms import measure_levels
 from modeling_treediff.evaluation.perplexity import _pool, estimate_windows
 
-TREE = VocabularyTree.random(30, 4, 3, seed=0)
+TREE = random_tree(30, 4, 3, seed=0)
 
 FLAT = VocabularyTree.flat(30)
 
@@ -56,7 +57,7 @@ def test_terms_of_the_levels_add_up_to_the_bound(tree, fields):
 
 
 def test_a_flat_model_is_read_as_enumeration_of_the_leaves_below_each_node_says():
-    tree = VocabularyTree.random(7, 3, 3, seed=2)
+    tree = random_tree(7, 3, 3, seed=2)
     model = tiny_model(VocabularyTree.flat(7), max_position_embeddings=2).double()
     row = np.array([3, 5])
     windows = cut_windows(row, WindowProtocol(2, 2))
@@ -127,6 +128,6 @@ def perfect(tree, joint):
 
 def test_models_of_another_vocabulary_or_tree_are_refused():
     _, windows = some_windows()
-    for tree, message in ((VocabularyTree.flat(31), "30 and 31 tokens"), (VocabularyTree.random(30, 6, 2), "flat")):
+    for tree, message in ((VocabularyTree.flat(31), "30 and 31 tokens"), (random_tree(30, 6, 2), "flat")):
         with pytest.raises(ValueError, match=message):
             measure_levels(tiny_model(tree), TREE, windows, num_samples=3)

@@ -4,12 +4,13 @@ import torch
 
 from helpers.models import tiny_model
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 # Of five tokens, few enough to list all texts.
 TREES = {
     "flat": VocabularyTree.flat(5),
     "uneven": VocabularyTree.from_paths([[0, 0], [0, 1], [0, 2], [1, 0], [2, 0]], 3),
-    "deep": VocabularyTree.random(5, 2, 3, seed=3),
+    "deep": random_tree(5, 2, 3, seed=3),
 }
 
 

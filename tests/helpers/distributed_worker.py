@@ -16,7 +16,8 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch.distributed.tensor import DTensor
 
 from helpers.models import tiny_model
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.training import make_lean
 from modeling_treediff.training.run.distributed import (
     configure_sharding,
@@ -28,7 +29,7 @@ from modeling_treediff.training.run.distributed import (
 )
 
 PASSES, STEPS, SAVED_AFTER, DECAY = 4, 4, 2, 0.5  # passes per optimizer step, of all processes together
-TREE = VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+TREE = random_tree(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
 
 
 def run(folder: str, environment: dict | None = None, precision: str = "no", resume: str | None = None) -> None:

@@ -5,13 +5,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 from .models import tiny_model
 
 WORDS = ["<eos>", "<unk>", "a", "b", "c", "d", "é", "the"]  # 8 tokens: a complete tree of depth 3
 TEXTS = ["a b the é", "c d a", "the the b c d é a"]
 FLAT = VocabularyTree.flat(len(WORDS))
-BINARY = VocabularyTree.random(len(WORDS), branching=2, depth=3)
+BINARY = random_tree(len(WORDS), branching=2, depth=3)
 
 
 def make_tokenizer(eos="<eos>"):

@@ -3,7 +3,7 @@
 import torch
 
 from helpers.shapes import Shapes
-from modeling_treediff.building.order import tree_from_order
+from modeling_treediff.building.balanced import random_tree, tree_from_order
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.heads_treediff import HEADS, child_cross_entropy
 from modeling_treediff.training.memory.fused_loss import (
@@ -16,8 +16,8 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 TREES = {
     "flat": VocabularyTree.flat(20),
     "flat, shuffled, gaps": VocabularyTree.from_paths([[7 * token % 25] for token in range(20)], 25),
-    "depth 2": VocabularyTree.random(20, 6, 2),
-    "depth 3": VocabularyTree.random(40, 4, 3),
+    "depth 2": random_tree(20, 6, 2),
+    "depth 3": random_tree(40, 4, 3),
     "depth 4, chains": VocabularyTree.from_paths([[0, 0, 0, 0], [2, 1, 0, 0], [2, 1, 3, 1], [2, 1, 3, 2]], 4),
     "one token": VocabularyTree.from_paths([[1, 1, 1]], 3),
 }

@@ -6,12 +6,13 @@ import itertools
 import torch
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.constraints import TokenConstraints
 
 BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # layers that PEFT adapts
 SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
 
-TREES = [VocabularyTree.flat(20), VocabularyTree.random(20, 6, 2), VocabularyTree.random(20, 3, 3)]
+TREES = [VocabularyTree.flat(20), random_tree(20, 6, 2), random_tree(20, 3, 3)]
 IDS = ["flat", "depth 2", "depth 3"]  # of TREES
 
 

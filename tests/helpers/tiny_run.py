@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import TrainingConfig, train
 
@@ -29,7 +30,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_tree(seed: int = 0) -> VocabularyTree:
-    return VocabularyTree.random(VOCABULARY, 8, 2, seed=seed)
+    return random_tree(VOCABULARY, 8, 2, seed=seed)
 
 
 def ragged_windows(count: int = 30, seed: int = 0) -> TokenWindows:

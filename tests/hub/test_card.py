@@ -22,6 +22,8 @@ from jinja2 import Environment, meta
 from transformers import AutoModel, dynamic_module_utils
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.hub.card import MARK, read_template, render_card, write_card
 from modeling_treediff.hub.card_metadata import HUB_LICENSES, describe
@@ -101,7 +103,7 @@ def test_the_card_says_what_the_records_say(loaded, checkpoint):
         assert f"≤ {row['nelbo']:.3f} ({low:.3f} to {high:.3f})" in card
         assert f"| {row['num_tokens']:,} |" in card
     assert evaluation["texts"][0]["protocol"]["description"] in card
-    assert f"{sum(loaded.config.count_parameters().values()):,}" in card and loaded.tree.sha256 in card
+    assert f"{sum(count_parameters(loaded.config).values()):,}" in card and loaded.tree.sha256 in card
 
 
 def test_without_records_no_section_of_measurements_holds_a_number(loaded, checkpoint, tmp_path):
@@ -320,7 +322,7 @@ def test_the_example_in_the_card_runs_in_its_folder(measured):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6])
 def test_the_sketch_counts_and_names_what_is_below(depth):
-    tree = VocabularyTree.random(64, branching=round(64 ** (1 / depth)), depth=depth, seed=3)
+    tree = random_tree(64, branching=round(64 ** (1 / depth)), depth=depth, seed=3)
     lines = sketch_tree(tree).splitlines()
     shown = [re.fullmatch(r"(root, the mask: |[│ ]*[├└]── )([\d,]+)(: [\d …]+)?", line) for line in lines]
     assert shown[0][2] == "64" and len(lines) <= 1 + BRANCHES * (BRANCHES + 2) + 1

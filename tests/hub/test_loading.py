@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.hub import push, save_checkpoint
 from modeling_treediff.modeling_treediff import TreeDiffModel
 
@@ -24,7 +25,7 @@ NODES = torch.arange(100, 112)[None]
 
 @pytest.fixture(scope="module")
 def model():
-    tree = VocabularyTree.random(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
+    tree = random_tree(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
     model = tiny_model(tree, head="node")
     model.generation_config.num_steps = 7
     return model
@@ -228,7 +229,7 @@ def without_tree(files, folder):
 
 
 def with_another_tree(files, tmp_path):
-    VocabularyTree.random(90, 5, 3).save_pretrained(tmp_path / "tree")
+    random_tree(90, 5, 3).save_pretrained(tmp_path / "tree")
     return files | {file.name: file.read_bytes() for file in (tmp_path / "tree").iterdir()}
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
 from modeling_treediff.hub import push, push_tree, save_checkpoint
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
@@ -243,7 +244,7 @@ def test_a_tokenizer_stays_with_its_tree_and_goes_with_it(hub, model, tree_token
     push(model, REPO, **place)
     push_tree(model.tree, REPO, **place)
     assert tokenizer_files <= names()
-    other = tiny_model(VocabularyTree.random(90, 5, 3))
+    other = tiny_model(random_tree(90, 5, 3))
     push(other, REPO, **place)
     assert not tokenizer_files & names()
     assert TreeDiffForDiffusionLM.from_pretrained(REPO, **place).tree.sha256 == other.tree.sha256
@@ -327,7 +328,7 @@ def test_a_killed_push_leaves_the_repository_as_it_was(hub, model, tmp_path):
 
 
 def test_a_tree_alone_is_pushed_and_pulled(hub, tree):
-    other = VocabularyTree.random(90, 5, 3, seed=2, metadata={"license": "CC0-1.0"})
+    other = random_tree(90, 5, 3, seed=2, metadata={"license": "CC0-1.0"})
     for place in ({}, {"revision": "dev"}, {"subfolder": "trees/small"}):
         for one in (tree, other):
             commit = push_tree(one, "a-tree", **place)

@@ -4,6 +4,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.text.node_pieces import Piece, decode_nodes, node_pieces
 
 LETTERS = "naïve façade, “quotes” — 東京 🙂 x"  # several bytes, and with byte-level BPE several tokens, a letter
@@ -86,7 +87,7 @@ def test_kinds_and_depths(tokenizer, sample_tree):
 
 
 def test_a_cluster_of_white_space_has_a_name(tokenizer):
-    tree = VocabularyTree.random(300, branching=300, depth=2)
+    tree = random_tree(300, branching=300, depth=2)
     newline = tokenizer("\n")["input_ids"][0]
     cluster = torch.tensor([int(tree.ancestors[newline, 1])])
     tree.representative[cluster] = newline
@@ -94,7 +95,7 @@ def test_a_cluster_of_white_space_has_a_name(tokenizer):
 
 
 def test_drafts_are_read_at_any_level(tokenizer):
-    tree = VocabularyTree.random(len(tokenizer), 91, 2, seed=0)
+    tree = random_tree(len(tokenizer), 91, 2, seed=0)
     ids = torch.tensor(tokenizer("The state of the Union").input_ids)
     assert decode_nodes(ids, tree, tokenizer) == decode_nodes(ids, tree, tokenizer, level=2) == "The state of the Union"
     assert decode_nodes(ids, tree, tokenizer, level=0) == " ".join("_" * len(ids))

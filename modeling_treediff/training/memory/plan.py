@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 
 from .fake_step import TrainingStep, record_step
@@ -71,7 +72,7 @@ class MemoryPlan:
         rows += [(name, readable(size), f"{size / self.peak:.0%}") for name, size in self.parts.items()]
         step, config = self.step, self.step.model_config
         return (
-            f"{sum(config.count_parameters().values()) / 1e6:.1f}M parameters in {config.num_hidden_layers} layers, "
+            f"{sum(count_parameters(config).values()) / 1e6:.1f}M parameters in {config.num_hidden_layers} layers, "
             f"{step.batch_size} windows of {step.length} tokens, {step.precision}; per process, the peak is in "
             f"{self.peak_phase}:\n{text_table([*rows, ('all', readable(self.peak), '100%')])}"
         )
@@ -164,7 +165,7 @@ def _courses(ledger: Ledger) -> dict[str, np.ndarray]:
 
 def _share(timeline: dict[str, np.ndarray], step: TrainingStep, phases: list[tuple[str, int]]) -> dict[str, np.ndarray]:
     """Return one process's part, and what it needs to exchange; see the module's text."""
-    parts = step.model_config.count_parameters()
+    parts = count_parameters(step.model_config)
     if not step.sharded:
         return timeline | {EXCHANGE: np.full_like(timeline["parameters"], 4 * sum(parts.values()))}
     shared = {

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.quality import ablation_table, ablations, training
 from benchmarks.quality import record as quality_record
-from modeling_treediff import TreeDiffConfig, VocabularyTree
+from modeling_treediff import TreeDiffConfig
+from modeling_treediff.building.balanced import random_tree
 
 
 def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
@@ -36,8 +37,8 @@ def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
 
 def test_the_default_is_the_candidate_that_predicted_best():
     best, *_ = ablation_table.ranked_candidates(ablation_table.read_part("candidates"))
-    config = TreeDiffConfig.from_tree(VocabularyTree.random(20, 5, 2))
+    config = TreeDiffConfig.from_tree(random_tree(20, 5, 2))
     fields = ablations.VARIANTS[best].contender.fields
     assert {name: getattr(config, name) for name in fields} == dict(fields)
-    heads = [TreeDiffConfig.from_tree(VocabularyTree.random(20, 20, depth)).head for depth in (1, 2, 3)]
+    heads = [TreeDiffConfig.from_tree(random_tree(20, 20, depth)).head for depth in (1, 2, 3)]
     assert heads == ["child", "node", "child"]

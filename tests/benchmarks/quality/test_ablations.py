@@ -13,11 +13,13 @@ from helpers.models import tiny_model
 from benchmarks.contenders import budget_config, reference_parameters
 from benchmarks.quality import ablation_table, ablations, perplexity
 from benchmarks.quality import record as quality_record
-from modeling_treediff import TreeDiffConfig, VocabularyTree, corrupt
+from modeling_treediff import TreeDiffConfig, corrupt
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.building.budget import count_parameters
 
 
 def test_level_weights_change_the_training_loss_alone():
-    model = tiny_model(VocabularyTree.random(20, 5, 2)).train()
+    model = tiny_model(random_tree(20, 5, 2)).train()
     tokens = torch.randint(0, 20, (16, 8), generator=torch.Generator().manual_seed(0))
     batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(1))
     arguments = {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}
@@ -37,9 +39,9 @@ def test_every_variant_changes_something_and_keeps_the_budget():
         same = replace(variant, group=base.group, title=base.title) == base
         assert same == (name == ablations.BASE)
         branching = variant.branching or math.ceil(vocab_size ** (1 / variant.depth) - 1e-9)
-        tree = VocabularyTree.random(vocab_size, branching, variant.depth)
+        tree = random_tree(vocab_size, branching, variant.depth)
         config = budget_config(variant.contender, tree, budget, **sizes)
-        assert abs(sum(config.count_parameters().values()) - budget) <= 0.01 * budget, name
+        assert abs(sum(count_parameters(config).values()) - budget) <= 0.01 * budget, name
 
 
 def test_ablations_are_shorter_but_never_longer_than_the_protocol():
@@ -82,7 +84,7 @@ def test_ablations_run_and_are_put_into_one_table(packed, tmp_path, monkeypatch)
 
 
 def test_schedules_are_compared_with_nothing_else_changed():
-    tree = VocabularyTree.random(20, 5, 2)
+    tree = random_tree(20, 5, 2)
     for name, other in ablations.SEQUENTIAL.items():
         own, sequential = (
             TreeDiffConfig.from_tree(tree, **ablations.VARIANTS[one].contender.fields) for one in (name, other)

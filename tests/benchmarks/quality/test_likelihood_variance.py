@@ -5,11 +5,11 @@ import torch
 from helpers.models import SEQUENTIAL, tiny_model
 
 from benchmarks.quality.likelihood_variance import ESTIMATORS, estimate, summary
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 
 
 def test_all_estimators_have_one_mean():
-    model = tiny_model(VocabularyTree.random(20, 6, 2), **SEQUENTIAL)
+    model = tiny_model(random_tree(20, 6, 2), **SEQUENTIAL)
     windows = torch.randint(0, 20, (8, 8), generator=torch.Generator().manual_seed(0))
     found = {name: [estimate(name, model, windows, 2, seed) for seed in range(200)] for name in ESTIMATORS}
     counts = summary(found["counts"], found["plain"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers.conversations import BY_BLOCK, BY_PREFIX, CONVERSATION, WITHOUT_EOS
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.noise_schedules import SequentialSchedule
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator, chat_windows
@@ -67,7 +68,7 @@ def test_eos_fills_the_window_and_is_counted_or_the_rest_is_padding(chat_tokeniz
     assert (padded["attention_mask"] == (np.arange(LENGTH) < used)).all() and used < LENGTH
     assert (filled["input_ids"][used - 1 :] == chat_tokenizer.eos_token_id).all()
     assert (filled["input_ids"][:used] == chat_tokenizer.eos_token_id).sum() == 1
-    tree = VocabularyTree.random(8192, 91, 2)
+    tree = random_tree(8192, 91, 2)
     batches = [
         DiffusionCollator(tree, SequentialSchedule(2))([window | {"position": 5}]) for window in (filled, padded)
     ]
@@ -128,7 +129,7 @@ def test_what_is_no_conversation_is_named(chat_tokenizer):
 
 def test_a_model_learns_an_answer_and_its_length(chat_tokenizer):
     """One question, one answer: after 150 steps the model fills a canvas with the answer and EOS, given the prompt."""
-    tree = VocabularyTree.random(8192, 91, 2)
+    tree = random_tree(8192, 91, 2)
     torch.manual_seed(0)
     model = TreeDiffForDiffusionLM.from_tree(
         tree, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=40, rope_theta=100.0

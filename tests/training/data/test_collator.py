@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.noise_schedules import BinomialSchedule, DiscreteSchedule, PoissonSchedule, SequentialSchedule
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
@@ -18,7 +18,7 @@ FAR = 3 * 10**12  # a position that single precision does not tell from the next
 
 @pytest.fixture(scope="module")
 def tree():
-    return VocabularyTree.random(500, 23, 2)
+    return random_tree(500, 23, 2)
 
 
 @pytest.fixture(scope="module")

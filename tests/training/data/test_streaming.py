@@ -11,7 +11,7 @@ import torch
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.noise_schedules import SequentialSchedule
 from modeling_treediff.text import Corpus, tokenize_documents, tokenizing
 from modeling_treediff.training import DiffusionCollator, StreamedWindows
@@ -111,7 +111,7 @@ def test_a_document_tokenised_in_pieces_is_read_on_inside(corpus, tokenizer, mon
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1)])
 def test_processes_share_one_stream_also_when_their_number_changes(windows, before, after, workers):
     """As accelerate deals batches to processes: 72 windows by so many, then the others by so many more or fewer."""
-    collate = DiffusionCollator(VocabularyTree.random(8192, 91, 2), SequentialSchedule(2), 7)
+    collate = DiffusionCollator(random_tree(8192, 91, 2), SequentialSchedule(2), 7)
 
     def batches(processes, first, count, place):
         dealt = []

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers.models import tiny_model
 
-from modeling_treediff import TreeDiffConfig, VocabularyTree, corrupt
+from modeling_treediff import TreeDiffConfig, corrupt
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.training.memory import make_lean
 from modeling_treediff.training.memory.ledger import BLOCK
 from modeling_treediff.training.memory.plan import plan_memory
@@ -28,7 +29,7 @@ def test_what_a_model_is_made_of_is_counted_exactly():
 
 
 def tiny_model_of(config):
-    tree = VocabularyTree.random(config.vocab_size, config.max_branching, config.tree_depth)
+    tree = random_tree(config.vocab_size, config.max_branching, config.tree_depth)
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "head")
     return tiny_model(tree, **{name: getattr(config, name) for name in sizes})
 

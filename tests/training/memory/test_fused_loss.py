@@ -9,6 +9,7 @@ from helpers.heads import TREES, built, check_fused_kernel, gradients, largest_s
 from helpers.processes import REPOSITORY, run_python
 from torch.nn import functional as F
 
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.heads_treediff import HEADS, child_cross_entropy
 from modeling_treediff.training.memory.fused_loss import flat_layer, fused_kernel, lean_cross_entropy
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -44,7 +45,7 @@ def test_without_autocast_and_chunks_it_is_the_dense_loss_to_the_bit(name):
 @pytest.mark.parametrize(("name", "depth"), [("child", 2), ("child", 3), ("node", 3)])
 def test_under_autocast_the_levels_of_a_head_share_one_copy_of_the_hidden_states(name, depth):
     """And the loss is the dense one to the bit; the gradients differ in the rounding of the sum over levels."""
-    tree = VocabularyTree.random(40, 7, depth)
+    tree = random_tree(40, 7, depth)
     head, nodes = built(name, tree).float(), torch.full((4, 50), tree.root_id)
     slots, found = slots_of(tree, nodes), []
     for loss in (child_cross_entropy, lean_cross_entropy):
@@ -65,7 +66,7 @@ def _same(tensor):
 
 @pytest.mark.parametrize(("name", "depth"), [("child", 1), ("leaf", 1), ("leaf", 2)])
 def test_chunked_loss_never_holds_the_logits_of_all_positions(name, depth):
-    tree = VocabularyTree.flat(811) if depth == 1 else VocabularyTree.random(811, 29, depth)
+    tree = VocabularyTree.flat(811) if depth == 1 else random_tree(811, 29, depth)
     head, nodes = built(name, tree).float(), torch.full((4, 50), tree.root_id)
     assert largest_seen(head, nodes, tree) >= 200 * 811
     parameters, logits = 811 * 16, 20 * tree.num_nodes

@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff import TreeDiffForDiffusionLM, corrupt
 from modeling_treediff.backbone_treediff import TreeDiffBlock, rotary_tables, rotate
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, TreeDiffConfig
 from modeling_treediff.training.memory import make_lean, undo_lean
 from modeling_treediff.training.memory.lean_operations import can_be_lean, lean_linears
@@ -24,7 +25,7 @@ SIZES = {
     "num_hidden_layers": 1,
 }
 
-TREE = VocabularyTree.random(50, 8, 2)
+TREE = random_tree(50, 8, 2)
 
 
 def make_block(recompute=False, dtype=torch.float32):

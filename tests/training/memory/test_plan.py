@@ -11,7 +11,8 @@ from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, run_python
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
-from modeling_treediff.building.budget import budget_config
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.building.budget import budget_config, count_parameters
 from modeling_treediff.training.memory import make_lean
 from modeling_treediff.training.memory import plan as memory_plan
 from modeling_treediff.training.memory.fake_step import TrainingStep, norms_as_on_cuda
@@ -34,7 +35,7 @@ def reference_flat():
 def reference_tree():
     """As many parameters over a tree of fan-out 225 and depth 2: 17 layers."""
     shape = SimpleNamespace(vocab_size=50_257, tree_depth=2, max_branching=225, num_nodes=50_257 + 225, sha256=None)
-    budget = sum(reference_flat().count_parameters().values())
+    budget = sum(count_parameters(reference_flat()).values())
     return budget_config(shape, budget, **REFERENCE)
 
 
@@ -45,7 +46,7 @@ def reference_peak(tree, batch_size=32, **settings):
 
 
 def test_the_reference_models_have_equal_budgets():
-    flat, tree = (sum(config.count_parameters().values()) for config in (reference_flat(), reference_tree()))
+    flat, tree = (sum(count_parameters(config).values()) for config in (reference_flat(), reference_tree()))
     assert abs(tree - flat) <= 0.01 * flat and reference_tree().num_hidden_layers == 17
 
 
@@ -123,7 +124,7 @@ def test_accumulation_adds_the_gradients_and_no_more():
     gradients = once.timeline["gradients"].max()
     assert twice.peak == often.peak
     # Less than all of them: at the peak of a single batch those of the head are there already.
-    head = 4 * SMALL.count_parameters()["head"]
+    head = 4 * count_parameters(SMALL)["head"]
     assert 0.95 * (gradients - head) <= twice.peak - once.peak <= gradients
 
 
@@ -131,7 +132,7 @@ def test_processes_divide_what_is_sharded():
     alone = plan_memory(SMALL, 8, 64, ema=True)
     parallel = plan_memory(SMALL, 8, 64, ema=True, processes=4)
     sharded = plan_memory(SMALL, 8, 64, ema=True, processes=4, sharded=True)
-    parameters = 4 * sum(SMALL.count_parameters().values())
+    parameters = 4 * sum(count_parameters(SMALL).values())
     assert parallel.peak == alone.peak + parameters  # the buckets
     assert sharded.peak < alone.peak
     for name in ("EMA", "optimizer state"):
@@ -203,7 +204,7 @@ def test_accelerate_estimates_the_size_of_what_loads_by_remote_code(tmp_path, mo
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_plan_is_within_a_tenth_of_what_cuda_allocates(depth, checkpointing):
-    tree = VocabularyTree.flat(8192) if depth == 1 else VocabularyTree.random(8192, 91, 2)
+    tree = VocabularyTree.flat(8192) if depth == 1 else random_tree(8192, 91, 2)
     fields = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "max_position_embeddings": 256}
     model = tiny_model(tree, **fields).cuda().train()
     make_lean(model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.tiny_run import LENGTH, tiny_network, tiny_run, tiny_tree
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import StreamedWindows, TrainingConfig, check_run
 from modeling_treediff.training.run import preflight
@@ -35,7 +35,7 @@ def test_windows_and_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="9 tokens are longer than the model's 8 positions"):
         tiny_run(tmp_path / "new", windows=long)
     with pytest.raises(ValueError, match="100 leaves but the tokenizer has 64"):
-        tiny_run(tmp_path / "new", tree=VocabularyTree.random(100, 10, 2))
+        tiny_run(tmp_path / "new", tree=random_tree(100, 10, 2))
     with pytest.raises(ValueError, match="not a multiple of 4"):
         tiny_run(tmp_path / "new", global_batch_size=6)
     assert not (tmp_path / "new").exists()

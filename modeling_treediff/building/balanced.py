@@ -1,0 +1,81 @@
+"""Balanced trees without clusters: the controls for trees that mean something.
+
+Shape legend: V tokens, D depth of every leaf.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from modeling_treediff.vocabulary_tree import Table, VocabularyTree, as_int64
+
+
+def random_tree(
+    vocab_size: int, branching: int, depth: int, seed: int = 0, metadata: dict[str, Any] | None = None
+) -> VocabularyTree:
+    """Return a balanced tree with tokens in random places: the control for every tree that means something.
+
+    Raises:
+        ValueError: branching**depth leaves are fewer than the vocabulary.
+
+    """
+    check_feasible(vocab_size, branching, depth)
+    order_V = np.argsort(np.random.default_rng(seed).random(vocab_size), kind="stable")
+    return tree_from_order(order_V, branching, depth, {"method": "random", "seed": seed} | (metadata or {}))
+
+
+def tree_from_order(order: Table, branching: int, depth: int, metadata: dict[str, Any] | None = None) -> VocabularyTree:
+    """Return a balanced tree whose leaves, from the first slots to the last, are the tokens in `order`, (V,).
+
+    With tokens in order of frequency, siblings are tokens equally frequent and nothing else.
+
+    Raises:
+        ValueError: not a permutation of 0..V-1, or branching**depth leaves are fewer than the vocabulary.
+
+    """
+    order_V = as_int64(order, "order")
+    if order_V.ndim != 1 or not np.array_equal(np.sort(order_V), np.arange(len(order_V))):
+        raise ValueError(f"order must hold every token id from 0 to {len(order_V) - 1} once.")
+    check_feasible(len(order_V), branching, depth)
+    paths = _even_paths(order_V, branching, depth)
+    return VocabularyTree.from_paths(paths, branching, -np.argsort(order_V), metadata)
+
+
+def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
+    """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
+    if (needed := smallest_branching(vocab_size, depth)) > branching:
+        raise ValueError(
+            f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "
+            f"(at most {branching}^{depth} leaves): use fan-out {needed} or more, or a deeper tree."
+        )
+
+
+def smallest_branching(vocab_size: int, depth: int) -> int:
+    """Return the smallest fan-out K with K**depth >= vocab_size."""
+    if min(vocab_size, depth) < 1:
+        raise ValueError(f"vocab_size and depth must be at least 1, got {vocab_size} and {depth}.")
+    return next(branching for branching in itertools.count(1) if branching**depth >= vocab_size)
+
+
+def smallest_depth(vocab_size: int, branching: int) -> int:
+    """Return the smallest depth D with branching**D >= vocab_size."""
+    if vocab_size < 1 or branching < 1 or (branching == 1 and vocab_size > 1):
+        raise ValueError(f"No tree of fan-out {branching} has {vocab_size} tokens.")
+    depth = 1
+    while branching**depth < vocab_size:
+        depth += 1
+    return depth
+
+
+def _even_paths(order: np.ndarray, branching: int, depth: int) -> np.ndarray:
+    """Return paths (V, D) that give the tokens, in this order, the leaves of a tree split as evenly as possible."""
+    path_VD = np.zeros((len(order), depth), dtype=np.int64)
+    groups = [order]
+    for level in range(depth):
+        parts = [np.array_split(group, min(branching, len(group))) for group in groups]
+        for siblings in parts:
+            for slot, tokens in enumerate(siblings):
+                path_VD[tokens, level] = slot
+        groups = [tokens for siblings in parts for tokens in siblings]
+    return path_VD
