@@ -269,8 +269,8 @@ WRONG = {
         "complete the files, or ask their author for safetensors",
     ),
     "a newer format": (
-        lambda files, *_: with_config(files, format_version=2, head="of the future"),
-        "saved in format 2, this version of modeling-treediff reads up to 1: upgrade the package, or load with trust",
+        lambda files, *_: with_config(files, format_version=3, head="of the future"),
+        "saved in format 3, this version of modeling-treediff reads up to 2: upgrade the package, or load with trust",
     ),
 }
 
@@ -322,8 +322,8 @@ def test_remote_code_refuses_the_same_repositories(folder, files, tmp_path):
 
     There, as the error says, a newer format loads by the newer code that its repository brings.
     """
-    newer = with_config(files, format_version=2)
-    code = newer["configuration_treediff.py"].replace(b"FORMAT_VERSION = 1", b"FORMAT_VERSION = 2")
+    newer = with_config(files, format_version=3)
+    code = newer["configuration_treediff.py"].replace(b"FORMAT_VERSION = 2", b"FORMAT_VERSION = 3")
     with HubDouble() as hub:
         hub.put("someone/newer", newer | {"configuration_treediff.py": code})
         sources = {}

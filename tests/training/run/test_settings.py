@@ -13,6 +13,8 @@ from modeling_treediff.training import TrainingConfig
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
         ({"global_batch_size": 0}, "global_batch_size must be at least 1"),
+        ({"loss_chunk_size": 0}, "loss_chunk_size must be at least 1"),
+        ({"recompute_mlp_layers": -1}, "recompute_mlp_layers must not be negative"),
         ({"save_every": -1}, "save_every must not be negative"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"sampling_eps": 1.0}, "sampling_eps must lie between"),
