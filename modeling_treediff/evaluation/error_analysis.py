@@ -123,8 +123,10 @@ def _common_protocol(
     """Return the protocol, or that of the longest windows that all models take; ValueError if they do not compare."""
     longest = min(one.config.max_position_embeddings for one in models)
     protocol = protocol or WindowProtocol.for_model(models[0], tokenizer, longest)
-    if protocol.window > longest:
-        raise ValueError(f"Windows of {protocol.window} tokens are longer than the {longest} positions of a model.")
+    if protocol.sequence_length > longest:
+        raise ValueError(
+            f"Windows of {protocol.sequence_length} tokens are longer than the {longest} positions of a model."
+        )
     for one in models:
         check_tokenizer(one.tree, tokenizer)
         check_readable(one, models[0].tree)

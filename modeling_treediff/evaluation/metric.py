@@ -27,8 +27,8 @@ Args:
     model (TreeDiffForDiffusionLM, str or Path): a model, on any device; or its folder or Hub repository, then loaded
         onto a CUDA device if there is one.
     tokenizer (PreTrainedTokenizerBase, optional): its tokenizer; not needed with a folder or repository.
-    window, stride (int, optional): of the protocol, see `WindowProtocol`; by default the model's longest window, and no
-        overlap.
+    sequence_length, stride (int, optional): of the protocol, see `WindowProtocol`; by default the model's longest
+        window, and no overlap.
     **settings: num_samples, batch_size, seed and progress of `evaluate_texts`.
 Returns:
     dict: nelbo (nats per token), perplexity, bits_per_byte, for each its standard error and 95 % interval, and what
@@ -61,7 +61,7 @@ class TreeDiffPerplexity(Metric):
         predictions: list[str],
         model: TreeDiffForDiffusionLM | str | Path,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        window: int | None = None,
+        sequence_length: int | None = None,
         stride: int | None = None,
         **settings: Any,  # noqa: ANN401 -- of evaluate_texts
     ) -> dict[str, Any]:
@@ -74,5 +74,5 @@ class TreeDiffPerplexity(Metric):
             raise ValueError("A model that is already loaded needs its tokenizer beside it.")
         else:
             loaded = model
-        protocol = WindowProtocol.for_model(loaded, tokenizer, window, stride)
+        protocol = WindowProtocol.for_model(loaded, tokenizer, sequence_length, stride)
         return evaluate_texts(loaded, tokenizer, predictions, protocol, **settings).to_dict()

@@ -145,8 +145,8 @@ def evaluate_texts(
         raise ValueError(f"num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}.")
     protocol = protocol or WindowProtocol.for_model(model, tokenizer)
     limit = model.config.max_position_embeddings
-    if protocol.window > limit:
-        raise ValueError(f"Windows of {protocol.window} tokens are longer than the model's {limit} positions.")
+    if protocol.sequence_length > limit:
+        raise ValueError(f"Windows of {protocol.sequence_length} tokens are longer than the model's {limit} positions.")
     check_tokenizer(model.tree, tokenizer)
     token_ids = tokenize_texts(texts, tokenizer, protocol.eos)
     windows = cut_windows(token_ids, protocol)

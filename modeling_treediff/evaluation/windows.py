@@ -18,47 +18,49 @@ from modeling_treediff.text import encode_documents, tokenize_pieces
 class WindowProtocol:
     """How texts become windows; numbers are comparable only under the same one.
 
-    With stride = window, windows do not overlap and every token is predicted within its own: the windows that
+    With stride = sequence_length, windows do not overlap and every token is predicted within its own: the windows that
     `training` validates on, and the incomplete last one, which training drops. With a smaller stride, windows overlap,
-    and each after the first is given its first window - stride tokens and counted on the others, so that fewer tokens
-    lack context. Both are bounds on the likelihood of the same tokens.
+    and each after the first is given its first sequence_length - stride tokens and counted on the others, so that fewer
+    tokens lack context. Both are bounds on the likelihood of the same tokens.
 
     Attributes:
-        window: tokens the model sees at once.
+        sequence_length: tokens of a window, which the model sees at once.
         stride: tokens from the start of one window to that of the next.
         eos: whether each text is followed by the tokenizer's end-of-sequence token, which is counted.
 
     """
 
-    window: int
+    sequence_length: int
     stride: int
     eos: bool = True
 
     def __post_init__(self) -> None:
         """Refuse strides that would leave tokens out."""
-        if not 1 <= self.stride <= self.window:
-            raise ValueError(f"The stride must lie in 1..{self.window} (the window), got {self.stride}.")
+        if not 1 <= self.stride <= self.sequence_length:
+            raise ValueError(
+                f"The stride must lie in 1..{self.sequence_length} (the sequence length), got {self.stride}."
+            )
 
     @classmethod
     def for_model(
         cls,
         model: TreeDiffForDiffusionLM,
         tokenizer: PreTrainedTokenizerBase,
-        window: int | None = None,
+        sequence_length: int | None = None,
         stride: int | None = None,
     ) -> "WindowProtocol":
         """Fill in what is not given: the model's longest window, no overlap, EOS if the tokenizer has one."""
-        window = model.config.max_position_embeddings if window is None else window
-        return cls(window, window if stride is None else stride, tokenizer.eos_token_id is not None)
+        length = model.config.max_position_embeddings if sequence_length is None else sequence_length
+        return cls(length, length if stride is None else stride, tokenizer.eos_token_id is not None)
 
     def __str__(self) -> str:
         """State the protocol in one sentence."""
         end = "each followed by EOS, which is counted" if self.eos else "without EOS"
-        given = self.window - self.stride
+        given = self.sequence_length - self.stride
         overlap = f"each but the first given its first {given} tokens" if given else "without overlap"
         return (
-            f"texts tokenised without special tokens, {end}, joined, and cut into windows of {self.window} tokens, "
-            f"stride {self.stride}, {overlap}; the last one padded, padding masked; each token counted once"
+            f"texts tokenised without special tokens, {end}, joined, and cut into windows of {self.sequence_length} "
+            f"tokens, stride {self.stride}, {overlap}; the last one padded, padding masked; each token counted once"
         )
 
 
@@ -132,12 +134,12 @@ def cut_windows(token_ids: np.ndarray, protocol: WindowProtocol) -> EvaluationWi
     """
     if not len(token_ids):
         raise ValueError("There is no token to count.")
-    window, stride = protocol.window, protocol.stride
-    start_W = torch.arange(0, max(len(token_ids) - (window - stride), 1), stride)
-    place_T = torch.arange(window)
+    length, stride = protocol.sequence_length, protocol.stride
+    start_W = torch.arange(0, max(len(token_ids) - (length - stride), 1), stride)
+    place_T = torch.arange(length)
     place_WT = start_W[:, None] + place_T
     return EvaluationWindows(
         token_ids=torch.from_numpy(token_ids)[place_WT.clamp(max=len(token_ids) - 1)],
         attention_mask=(place_WT < len(token_ids)).long(),
-        fixed_mask=((start_W[:, None] > 0) & (place_T < window - stride)).long(),
+        fixed_mask=((start_W[:, None] > 0) & (place_T < length - stride)).long(),
     )

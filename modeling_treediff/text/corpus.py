@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .documents import check_exists, check_split, file_format, is_text, iterate_rows, number_documents
+from .documents import check_exists, check_split, file_format, iterate_rows, number_documents
+from .text_files import is_text
 
 
 class TextSource(Protocol):
@@ -37,7 +38,7 @@ class Corpus:
 
     """
 
-    source: str | os.PathLike
+    source: str | os.PathLike[str]
     split: str = "train"
     text_column: str = "text"
     configuration: str | None = None

@@ -1,32 +1,27 @@
 """Documents from a text file, possibly compressed, or from a dataset on the Hub or on disk."""
 
-import bz2
-import codecs
-import gzip
-import lzma
 import os
-import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-TEXT_SUFFIXES = (".txt", ".md", ".text")
+from .text_files import OPENERS, TEXT_SUFFIXES, cut_at_spaces, is_text, iterate_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
 DATASET_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # and what reads them
-OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
-BLANK_LINES = re.compile(r"\n\s*\n")
-BLOCK_BYTES = 2**20  # a text file is read in blocks of at least this size
 
 
 def read_documents(
-    source: str | os.PathLike, split: str = "train", text_column: str = "text", configuration: str | None = None
+    source: str | os.PathLike[str], split: str = "train", text_column: str = "text", configuration: str | None = None
 ) -> list[str]:
     """Read all documents of a corpus; arguments and errors as of `iterate_documents`."""
     return list(iterate_documents(source, split, text_column, configuration))
 
 
 def iterate_documents(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     split: str = "train",
     text_column: str = "text",
     configuration: str | None = None,
@@ -60,7 +55,7 @@ def iterate_documents(
 
 
 def number_documents(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     split: str = "train",
     text_column: str = "text",
     configuration: str | None = None,
@@ -74,7 +69,8 @@ def number_documents(
     """
     check_split(source, split)
     if is_text(source):
-        pieces = _iterate_text(Path(source), max_characters, first)
+        check_exists(source)
+        pieces = iterate_text(Path(source), max_characters, first)
     else:
         pieces = _iterate_column(source, split, text_column, configuration, max_characters, first)
     empty = True
@@ -86,12 +82,7 @@ def number_documents(
         raise ValueError(f"{source} holds no text.")
 
 
-def is_text(source: str | os.PathLike) -> bool:
-    """Whether a source is a text file by its name, not a dataset."""
-    return not {suffix.lower() for suffix in Path(source).suffixes[-2:]}.isdisjoint(TEXT_SUFFIXES)
-
-
-def file_format(source: str | os.PathLike) -> str:
+def file_format(source: str | os.PathLike[str]) -> str:
     """Return how a file is read, which its ending decides: `text`, `text.xz`, `json`, ...; "" for an unknown one."""
     suffix = Path(source).suffix.lower()
     if is_text(source):
@@ -99,7 +90,7 @@ def file_format(source: str | os.PathLike) -> str:
     return DATASET_FILES.get(suffix, "")
 
 
-def check_exists(source: str | os.PathLike) -> None:
+def check_exists(source: str | os.PathLike[str]) -> None:
     """Raise FileNotFoundError if a source is a file by its name and there is none."""
     path = Path(source)
     if path.is_file():
@@ -110,7 +101,7 @@ def check_exists(source: str | os.PathLike) -> None:
         raise FileNotFoundError(f"There is no file {path}.")
 
 
-def check_split(source: str | os.PathLike, split: str) -> None:
+def check_split(source: str | os.PathLike[str], split: str) -> None:
     """Raise ValueError for a split of a single file: it would be ignored, and the whole file read."""
     is_file = is_text(source) or Path(source).suffix.lower() in DATASET_FILES
     if is_file and split != "train":
@@ -143,59 +134,8 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
     return [text for number, text in enumerate(documents) if not is_held_out(number, held_out_every)], held_out
 
 
-def _iterate_text(path: Path, max_characters: int | None, first: int) -> Iterator[tuple[int, str]]:
-    check_exists(path)
-    text_of = _Utf8Decoder(path)
-    number, rest, block = 0, "", b" "
-    try:
-        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as stream:
-            while block:
-                # Blocks grow with an unfinished document, so that it is searched a few times only, however long.
-                block = stream.read(max(BLOCK_BYTES, len(rest)))
-                *documents, rest = BLANK_LINES.split(rest + text_of(block))
-                for document in documents:
-                    if number >= first:
-                        yield from ((number, piece) for piece in _pieces(document, max_characters))
-                    number += 1
-                *pieces, rest = _pieces(rest, max_characters)
-                if number >= first:
-                    yield from ((number, piece) for piece in pieces)
-    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be decompressed: {error}.") from error
-    if number >= first:
-        yield number, rest
-
-
-class _Utf8Decoder:
-    """Decodes a file block by block; an empty block ends it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.bytes_read, self.decoder = path, 0, codecs.getincrementaldecoder("utf-8")()
-
-    def __call__(self, block: bytes) -> str:
-        pending = len(self.decoder.getstate()[0])
-        try:
-            text = self.decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            position = self.bytes_read - pending + error.start
-            raise ValueError(
-                f"{self.path} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}. Convert it first, "
-                "for example with iconv -f latin1 -t utf-8."
-            ) from error
-        self.bytes_read += len(block)
-        return text
-
-
-def _pieces(document: str, max_characters: int | None) -> list[str]:
-    """Cut a document into pieces, each as long as allowed; the last one may still grow without changing the others."""
-    if max_characters is None or len(document) <= max_characters:
-        return [document]
-    up_to_a_space, no_space = rf"\S.{{0,{max_characters - 1}}}(?!\S)", rf"\S{{{max_characters}}}"
-    return re.findall(rf"{up_to_a_space}|{no_space}|\s\Z", document, re.DOTALL)
-
-
 def _iterate_column(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     split: str,
     text_column: str,
     configuration: str | None,
@@ -209,12 +149,12 @@ def _iterate_column(
         text = row.get(text_column) or ""
         if not isinstance(text, str):
             raise ValueError(f"The column {text_column!r} of {source} holds {type(text).__name__}, not text.")
-        for piece in _pieces(text, max_characters):
+        for piece in cut_at_spaces(text, max_characters):
             yield number, piece
 
 
 def iterate_rows(
-    source: str | os.PathLike, split: str = "train", configuration: str | None = None, first: int = 0
+    source: str | os.PathLike[str], split: str = "train", configuration: str | None = None, first: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Read the rows of a dataset one by one, from row number `first` on; arguments as of `iterate_documents`."""
     try:
@@ -224,7 +164,7 @@ def iterate_rows(
     yield from dataset.skip(first) if first else dataset
 
 
-def _open_dataset(source: str | os.PathLike, split: str, configuration: str | None) -> Any:  # noqa: ANN401 -- datasets is optional
+def _open_dataset(source: str | os.PathLike[str], split: str, configuration: str | None) -> "Dataset | IterableDataset":
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -2,15 +2,17 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-from transformers import AddedToken
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 MASK_TOKEN = "<|mask|>"
 
+Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
-def with_mask_token(tokenizer: Any, vocab_size: int) -> Any:  # noqa: ANN401 -- any tokenizer of transformers
+
+def with_mask_token(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     """Return a copy of a tokenizer whose mask token has the id of the tree's root, V; itself if it has that one.
 
     The new token, `<|mask|>`, also replaces a mask token of the vocabulary, such as BERT's, which is a leaf like any
@@ -37,7 +39,7 @@ def with_mask_token(tokenizer: Any, vocab_size: int) -> Any:  # noqa: ANN401 -- 
     return masked
 
 
-def refuse_mask(token_ids: Sequence[int] | np.ndarray, tokenizer: Any, place: str) -> None:  # noqa: ANN401
+def refuse_mask(token_ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
     """Raise ValueError, naming the place, if a text to learn or to measure holds the mask: it is no token of a text."""
     if tokenizer.mask_token == MASK_TOKEN and tokenizer.mask_token_id in token_ids:
         raise ValueError(

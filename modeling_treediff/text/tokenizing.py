@@ -82,7 +82,7 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the token that ends a document; ValueError if the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no eos_token; documents need one between them.")
-    return tokenizer.eos_token_id
+    return int(tokenizer.eos_token_id)
 
 
 def token_type(tokenizer: PreTrainedTokenizerBase) -> np.dtype:

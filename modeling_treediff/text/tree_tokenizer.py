@@ -18,7 +18,7 @@ def tokenizer_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     has_root = tokenizer.mask_token == MASK_TOKEN and tokenizer.mask_token_id == size - 1
-    return size - has_root
+    return int(size - has_root)
 
 
 def check_tokenizer(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase) -> None:

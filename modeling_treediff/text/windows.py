@@ -102,7 +102,7 @@ def _counted(columns: dict[str, np.ndarray]) -> np.ndarray:
     return columns["input_ids"][counted]
 
 
-class ShuffledWindows(Dataset):
+class ShuffledWindows(Dataset[dict[str, Any]]):
     """Windows in the order of training: epoch after epoch, each shuffled by (seed, epoch).
 
     Item i is the window number `first + i` of the whole run, so a resumed run starts at any place without a state. An

@@ -27,7 +27,7 @@ for refused in ([], ["a", ""]):
         print(error, file=sys.stderr)
 metric.add_batch(predictions=["a b the é"])
 metric.add(prediction="c d a")
-print(json.dumps(metric.compute(model=sys.argv[1], window=5, stride=2, seed=3, num_samples=4)))
+print(json.dumps(metric.compute(model=sys.argv[1], sequence_length=5, stride=2, seed=3, num_samples=4)))
 print(metric.description)
 """
 

@@ -117,7 +117,7 @@ def test_a_single_corruption_has_no_error_and_still_gives_json(tokenizer):
 
 def test_the_result_states_its_protocol(tokenizer):
     packed = evaluate_texts(uniform_model(FLAT), tokenizer, TEXTS).to_dict()["protocol"]
-    assert (packed["window"], packed["stride"], packed["eos"]) == (16, 16, True)
+    assert (packed["sequence_length"], packed["stride"], packed["eos"]) == (16, 16, True)
     assert "windows of 16 tokens, stride 16, without overlap" in packed["description"]
     assert "each followed by EOS" in packed["description"]
     strided = str(WindowProtocol(16, 4, eos=False))

@@ -99,7 +99,7 @@ class StreamedWindows:
 
 
 @dataclass(eq=False)
-class StreamedItems(IterableDataset):
+class StreamedItems(IterableDataset[dict[str, Any]]):
     """Items of a run as `ShuffledWindows` serves them, each also with a `place` to read on from.
 
     The place is where the block of the item begins. Every process iterates over the same stream, and accelerate's

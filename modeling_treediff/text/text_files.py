@@ -1,0 +1,83 @@
+"""UTF-8 text files, possibly compressed, in which blank lines separate documents; read block by block."""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TEXT_SUFFIXES = (".txt", ".md", ".text")
+OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+BLANK_LINES = re.compile(r"\n\s*\n")
+BLOCK_BYTES = 2**20  # a file is read in blocks of at least this size
+
+
+def is_text(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a text file by its name, not a dataset."""
+    return not {suffix.lower() for suffix in Path(source).suffixes[-2:]}.isdisjoint(TEXT_SUFFIXES)
+
+
+def iterate_text(path: Path, max_characters: int | None = None, first: int = 0) -> Iterator[tuple[int, str]]:
+    """Yield the documents of a file with their numbers, as they stand there, from document number `first` on.
+
+    Args:
+        path: of the file; its last ending says how it is compressed.
+        max_characters: longer documents come in pieces of at most this length, which share a number.
+        first: number of the first document; those before it are read and left out.
+
+    Raises:
+        ValueError: bytes that are not UTF-8, or a damaged archive.
+
+    """
+    text_of = _Utf8Decoder(path)
+    number, rest, block = 0, "", b" "
+    try:
+        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as stream:
+            while block:
+                # Blocks grow with an unfinished document, so that it is searched a few times only, however long.
+                block = stream.read(max(BLOCK_BYTES, len(rest)))
+                *documents, rest = BLANK_LINES.split(rest + text_of(block))
+                for document in documents:
+                    if number >= first:
+                        yield from ((number, piece) for piece in cut_at_spaces(document, max_characters))
+                    number += 1
+                *pieces, rest = cut_at_spaces(rest, max_characters)
+                if number >= first:
+                    yield from ((number, piece) for piece in pieces)
+    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be decompressed: {error}.") from error
+    if number >= first:
+        yield number, rest
+
+
+class _Utf8Decoder:
+    """Decodes a file block by block; an empty block ends it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bytes_read, self.decoder = path, 0, codecs.getincrementaldecoder("utf-8")()
+
+    def __call__(self, block: bytes) -> str:
+        pending = len(self.decoder.getstate()[0])
+        try:
+            text = self.decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            position = self.bytes_read - pending + error.start
+            raise ValueError(
+                f"{self.path} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}. Convert it first, "
+                "for example with iconv -f latin1 -t utf-8."
+            ) from error
+        self.bytes_read += len(block)
+        return text
+
+
+def cut_at_spaces(document: str, max_characters: int | None) -> list[str]:
+    """Cut a document into pieces, each as long as allowed; the last one may still grow without changing the others."""
+    if max_characters is None or len(document) <= max_characters:
+        return [document]
+    up_to_a_space, no_space = rf"\S.{{0,{max_characters - 1}}}(?!\S)", rf"\S{{{max_characters}}}"
+    return re.findall(rf"{up_to_a_space}|{no_space}|\s\Z", document, re.DOTALL)
