@@ -156,7 +156,9 @@ def measure(model: TreeDiffForDiffusionLM) -> dict:
     tokens = torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(7))
     bound = model.nelbo(tokens, num_samples=3, batch_size=4, generator=torch.Generator().manual_seed(7)).value
     text = model.generate(max_new_tokens=8, num_steps=8, generator=torch.Generator().manual_seed(7))
-    leaves = model.leaf_log_probs(text[:, :3])
+    nodes = text[:, :3].clone()
+    nodes[:, 1] = model.config.mask_token_id
+    leaves = model.token_log_probs(nodes)
     model.train()
     return {"bound": bound, "text": text, "leaves": leaves.exp()}
 

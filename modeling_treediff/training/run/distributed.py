@@ -31,7 +31,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fs
 from torch.distributed.tensor import DTensor
 
 # What users and the loop call besides `forward`.
-FORWARD_METHODS = ("nelbo", "generate", "leaf_log_probs")
+FORWARD_METHODS = ("nelbo", "generate", "token_log_probs")
 
 
 def configure_sharding(accelerator: Accelerator) -> None:
@@ -72,7 +72,7 @@ def configure_sharding(accelerator: Accelerator) -> None:
 
 
 def gather_for_methods(model: torch.nn.Module) -> None:
-    """Let `nelbo`, `generate` and `leaf_log_probs` of a model prepared with FSDP2 gather its parameters; else a no-op.
+    """Let `nelbo`, `generate` and `token_log_probs` of a model prepared with FSDP2 gather its parameters; else a no-op.
 
     Every process must call them with as many sequences and the same settings, as each forward pass is a meeting of all.
     Afterwards all is sharded again: parameters still gathered would hide later changes of the parts, such as averaged
