@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.constraints import TokenConstraints
+from modeling_treediff.text import decode_nodes
 
 from .options.generate import Sampling, Shown, Text
 
@@ -26,7 +27,7 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
     result = model.generate(**settings, output_history=True, return_dict_in_generate=True)
     last = len(result.history) - 1
     for step in sorted({round(last * index / shown.snapshots) for index in range(shown.snapshots)}):
-        print(f"step {step:3d}/{last}: {model.decode_draft(result.history[step][0], tokenizer)}")
+        print(f"step {step:3d}/{last}: {decode_nodes(result.history[step][0], model.tree, tokenizer)}")
     print(f"\n{tokenizer.decode(result.sequences[0])}")
 
 

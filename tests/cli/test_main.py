@@ -1,7 +1,6 @@
 """The command: quick, the same from everywhere, and all its options documented."""
 
 import re
-import subprocess
 import sys
 from dataclasses import fields
 
@@ -18,6 +17,7 @@ MODULES = {name: name.replace("-", "_") for name in SUBCOMMANDS}
 EXAMPLES = {name: f"{module}.py" for name, module in MODULES.items()} | {"push": "push_to_hub.py"}
 HELP = """
 import sys
+sys.argv[0] = "treediff"  # as the installed command is called
 from modeling_treediff.cli.main import main
 try:
     main()
@@ -33,7 +33,7 @@ def test_help_lists_all_subcommands_at_once():
     listed, imported = ran.stdout.strip().rsplit("\n", 1)
     assert ran.returncode == 0 and re.findall(r"^  ([a-z-]+) {2,}\w", listed, re.MULTILINE) == list(SUBCOMMANDS)
     assert not {"torch", "transformers", "numpy"} & set(imported.split())
-    assert subprocess.run([sys.executable, "-m", "modeling_treediff.cli.main", "--help"], timeout=2).returncode == 0
+    assert run_python("--help", code=HELP, timeout=2).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inspect-tree", "push"])
