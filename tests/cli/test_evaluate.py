@@ -46,7 +46,11 @@ def test_a_row_per_text_the_protocol_and_json(checkpoint, texts, tokenizer, tmp_
     ran = run_treediff("evaluate", checkpoint, *texts, *settings, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "result.json").read_text("utf-8"))
-    assert record["seed"] == 5 and "modeling_treediff.cli.main evaluate" in record["command"] and record["versions"]["torch"]
+    assert (
+        record["seed"] == 5
+        and "modeling_treediff.cli.main evaluate" in record["command"]
+        and record["versions"]["torch"]
+    )
     assert [row["text"] for row in record["texts"]] == [str(text) for text in texts]
     model = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
     documents = read_documents(texts[0])

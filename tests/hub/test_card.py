@@ -13,8 +13,7 @@ from helpers.tiny_run import tiny_run
 from huggingface_hub import ModelCard
 from jinja2 import Environment, meta
 
-from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, VocabularyTree
-from modeling_treediff.building.balanced import random_tree
+from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.hub.card import MARK, read_template, render_card, write_card

@@ -5,13 +5,14 @@ import re
 import pytest
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.hub.card import render_card
 from modeling_treediff.hub.tree_sketch import BRANCHES, sketch_tree
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6])
 def test_the_sketch_counts_and_names_what_is_below(depth):
-    tree = VocabularyTree.random(64, branching=round(64 ** (1 / depth)), depth=depth, seed=3)
+    tree = random_tree(64, branching=round(64 ** (1 / depth)), depth=depth, seed=3)
     lines = sketch_tree(tree).splitlines()
     shown = [re.fullmatch(r"(root, the mask: |[│ ]*[├└]── )([\d,]+)(: [\d …]+)?", line) for line in lines]
     assert shown[0][2] == "64" and len(lines) <= 1 + BRANCHES * (BRANCHES + 2) + 1
