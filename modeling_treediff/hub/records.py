@@ -54,7 +54,11 @@ def find_records(weights: Path, places: Mapping[str, Path]) -> dict[str, dict[st
     measured = cache(lambda: weights_sha256(weights))  # seconds for large weights, and seldom needed
     records = {name: read_json(file) for name, file in places.items()}
     named = {name: record for name, record in records.items() if record.get("weights_sha256")}
-    return {name: record for name, record in named.items() if record["weights_sha256"] == measured()}
+    found = {name: record for name, record in named.items() if record["weights_sha256"] == measured()}
+    for record in found.values():
+        if "licence" in record:  # its name in records written before version 0.2
+            record["license"] = record.pop("licence")
+    return found
 
 
 def records_of_origin(model: PreTrainedModel) -> dict[str, Path]:

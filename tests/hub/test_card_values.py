@@ -40,3 +40,11 @@ def test_what_a_record_holds_cannot_break_a_table_or_be_a_tag(loaded, checkpoint
     rows = section(render_card(loaded, checkpoint), "Training").strip().split("\n\n")[0].splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
     assert rows[2].startswith("| License of the weights | &lt;b>") and not any("<script" in row for row in rows)
+
+
+def test_records_of_older_versions_are_read(loaded, checkpoint):
+    card, older = render_card(loaded, checkpoint), record(checkpoint)
+    assert "license: apache-2.0" in card
+    older["licence"] = older.pop("license")
+    (checkpoint / "result.json").write_text(json.dumps(older))
+    assert render_card(loaded, checkpoint) == card

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.configuration_treediff import FORMAT_VERSION
 from modeling_treediff.hub import push, save_checkpoint
 from modeling_treediff.modeling_treediff import TreeDiffModel
 
@@ -269,8 +270,9 @@ WRONG = {
         "complete the files, or ask their author for safetensors",
     ),
     "a newer format": (
-        lambda files, *_: with_config(files, format_version=3, head="of the future"),
-        "saved in format 3, this version of modeling-treediff reads up to 2: upgrade the package, or load with trust",
+        lambda files, *_: with_config(files, format_version=FORMAT_VERSION + 1, head="of the future"),
+        f"saved in format {FORMAT_VERSION + 1}, this version of modeling-treediff reads up to {FORMAT_VERSION}: "
+        "upgrade the package, or load with trust",
     ),
 }
 
@@ -322,8 +324,9 @@ def test_remote_code_refuses_the_same_repositories(folder, files, tmp_path):
 
     There, as the error says, a newer format loads by the newer code that its repository brings.
     """
-    newer = with_config(files, format_version=3)
-    code = newer["configuration_treediff.py"].replace(b"FORMAT_VERSION = 2", b"FORMAT_VERSION = 3")
+    newer = with_config(files, format_version=FORMAT_VERSION + 1)
+    here, there = (f"FORMAT_VERSION = {version}".encode() for version in (FORMAT_VERSION, FORMAT_VERSION + 1))
+    code = newer["configuration_treediff.py"].replace(here, there)
     with HubDouble() as hub:
         hub.put("someone/newer", newer | {"configuration_treediff.py": code})
         sources = {}
