@@ -151,10 +151,8 @@ class TreeDiffBackbone(nn.Module):
         if segment_ids is None:
             return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)
         if "flash" in self.config._attn_implementation:
-            raise ValueError(
-                f"{self.config._attn_implementation} cannot keep segments apart: load the model with "
-                "attn_implementation='sdpa' or 'flex_attention'."
-            )
+            kind = self.config._attn_implementation
+            raise ValueError(f"{kind} cannot keep segments apart: load with attn_implementation='sdpa'.")
         if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
             segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
         same_segment = packed_sequence_mask_function(segment_ids)

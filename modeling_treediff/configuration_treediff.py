@@ -132,9 +132,9 @@ class TreeDiffConfig(PreTrainedConfig):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.hidden_size % (2 * self.num_attention_heads):
+            heads = f"num_attention_heads={self.num_attention_heads}"
             raise ValueError(
-                f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads="
-                f"{self.num_attention_heads} (rotary embeddings turn pairs of features)."
+                f"hidden_size={self.hidden_size} must be an even multiple of {heads}: rotation takes pairs."
             )
         if self.max_branching**self.tree_depth < self.vocab_size:
             shape = f"a tree of depth {self.tree_depth} with fan-out {self.max_branching}"

@@ -108,21 +108,18 @@ def corrupt_level(
 
 def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree) -> None:
     """Raise ValueError unless all of the tokens are leaves of the tree."""
-    vocab_size = tree.ancestors.shape[0]
-    if token_ids.numel() and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
-        raise ValueError(
-            f"Token ids must lie in 0..{vocab_size - 1} (the tree's leaves), got {int(token_ids.min())}.."
-            f"{int(token_ids.max())}. Is this the tokenizer the tree was built for?"
-        )
+    hint = " Is this the tokenizer the tree was built for?"
+    _check_range(token_ids, tree.ancestors.shape[0], "Token ids", "the tree's leaves", hint)
 
 
 def check_nodes(node_ids: torch.Tensor, num_nodes: int) -> None:
-    """Raise ValueError unless all ids are nodes of a tree with so many."""
-    if node_ids.numel() and not 0 <= int(node_ids.min()) <= int(node_ids.max()) < num_nodes:
-        raise ValueError(
-            f"input_ids must lie in 0..{num_nodes - 1} (nodes of the tree), got {int(node_ids.min())}.."
-            f"{int(node_ids.max())}."
-        )
+    """Raise ValueError unless all ids are nodes of a tree of this many."""
+    _check_range(node_ids, num_nodes, "input_ids", "nodes of the tree")
+
+
+def _check_range(ids: torch.Tensor, count: int, name: str, what: str, hint: str = "") -> None:
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+        raise ValueError(f"{name} must lie in 0..{count - 1} ({what}), got {int(ids.min())}..{int(ids.max())}.{hint}")
 
 
 def counted_positions(

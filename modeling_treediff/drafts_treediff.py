@@ -145,10 +145,8 @@ class TokenWeights:
         closed_BT = open_positions & self.weight_RN.expand(len(draft.node_ids), -1).gather(1, draft.node_ids).isneginf()
         if closed_BT.any():
             text, position = closed_BT.nonzero()[0].tolist()
-            raise ValueError(
-                f"None of the tokens below node {int(draft.node_ids[text, position])}, given for text {text}, is "
-                "allowed: allow one of them, or give another node."
-            )
+            node = int(draft.node_ids[text, position])
+            raise ValueError(f"None of the tokens below node {node}, given for text {text}, is allowed: allow one.")
 
     def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor | None:
         """Return (n, K) logarithms of the weights of the children of the n waiting positions (B, T); None if all 1."""
@@ -164,14 +162,11 @@ class TokenWeights:
     def child_log_probs_alone(self) -> torch.Tensor:
         """Return (I, K): the model's distribution at every internal node on its own, without other positions."""
         if self.alone_IK is None:
-            if self.tree.tree_depth == 1:  # the root's is the text's own
-                self.alone_IK = torch.zeros(1, self.tree.max_branching, dtype=self.dtype, device=self.tree.depth.device)
-            else:
-                node_I1 = torch.arange(self.tree.root_id, self.tree.num_nodes, device=self.tree.depth.device)[:, None]
-                parts = node_I1.split(NODES_PER_PASS)
-                self.num_forward_passes += len(parts)
-                logits_IK = torch.cat([self.model.child_logits(part)[:, 0] for part in parts])
-                self.alone_IK = logits_IK.to(self.dtype).log_softmax(dim=-1)
+            node_I1 = torch.arange(self.tree.root_id, self.tree.num_nodes, device=self.tree.depth.device)[:, None]
+            parts = node_I1.split(NODES_PER_PASS)
+            self.num_forward_passes += len(parts)
+            logits_IK = torch.cat([self.model.child_logits(part)[:, 0] for part in parts])
+            self.alone_IK = logits_IK.to(self.dtype).log_softmax(dim=-1)
         return self.alone_IK
 
     def node_log_weights(self, log_weight_RV: torch.Tensor) -> torch.Tensor:

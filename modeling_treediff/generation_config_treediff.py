@@ -27,8 +27,12 @@ def _is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _are_tokens(value: Any) -> bool:
-    return _is_list(value) and all(_is_count(token, 0) for token in value)
+def _are_counts(value: Any, least: int = 1) -> bool:
+    return _is_list(value) and all(_is_count(count, least) for count in value)
+
+
+def _are_special(value: Any) -> bool:
+    return value is None or _is_count(value, 0) or (_are_counts(value, 0) and len(value) > 0)
 
 
 # Settings, what they may be, and how that is said.
@@ -44,17 +48,9 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("remasking_fraction", lambda v: _is_number(v, 0, 1), "lie in (0, 1]"),
     ("remasking_steps", lambda v: _is_count(v, 0), "be a whole number, 0 or more"),
     ("threshold", lambda v: v is None or (_is_number(v) and v >= 0), "not be negative"),
-    (
-        "steps_per_level",
-        lambda v: v in (None, "auto") or (_is_list(v) and all(map(_is_count, v))),
-        'be "auto" or positive whole numbers, one per level',
-    ),
-    ("allowed_tokens suppress_tokens", lambda v: v is None or _are_tokens(v), "be a list of token ids"),
-    (
-        "bos_token_id eos_token_id pad_token_id",
-        lambda v: v is None or _is_count(v, 0) or (_are_tokens(v) and len(v) > 0),
-        "be a token id or a list of some",
-    ),
+    ("steps_per_level", lambda v: v in (None, "auto") or _are_counts(v), 'be "auto" or positive whole numbers'),
+    ("allowed_tokens suppress_tokens", lambda v: v is None or _are_counts(v, 0), "be a list of token ids"),
+    (" ".join(SPECIAL_TOKENS), _are_special, "be a token id or a list of some"),
 )
 
 
@@ -133,10 +129,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             kwargs.pop(internal, None)
         self._from_model_config = False
         if moved := sorted(name for name in MOVED if kwargs.pop(name, None)):
-            raise ValueError(
-                f"{', '.join(moved)}: give it to modeling_treediff.constraints.TokenConstraints, and that to generate "
-                "as `constraints` (pip install modeling-treediff)."
-            )
+            hint = "modeling_treediff.constraints.TokenConstraints, which generate takes as `constraints`"
+            raise ValueError(f"{', '.join(moved)}: now of {hint} (pip install modeling-treediff).")
         if kwargs:
             known = sorted(name for name in self.__dict__ if not name.startswith("_"))
             raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")

@@ -85,11 +85,10 @@ class TreeDiffGenerationMixin:
             streamer: one of transformers'. It gets what stands before the first open position by `put`, drafts of what
                 is behind it by `put_draft` if it has that (as `TextDiffusionStreamer`), with the most frequent token
                 below each internal node, and finished blocks by `put`.
-            generator: source of the randomness; the same state gives the same text on a CPU. A list of one for each
-                returned text gives each the same text alone and in a batch.
-            constraints: what the tokens may be, beyond the settings allowed_tokens and suppress_tokens;
-                `modeling_treediff.constraints.TokenConstraints` forbids words of several tokens and takes transformers'
-                logits processors.
+            generator: source of the randomness; with a list of one for each returned text, a text does not depend on
+                the others of its batch.
+            constraints: what the tokens may be, beyond allowed_tokens and suppress_tokens, such as
+                `modeling_treediff.constraints.TokenConstraints`: no bad words, logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.
             kwargs: single settings that override the config's.
 
@@ -138,10 +137,8 @@ class TreeDiffGenerationMixin:
                 loaded: Any = self.generation_config_class.from_pretrained(source, **where)
                 self.generation_config = loaded
             except (OSError, TypeError) as error:
-                raise ValueError(
-                    f"{GENERATION_CONFIG_NAME} of {source} is damaged ({error}). Restore it, or delete it for the "
-                    "defaults."
-                ) from error
+                damaged = f"{GENERATION_CONFIG_NAME} of {source} is damaged ({error})"
+                raise ValueError(f"{damaged}. Restore it, or delete it for the defaults.") from error
 
     def _settings(
         self, generation_config: TreeDiffGenerationConfig | None, overrides: dict[str, Any]
@@ -149,11 +146,8 @@ class TreeDiffGenerationMixin:
         own = self.generation_config
         base = own if generation_config is None else generation_config
         # By name: with remote code the same class may exist twice.
-        if type(base).__name__ != self.generation_config_class.__name__:
-            raise ValueError(
-                f"generation_config must be a {self.generation_config_class.__name__}, got {type(base).__name__}; or "
-                "give the settings themselves to generate."
-            )
+        if type(base).__name__ != (expected := self.generation_config_class.__name__):
+            raise ValueError(f"generation_config must be a {expected}, got {type(base).__name__}; or give settings.")
         special = {name: getattr(own, name) for name in SPECIAL_TOKENS if getattr(base, name) is None}
         settings = self.generation_config_class(**{**base.to_dict(), **special, **overrides})
         for name in SPECIAL_TOKENS:
@@ -173,10 +167,8 @@ class TreeDiffGenerationMixin:
             if given is not None and not isinstance(given, torch.Tensor):
                 raise ValueError(f"{name} must be a tensor, got {type(given).__name__}.")
         if input_ids.is_floating_point() or input_ids.ndim != 2 or not len(input_ids):
-            raise ValueError(
-                "input_ids must be whole numbers of shape (batch, length), with a text at least, got "
-                f"{input_ids.dtype} of shape {tuple(input_ids.shape)}."
-            )
+            got = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+            raise ValueError(f"input_ids must be whole numbers of shape (batch, length), at least one text, got {got}.")
         check_nodes(input_ids, self.config.num_tree_nodes)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

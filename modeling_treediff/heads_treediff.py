@@ -88,8 +88,7 @@ class NodeHead(nn.Module):
 class LeafHead(nn.Module):
     """V scores; a node's is the logsumexp over the leaves below it (HDLM). On the flat tree the same as `ChildHead`.
 
-    So a cluster's probability is the sum of its tokens'; normalising among siblings leaves out all leaves that are not
-    below the position's node. It takes O(n V) numbers in fp32.
+    So a cluster's probability is the sum of its tokens'. It takes O(n V) numbers in fp32.
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:
@@ -104,7 +103,7 @@ class LeafHead(nn.Module):
         else:
             score_BTV = _at_least_fp32(self.tokens(hidden_BTE))
             score_BTN = torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)
-            logits_BTK = score_BTN.gather(-1, child_IK[_parent_row(input_ids_BT, tree)])
+            logits_BTK = score_BTN.gather(-1, child_IK[(input_ids_BT - tree.root_id).clamp(min=0)])
         return _mask_missing(logits_BTK, input_ids_BT, tree)
 
 
@@ -184,12 +183,8 @@ def _mask_missing(logits_BTK: torch.Tensor, input_ids_BT: torch.Tensor, tree: Vo
     """Put -inf where a position's node has no child; at leaves, where the root has none."""
     if tree.children.shape == (1, tree.vocab_size):  # the flat tree: nothing is missing, and a mask would be as large
         return logits_BTK
-    return logits_BTK.masked_fill((tree.children < 0)[_parent_row(input_ids_BT, tree)], -torch.inf)
-
-
-def _parent_row(input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
-    """Return the nodes' rows of `tree.children`; the root's for leaves."""
-    return (input_ids_BT - tree.root_id).clamp(min=0)
+    row_BT = (input_ids_BT - tree.root_id).clamp(min=0)
+    return logits_BTK.masked_fill((tree.children < 0)[row_BT], -torch.inf)
 
 
 def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:

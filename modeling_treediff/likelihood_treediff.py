@@ -40,10 +40,6 @@ class NelboEstimate:
         """exp(value): an upper bound on the perplexity per token."""
         return float(torch.tensor(self.value, dtype=torch.float64).exp())  # inf, no OverflowError
 
-    def bits_per_byte(self, num_bytes: int) -> float:
-        """The bound for a text of so many bytes in UTF-8: comparable between tokenizers, unlike a perplexity."""
-        return self.value * self.num_tokens / (num_bytes * float(torch.tensor(2.0).double().log()))
-
 
 @dataclass(frozen=True)
 class NelboStep:
@@ -118,7 +114,11 @@ class TreeDiffLikelihoodMixin:
             raise ValueError(f"{total} corruptions cannot visit the tree's {depth} levels: give more num_samples.")
         row, level, quantile = _strata(len(token_ids), num_samples, depth, generator)
         times = self.schedule.loss_times(level, quantile)
-        share = _shares(row, level, num_samples, depth)
+        visit = row * depth + level
+        # Of each corruption in its level's mean: over its sequence's, or over those that it could have had.
+        share = 1 / torch.bincount(visit)[visit].double()
+        if num_samples < depth:
+            share = torch.full(row.shape, depth / num_samples, dtype=torch.float64)
         nats = torch.zeros(total, token_ids.shape[1], dtype=torch.float64)
         for part in torch.arange(total).split(batch_size):
             tokens, mask = token_ids[row[part]].to(self.device), counted[row[part]].to(self.device)
@@ -208,7 +208,7 @@ class TreeDiffLikelihoodMixin:
 
 def _given_at(
     depth: int, input_ids: torch.Tensor, tree: VocabularyTree, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Return sequence, place, node and log-probability 0 of the positions that stand at this depth for certain."""
     row_n, place_n = (tree.depth[input_ids] == depth).nonzero().unbind(1)
     return row_n, place_n, input_ids[row_n, place_n], torch.zeros_like(row_n, dtype=dtype)
@@ -234,14 +234,6 @@ def _strata(
         same = (level == index).nonzero()[:, 0]
         within[same] = (torch.randperm(len(same), **options).cpu() + within[same]) / max(len(same), 1)
     return row, level + 1, (sample // depth + within) / parts
-
-
-def _shares(row: torch.Tensor, level: torch.Tensor, num_samples: int, depth: int) -> torch.Tensor:
-    """Return (n,) the share of each corruption in the mean of its sequence's level, over all that it could have had."""
-    if num_samples < depth:
-        return torch.full(row.shape, depth / num_samples, dtype=torch.float64)
-    visit = row * depth + level
-    return 1 / torch.bincount(visit)[visit].double()
 
 
 def _estimate(

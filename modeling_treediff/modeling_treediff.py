@@ -59,8 +59,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # For every class that is not registered for another: code is saved with the model, and transformers, taking it for
-    # remote code, never asks its converter, a service elsewhere, for the safetensors that a repository lacks.
+    # Code is saved with the model, and transformers never asks its converter elsewhere for safetensors that lack.
     _auto_class = "AutoModel"
 
     def __init__(self, config: TreeDiffConfig) -> None:
@@ -77,16 +76,12 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refuse: a token is a leaf of the tree."""
         raise ValueError(
-            "The vocabulary is the leaves of the tree: extend it (modeling_treediff.building.extend_tree), then make a "
-            "model over it with from_tree."
+            "Tokens are the tree's leaves: extend it (modeling_treediff.building.extend_tree), use from_tree."
         )
 
     @classmethod
     def from_tree(cls, tree: VocabularyTree, **config_kwargs: Any) -> Self:
-        """Make a freshly initialised model over a tree; `config_kwargs` are the other fields of TreeDiffConfig.
-
-        Raises ValueError for an invalid tree or contradictory sizes.
-        """
+        """Make a new model over a tree; `config_kwargs` are further fields of TreeDiffConfig. ValueError if invalid."""
         tree.validate()
         model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
         for name in VocabularyTree.TABLES:
@@ -96,10 +91,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     @property
     def tree(self) -> VocabularyTree:
-        """The vocabulary tree with its provenance; its tables are the model's buffers, on their device.
-
-        Raises ValueError if these do not hold the tree that the config names: the model was made from a config alone.
-        """
+        """The vocabulary tree with its provenance; its tables are the model's buffers. ValueError if there is none."""
         if not self._tree_verified:
             self._verify_tree()
         return self._tree_view()
@@ -159,10 +151,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     def _check_sha256(self, place: str, sha256: str) -> None:
         if sha256 != self.config.tree_sha256:
-            raise ValueError(
-                f"The vocabulary tree in {place} of {self.config.name_or_path} is not the one the model was trained "
-                f"with: its sha256 is {sha256}, the config names {self.config.tree_sha256}. Restore the original files."
-            )
+            tree, named = f"The vocabulary tree in {place} of {self.config.name_or_path}", self.config.tree_sha256
+            other = f"its sha256 is {sha256}, the config names {named}. Restore the original files"
+            raise ValueError(f"{tree} is not the one the model was trained with: {other}.")
 
 
 class TreeDiffModel(TreeDiffPreTrainedModel):
@@ -290,10 +281,8 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         if timesteps is None:
             raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
         if timesteps.dtype.itemsize < 4:
-            raise ValueError(
-                f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: what trains must leave inputs as "
-                "they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))."
-            )
+            hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
+            raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
         tree = self._tree_view()
         try:
             slots_BT = child_slots(input_ids, labels, tree)
@@ -342,9 +331,8 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
     except RuntimeError as error:
         if "mismatched" not in str(error):
             raise
-        raise ValueError(
-            f"The weights in {source} have other sizes than its config.json names. Restore the original files."
-        ) from error
+        sizes = f"The weights in {source} have other sizes than its config.json names"
+        raise ValueError(f"{sizes}. Restore the original files.") from error
     except OSError as error:
         if (name := re.search(r"(?<![-.\w])model[-.\w]*\.safetensors", str(error))) is None:
             raise

@@ -71,11 +71,7 @@ class LevelSchedule(ABC):
         return self.depth
 
     def sample_times(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        sampling_eps: float = SAMPLING_EPS,
+        self, batch_size: int, generator: torch.Generator | None = None, sampling_eps: float = SAMPLING_EPS
     ) -> torch.Tensor:
         """Draw (B,) times, each uniform on its own, together spread evenly over [0, 1] (low discrepancy).
 
@@ -83,7 +79,7 @@ class LevelSchedule(ABC):
         value trades bias for less variance of gradients (clipped schedules, arXiv 2503.09573): the expected weight of
         level k becomes alpha_k(s) / (1 - s) for binomial and poisson, s = sampling_eps; it stays 1 for sequential.
         """
-        device = generator.device if generator is not None else device
+        device = generator.device if generator is not None else None
         # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.
         stratum = torch.randperm(batch_size, generator=generator, device=device)
         within = torch.rand(batch_size, generator=generator, device=device)
@@ -231,8 +227,8 @@ class BinomialSchedule(LevelSchedule):
 class PoissonSchedule(LevelSchedule):
     """Every loss has the same hazard 1 / (1 - t): with L = -log(1 - t), Poisson(L) levels are lost, at most D.
 
-    P(l levels lost) = (1 - t) L^l / l! for l < D, the rest is at the root. Depth 2 is HDLM with gamma = 1. The deeper
-    the tree, the closer to t = 1 is the root left: beyond depth 8, closer than numbers in single precision tell.
+    P(l levels lost) = (1 - t) L^l / l! for l < D, the rest is at the root. Depth 2 is HDLM with gamma = 1. Beyond
+    depth 8 the root is left closer to t = 1 than numbers in single precision tell.
     """
 
     def __init__(self, depth: int) -> None:
@@ -300,8 +296,7 @@ class PoissonSchedule(LevelSchedule):
 class CosineWarp(LevelSchedule):
     """Another schedule with time running as tau(t) = 1 - cos(pi t / 2): on the flat tree alpha_1 = cos(pi t / 2).
 
-    A warp common to all levels does not change the bound of a network that does not see the time; it changes which
-    times are drawn in training and where generation makes its steps.
+    It changes which times are drawn in training and where generation makes its steps, but not the bound.
     """
 
     def __init__(self, schedule: LevelSchedule) -> None:
@@ -357,10 +352,8 @@ class DiscreteSchedule(LevelSchedule):
         # On the CPU by name: models are made on the meta device, which has no values.
         grid = torch.arange(1, num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
         if ((self.flux(grid) > 1e-9).sum(dim=1) > 1).any():
-            raise ValueError(
-                f"In one of {num_timesteps} steps a position could fall by several levels. In discrete time use a tree "
-                "of depth 1, or the sequential schedule with windows that are multiples of a step and no time warp."
-            )
+            use = "a flat tree, or the sequential schedule with durations of whole steps and no time warp"
+            raise ValueError(f"In one of {num_timesteps} steps a position could fall by several levels: use {use}.")
 
     def alpha(self, timesteps: torch.Tensor) -> torch.Tensor:
         return self.schedule.alpha(timesteps)
@@ -412,11 +405,7 @@ def _first_of_lost(uniform_nD: torch.Tensor) -> torch.Tensor:
     return uniform_nD ** (1 / lost_D)
 
 
-SCHEDULES: dict[str, type[LevelSchedule]] = {
-    "sequential": SequentialSchedule,
-    "binomial": BinomialSchedule,
-    "poisson": PoissonSchedule,
-}
+SCHEDULES = {"sequential": SequentialSchedule, "binomial": BinomialSchedule, "poisson": PoissonSchedule}
 
 
 def each_level_back(depth: int, still_lost: float) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Sampling: which positions of a draft descend the tree in which step, and to which child.
 
-Shape legend: B sequences, T positions of the draft, S of the result, n positions among them, D depth of the leaves, K
-largest fan-out.
+Shape legend: B sequences, T positions, n positions among them, D depth of the leaves, K largest fan-out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -83,10 +82,8 @@ class ChildSampler:
             scores_nK = scores_nK.log_softmax(dim=-1) + log_weight_nK
         log_prob_nK = scores_nK.log_softmax(dim=-1)
         if (impossible := int(log_prob_nK.isnan().any(dim=-1).sum())) and not logits_nK.amax(dim=-1).isfinite().all():
-            raise ValueError(
-                f"The model gives scores that are not numbers at {impossible} positions: its weights are damaged, or "
-                f"too large for {logits_nK.dtype}."
-            )
+            where = f"at {impossible} positions: its weights are damaged, or too large for {logits_nK.dtype}"
+            raise ValueError(f"The model gives scores that are not numbers {where}.")
         if impossible:
             raise ValueError(f"The constraints together leave {impossible} positions no token: allow more.")
         if self.settings.do_sample:
@@ -145,8 +142,7 @@ def surest(
 def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
     """(B, T) bool: the `count_B` highest scores of each row among some; of equal ones the first.
 
-    To four decimals: what looks alike, as open positions do at first, is not to be told apart by the rounding errors
-    that a text has in a batch and not alone.
+    To four decimals, so that rounding errors, which a text has in a batch and not alone, do not tell equals apart.
     """
     ranked_BT = score_BT.round(decimals=4).masked_fill(~among_BT, -torch.inf)
     rank_BT = ranked_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -174,7 +170,7 @@ class Denoiser:
         self.draft, self.num_passes = draft, 0
         draft.log_probs = draft.log_probs.to(self.sampler.dtype)
         constraints.begin(model, settings)
-        self._count_passes()
+        draft.num_forward_passes = constraints.num_forward_passes
 
     def denoise(self, blocks: Sequence[slice], stages: Sequence[Stage]) -> Iterator[Draft]:
         """Fill the draft block by block; yield it after every forward pass, remasking, step and block."""
@@ -291,9 +287,6 @@ class Denoiser:
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
-        self._count_passes()
-
-    def _count_passes(self) -> None:
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
 
     def _remask(self, stage: Stage, share: float) -> None:

@@ -83,10 +83,8 @@ class VocabularyTree:
             raise ValueError(f"paths must have shape (tokens, depth) with at least one of each, got {path_VD.shape}.")
         if path_VD.min() < 0 or path_VD.max() >= max_branching:
             token = int(np.argwhere((path_VD < 0) | (path_VD >= max_branching))[0, 0])
-            raise ValueError(
-                f"Token {token} has the path {path_VD[token].tolist()}: slots must lie in 0..{max_branching - 1} "
-                f"(fan-out at most {max_branching})."
-            )
+            path = path_VD[token].tolist()
+            raise ValueError(f"Token {token} has the path {path}: a fan-out of at most {max_branching} was asked for.")
         ancestor_VD, slot_N = _number_nodes(path_VD, max_branching)
         vocab_size, depth = path_VD.shape
         depth_N = np.full(len(slot_N), depth)

@@ -178,7 +178,6 @@ def test_parts_add_up_to_the_value(samples):
     assert math.isclose(estimate.value, sum(estimate.level_losses))
     assert math.isclose(estimate.value, float(estimate.token_losses.sum()) / estimate.num_tokens)
     assert not estimate.token_losses[(mask == 0) | (prefix == 1)].any()
-    assert math.isclose(estimate.bits_per_byte(100), estimate.value * estimate.num_tokens / math.log(2) / 100)
     assert math.isclose(estimate.perplexity, math.exp(estimate.value))
 
 

@@ -217,7 +217,7 @@ def test_corrections_leave_the_draws_before_them_alone(model):
     ("settings", "message"),
     [
         ({"num_steps": 10, "remasking_steps": 8}, "of which remasking spends 8 is too small"),
-        ({"remasking_steps": 2, "remasking_levels": 3, "schedule": "binomial"}, "too few for one correction"),
+        ({"remasking_steps": 2, "remasking_levels": 3, "schedule": "binomial"}, "takes as many remasking_steps"),
         ({"steps_per_level": [1, 2]}, "2 numbers, the tree 3 levels"),
         ({"steps_per_level": "auto", "schedule": "binomial"}, "one by one"),
         ({"num_steps": 2, "unmasking": "margin", "schedule": "poisson"}, "num_steps=2 is too small"),

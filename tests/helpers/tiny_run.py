@@ -61,7 +61,7 @@ def tiny_run(
 ):
     """Train; return the final parameters, the losses of all steps and the result."""
     windows = windows if windows is not None else ragged_windows()
-    settings = {"max_steps": 6, "batch_size": 4, "warmup_steps": 2, "save_every": 2} | settings
+    settings = {"max_steps": 6, "batch_size": 4, "warmup_steps": 2, "save_every": 2, "validate_every": 0} | settings
     model = model or tiny_network(tree or tiny_tree(), **(model_fields or {}))
     config = TrainingConfig(output_dir=Path(folder), **settings)
     picture = contextlib.nullcontext() if draw else mock.patch("modeling_treediff.training.run.loop.draw_curves")

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from helpers.cards import MEASURED, numbers, record, section, without_records
 from helpers.models import tiny_model
-from helpers.processes import REPOSITORY, run_python
+from helpers.processes import REPOSITORY, SAMPLE, run_python
 from helpers.tiny_run import tiny_run
 from huggingface_hub import ModelCard
 from jinja2 import Environment, meta
@@ -158,6 +158,7 @@ def test_an_installed_wheel_holds_the_template(tmp_path):
     shutil.copytree(REPOSITORY / "modeling_treediff", source / "modeling_treediff", ignore=no_cache)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "model_card.md"):
         shutil.copy(REPOSITORY / name, source / name)
+    shutil.copytree(SAMPLE, source / "tree_artifacts" / SAMPLE.name)
     pip = ["-m", "pip", "--disable-pip-version-check", "-q"]
     built = run_python(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source)
     assert built.returncode == 0, built.stderr

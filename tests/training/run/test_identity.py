@@ -16,7 +16,7 @@ from modeling_treediff.text import TokenWindows
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"batch_size": 2}, "windows per step was 4, is 2"),
-        ({"learning_rate": 1e-9}, "learning_rate was 0.001, is 1e-09"),
+        ({"learning_rate": 1e-9}, "learning_rate was 0.003, is 1e-09"),
         ({"ema_decay": 0.5}, "ema_decay was 0.0, is 0.5"),
         ({"model_fields": {"num_attention_heads": 1}}, "num_attention_heads was 2, is 1"),
         ({"model_fields": {"node_embedding": "free"}}, "node_embedding was path, is free"),
