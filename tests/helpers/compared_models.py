@@ -21,7 +21,7 @@ def compared_models() -> dict[str, TreeDiffForDiffusionLM]:
 
 
 def compared_texts() -> list[str]:
-    return [read_documents(SAMPLE / "validation.txt.xz")[0][:2500]]
+    return [read_documents(SAMPLE / "validation.txt.xz")[0][:2500].strip()]
 
 
 def save_compared(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
