@@ -29,13 +29,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 quickstart: setup
 	rm -rf $(RUN)
-	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
+	$(BIN)/treediff build-tree --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
 		--license PDDL-1.0 --output $(RUN)/tree
-	$(BIN)/python examples/inspect_tree.py $(RUN)/tree --text $(SAMPLE)/validation.txt.xz --search " government"
+	$(BIN)/treediff inspect-tree $(RUN)/tree --text $(SAMPLE)/validation.txt.xz --search " government"
 	$(LAUNCH) examples/train.py --tree $(RUN)/tree --output $(RUN)/model
-	$(BIN)/python examples/generate.py $(RUN)/model
-	$(BIN)/python examples/generate.py $(RUN)/model --prompt "The state of the Union is"
-	$(BIN)/python examples/generate.py $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
+	$(BIN)/treediff generate $(RUN)/model
+	$(BIN)/treediff generate $(RUN)/model --prompt "The state of the Union is"
+	$(BIN)/treediff generate $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal $(PYTEST)
@@ -49,4 +49,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sample: setup
-	$(BIN)/python examples/build_tree.py --text $(SAMPLE)/train.txt.xz --train-tokenizer 8192 --seed 0 --license PDDL-1.0 --output $(SAMPLE)
+	$(BIN)/treediff build-tree --text $(SAMPLE)/train.txt.xz --train-tokenizer 8192 --seed 0 --license PDDL-1.0 --output $(SAMPLE)

@@ -5,12 +5,11 @@ python examples/train_with_trainer.py --output_dir runs/tuned --model runs/train
 python examples/train_with_trainer.py --output_dir runs/adapter --model runs/trainer --text corpus.txt --lora_rank 8
 
 The second and third start from a saved model; what the third saves is the adapter alone. All options of the Trainer are
-there, but for sharding: that is train.py's.
+there, but for sharding: that is `treediff train`'s.
 """
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.files.sample import TRAINING_TEXT, VALIDATION_TEXT, sample_folder
 from modeling_treediff.hub import save_checkpoint, tokenizer_with_mask
 from modeling_treediff.text import read_documents, split_documents
 from modeling_treediff.text.mask_token import refuse_mask
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.training import DiffusionCollator, make_lean
 
-SAMPLE = Path(__file__).parents[1] / "tree_artifacts" / "sotu-8k"
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -36,11 +35,13 @@ class ScriptArguments:
     hold_out_every: int = field(default=20, metadata={"help": "every n-th document of the text is held out"})
     model: str | None = field(default=None, metadata={"help": "saved model to start from; default: a new one"})
     lora_rank: int | None = field(default=None, metadata={"help": "train low-rank adapters of the layers alone"})
-    tree: str = field(default=str(SAMPLE), metadata={"help": "of a new model: folder of its tree and tokenizer"})
+    tree: str = field(
+        default=str(sample_folder()), metadata={"help": "of a new model: folder of its tree and tokenizer"}
+    )
     layers: int = field(default=6, metadata={"help": "of a new model"})
     hidden_size: int = field(default=168, metadata={"help": "of a new model"})
     heads: int = field(default=6, metadata={"help": "of a new model: attention heads"})
-    window: int = field(default=64, metadata={"help": "of a new model: tokens per sequence"})
+    sequence_length: int = field(default=64, metadata={"help": "of a new model: tokens per sequence"})
 
 
 class DiffusionTrainer(Trainer):
@@ -98,7 +99,7 @@ def load_model(script: ScriptArguments, tokenizer: PreTrainedTokenizerBase) -> T
     return TreeDiffForDiffusionLM.from_tree(
         tree,
         **{"hidden_size": script.hidden_size, "num_hidden_layers": script.layers, "num_attention_heads": script.heads},
-        **{"max_position_embeddings": script.window, "rope_theta": 100.0},
+        **{"max_position_embeddings": script.sequence_length, "rope_theta": 100.0},
         **{"eos_token_id": end, "bos_token_id": end, "pad_token_id": end},
     )
 
@@ -117,7 +118,7 @@ def adapted(model: TreeDiffForDiffusionLM, rank: int | None) -> Any:  # noqa: AN
 def read_texts(script: ScriptArguments) -> tuple[list[str], list[str]]:
     """Return training and held-out documents."""
     if script.text is None:
-        return read_documents(SAMPLE / "train.txt.xz"), read_documents(SAMPLE / "validation.txt.xz")
+        return read_documents(sample_folder() / TRAINING_TEXT), read_documents(sample_folder() / VALIDATION_TEXT)
     return split_documents(read_documents(script.text), script.hold_out_every)
 
 

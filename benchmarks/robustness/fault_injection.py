@@ -29,7 +29,8 @@ from modeling_treediff.files.records import write_record
 RESULT = RESULTS / "fault_injection.json"
 MOMENTS = ("training", "checkpoint", "start")
 # A model small enough for hundreds of steps between two starts, with everything that a checkpoint has to keep.
-TINY = "--layers 1 --hidden-size 32 --heads 2 --window 16 --batch-size 4 --validate-every 50 --ema-decay 0.9".split()
+SIZES = "--layers 1 --hidden-size 32 --heads 2 --sequence-length 16 --batch-size 4"
+TINY = f"{SIZES} --validate-every 50 --ema-decay 0.9".split()
 FAILED = "ended by itself"
 PATIENCE = 300  # seconds without what an attempt waits for
 
@@ -46,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(args.output, ignore_errors=True)
     args.output.mkdir(parents=True)
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), *TINY, "--steps", str(args.steps)]
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), *TINY, "--max-steps", str(args.steps)]
     command += ["--save-every", str(args.save_every)]
     undisturbed, disturbed = Run(command, args.output / "undisturbed"), Run(command, args.output / "disturbed")
     undisturbed.finish()

@@ -23,7 +23,7 @@ from modeling_treediff.files.records import write_record
 
 RESULT = RESULTS / "soak.json"
 MEBIBYTE = 2**20
-OFTEN = "--steps 1000000 --validate-every 100 --save-every 100 --ema-decay 0.99".split()
+OFTEN = "--max-steps 1000000 --validate-every 100 --save-every 100 --ema-decay 0.99".split()
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ NOT_RUN = {
     "make setup": "would download and change the environment",
     "make docs": "builds the site (test_site.py)",
     ".venv/bin/pre-commit install": "would change the repository",
-    "python examples/app.py": "serves until it is stopped, and needs gradio (test_app.py)",
+    "treediff app": "serves until it is stopped, and needs gradio (test_app.py)",
     "python -m modeling_treediff.evaluation.harness": "needs lm-evaluation-harness (test_harness.py)",
     "python -m benchmarks.generation.judge": "needs the weights of a judge",
     "python -m benchmarks.generation.quality": "needs the weights of a judge",
@@ -122,6 +122,7 @@ class Page:
             launched = launch_command_parser().parse_args(words[2:])
             assert launched.config_file is None or Path(launched.config_file).is_file()
             words = ["python", launched.training_script, *launched.training_script_args]
+        words = as_script(words)
         assert words[0] == "python" and words[1].endswith(".py"), f"{self.name}: nothing runs or lists {words}"
         return self.run_script(words[1], words[2:])
 
@@ -139,8 +140,17 @@ class Page:
             assert not stop.code, f"{self.name}: {script} {options}: {stop.code}"
 
 
+def as_script(words):
+    """Return a command as it runs in this process; the examples are the same command (test_main.py)."""
+    if words[0] != "treediff":
+        return words
+    name = {"push": "push_to_hub"}.get(words[1], words[1].replace("-", "_"))
+    return ["python", f"examples/{name}.py", *words[2:]]
+
+
 def check_command(words):
     """Check what does not run: scripts, extras, targets and the options of scripts exist."""
+    words = as_script(words)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "pip":
@@ -244,7 +254,7 @@ def test_all_commands_of_a_page_run(name, request, texts, tmp_path):
     [
         "ls my_model",
         "python examples/no_such_script.py",
-        "python examples/generate.py no_such_model",
+        "treediff no-such-subcommand",
         "accelerate launch --no_such_option examples/train.py",
         "make no_such_target",
         "pip install -e .[no_such_extra]",

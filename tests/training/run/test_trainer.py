@@ -215,7 +215,7 @@ def test_the_example_trains_and_adapts_and_what_it_saves_loads_elsewhere(tmp_pat
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(f"The state of the Union is {word}. " * 40 for word in ("strong", "new", "old")))
     text = ("--text", str(corpus), "--hold_out_every", "3")
-    new = ("--layers", "1", "--hidden_size", "16", "--heads", "2", "--window", "16", "--tree", str(SAMPLE))
+    new = ("--layers", "1", "--hidden_size", "16", "--heads", "2", "--sequence_length", "16", "--tree", str(SAMPLE))
     fresh = example(tmp_path / "model", *text, *new)
     adapted = example(tmp_path / "adapter", *text, "--model", str(tmp_path / "model"), "--lora_rank", "4")
     assert fresh < 9.02 and adapted < fresh  # log 8192 = 9.01
