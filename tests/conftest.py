@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another; r
 import pytest
 import torch
 from helpers.foreign_checkpoints import save_checkpoint
+from helpers.installation import install_wheel
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import SAMPLE, forget_accelerate
 from transformers import AutoTokenizer
@@ -83,3 +84,9 @@ def checkpoints(tokenizer, tmp_path_factory):
         return made[kind]
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Where the package is installed from a wheel."""
+    return install_wheel(tmp_path_factory.mktemp("installation"))

@@ -3,12 +3,11 @@
 import json
 import math
 import re
-import shutil
 
 import pytest
 from helpers.cards import MEASURED, numbers, record, section, without_records
 from helpers.models import tiny_model
-from helpers.processes import REPOSITORY, SAMPLE, run_python
+from helpers.processes import REPOSITORY, run_python
 from helpers.tiny_run import tiny_run
 from huggingface_hub import ModelCard
 from jinja2 import Environment, meta
@@ -152,18 +151,7 @@ save_checkpoint(model, sys.argv[1])
 """
 
 
-def test_an_installed_wheel_holds_the_template(tmp_path):
-    source, site = tmp_path / "source", tmp_path / "site"
-    no_cache = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(REPOSITORY / "modeling_treediff", source / "modeling_treediff", ignore=no_cache)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "model_card.md"):
-        shutil.copy(REPOSITORY / name, source / name)
-    shutil.copytree(SAMPLE, source / "tree_artifacts" / SAMPLE.name)
-    pip = ["-m", "pip", "--disable-pip-version-check", "-q"]
-    built = run_python(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source)
-    assert built.returncode == 0, built.stderr
-    installed = run_python(*pip, "install", "--no-deps", "--no-index", "--target", site, *tmp_path.glob("*.whl"))
-    assert installed.returncode == 0, installed.stderr
+def test_an_installed_wheel_holds_the_template(site, tmp_path):
     ran = run_python(tmp_path / "m", code=SAVE_WITH_THE_WHEEL, PYTHONPATH=str(site), cwd=str(tmp_path))
     assert ran.returncode == 0 and str(site) in ran.stdout, ran.stderr
     assert MARK in (tmp_path / "m" / "README.md").read_text("utf-8")
