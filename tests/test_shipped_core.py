@@ -4,6 +4,7 @@ Who sets `trust_remote_code=True` must be able to read them in an hour, and need
 """
 
 import ast
+import importlib
 import io
 import json
 import re
@@ -19,7 +20,7 @@ from helpers.processes import REPOSITORY, run_python
 from helpers.tiny_run import tiny_tokenizer, tiny_tree
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, TreeDiffForMaskedLM, TreeDiffGenerationConfig
 from modeling_treediff.hub import save_checkpoint
 
 PACKAGE = REPOSITORY / "modeling_treediff"
@@ -202,3 +203,19 @@ def test_a_model_from_the_hub_is_pushed_back_by_its_own_code(checkpoint, tmp_pat
     assert after["README.md"].decode() == before["README.md"].decode()
     assert {name for name in before if name.endswith(".py")} == {name for name in after if name.endswith(".py")}
     assert after["model.safetensors"] == before["model.safetensors"]
+
+
+def test_the_suffix_marks_what_transformers_looks_up_or_subclasses():
+    """Theory has none: files without a network or a class of the models, that know no suffixed file but the config."""
+    bases = {base for cls in (TreeDiffForDiffusionLM, TreeDiffForMaskedLM) for base in cls.__mro__}
+    bases |= {TreeDiffConfig, TreeDiffGenerationConfig, *TreeDiffForDiffusionLM.generation_config_class.__mro__}
+    for file in shipped_files():
+        module = importlib.import_module(f"modeling_treediff.{file.stem}")
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        classes = [value for value in own if isinstance(value, type)]
+        siblings = {match[1] for match in re.finditer(r"^from \.(\w+) import", file.read_text("utf-8"), re.MULTILINE)}
+        theory = (
+            not any(issubclass(cls, torch.nn.Module) or cls in bases for cls in classes)
+            and {name for name in siblings if name.endswith("_treediff")} <= {"configuration_treediff"}
+        )  # fmt: skip
+        assert file.stem.endswith("_treediff") != theory, file.name
