@@ -28,6 +28,7 @@ from modeling_treediff.viewing.drafts import (
 from .generate import starting_nodes
 from .options.app import Service
 
+Answer = tuple[Any, Any, Any]  # HTML of the text, change of the level slider, drafts for it
 SECONDS_PER_TEXT = 3.0  # at least: small models are faster than the eye
 PLACEHOLDER = "<div class='draft'><p class='draft-caption'>The text appears here.</p></div>"
 STYLE = """
@@ -99,11 +100,11 @@ class Page:
         if request.session_hash in self.stops:
             self.stops[request.session_hash].set()
 
-    def continue_text(self, request: gradio.Request, prompt: str, new_tokens: float, *fields: Any) -> Iterator[tuple]:  # noqa: ANN401
+    def continue_text(self, request: gradio.Request, prompt: str, new_tokens: float, *fields: Any) -> Iterator[Answer]:
         """Write after a prompt, or from nothing."""
         yield from self.respond(request, {"prompt": prompt or None, "infill": None}, int(new_tokens), fields)
 
-    def fill_in(self, request: gradio.Request, infill: str, new_tokens: float, *fields: Any) -> Iterator[tuple]:  # noqa: ANN401
+    def fill_in(self, request: gradio.Request, infill: str, new_tokens: float, *fields: Any) -> Iterator[Answer]:
         """Fill the gaps of a text."""
         yield from self.respond(request, {"prompt": None, "infill": infill}, None, fields)
 
@@ -112,8 +113,8 @@ class Page:
         request: gradio.Request,
         text: dict[str, str | None],
         new_tokens: int | None,
-        fields: tuple,
-    ) -> Iterator[tuple]:
+        fields: tuple[Any, ...],
+    ) -> Iterator[Answer]:
         """Generate for the page; give its text, its level slider, and the drafts kept for that slider."""
         recorder = DraftRecorder(self.model.tree, self.tokenizer)
         try:

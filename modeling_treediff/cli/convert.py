@@ -1,7 +1,7 @@
 """`treediff convert`: makes a tree model of another architecture's checkpoint and saves it."""
 
 import torch
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings

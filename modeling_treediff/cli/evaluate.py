@@ -9,7 +9,8 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts

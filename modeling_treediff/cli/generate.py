@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokeni
     return settings
 
 
-def load_viewing(shown: Shown) -> Any:  # noqa: ANN401 -- a module
+def load_viewing(shown: Shown) -> ModuleType | None:
     """Return what --watch and --animation need, None if neither is asked for."""
     if not shown.watch and shown.animation is None:
         return None
@@ -55,7 +56,7 @@ def load_viewing(shown: Shown) -> Any:  # noqa: ANN401 -- a module
 
 
 def view(
-    viewing: Any,  # noqa: ANN401 -- a module
+    viewing: ModuleType,
     model: TreeDiffForDiffusionLM,
     tokenizer: PreTrainedTokenizerBase,
     text: Text,

@@ -49,10 +49,10 @@ def run(model: PlannedModel, process: Process, step: PlannedStep, result: Result
 def make_config(model: PlannedModel, process: Process) -> TreeDiffConfig:
     """Return the config of the model that `treediff train` would make, or of the saved one."""
     if model.source:
-        config = AutoConfig.from_pretrained(model.source)
-        if config.model_type != TreeDiffConfig.model_type:
-            raise ValueError(f"{model.source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
-        return config
+        kind = AutoConfig.from_pretrained(model.source).model_type
+        if kind != TreeDiffConfig.model_type:
+            raise ValueError(f"{model.source} is a {kind} model, not one of {TreeDiffConfig.model_type}.")
+        return TreeDiffConfig.from_pretrained(model.source)
     if model.tree == FLAT:
         tree = VocabularyTree.flat(model.vocab_size)
     else:

@@ -29,7 +29,7 @@ def help_of(owner: type, name: str) -> str:
     if dataclasses.is_dataclass(owner):
         for one in dataclasses.fields(owner):
             if one.name == name and "help" in one.metadata:
-                return one.metadata["help"]
+                return str(one.metadata["help"])
     found = re.search(rf"^    {name}: (.*?)(?=^    \S|^\S|\Z)", inspect.getdoc(owner) or "", re.MULTILINE | re.DOTALL)
     if found is None:
         raise LookupError(f"{owner.__name__} does not document {name}.")
@@ -44,7 +44,7 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text} | metadata)
 
 
-def flag_of(one: dataclasses.Field) -> str:
+def flag_of(one: dataclasses.Field[Any]) -> str:
     """Return the option of a field."""
     return f"--{one.metadata.get('flag', one.name).replace('_', '-')}"
 
@@ -64,5 +64,5 @@ def check_exclusive(options: Any, *names: str) -> None:
         raise ValueError(f"{' and '.join(clash)} exclude each other: leave out one of them.")
 
 
-def _default(one: dataclasses.Field) -> Any:
+def _default(one: dataclasses.Field[Any]) -> Any:
     return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()

@@ -56,7 +56,7 @@ class OptionParser(HfArgumentParser):
             action.option_strings = [name for name in action.option_strings if "_" not in name]
 
     @staticmethod
-    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
         """Make a field an argument. The library knows no operands, no flags without a value, and one name for both."""
         metadata = {name: value for name, value in field.metadata.items() if name not in ("operand", "flag")}
         if "operand" in field.metadata:
@@ -101,9 +101,9 @@ class OptionParser(HfArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all options)\n")
 
 
-def _usage(one: dataclasses.Field) -> str:
+def _usage(one: dataclasses.Field[Any]) -> str:
     """Return how the usage names a field that must be given or is an operand; nothing for others."""
-    name = one.metadata.get("metavar", one.name.upper())
+    name = str(one.metadata.get("metavar", one.name.upper()))
     if "operand" in one.metadata:
         return {"?": f"[{name}]", "+": f"{name} ..."}.get(one.metadata.get("nargs", ""), name)
     required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
