@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from helpers.models import tiny_model
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.training import make_lean
 from modeling_treediff.training.run.distributed import (
     configure_sharding,
@@ -69,7 +70,7 @@ def run(folder: str, environment: dict | None = None, precision: str = "no", res
     result["measured"].append(measure(model))
     assert is_finite(accelerator, prepared)
     weights = accelerator.get_state_dict(prepared)
-    model.save_pretrained(output / "model", state_dict=dict(weights), is_main_process=accelerator.is_main_process)
+    save_checkpoint(model, output / "model", state_dict=weights, is_main_process=accelerator.is_main_process)
     if accelerator.is_main_process:
         torch.save(result | {"weights": weights}, output / "result.pt")
     with torch.no_grad():  # a number that only the last process has, if there are several
