@@ -46,7 +46,7 @@ def training_step(model: PreTrainedModel, batch: Batch, precision: str) -> Calla
     return step
 
 
-def autocast(device: str, precision: str) -> AbstractContextManager:
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """Return the context in which matrix products have the precision."""
     return nullcontext() if precision == "fp32" else torch.autocast(device, DTYPES[precision])
 

@@ -49,7 +49,7 @@ class DiffusionTrainer(Trainer):
 
     def prediction_step(
         self,
-        model: Any,  # noqa: ANN401 -- one of ours, maybe wrapped
+        model: Any,
         inputs: dict[str, torch.Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
@@ -104,7 +104,7 @@ def load_model(script: ScriptArguments, tokenizer: PreTrainedTokenizerBase) -> T
     )
 
 
-def adapted(model: TreeDiffForDiffusionLM, rank: int | None) -> Any:  # noqa: ANN401 -- peft is optional
+def adapted(model: TreeDiffForDiffusionLM, rank: int | None) -> Any:
     """Return the model, with a rank given inside PEFT's wrapper that freezes all but adapters of the layers."""
     if rank is None:
         return model

@@ -242,7 +242,7 @@ def shortened(protocol: Protocol) -> Protocol:
     return replace(protocol, steps=min(STEPS, protocol.steps))
 
 
-def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager:
+def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager[object]:
     """Return the context in which the training loss has these weights for the levels; measuring has none."""
     if weights is None:
         return nullcontext()

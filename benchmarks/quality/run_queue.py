@@ -33,7 +33,7 @@ class RunQueue:
     seconds: float | None = None
     started: float = field(default_factory=time.monotonic)
     stopped: bool = False
-    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def take(self, runs: Mapping[str, Sequence[str]]) -> None:
         """Take those of the runs (name -> command line after `python`) that are not done.

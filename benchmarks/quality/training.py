@@ -94,7 +94,7 @@ class Protocol:
             **settings,
         )
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context of the precision."""
         return torch.autocast(PartialState().device.type, torch.bfloat16, enabled=self.precision == "bf16")
 

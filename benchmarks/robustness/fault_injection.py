@@ -76,7 +76,7 @@ class Run:
     folder: Path
     seconds_to_start: float = 5.0  # the longest so far from a start to the first step
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen[bytes]:
         """Start an attempt, in a process group of its own, so that loader workers die with it."""
         log = (self.folder.parent / f"{self.folder.name}.log").open("ab")
         command = [*self.command, "--output", str(self.folder), "--resume"]
@@ -108,7 +108,7 @@ class Run:
             return "while starting"
         return "while writing a checkpoint" if self.is_writing() else "while training"
 
-    def wait_until(self, happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    def wait_until(self, happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
         """Look every millisecond whether it happened."""
         end = time.monotonic() + PATIENCE
         while not happened() and process.poll() is None and time.monotonic() < end:

@@ -55,7 +55,7 @@ def main() -> None:
     print(json.dumps({name: value for name, value in facts.items() if name != "resident_mib"}))
 
 
-def sample_memory(process: subprocess.Popen, seconds: float, interval: float) -> list[tuple[float, float]]:
+def sample_memory(process: subprocess.Popen[bytes], seconds: float, interval: float) -> list[tuple[float, float]]:
     """Return (seconds since the first, MiB resident) at every interval; ends early with an error if the run does."""
     samples, start = [], time.monotonic()
     while (now := time.monotonic() - start) < seconds:

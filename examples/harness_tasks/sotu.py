@@ -13,12 +13,12 @@ QUESTIONS = 10  # of each address
 CHOICES = 4
 
 
-def addresses(**metadata: Any) -> dict[str, Dataset]:  # noqa: ANN401 -- the harness passes the model's arguments too
+def addresses(**metadata: Any) -> dict[str, Dataset]:
     """Return the addresses as the only split, one row of `text` each."""
     return {"validation": Dataset.from_list([{"text": text} for text in read_documents(SAMPLE)])}
 
 
-def questions(**metadata: Any) -> dict[str, Dataset]:  # noqa: ANN401
+def questions(**metadata: Any) -> dict[str, Dataset]:
     """Return rows of `context`, its own `ending`, `choices` with endings of other addresses, and the right `answer`."""
     words = [text.split() for text in read_documents(SAMPLE)]
     passages = [[_passage(address, index) for index in range(QUESTIONS)] for address in words]

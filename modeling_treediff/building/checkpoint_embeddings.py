@@ -23,10 +23,10 @@ MODULE_NAMES = (
 
 
 def load_embeddings(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     vocab_size: int,
     tensor: str | None = None,
-    **hub_kwargs: Any,  # noqa: ANN401 -- they are transformers'
+    **hub_kwargs: Any,
 ) -> np.ndarray:
     """Read the input embeddings of a checkpoint, or a matrix saved on its own.
 
@@ -90,7 +90,7 @@ def _check_shape(shape: tuple[int, ...], vocab_size: int, name: str) -> None:
 class _Checkpoint:
     """The tensors of a checkpoint; a shard is fetched when one of its tensors is asked for."""
 
-    def __init__(self, source: str | os.PathLike, hub_kwargs: dict[str, Any]) -> None:
+    def __init__(self, source: str | os.PathLike[str], hub_kwargs: dict[str, Any]) -> None:
         self.source, self.hub_kwargs = os.fspath(source), hub_kwargs
         self.whole = self.source if self.source.endswith(".safetensors") else self._fetch(WEIGHTS_NAME)
         self.file_of: dict[str, str]  # the file that holds a tensor

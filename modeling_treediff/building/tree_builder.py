@@ -91,7 +91,7 @@ class _Splitter:
     neighbours: Neighbours | None  # None: clusters follow the points alone
     context_VC: sparse.csr_array | None = None  # neighbours by class of the first level, once that stands
 
-    def split(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable) -> np.ndarray:
+    def split(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable[..., object]) -> np.ndarray:
         """Return the cluster of each of the tokens, 0..num_clusters-1.
 
         Tokens of which nothing is known, no embedding and no neighbour, go together: they fill as many clusters as
@@ -111,7 +111,9 @@ class _Splitter:
             self.context_VC = neighbour_classes(self.neighbours, cluster_N, num_clusters)
         return cluster_N
 
-    def _split_known(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable) -> np.ndarray:
+    def _split_known(
+        self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable[..., object]
+    ) -> np.ndarray:
         point_NE, weight_N = self.point_VE[tokens], self.weight_V[tokens]
         cluster_N = balanced_kmeans(point_NE, num_clusters, capacity, self.generator, weight_N, advance)
         if self.neighbours is None:

@@ -259,7 +259,7 @@ def _mean(figures: list[Any]) -> float | None:
     return None if None in figures else float(np.mean(figures))
 
 
-def _check_rows(vocab_size: int, **tables: Any) -> None:  # noqa: ANN401 -- dense or sparse
+def _check_rows(vocab_size: int, **tables: Any) -> None:
     for name, table in tables.items():
         if table is not None and table.shape[0] != vocab_size:
             raise ValueError(f"{name} has {table.shape[0]} rows, the tree has {vocab_size} tokens.")

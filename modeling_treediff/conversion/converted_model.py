@@ -28,7 +28,7 @@ def convert(
     source: Source,
     tree: VocabularyTree,
     layers: int | None = None,
-    **fields: Any,  # noqa: ANN401 -- fields of the config
+    **fields: Any,
 ) -> tuple[TreeDiffForDiffusionLM, ConversionReport]:
     """Make a model over a tree and give it the weights of a checkpoint.
 

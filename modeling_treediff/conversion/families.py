@@ -32,7 +32,7 @@ class Family:
     left_out: tuple[tuple[str, str, str], ...]
 
 
-def llama_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
+def llama_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Tensor]:
     """Take a layer over as it is, the heads of grouped queries written out: each group's keys and values repeated."""
     names = [f"self_attn.{name}" for name in PROJECTIONS]
     names += [f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj") if config.hidden_act == "silu"]
@@ -45,7 +45,7 @@ def llama_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Te
     return weights
 
 
-def gpt2_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
+def gpt2_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Tensor]:
     """Take the attention over; its matrices are saved transposed, those of query, key and value as one."""
     attention = f"h.{index}.attn"
     query, key, value = tensors[f"{attention}.c_attn.weight"].T.chunk(3)
@@ -53,7 +53,7 @@ def gpt2_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Ten
     return {f"self_attn.{name}.weight": part for name, part in zip(PROJECTIONS, parts, strict=True)}
 
 
-def bert_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
+def bert_layer(tensors: Tensors, config: Any, index: int) -> dict[str, torch.Tensor]:
     """Take the attention over."""
     names = ("self.query", "self.key", "self.value", "output.dense")
     return {
@@ -96,7 +96,7 @@ BERT = Family(
 FAMILIES = {"bert": BERT, "roberta": BERT, "gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA}
 
 
-def differing_settings(config: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+def differing_settings(config: Any) -> Iterator[tuple[str, str]]:
     """Yield what a source's layers do otherwise than copies of their weights do here: (what, how it is here)."""
     if config.model_type not in ("bert", "roberta"):
         yield "causal mask", "positions see both sides here"

@@ -58,7 +58,7 @@ class Source:
         return vector_VE[:size]
 
 
-def load_source(name: str, **hub_kwargs: Any) -> Source:  # noqa: ANN401 -- they are transformers'
+def load_source(name: str, **hub_kwargs: Any) -> Source:
     """Read a checkpoint of one of the `FAMILIES` from a folder or the Hub.
 
     Args:
@@ -94,7 +94,7 @@ def load_source(name: str, **hub_kwargs: Any) -> Source:  # noqa: ANN401 -- they
     )
 
 
-def load_tokenizer(name: str, **hub_kwargs: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401
+def load_tokenizer(name: str, **hub_kwargs: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer; what is wrong with its files is said with its name."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)

@@ -56,7 +56,7 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation
 
 
 @register_model("treediff")
-class HarnessModel(TemplateLM):
+class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """A model as the harness asks it: log-likelihoods (bounds) of continuations and of whole texts, and new texts.
 
     Attributes:
@@ -77,7 +77,7 @@ class HarnessModel(TemplateLM):
         batch_size: int | str = 32,
         max_batch_size: int | None = None,
         device: str | None = None,
-        **loading: Any,  # noqa: ANN401 -- of from_pretrained
+        **loading: Any,
     ) -> None:
         """Load a model, or take one that is loaded; the harness passes its `--model_args` by these names.
 
@@ -139,7 +139,7 @@ class HarnessModel(TemplateLM):
         """The name under which the harness caches requests."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:  # noqa: ANN401
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Return the tokens of a text, without any added, as in training; ValueError for one that holds the mask."""
         token_ids = self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
         refuse_mask(token_ids, self.tokenizer, "A text of a task")
@@ -175,7 +175,7 @@ class HarnessModel(TemplateLM):
         self,
         requests: list[Encoded],
         disable_tqdm: bool = False,
-        **kwargs: Any,  # noqa: ANN401 -- as the harness has it
+        **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         """Return for each continuation the bound on its log-probability given the context, and `is_greedy`.
 

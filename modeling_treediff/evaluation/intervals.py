@@ -20,7 +20,7 @@ def exponential(value: float) -> float:
     return float(np.exp(np.float64(value)))
 
 
-def finite(value: Any) -> Any:  # noqa: ANN401 -- any value of a result
+def finite(value: Any) -> Any:
     """Replace infinity by None: JSON has none."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -43,7 +43,7 @@ CITATION = """
 """
 
 
-class TreeDiffPerplexity(Metric):
+class TreeDiffPerplexity(Metric):  # type: ignore[misc]  # evaluate has no types
     """`TreeDiffPerplexity().compute(predictions=texts, model=...)`; made directly, not by `evaluate.load`."""
 
     def _info(self) -> MetricInfo:
@@ -63,7 +63,7 @@ class TreeDiffPerplexity(Metric):
         tokenizer: PreTrainedTokenizerBase | None = None,
         sequence_length: int | None = None,
         stride: int | None = None,
-        **settings: Any,  # noqa: ANN401 -- of evaluate_texts
+        **settings: Any,
     ) -> dict[str, Any]:
         """Measure the texts; see INPUTS_DESCRIPTION."""
         if isinstance(model, str | Path):

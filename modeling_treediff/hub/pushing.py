@@ -20,7 +20,7 @@ CARD_LINES = 24  # shown of a card
 
 
 def push(
-    model_or_folder: TreeDiffPreTrainedModel | str | os.PathLike,
+    model_or_folder: TreeDiffPreTrainedModel | str | os.PathLike[str],
     repo_id: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
@@ -66,7 +66,7 @@ def push_tree(tree: VocabularyTree, repo_id: str, **options: Unpack[PushOptions]
         return upload(_all_in(Path(folder)), repo_id, **named)
 
 
-def preview_push(folder: str | os.PathLike, repo_id: str, subfolder: str = "") -> str:
+def preview_push(folder: str | os.PathLike[str], repo_id: str, subfolder: str = "") -> str:
     """Return a text that lists what `push` would send of a folder, and shows the beginning of the card.
 
     Nothing is sent or asked.

@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 def save_checkpoint(
     model: TreeDiffPreTrainedModel,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     is_main_process: bool = True,

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 
-def render_web_page(title: str, style: str, body: str, data: Any, script: str) -> str:  # noqa: ANN401 -- JSON
+def render_web_page(title: str, style: str, body: str, data: Any, script: str) -> str:
     """Return the page as HTML; write it as UTF-8.
 
     Args:

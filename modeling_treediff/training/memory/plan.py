@@ -97,7 +97,7 @@ class MemoryPlan:
         return f"{needs}. The same step in less: {'; or '.join(ways)}."
 
 
-def plan_memory(model_config: TreeDiffConfig, batch_size: int, length: int, **options: Any) -> MemoryPlan:  # noqa: ANN401
+def plan_memory(model_config: TreeDiffConfig, batch_size: int, length: int, **options: Any) -> MemoryPlan:
     """Predict the memory of one training step, per process, without allocating it; takes a second or two.
 
     Args:

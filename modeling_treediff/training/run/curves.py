@@ -45,7 +45,7 @@ def draw_curves(steps: Sequence[dict[str, Any]], file: Path) -> None:
     write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=100))
 
 
-def _draw_losses(axes: Any, steps: Sequence[dict[str, Any]], validated: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
+def _draw_losses(axes: Any, steps: Sequence[dict[str, Any]], validated: Sequence[dict[str, Any]]) -> None:
     number, loss = [line["step"] for line in steps], [line["loss"] for line in steps]
     window = np.ones(1 + len(loss) // SMOOTH_PARTS)
     smooth = np.convolve(loss, window, "same") / np.convolve(np.ones(len(loss)), window, "same")

@@ -87,7 +87,7 @@ def gather_for_methods(model: torch.nn.Module) -> None:
 
 def _resharding(model: torch.nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- whatever the method takes and returns
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
         finally:
@@ -98,7 +98,7 @@ def _resharding(model: torch.nn.Module, method: Callable[..., Any]) -> Callable[
     return call
 
 
-def without_exchange(accelerator: Accelerator, model: torch.nn.Module) -> AbstractContextManager:
+def without_exchange(accelerator: Accelerator, model: torch.nn.Module) -> AbstractContextManager[object]:
     """Return the context for all passes of an optimizer step but the last, whose gradients need not be exchanged yet.
 
     FSDP2 exchanges them in every pass: kept whole until the last, they would take as much memory as a whole model.

@@ -263,7 +263,7 @@ class _Run:
         again = "; --resume repeats it" if self.store.path(config.max_steps).exists() else ""
         where = f"during the last estimate, finished model saved in {config.output_dir}{again}"
 
-        def stop_if_asked(*_: Any) -> None:  # noqa: ANN401
+        def stop_if_asked(*_: Any) -> None:
             if request.number:
                 self._stop(request.number, where)
 
