@@ -59,7 +59,7 @@ def test_representative_is_the_most_frequent_token_below():
     ("paths", "message"),
     [
         (np.array([[0, 1], [0, 1]]), "Tokens 0 and 1 share the path"),
-        (np.array([[0, 0], [2, 1]]), "Token 1 .*fan-out at most 2"),
+        (np.array([[0, 0], [2, 1]]), "Token 1 .*a fan-out of at most 2"),
         (np.array([0, 1]), "shape"),
         (np.array([[0.5, 1]]), "integers"),
     ],

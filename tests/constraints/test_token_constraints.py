@@ -91,7 +91,7 @@ def test_coarse_constraints_hold_under_everything(model):
         ({"pad_token_id": 100}, r"pad_token_id is 100: the vocabulary has tokens 0..99"),
         ({"input_ids": [[1, 2]]}, "input_ids must be a tensor, got list"),
         ({"input_ids": torch.zeros(1, 2)}, "must be whole numbers .* got torch.float32"),
-        ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "with a text at least"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "at least one text"),
         ({"attention_mask": "left"}, "attention_mask must be a tensor, got str"),
         ({"generation_config": {"num_steps": 3}}, "must be a TreeDiffGenerationConfig, got dict"),
         ({"generation_config": GenerationConfig()}, "must be a TreeDiffGenerationConfig, got GenerationConfig"),

@@ -70,7 +70,7 @@ def run(folder: str, environment: dict | None = None, precision: str = "no", res
     result["measured"].append(measure(model))
     assert is_finite(accelerator, prepared)
     weights = accelerator.get_state_dict(prepared)
-    save_checkpoint(model, output / "model", state_dict=weights, is_main_process=accelerator.is_main_process)
+    save_checkpoint(model, output / "model", state_dict=dict(weights), is_main_process=accelerator.is_main_process)
     if accelerator.is_main_process:
         torch.save(result | {"weights": weights}, output / "result.pt")
     with torch.no_grad():  # a number that only the last process has, if there are several
