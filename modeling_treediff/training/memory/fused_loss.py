@@ -31,15 +31,15 @@ def lean_cross_entropy(
 ) -> torch.Tensor:
     """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
 
-    Dense identity: child_cross_entropy(head, hidden, input_ids, slots, tree), whose arguments these are. Under autocast
-    the hidden states are cast once for all levels of a head, each of which keeps its input.
+    Dense identity: child_cross_entropy(head, hidden, input_ids, slots, tree). Under autocast the hidden states are cast
+    once for all levels of a head, each of which keeps its input.
 
     Args:
-        head: see there.
-        hidden: (B, T, E) see there.
-        input_ids: (B, T) see there.
-        slots: (B, T) see there.
-        tree: see there.
+        head: any of `heads_treediff.py`.
+        hidden: (B, T, E) hidden states.
+        input_ids: (B, T) nodes.
+        slots: (B, T) slot of the true child under the node, -100 where not counted.
+        tree: the vocabulary tree, on the same device.
         chunk: compute so many positions at a time, forward and again in backward, so that the logits of no more are
             alive: for logits as wide as the vocabulary. By default all at once. On CUDA, where liger-kernel (0.8.5 or
             later) is installed, the flat tree uses its fused kernel instead, which chooses the size itself.

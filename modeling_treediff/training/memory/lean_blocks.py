@@ -1,10 +1,10 @@
-"""A model whose training keeps less: the same parameters, values and gradients, other forwards.
+"""Models whose training keeps less: other forwards on the same parameters, the same values and gradients.
 
-The textbook block keeps every tensor that autograd wants. Here norms, activations and casts are computed again in
-backward instead (`lean_operations.py`), and the loss may be (`fused_loss.py`). `make_lean` puts such forwards on the
-model's own modules, as attributes of the instances: classes, parameters and state dict stay, copies are lean as well,
-and what is saved is the plain model. Layers that do more than a product (LoRA, quantised weights, hooks, offloading)
-are called as ever; while compiling, the compiler is told what to keep.
+A textbook block keeps every tensor that autograd asks for. A lean one computes norms, activations and casts again in
+backward (`lean_operations.py`), and the loss can be computed in parts (`fused_loss.py`). `make_lean` sets these
+forwards as attributes of the model's own modules: classes, parameters and state dict stay the same, a copy of the model
+is lean too, and a saved model is plain. Layers that do more than a matrix product (LoRA, quantised weights, hooks,
+offloading) are called as usual. In a compiled model the compiler is told what to keep instead.
 """
 
 from collections.abc import Callable
@@ -35,20 +35,20 @@ CHECKPOINTS_IN_FORWARD = "__call__" not in vars(GradientCheckpointingLayer)
 
 
 def make_lean(model: TreeDiffLanguageModel, recompute_mlp: int = 0, loss_chunk: int | None = None) -> None:
-    """Let a model keep less for backward, in place; before `accelerate.prepare`, DDP, FSDP2 or `torch.compile`.
+    """Make a model keep less for backward, in place; call it before `accelerate.prepare`, DDP, FSDP2, `torch.compile`.
 
-    Dense identity: the same loss and gradients, up to rounding in the order of sums. Again, it replaces the settings;
-    `undo_lean` takes everything back.
+    Dense identity: the loss and gradients of the textbook model, up to rounding in the order of sums. A second call
+    replaces the settings of the first; `undo_lean` puts the textbook forwards back.
 
     Args:
-        model: a diffusion language model. Blocks whose `forward` something else has replaced stay as they are.
+        model: a diffusion language model. A block whose `forward` other code has replaced stays as it is.
         recompute_mlp: in training, so many layers, the first ones, keep nothing of their MLPs for backward and compute
             two of the three matrix products again: less memory for more time.
         loss_chunk: positions for which logits are kept at a time in the loss; by default for all. It saves memory
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
 
     Raises:
-        ValueError: settings that cannot be.
+        ValueError: a negative `recompute_mlp`, or a `loss_chunk` below 1.
 
     """
     if recompute_mlp < 0:
@@ -62,7 +62,7 @@ def make_lean(model: TreeDiffLanguageModel, recompute_mlp: int = 0, loss_chunk: 
 
 
 def undo_lean(model: TreeDiffLanguageModel) -> None:
-    """Take back what `make_lean` did; no-op where it did nothing."""
+    """Put back the textbook forwards that `make_lean` replaced; does nothing to a model that is not lean."""
     for block in model.model.backbone.layers:
         if _is_lean(block):
             del vars(block)["forward"]

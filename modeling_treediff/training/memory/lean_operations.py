@@ -1,11 +1,11 @@
 """Linear layers whose inputs backward computes again instead of keeping them. They know no transformer.
 
-Autograd keeps the input of every matrix product until backward. Where that input is an elementwise function of tensors
-that are kept anyway, such as a norm, an activation or a cast to bf16, it is bytes without a reason: here the function's
-arguments are kept, and the function is evaluated once more when the gradients need it. The idea is that of activation
-checkpointing (arXiv 1604.06174), applied to what costs no matrix product (as in arXiv 2205.05198).
+Autograd keeps the input of every matrix product until backward. Often that input is an elementwise function (a norm, an
+activation, a cast to bf16) of tensors that are kept anyway. Here only the function's arguments are kept, and backward
+evaluates the function once more. The idea is that of activation checkpointing (arXiv 1604.06174), applied to operations
+that cost no matrix product (as in arXiv 2205.05198).
 
-While compiling every function is its dense form, and `keep_products` tells the compiler what is worth keeping.
+While compiling, every function is its dense form, and `keep_products` tells the compiler what to keep.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
