@@ -7,6 +7,7 @@ Importing the package lets transformers' Auto classes load our models without `t
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,12 +57,27 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    for home, names in HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def import_on_use(package: str, homes: Mapping[str, tuple[str, ...]]) -> Callable[[str], object]:
+    """Return a package's `__getattr__` (PEP 562) that imports a name when it is first used.
+
+    Args:
+        package: the full name of the package.
+        homes: for each of its modules the names that are found there.
+
+    """
+
+    def look_up(name: str) -> object:
+        for home, names in homes.items():
+            if name in names:
+                value = getattr(import_module(f".{home}", package), name)
+                setattr(sys.modules[package], name, value)
+                return value
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return look_up
+
+
+__getattr__ = import_on_use(__name__, HOMES)
 
 
 def __dir__() -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers.models import tiny_model
 from helpers.processes import run_python
+from helpers.vocabularies import numbered_words
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -35,12 +35,7 @@ with torch.no_grad():
 
 @pytest.fixture
 def tokenizer():
-    from tokenizers import Tokenizer, models
-
-    words = {f"word{index}": index for index in range(99)} | {"<eos>": 99}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
-    )
+    return numbered_words(100)
 
 
 @pytest.fixture

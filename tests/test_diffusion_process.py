@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.quadrature import quadrature
+from helpers.schedules import DEPTHS, SCHEDULES
 from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
@@ -20,15 +21,6 @@ from modeling_treediff.noise_schedules import (
     PoissonSchedule,
     SequentialSchedule,
 )
-
-DEPTHS = [1, 2, 3, 4]
-SCHEDULE_KINDS = {
-    "sequential": SequentialSchedule,
-    "uneven": lambda depth: SequentialSchedule(depth, [3.0**level for level in range(depth)]),
-    "binomial": BinomialSchedule,
-    "poisson": PoissonSchedule,
-    "cosine": lambda depth: CosineWarp(BinomialSchedule(depth)),
-}
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -143,10 +135,10 @@ def bayes_logits(nodes, joint, tree):
     ],
     ids=["flat", "balanced", "lopsided", "chains", "deep"],
 )
-@pytest.mark.parametrize("kind", SCHEDULE_KINDS)
+@pytest.mark.parametrize("kind", SCHEDULES)
 def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree, kind):
     """DESIGN fact: with p_theta = the true child posterior, the NELBO is the data entropy, whatever the schedule."""
-    length, schedule = 2, SCHEDULE_KINDS[kind](tree.tree_depth)
+    length, schedule = 2, SCHEDULES[kind](tree.tree_depth)
     joint = (
         np.random.default_rng(7).dirichlet(np.full(tree.vocab_size**length, 0.5)).reshape((tree.vocab_size,) * length)
     )
@@ -174,11 +166,11 @@ def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree, kind):
     assert math.isclose(bound, entropy, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize("kind", SCHEDULE_KINDS)
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_level_corruption_reweighs_the_forward_process_as_stated(kind, depth):
     """Patterns of two positions at a level: q of the pattern x m / (N pi), integrated over times from the flux."""
-    schedule, draws = SCHEDULE_KINDS[kind](depth), 40_000
+    schedule, draws = SCHEDULES[kind](depth), 40_000
     tree = random_tree(9, 9 if depth == 1 else 3, depth, seed=0)
     tokens = torch.tensor([[2, 7, 5]]).repeat(draws, 1)
     counted = torch.tensor([[True, True, False]]).repeat(draws, 1)

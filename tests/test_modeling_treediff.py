@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers.models import IDS, TREES, corrupted, tiny_model
+from helpers.models import IDS, TREES, check_compiled_step, corrupted, tiny_model
 from helpers.shapes import Shapes
 from torch.nn import functional as F
 
@@ -221,19 +221,12 @@ def test_training_step_compiles_whole_and_once(fields):
     model = tiny_model(TREES[0 if flat else 2], **fields).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in range(3):
-            mask = (torch.arange(10) < 7 + seed).long().expand(4, 10) if padding else None
-            batch = vars(corrupted(model, seed=seed, attention_mask=mask)) | {"attention_mask": mask}
-            results = []
-            for forward in (compiled, model):
-                model.zero_grad()
-                loss = forward(**batch).loss
-                loss.backward()
-                results.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
-            torch.testing.assert_close(*results)
+    masks = [(torch.arange(10) < 7 + seed).long().expand(4, 10) if padding else None for seed in range(3)]
+    batches = [
+        vars(corrupted(model, seed=seed, attention_mask=mask)) | {"attention_mask": mask}
+        for seed, mask in enumerate(masks)
+    ]
+    check_compiled_step(model, batches)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.schedules import DEPTHS, SCHEDULES
 
 from modeling_treediff import LevelSchedule
 from modeling_treediff.noise_schedules import (
@@ -16,16 +17,7 @@ from modeling_treediff.noise_schedules import (
     SequentialSchedule,
 )
 
-DEPTHS = [1, 2, 3, 4]
-KINDS = {
-    "sequential": SequentialSchedule,
-    "uneven": lambda depth: SequentialSchedule(depth, [1.0 + 2 * level for level in range(depth)]),
-    "binomial": BinomialSchedule,
-    "poisson": PoissonSchedule,
-    "cosine": lambda depth: CosineWarp(SequentialSchedule(depth)),
-    "cosine binomial": lambda depth: CosineWarp(BinomialSchedule(depth)),
-}
-ALL = [pytest.param(make(depth), id=f"{kind} {depth}") for kind, make in KINDS.items() for depth in DEPTHS]
+ALL = [pytest.param(make(depth), id=f"{kind} {depth}") for kind, make in SCHEDULES.items() for depth in DEPTHS]
 
 
 def inner_times(schedule, per_interval=400):

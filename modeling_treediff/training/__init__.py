@@ -3,9 +3,10 @@
 Names are imported when they are first used, so that the command line reads its options quickly.
 """
 
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from modeling_treediff import import_on_use
 
 if TYPE_CHECKING:
     from .data.chat import chat_windows
@@ -63,9 +64,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    for home, names in HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_use(__name__, HOMES)

@@ -50,6 +50,25 @@ def generate_recorded(model, seed: int = 0, **settings):
     return generate(model, generator=torch.Generator().manual_seed(seed), **settings)
 
 
+def check_compiled_step(model, batches, **tolerance):
+    """Assert that a training step compiles whole and once: no graph break, the eager loss and gradients, no new graph.
+
+    The batches have the same shape.
+    """
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in batches:
+            results = []
+            for forward in (compiled, model):
+                model.zero_grad()
+                loss = forward(**batch).loss
+                loss.backward()
+                results.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+            torch.testing.assert_close(*results, **tolerance)
+    torch._dynamo.reset()
+
+
 def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
     """(V,) log-probabilities at a place of (T,) node ids: one forward for each node on the way to a token.
 

@@ -8,9 +8,10 @@ import re
 import huggingface_hub
 import pytest
 import torch
-from helpers.hub_double import HubDouble, hub_in_this_process
+from helpers.hub_double import HubDouble
 from helpers.models import tiny_model
 from helpers.processes import run_python
+from helpers.vocabularies import numbered_words
 from safetensors.torch import load_file, save
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -35,27 +36,14 @@ def model():
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
     """The model in shards, with its tokenizer."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"word{index}": index for index in range(99)} | {"<eos>": 99}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
-    )
     path = tmp_path_factory.mktemp("saved") / "model"
-    save_checkpoint(model, path, tokenizer, max_shard_size="40KB")
+    save_checkpoint(model, path, numbered_words(100), max_shard_size="40KB")
     return path
 
 
 @pytest.fixture(scope="module")
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with hub_in_this_process(monkeypatch, tmp_path / "home") as double:
-        yield double
 
 
 # ---- without the package --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from helpers.models import tiny_model
 from helpers.processes import environment_on_the_cpu
 from helpers.pushes import REPO, assert_same, commits
+from helpers.vocabularies import numbered_words
 from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
@@ -21,17 +22,7 @@ from modeling_treediff.text.tree_tokenizer import check_tokenizer
 
 @pytest.fixture
 def tree_tokenizer():
-    return tokenizer_of(100)
-
-
-def tokenizer_of(size):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"word{index}": index for index in range(size - 1)} | {"<eos>": size - 1}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
-    )
+    return numbered_words(100)
 
 
 @pytest.mark.parametrize(("head", "schedule"), list(itertools.product(HEADS, SCHEDULES)))
@@ -119,7 +110,7 @@ def test_a_tokenizer_stays_with_its_tree_and_goes_with_it(hub, model, tree_token
     assert not tokenizer_files & names()
     assert TreeDiffForDiffusionLM.from_pretrained(REPO, **place).tree.sha256 == other.tree.sha256
     push(model, REPO, tokenizer=tree_tokenizer, **place)
-    push(other, REPO, tokenizer=tokenizer_of(90), **place)
+    push(other, REPO, tokenizer=numbered_words(90), **place)
     check_tokenizer(other.tree, AutoTokenizer.from_pretrained(REPO, **place))
 
 

@@ -9,7 +9,8 @@ import time
 import pytest
 import torch
 from helpers.processes import REPOSITORY
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from helpers.vocabularies import numbered_words
+from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_treediff import TreeDiffForDiffusionLM
@@ -18,12 +19,7 @@ from modeling_treediff.hub import save_checkpoint
 
 @pytest.fixture
 def tokenizer():
-    from tokenizers import Tokenizer, models
-
-    words = {f"word{index}": index for index in range(99)} | {"<eos>": 99}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
-    )
+    return numbered_words(100)
 
 
 @pytest.fixture

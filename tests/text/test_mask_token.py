@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers.models import tiny_model
 from helpers.processes import REPOSITORY, SAMPLE
-from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from helpers.vocabularies import word_tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.evaluation import evaluate_texts
@@ -24,11 +24,6 @@ TOKENIZERS = {
     "bert": lambda: AutoTokenizer.from_pretrained(REPOSITORY / "tree_artifacts" / "bert-base-uncased"),
     "bytes": ByT5Tokenizer,
 }
-
-
-def word_tokenizer(words):
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<eos>")
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.models import check_compiled_step, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -369,18 +369,7 @@ def test_the_compiled_step_is_the_eager_one(recompute, chunk, checkpointing):
     model = lean_model(recompute, chunk)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in range(3):
-            batch, results = batch_of(model, seed=seed), []
-            for forward in (compiled, model):
-                model.zero_grad()
-                loss = forward(**batch).loss
-                loss.backward()
-                results.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
-            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
-    torch._dynamo.reset()
+    check_compiled_step(model, [batch_of(model, seed=seed) for seed in range(3)], rtol=1e-4, atol=1e-6)
 
 
 def loss_of(forward, length=10):
