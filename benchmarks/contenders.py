@@ -28,7 +28,7 @@ class Contender:
         depth: of its tree, of the smallest fan-out possible; 1 is the flat tree.
         fields: of its config, beside those of its tree and size.
         random_tree: tokens in random places of the tree, instead of clustered.
-        loss_chunk_size: positions whose logits training keeps at a time; None for all.
+        loss_chunk: positions whose logits training keeps at a time; None for all.
 
     """
 
@@ -36,12 +36,12 @@ class Contender:
     depth: int = 2
     fields: Mapping[str, Any] = field(default_factory=dict)
     random_tree: bool = False
-    loss_chunk_size: int | None = None
+    loss_chunk: int | None = None
 
 
 CONTENDERS: dict[str, Contender] = {
     "mdlm": Contender("MDLM (flat)", depth=1),
-    "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, loss_chunk_size=CHUNK),
+    "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, loss_chunk=CHUNK),
     "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
     "tdlm-child": Contender("TDLM, child head", fields=TDLM),
     "tdlm-node": Contender("TDLM, node head", fields=TDLM | {"head": "node"}),
@@ -64,7 +64,7 @@ def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> Vo
 
 
 def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:
-    """Return the parameters of MDLM with so many layers: the budget of all."""
+    """Return the parameters of MDLM with this number of layers, the budget of all contenders."""
     config = TreeDiffConfig.from_tree(VocabularyTree.flat(vocab_size), num_hidden_layers=layers, **sizes)
     return sum(count_parameters(config).values())
 

@@ -83,7 +83,7 @@ class MatchedModel:
     def make(self) -> TreeDiffForDiffusionLM:
         """Return a new model, lean as training makes it, over a tree with tokens in random places."""
         model = make_model(self.config, _tree(self.config.tree_depth, self.size.vocab_size))
-        make_lean(model, loss_chunk=CONTENDERS[self.contender].loss_chunk_size)
+        make_lean(model, loss_chunk=CONTENDERS[self.contender].loss_chunk)
         return model
 
 

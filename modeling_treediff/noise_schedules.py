@@ -217,7 +217,7 @@ class BinomialSchedule(LevelSchedule):
 
     @staticmethod
     def _binomial(trials: int, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) -> (B, trials+1): probability that so many of the levels are not lost."""
+        """(B,) -> (B, trials+1): probability that 0, 1, ..., `trials` of the levels are not lost."""
         kept = torch.arange(trials + 1, dtype=timesteps.dtype, device=timesteps.device)
         ways = torch.tensor([math.comb(trials, k) for k in range(trials + 1)], dtype=timesteps.dtype)
         time_B1 = timesteps[:, None]

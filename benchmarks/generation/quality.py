@@ -50,7 +50,7 @@ class Generator:
         return cls(model, AutoTokenizer.from_pretrained(folder))
 
     def write(self, arguments: dict[str, Any], options: argparse.Namespace) -> tuple[list[list[int]], float]:
-        """Return token ids of so many texts, and the forward passes per text on average."""
+        """Return the token ids of the texts that `options` ask for, and the forward passes per text on average."""
         source = torch.Generator(self.model.device).manual_seed(options.seed)
         texts: list[list[int]] = []
         passes = 0

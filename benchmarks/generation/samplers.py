@@ -27,7 +27,7 @@ class Sampler:
     chooses_passes: bool = False
 
     def arguments(self, num_steps: int) -> dict[str, Any]:
-        """Return the arguments of `generate` for so many passes, the corrections among them; no top-p of the model."""
+        """Return the arguments of `generate` for `num_steps` passes, remasking included; no top-p of the model."""
         remasking = round(self.remasking_share * num_steps)
         arguments = {"top_p": None} | self.settings | {"num_steps": num_steps}
         return arguments | ({"remasking_steps": remasking} if remasking else {})

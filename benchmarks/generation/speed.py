@@ -110,7 +110,7 @@ def timed(model: TreeDiffForDiffusionLM, options: argparse.Namespace) -> Seconds
 
 
 def write_texts(model: TreeDiffForDiffusionLM, batch: int, length: int, steps: int) -> int:
-    """Generate so many texts of so many tokens, always the same; return the forward passes that it took."""
+    """Generate `batch` texts of `length` tokens, the same each time, and return the number of forward passes."""
     result = model.generate(
         num_return_sequences=batch,
         max_new_tokens=length,

@@ -77,15 +77,15 @@ class Case:
         """What training keeps in this variant, as `plan_memory` takes it."""
         if self.variant == PLAIN:
             return {"lean": False}
-        chunk = CONTENDERS[self.model.contender].loss_chunk_size
-        return {"recompute_mlp_layers": self.recomputed_layers, "loss_chunk_size": chunk}
+        chunk = CONTENDERS[self.model.contender].loss_chunk
+        return {"recompute_mlp": self.recomputed_layers, "loss_chunk": chunk}
 
     def adapt(self, model: TreeDiffForDiffusionLM) -> None:
         """Let a model keep for backward what it keeps in this variant."""
         if self.variant == PLAIN:
             undo_lean(model)
         else:
-            make_lean(model, self.settings["recompute_mlp_layers"], self.settings["loss_chunk_size"])
+            make_lean(model, self.settings["recompute_mlp"], self.settings["loss_chunk"])
 
 
 def main() -> None:

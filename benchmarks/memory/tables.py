@@ -48,7 +48,7 @@ def select(record: Record, **fields: Any) -> list[Row]:
 
 
 def peaks_table(record: Record) -> str:
-    """Return planned peaks at the reference point, by batch, with their ratio to MDLM's."""
+    """Return the planned peaks at the reference point, by batch, with their ratio to that of MDLM."""
     rows = select(record, vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)
     batches = sorted({row["batch_size"] for row in rows})
     lines = []
@@ -58,13 +58,13 @@ def peaks_table(record: Record) -> str:
         }
         lines.append([title, str(models[0]["layers"]), *(cells[batch] for batch in batches)])
     return table(("model", "layers", *(f"batch {batch}" for batch in batches)), lines) + (
-        f"\nPlanned peak of a training step, and its ratio to MDLM's; V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, "
+        f"\nPlanned peak of a training step, and its ratio to that of MDLM; V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, "
         f"{_protocol(record)}.\n"
     )
 
 
 def ratios_table(record: Record) -> str:
-    """Return the ratio of planned peaks to MDLM's by vocabulary and hidden size, at one batch."""
+    """Return the ratio of the planned peak to that of MDLM by vocabulary and hidden size, at one batch."""
     rows = select(record, batch_size=BATCH)
     columns = sorted({(row["hidden_size"], row["vocab_size"]) for row in rows})
     lines = []
@@ -73,7 +73,7 @@ def ratios_table(record: Record) -> str:
         lines.append([title, *(cells[column] for column in columns)])
     header = (f"d = {hidden_size}, V = {vocab_size:,}" for hidden_size, vocab_size in columns)
     return table(("model", *header), lines) + (
-        f"\nPlanned peak of a training step, as a ratio to MDLM's; batch {BATCH}, {_protocol(record)}.\n"
+        f"\nPlanned peak of a training step, as a ratio to that of MDLM; batch {BATCH}, {_protocol(record)}.\n"
     )
 
 
@@ -102,14 +102,14 @@ def measured_table(record: Record) -> str:
 
 
 def ratio(record: Record, row: Row) -> float:
-    """Return a row's peak as a ratio to MDLM's in a step of the same batch, vocabulary, size and variant."""
+    """Return the ratio of a row's peak to that of MDLM in a step of the same batch, vocabulary, size and variant."""
     names = ("variant", "batch_size", "vocab_size", "hidden_size")
     (reference,) = select(record, contender=REFERENCE, **{name: row[name] for name in names})
     return row["peak_bytes"] / reference["peak_bytes"]
 
 
 def draw(record: Record, file: Path = FIGURE) -> None:
-    """Draw the peak over the batch, what it is made of, and its ratio to MDLM's over the vocabulary."""
+    """Draw the peak over the batch, what it is made of, and its ratio to that of MDLM over the vocabulary."""
     figure = Figure(figsize=(15, 5), layout="constrained")
     over_batch, by_part, over_vocabulary = figure.subplots(1, 3)
     rows = select(record, vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)

@@ -68,16 +68,16 @@ def ablation_table(record: Record) -> str:
 
 
 def candidates_table(record: Record) -> str:
-    """Return a row for each variant and seed, the best variant first; a second table has what is measured further.
+    """Return two tables with a row for each variant and seed, the best variant first.
 
-    The first has the windows that the default is chosen by, the second the ratios to MDLM's perplexity on others.
+    The first shows the windows by which the default is chosen, the second the perplexity on others, divided by MDLM's.
     """
     runs = [run for variant in ranked_candidates(record) for run in candidate_runs(record, variant)]
     header = ("variant (question)", *COMMON, "to the base", "to the same with `sequential`")
     chosen = table(header, [[_name(run), *_common(run), _difference(run), _schedule_alone(run)] for run in runs])
     titles = list(runs[0]["further"])
     rows = [[_name(run), f"{run['seed']}", *(_ratio(run, title) for title in titles)] for run in runs]
-    further = table(("perplexity, to MDLM's", "seed", *titles), rows)
+    further = table(("perplexity / MDLM", "seed", *titles), rows)
     return f"{chosen}\n{further}\n{_facts(record)}"
 
 
@@ -91,7 +91,8 @@ def headline(record: Record, texts: Sequence[str]) -> str:
     )
     return (
         f"**The default** ({runs[0]['title']}) predicted best among {len(trees)} trees with one learning rate, "
-        f"{record['learning_rate']:g}. Perplexity to MDLM's: {ratios}; on the texts of other kinds {elsewhere}."
+        f"{record['learning_rate']:g}. Perplexity divided by that of MDLM: {ratios}; on the texts of other kinds "
+        f"{elsewhere}."
     )
 
 

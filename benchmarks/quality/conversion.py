@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
     parser.add_argument("--name", required=True, help="what the checkpoint is called")
     parser.add_argument("--tree", required=True, help="folder of a tree over its vocabulary")
-    parser.add_argument("--layers", type=int, help="the first so many layers (default: all)")
+    parser.add_argument("--layers", type=int, help="number of layers to keep, the first ones (default: all)")
     parser.add_argument("--steps", type=int, default=300, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows per step (default %(default)s)")
     parser.add_argument("--sequence-length", type=int, default=64, help="tokens per window (default %(default)s)")

@@ -31,7 +31,7 @@ SELECTION = "selection"  # windows of the validation text that learning rates an
 RESERVED = (TRAINING, VALIDATION, SELECTION)
 LARGEST_VOCABULARY = 2**16
 SHORT_DOCUMENT = 5000  # characters
-SHARED_TOKENS = 13  # so many in a row that also stand in the training text are shared
+SHARED_TOKENS = 13  # a run of this length that also stands in the training text counts as shared
 
 
 @dataclass(frozen=True)

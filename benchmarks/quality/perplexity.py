@@ -6,7 +6,7 @@ python -m benchmarks.quality.perplexity collect --form cpu   # benchmarks/result
 
 Forms: `cpu`, on the embedded sample (8,192 tokens); `gpu`, on texts given to `pack`, in GPT-2's tokens; `rehearsal`,
 the same on two cores in minutes; `tiny`, for tests. Everything goes on from where it stopped: with `--seconds` a call
-ends after so many, saving first.
+saves and ends after that time.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     packing.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
     training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
-    training.add_argument("--seconds", type=float, help="stop after so many, saving first")
+    training.add_argument("--seconds", type=float, help="save and stop after this time (seconds)")
     single = commands.add_parser("run", parents=[shared], help="a single run")
     single.add_argument("--contender", choices=NAMES, required=True)
     single.add_argument("--learning-rate", type=float, required=True)

@@ -75,7 +75,7 @@ def selection_nats(record: Record) -> float:
 
 
 def write_quality(path: Path, runs: list[Record], manifest: Record, contenders: Iterable[str]) -> None:
-    """Write all runs of a packed folder into one record, with the ratios to MDLM's perplexity.
+    """Write all runs of a packed folder into one record, with the ratios to the perplexity of MDLM.
 
     Raises:
         ValueError: see `check_comparable`.

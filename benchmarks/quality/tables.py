@@ -50,7 +50,7 @@ def runs_of(record: Record, name: str) -> list[Record]:
 
 
 def main_table(record: Record) -> str:
-    """Return the validation perplexity of each contender, and its ratio to MDLM's, a line for each seed."""
+    """Return the validation perplexity of each contender, and its ratio to that of MDLM, a line for each seed."""
     rows = []
     for name in _ordered(record):
         for run in runs_of(record, name):
@@ -70,13 +70,13 @@ def main_table(record: Record) -> str:
             rows.append(cells)
     header = (
         *("model", "parameters (head)", "learning rate", "seed", "nats/token", "by level, coarse first"),
-        *("perplexity", "to MDLM's"),
+        *("perplexity", "perplexity / MDLM"),
     )
     return table(header, rows) + "\n" + _facts(record)
 
 
 def zero_shot_table(record: Record) -> str:
-    """Return the perplexity on texts of other kinds, first seeds, and the ratio to MDLM's."""
+    """Return the perplexity on texts of other kinds, first seeds, and its ratio to that of MDLM."""
     texts = zero_shot_texts(record)
     rows = []
     for name in _ordered(record):
@@ -89,8 +89,8 @@ def zero_shot_table(record: Record) -> str:
         rows.append([TITLES[name], *cells])
     shared = record["manifest"]["shared_with_training"]
     overlap = ", ".join(f"{text} {shared[text]:.2%}" for text in (VALIDATION, *texts))
-    return table(("perplexity; to MDLM's", *texts), rows) + (
-        f"\nOf the runs of 13 tokens in these texts, so many also stand in the training text: {overlap}.\n"
+    return table(("perplexity; perplexity / MDLM", *texts), rows) + (
+        f"\nShare of the runs of 13 tokens in these texts that also stand in the training text: {overlap}.\n"
     )
 
 
@@ -161,7 +161,8 @@ def headline(record: Record) -> str:
         if name in record["best"] and (one := record["best"][name]["ratios"].get(str(first["seed"])))
     ]
     return (
-        f"**Perplexity** of held-out text, a bound, of the best of {len(trees)} trees ({TITLES[best]}) to MDLM's: "
+        f"**Perplexity** (a bound) of held-out text, best of {len(trees)} trees ({TITLES[best]}), divided by that of "
+        "MDLM: "
         f"{' and '.join(parts)}; on texts of other kinds {others}. Beside it: {', '.join(beside)}. "
         f"{first['parameters'] / 1e6:.1f}M parameters and {_tokens_seen(record) / 1e6:.1f}M tokens for all, a small "
         f"trial."

@@ -98,4 +98,4 @@ def _speed(record: Record) -> str:
         f"V = {size['vocab_size']:,}, d = {size['hidden_size']}"
         for size in record["sizes"]
     ]
-    return f"**Training speed** to MDLM's, in tokens per second, {record['device']}: {'; '.join(parts)}."
+    return f"**Training speed** divided by that of MDLM, in tokens per second, {record['device']}: {'; '.join(parts)}."

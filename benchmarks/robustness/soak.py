@@ -27,7 +27,7 @@ OFTEN = "--max-steps 1000000 --validate-every 100 --save-every 100 --ema-decay 0
 
 
 def main() -> None:
-    """Train for so many minutes, fit a line, and record it."""
+    """Train for the given minutes, fit a line to the memory, and record it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="(default %(default)s)")
     parser.add_argument("--interval", type=float, default=5, help="seconds between samples (default %(default)s)")

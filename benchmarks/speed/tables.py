@@ -55,7 +55,7 @@ def speed_tables(record: Record) -> str:
 
 
 def draw(record: Record, file: Path = FIGURE) -> None:
-    """Draw the ratios to MDLM's speed, with their quartiles, for every size."""
+    """Draw the ratios to the speed of MDLM, with their quartiles, for every size."""
     sizes = record["sizes"]
     figure = Figure(figsize=(6.5 * len(sizes), 5), layout="constrained")
     for size, axes in zip(sizes, figure.subplots(1, len(sizes), squeeze=False)[0], strict=True):

@@ -163,7 +163,7 @@ def large_product(device: str) -> tuple[Callable[[], object], int]:
 
 
 def measure_generation(runners: list[Runner], workload: Workload, calls: int, passes: int) -> list[dict[str, Any]]:
-    """Return facts and speed, at so many forward passes per text, of every model that writes in a way of its own."""
+    """Return facts and speed, at this number of forward passes per text, of every model with a sampler of its own."""
     writers = [runner for runner in runners if writes(runner.facts["contender"])]
     actions = [partial(write, runner.model, workload, passes) for runner in writers]
     taken = [action() for action in actions]  # always the same; by HDLM's schedule more than there are steps
@@ -205,7 +205,7 @@ def autoregressive_runner(workload: Workload, device: str) -> Runner:
 
 def writes(contender: str) -> bool:
     """Tell whether a contender writes in a way of its own: not so a loss in chunks, nor GPT-2, token by token."""
-    return contender != AUTOREGRESSIVE and CONTENDERS[contender].loss_chunk_size is None
+    return contender != AUTOREGRESSIVE and CONTENDERS[contender].loss_chunk is None
 
 
 def write(model: PreTrainedModel, workload: Workload, steps: int) -> int:

@@ -128,7 +128,7 @@ def count(file: Path, tokenizer: str, **limit: int) -> dict[str, float]:
 
 
 def matrix(embeddings: Path, size: int, folder: Path) -> Path:
-    """Write a matrix of so many rows."""
+    """Write a matrix with this number of rows."""
     rows = load_embeddings(embeddings, ROWS)[:size]
     generator = np.random.default_rng(0)
     copies = [rows]
@@ -140,7 +140,7 @@ def matrix(embeddings: Path, size: int, folder: Path) -> Path:
 
 
 def text(sources: Iterable[Path], megabytes: int, folder: Path) -> Path:
-    """Write a text of so many megabytes from the documents of the sources."""
+    """Write a text of this size (megabytes) from the documents of the sources."""
     documents = [document for source in sources for document in read_documents(source)]
     shuffled, written = random.Random(0), 0
     file = folder / f"{megabytes}MB.txt"

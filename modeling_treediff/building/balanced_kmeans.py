@@ -17,7 +17,7 @@ from .auction import auction
 
 LENGTH_BITS = 12
 MAX_WEIGHT = 256
-MAX_ITERATIONS = 12  # at most so many rounds of assignment and new centroids
+MAX_ITERATIONS = 12  # rounds of assignment and new centroids, at most
 
 
 def quantise(points: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from modeling_treediff.text.tokenizing import gather
 
-BLOCK_TOKENS = 2**20  # short documents are gathered to about so many tokens: sorting each alone would be slow
+BLOCK_TOKENS = 2**20  # short documents are gathered to blocks of about this size: sorting each alone is slow
 
 
 @dataclass(frozen=True, eq=False)

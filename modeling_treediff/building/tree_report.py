@@ -17,7 +17,7 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 
-RANDOM_TREES = 3  # comparisons are averages over so many
+RANDOM_TREES = 3  # comparisons are averages over this number of random trees
 
 
 @dataclass(frozen=True)

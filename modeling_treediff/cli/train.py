@@ -151,8 +151,8 @@ def report(
     """Write `result.json` and print what it says."""
     settings = {
         "steps": config.max_steps,
-        "loss_chunk_size": config.loss_chunk_size,
-        "recompute_mlp_layers": config.recompute_mlp_layers,
+        "loss_chunk": config.loss_chunk,
+        "recompute_mlp": config.recompute_mlp,
     }
     facts = {"weights_sha256": weights_sha256(config.output_dir), **provenance, **model_facts(model), **settings}
     facts |= measured_facts(result) | {"unigram_entropy": entropy}

@@ -39,7 +39,7 @@ def convert(
     Args:
         source: the checkpoint.
         tree: a tree over its vocabulary.
-        layers: take the first so many of the source's layers; by default all.
+        layers: number of the source's layers to keep, the first ones; by default all.
         **fields: of TreeDiffConfig, other than the sizes, which are the source's.
 
     Raises:

@@ -53,24 +53,27 @@ def summary(record: Facts) -> list[str]:
         split = ", ".join(f"{_signed(level)} at level {index}" for index, level in levels)
         difference = f"Its difference to {_title(record, 'reference')} on the same windows"
         found.append(f"{difference}: {_signed(whole['difference']['total'])} nats per token; {split}.")
-        found += _stand_out(groups, lambda row: row["difference"]["total"], ("lose", "gain"), "0")
-        found += _stand_out(groups, lambda row: row["relative"], ("do worse", "do better"), "the difference of all")
+        against = f"Against {_title(record, 'reference')}"
+        found += _stand_out(groups, lambda row: row["difference"]["total"], ("lose", "gain"), against)
+        against = "Against the difference over all tokens"
+        found += _stand_out(groups, lambda row: row["relative"], ("do worse", "do better"), against)
     return [*found, _top_choices(record)]
 
 
 def _stand_out(
-    groups: list[Facts], estimate: Callable[[Facts], Facts], words: tuple[str, str], middle: str
+    groups: list[Facts], estimate: Callable[[Facts], Facts], words: tuple[str, str], against: str
 ) -> list[str]:
-    """Say which groups' intervals lie above and which below a middle, the largest first."""
+    """Count the groups whose interval is above 0, below 0 or holds 0; name the first two kinds, largest first."""
     known = [row for row in groups if enough(row)]
     sides = (
         sorted((row for row in known if estimate(row)["interval"][0] > 0), key=lambda row: -estimate(row)["value"]),
         sorted((row for row in known if estimate(row)["interval"][1] < 0), key=lambda row: estimate(row)["value"]),
     )
-    open_ones = len(known) - sum(map(len, sides))
+    undecided = len(known) - sum(map(len, sides))
     found = [
-        f"Of {len(known)} groups of tokens in at least {FEWEST_WINDOWS} windows, against {middle}: "
-        f"{len(sides[0])} {words[0]}, {len(sides[1])} {words[1]}, of {open_ones} the interval holds both."
+        f"{against}, of the {len(known)} groups of tokens that occur in at least {FEWEST_WINDOWS} windows, "
+        f"{len(sides[0])} {words[0]}, {len(sides[1])} {words[1]} and {undecided} are undecided (their 95 % interval "
+        "holds 0)."
     ]
     for word, rows in zip(words, sides, strict=True):
         if rows:

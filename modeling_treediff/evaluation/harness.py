@@ -260,7 +260,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return answers
 
     def _settings(self, options: dict[str, Any], context_length: int) -> dict[str, Any]:
-        """Return the settings of `generate` for a task's options and a context of so many tokens."""
+        """Return the settings of `generate` for a task's options and a context of `context_length` tokens."""
         settings = dict(normalize_gen_kwargs(options, MAX_NEW_TOKENS))
         settings.pop("until")
         settings["max_new_tokens"] = settings.pop("max_gen_toks")

@@ -79,5 +79,5 @@ def self_repetition(texts: Sequence[Tokens], length: int) -> float:
 
 
 def _grams(text: Tokens, length: int) -> Iterator[tuple[Hashable, ...]]:
-    """Yield the runs of so many tokens in a text, one starting at each place."""
+    """Yield the n-grams of a text, `length` tokens each, one starting at each place."""
     return zip(*(text[start:] for start in range(length)), strict=False)

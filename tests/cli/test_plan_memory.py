@@ -41,10 +41,10 @@ def test_a_model_of_the_hub_by_its_config_alone(tmp_path):
     SMALL.save_pretrained(repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
-    options = ("--batch-size", "8", "--recompute-mlp-layers", "2", "--json", tmp_path / "plan")
+    options = ("--batch-size", "8", "--recompute-mlp", "2", "--json", tmp_path / "plan")
     ran = run_treediff("plan-memory", "--from", "someone/model", *options, HF_HUB_CACHE=str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    expected = plan_memory(SMALL, 8, 128, precision="fp32", recompute_mlp_layers=2)
+    expected = plan_memory(SMALL, 8, 128, precision="fp32", recompute_mlp=2)
     assert json.loads((tmp_path / "plan").read_text()) == expected.summary()
 
 

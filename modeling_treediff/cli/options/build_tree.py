@@ -30,7 +30,7 @@ class Vocabulary:
     _argument_group_name = "vocabulary (one of the two)"
 
     tokenizer: str | None = option(None, "folder or Hub id of a tokenizer")
-    train_tokenizer: int | None = option(None, "learn a tokenizer of so many tokens first")
+    train_tokenizer: int | None = option(None, "learn a tokenizer first, with this vocabulary size")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Conversion:
     checkpoint: str = operand("folder or Hub id, with weights in safetensors and a tokenizer")
     output: Path = option(REQUIRED, "folder for the model")
     tree: str | None = option(None, "tree folder or Hub repository, or `flat` (MDLM) (default: build one)")
-    layers: int | None = option(None, "take the first so many layers (default: all)")
+    layers: int | None = option(None, "number of layers to keep, the first ones (default: all)")
     seed: int = option(0, "of what starts at random")
 
 

@@ -39,8 +39,8 @@ class TrainingStep:
         ema: an average of the parameters is kept.
         processes: that share the work.
         sharded: over the processes, by FSDP2; else they are parallel, by DDP.
-        recompute_mlp_layers: layers whose MLPs are computed again in backward, see `make_lean`.
-        loss_chunk_size: positions whose logits are kept at a time, see there; None for all.
+        recompute_mlp: layers whose MLPs are computed again in backward, see `make_lean`.
+        loss_chunk: positions whose logits are kept at a time, see there; None for all.
         lean: as `make_lean` makes the model, which training does; else as autograd keeps it, without the two above.
 
     """
@@ -54,19 +54,19 @@ class TrainingStep:
     ema: bool = False
     processes: int = 1
     sharded: bool = False
-    recompute_mlp_layers: int = 0
-    loss_chunk_size: int | None = None
+    recompute_mlp: int = 0
+    loss_chunk: int | None = None
     lean: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no step can be."""
-        chunk = () if self.loss_chunk_size is None else ("loss_chunk_size",)
+        chunk = () if self.loss_chunk is None else ("loss_chunk",)
         for name in ("batch_size", "length", "accumulation", "processes", *chunk):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.recompute_mlp_layers < 0:
-            raise ValueError(f"recompute_mlp_layers must not be negative, got {self.recompute_mlp_layers}.")
-        if not self.lean and (self.recompute_mlp_layers or chunk):
+        if self.recompute_mlp < 0:
+            raise ValueError(f"recompute_mlp must not be negative, got {self.recompute_mlp}.")
+        if not self.lean and (self.recompute_mlp or chunk):
             raise ValueError("Only a lean step recomputes MLPs or cuts its loss into chunks.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}.")
@@ -80,7 +80,7 @@ def record_step(step: TrainingStep) -> Ledger:
     with torch.device("meta"):
         model = TreeDiffForDiffusionLM(step.model_config).train()
     if step.lean:
-        make_lean(model, step.recompute_mlp_layers, step.loss_chunk_size)
+        make_lean(model, step.recompute_mlp, step.loss_chunk)
     if step.gradient_checkpointing:
         checkpoint_activations(model)
     shapes, ledger = model.state_dict(), Ledger()

@@ -40,9 +40,9 @@ def lean_cross_entropy(
         input_ids: (B, T) nodes.
         slots: (B, T) slot of the true child under the node, -100 where not counted.
         tree: the vocabulary tree, on the same device.
-        chunk: compute so many positions at a time, forward and again in backward, so that the logits of no more are
-            alive: for logits as wide as the vocabulary. By default all at once. On CUDA, where liger-kernel (0.8.5 or
-            later) is installed, the flat tree uses its fused kernel instead, which chooses the size itself.
+        chunk: positions whose logits are alive at a time, computed in forward and again in backward; by default all.
+            It saves memory where logits are as wide as the vocabulary. On CUDA, where liger-kernel (0.8.5 or later) is
+            installed, the flat tree uses its fused kernel instead, which chooses the size itself.
 
     """
 

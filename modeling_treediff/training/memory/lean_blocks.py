@@ -42,8 +42,8 @@ def make_lean(model: TreeDiffLanguageModel, recompute_mlp: int = 0, loss_chunk: 
 
     Args:
         model: a diffusion language model. A block whose `forward` other code has replaced stays as it is.
-        recompute_mlp: in training, so many layers, the first ones, keep nothing of their MLPs for backward and compute
-            two of the three matrix products again: less memory for more time.
+        recompute_mlp: number of layers, the first ones, whose MLPs keep nothing for backward in training and compute
+            two of their three matrix products again: less memory for more time.
         loss_chunk: positions for which logits are kept at a time in the loss; by default for all. It saves memory
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
 

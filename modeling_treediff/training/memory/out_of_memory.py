@@ -45,8 +45,8 @@ def plan_run(model_config: TreeDiffConfig, config: TrainingConfig, length: int) 
         ema=config.ema_decay > 0,
         processes=accelerator.num_processes,
         sharded=accelerator.is_fsdp2,
-        recompute_mlp_layers=config.recompute_mlp_layers,
-        loss_chunk_size=config.loss_chunk_size,
+        recompute_mlp=config.recompute_mlp,
+        loss_chunk=config.loss_chunk,
     )
 
 
@@ -58,7 +58,7 @@ def device_memory(device: torch.device) -> int:
 
 
 def advice(model_config: TreeDiffConfig, config: TrainingConfig, length: int, memory: int) -> str:
-    """Return what lowers the peak of this run on a device of so many bytes."""
+    """Return what lowers the peak of this run on a device with `memory` bytes."""
     plan = plan_run(model_config, config, length)
     if not plan.fits(memory):
         return plan.advice(memory)

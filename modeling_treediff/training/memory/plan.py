@@ -82,11 +82,11 @@ class MemoryPlan:
         return {"peak_bytes": self.peak, "peak_phase": self.peak_phase, "parts_bytes": self.parts}
 
     def fits(self, memory: int) -> bool:
-        """Tell whether a device of so many bytes is enough."""
+        """Tell whether a device with `memory` bytes is enough."""
         return self.peak <= USABLE * memory
 
     def advice(self, memory: int) -> str:
-        """Say what to change so that the step fits a device of so many bytes, with the peak of each way."""
+        """Say what to change so that the step fits a device with `memory` bytes, with the peak after each change."""
         usable = int(USABLE * memory)
         needs = f"This step needs {readable(self.peak)} of the {readable(usable)} that such a device leaves to tensors"
         if self.fits(memory):
@@ -125,7 +125,7 @@ def plan_step(step: TrainingStep) -> MemoryPlan:
 
 
 def largest_batch(step: TrainingStep, memory: int) -> int:
-    """Return the most windows per pass with which the step fits a device of so many bytes; 0 if not even one does.
+    """Return the largest batch with which the step fits a device with `memory` bytes; 0 if none does.
 
     The peak is convex in the batch: flat where the optimizer makes it, then a line. So the chord between a batch that
     fits and one that does not leads to the answer from below in a few fake steps; every third one halves the rest.
@@ -185,8 +185,8 @@ def _savings(step: TrainingStep) -> Iterator[tuple[str, TrainingStep]]:
     yield "", step
     layers = step.model_config.num_hidden_layers
     if not step.gradient_checkpointing:
-        if step.recompute_mlp_layers < layers:
-            yield f"--recompute-mlp-layers {layers} ", replace(step, recompute_mlp_layers=layers)
+        if step.recompute_mlp < layers:
+            yield f"--recompute-mlp {layers} ", replace(step, recompute_mlp=layers)
         yield "--gradient-checkpointing ", replace(step, gradient_checkpointing=True)
 
 

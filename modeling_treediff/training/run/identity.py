@@ -12,7 +12,7 @@ from .settings import TrainingConfig
 # What changes no parameter but through the number of steps, or only how the windows of a step are split.
 FREE_SETTINGS = (
     "output_dir", "max_steps", "decay_steps", "batch_size", "gradient_accumulation_steps", "global_batch_size",
-    "find_batch_size", "gradient_checkpointing", "recompute_mlp_layers", "loss_chunk_size", "validate_every",
+    "find_batch_size", "gradient_checkpointing", "recompute_mlp", "loss_chunk", "validate_every",
     "validation_windows", "save_every", "keep_checkpoints", "trackers", "workers",
 )  # fmt: skip
 FREE_FIELDS = (

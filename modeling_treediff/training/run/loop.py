@@ -152,7 +152,7 @@ class _Run:
         """Put model and optimizer on the processes; return the config with the batch size they use."""
         accelerator = self.accelerator
         config = config.on_processes(accelerator.num_processes)
-        make_lean(model, config.recompute_mlp_layers, config.loss_chunk_size)
+        make_lean(model, config.recompute_mlp, config.loss_chunk)
         if config.gradient_checkpointing:
             checkpoint_activations(model)
         model.to(accelerator.device).train()

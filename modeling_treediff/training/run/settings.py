@@ -71,14 +71,14 @@ class TrainingConfig:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
     )
-    recompute_mlp_layers: int = field(
+    recompute_mlp: int = field(
         default=0,
         metadata={
-            "help": "of so many layers, the first ones, keep nothing of the MLPs for the backward pass, which computes "
+            "help": "number of layers, the first ones, whose MLPs keep nothing for the backward pass, which computes "
             "two of their three matrix products again: less memory, a little more time"
         },
     )
-    loss_chunk_size: int | None = field(
+    loss_chunk: int | None = field(
         default=None,
         metadata={
             "help": "positions for which logits are kept at a time in the loss (default: all); saves memory where "
@@ -108,13 +108,13 @@ class TrainingConfig:
         """Refuse impossible settings before anything is read or written."""
         for name in (
             *("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "validation_windows"),
-            *(name for name in ("global_batch_size", "loss_chunk_size") if getattr(self, name) is not None),
+            *(name for name in ("global_batch_size", "loss_chunk") if getattr(self, name) is not None),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in (
             *("warmup_steps", "validate_every", "save_every", "weight_decay", "workers", "seed"),
-            "recompute_mlp_layers",
+            "recompute_mlp",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -147,7 +147,7 @@ class TrainingConfig:
         return self.max_steps // 10 if self.decay_steps is None else self.decay_steps
 
     def on_processes(self, processes: int) -> "TrainingConfig":
-        """Return the config with the accumulation that gives the global batch on so many processes.
+        """Return the config with the accumulation that gives the global batch on this number of processes.
 
         Raises:
             ValueError: the global batch is not a multiple of what the processes do in one pass.

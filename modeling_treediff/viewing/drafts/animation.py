@@ -33,7 +33,7 @@ def check_suffix(file: Path) -> None:
 
 
 def choose_evenly(drafts: Sequence[Draft], most: int) -> list[Draft]:
-    """Return at most so many drafts, the first and the last among them."""
+    """Return at most `most` drafts, evenly spaced, the first and the last included."""
     if len(drafts) <= most:
         return list(drafts)
     last = len(drafts) - 1

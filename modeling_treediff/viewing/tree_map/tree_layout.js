@@ -1,6 +1,6 @@
 "use strict";
 
-const WORD_SHAPE = 2;  // a token's area is so many times as wide as high, as words are
+const WORD_SHAPE = 2;  // width of a token's area divided by its height, since words are wide
 
 /* A tree's nodes and where they lie. Nodes of depth k are numbered 0.. in the order of their paths, so the children of
    a node are consecutive nodes of depth k + 1, and the tokens below it consecutive leaves. */

@@ -94,7 +94,7 @@ def test_variants_come_at_the_reference_point_alone():
     assert {(case.model.config.num_hidden_layers, case.recomputed_layers) for case in varied} == {
         (12, 0), (12, 10), (17, 0), (17, 14),
     }  # fmt: skip
-    assert all(case.settings.get("recompute_mlp_layers", 0) == case.recomputed_layers for case in cases)
+    assert all(case.settings.get("recompute_mlp", 0) == case.recomputed_layers for case in cases)
     assert {case.variant for case in cases if not case.settings.get("lean", True)} == {"plain"}
 
 

@@ -23,12 +23,14 @@ def test_tables_show_every_contender_and_seed(record, tmp_path):
     ratio = record["best"]["tdlm-child"]["ratios"]["1"]["validation"]["ratio"]
     assert f"{ratio:.3f} (" in lines[5] and lines[2].rstrip(" |").endswith(" 1")
     assert "≤" in lines[2] and "≤" not in lines[6]
-    assert tables.zero_shot_table(record).splitlines()[0] == "| perplexity; to MDLM's | other |"
+    assert tables.zero_shot_table(record).splitlines()[0] == "| perplexity; perplexity / MDLM | other |"
     assert tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
     assert "with a better rate perhaps beyond: MDLM (flat); TDLM" in tables.grid_table(record)
     ratio = record["best"]["ar"]["ratios"]["0"]["validation"]["ratio"]
     headline = tables.headline(record)
-    assert "(TDLM, child head) to MDLM's" in headline and f"autoregressive (GPT-2) {ratio:.3f}." in headline
+    assert (
+        "(TDLM, child head), divided by that of MDLM" in headline and f"autoregressive (GPT-2) {ratio:.3f}." in headline
+    )
     tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 

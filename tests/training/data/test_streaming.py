@@ -110,7 +110,7 @@ def test_a_document_tokenised_in_pieces_is_read_on_inside(corpus, tokenizer, mon
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1)])
 def test_processes_share_one_stream_also_when_their_number_changes(windows, before, after, workers):
-    """As accelerate deals batches to processes: 72 windows by so many, then the others by so many more or fewer."""
+    """As accelerate deals batches to processes: 72 windows with one number of processes, the others with another."""
     collate = DiffusionCollator(random_tree(8192, 91, 2), SequentialSchedule(2), 7)
 
     def batches(processes, first, count, place):

@@ -58,9 +58,9 @@ def test_the_activations_are_what_autograd_keeps():
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"recompute_mlp_layers": -1}, "recompute_mlp_layers must not be negative, got -1"),
-        ({"loss_chunk_size": 0}, "loss_chunk_size must be at least 1"),
-        ({"lean": False, "loss_chunk_size": 8}, "Only a lean step"),
+        ({"recompute_mlp": -1}, "recompute_mlp must not be negative, got -1"),
+        ({"loss_chunk": 0}, "loss_chunk must be at least 1"),
+        ({"lean": False, "loss_chunk": 8}, "Only a lean step"),
         ({"precision": "int8"}, "Unknown precision 'int8'; known: fp32, bf16, fp16"),
         ({"length": 200}, "200 tokens are longer than the model's 128 positions"),
     ],

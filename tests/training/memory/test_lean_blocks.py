@@ -279,7 +279,7 @@ def test_what_is_saved_is_the_plain_model(tmp_path):
     model = lean_model(recompute=1, chunk=7)
     model.save_pretrained(tmp_path)
     saved = TreeDiffForDiffusionLM.from_pretrained(tmp_path)
-    assert not {"recompute_mlp_layers", "loss_chunk_size"} & saved.config.to_dict().keys()
+    assert not {"recompute_mlp", "loss_chunk"} & saved.config.to_dict().keys()
     assert_same(saved.state_dict(), model.state_dict())
     assert "forward" not in vars(saved.model.backbone.layers[0])
 

@@ -11,7 +11,7 @@ from modeling_treediff.training.memory.out_of_memory import advice, plan_run
 
 @pytest.fixture
 def room_for(monkeypatch):
-    """A device with room for so many windows, and one less from the second step on."""
+    """A device with room for `limit` windows, and one less from the second step on."""
     forward, tried = TreeDiffForDiffusionLM.forward, []
 
     def install(limit):
@@ -36,7 +36,7 @@ def test_running_out_says_what_helps(tmp_path, room_for):
 
 def test_the_advice_is_the_planners_for_the_run_as_launched(tmp_path):
     settings = {"max_steps": 1, "batch_size": 8, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"}
-    memory = {"recompute_mlp_layers": 1, "loss_chunk_size": 16}
+    memory = {"recompute_mlp": 1, "loss_chunk": 16}
     config = TrainingConfig(tmp_path, ema_decay=0.9, **memory, **settings)
     model_config = tiny_network(tiny_tree()).config
     planned = plan_run(model_config, config, 8)

@@ -60,21 +60,21 @@ def test_the_recorded_figures_are_what_is_planned():
     at_reference = {"batch_size": 32, "vocab_size": 50_257, "hidden_size": 768}
     rows = [row for row in rows if row.items() >= at_reference.items() and "budget" in row["matched"]]
     recorded = {(row["contender"], row["variant"]): row["peak_bytes"] for row in rows}
-    settings = {"lean": {}, "recompute": {"recompute_mlp_layers": 14}, "plain": {"lean": False}}
+    settings = {"lean": {}, "recompute": {"recompute_mlp": 14}, "plain": {"lean": False}}
     for variant, options in settings.items():
         assert reference_peak(True, **options) == pytest.approx(recorded["tdlm-child", variant], rel=0.02)
-    assert reference_peak(False, loss_chunk_size=1024) == pytest.approx(recorded["mdlm-chunked", "lean"], rel=0.02)
+    assert reference_peak(False, loss_chunk=1024) == pytest.approx(recorded["mdlm-chunked", "lean"], rel=0.02)
     assert recorded["tdlm-child", "plain"] > 1.6 * recorded["tdlm-child", "lean"]
 
 
 def test_recomputed_mlps_take_it_to_two_fifths():
     """Recomputed in five of six layers, on both sides."""
-    assert reference_peak(True, recompute_mlp_layers=14) <= 0.40 * reference_peak(False, recompute_mlp_layers=10)
+    assert reference_peak(True, recompute_mlp=14) <= 0.40 * reference_peak(False, recompute_mlp=10)
 
 
 def test_against_a_chunked_cross_entropy_the_tree_saves_no_memory():
     """What it spends on depth its activations cost; what remains is that the flat head is computed, twice."""
-    ratio = reference_peak(True) / reference_peak(False, loss_chunk_size=1024)
+    ratio = reference_peak(True) / reference_peak(False, loss_chunk=1024)
     assert 1.0 < ratio < 1.25
 
 
@@ -110,11 +110,11 @@ def test_torchs_own_tracker_sees_the_same_peak():
 def test_every_way_to_save_memory_saves_it():
     flat = TreeDiffConfig(vocab_size=5000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
     plan = plan_memory(flat, 16, 64)
-    chunked = plan_memory(flat, 16, 64, loss_chunk_size=128)
+    chunked = plan_memory(flat, 16, 64, loss_chunk=128)
     assert chunked.parts["head and logits"] < 0.4 * plan.parts["head and logits"]
     assert plan.peak < plan_memory(flat, 16, 64, lean=False).peak
     assert plan_memory(flat, 16, 64, gradient_checkpointing=True).peak < plan.peak
-    recomputed = plan_memory(SMALL, 16, 64, recompute_mlp_layers=3)
+    recomputed = plan_memory(SMALL, 16, 64, recompute_mlp=3)
     assert recomputed.peak < plan_memory(SMALL, 16, 64).peak < plan_memory(SMALL, 16, 64, precision="fp32").peak
     assert plan_memory(SMALL, 16, 64, precision="fp16").peak == plan_memory(SMALL, 16, 64).peak
 
@@ -168,7 +168,7 @@ def test_advice_names_options_that_do_fit():
     memory = int(0.75 * plan.peak / USABLE)
     advice = plan.advice(memory)
     ways = advice.split("The same step in less: ")[1].rstrip(".").split("; or ")
-    assert len(ways) == 3 and "--recompute-mlp-layers 3" in ways[1] and "--gradient-checkpointing" in ways[2]
+    assert len(ways) == 3 and "--recompute-mlp 3" in ways[1] and "--gradient-checkpointing" in ways[2]
     words = ways[0].split()
     batch, accumulation = int(words[1]), int(words[3])
     assert batch * accumulation == 24
