@@ -75,7 +75,7 @@ class TreeDiffConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Derive what is derived, check, and name the classes that load this config from a Hub repository."""
+        """Set derived fields, validate, and name the classes that load this config from a Hub repository."""
         if self.format_version == 1:
             self.level_durations = kwargs.pop("window_lengths", self.level_durations)
             kwargs = {name: value for name, value in kwargs.items() if name not in MEMORY_FIELDS_OF_FORMAT_1}

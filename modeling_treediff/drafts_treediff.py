@@ -1,4 +1,4 @@
-"""Drafts: texts while they are written, and what their tokens may become.
+"""Drafts: texts during generation, and the constraints on their tokens.
 
 Shape legend: B sequences, T positions of the draft, S of the result, P given positions, V tokens, N nodes, I internal
 nodes, M nodes of one level, D depth of the leaves, K largest fan-out, n positions that wait.
@@ -28,7 +28,7 @@ class ChildModel(Protocol):
 
 @dataclass
 class Draft:
-    """Texts while they are written, given nodes and new positions side by side; the denoiser alone changes them.
+    """Texts during generation, given and new positions together; only the denoiser changes them.
 
     Texts end together, padding stands before them: so the distances between positions, all that the network sees of
     their places, are those of each text alone.
@@ -85,7 +85,7 @@ class Draft:
 
 
 class Constraints(Protocol):
-    """What the tokens of a text may be: the argument `constraints` of `generate`."""
+    """The interface of constraints on tokens: the argument `constraints` of `generate`."""
 
     num_forward_passes: int  # of the network, spent on the constraints so far
 

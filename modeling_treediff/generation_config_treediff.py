@@ -1,4 +1,4 @@
-"""Settings of `generate`: what can be asked for, and what cannot."""
+"""Settings of `generate`, and their validation."""
 
 import math
 import sys

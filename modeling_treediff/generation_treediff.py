@@ -189,7 +189,7 @@ class TreeDiffGenerationMixin:
 
 
 class _Audience:
-    """Those who follow a draft: the streamer, the callback and the history; they read and change nothing."""
+    """The observers of a draft: streamer, callback and history; they only read."""
 
     def __init__(
         self,

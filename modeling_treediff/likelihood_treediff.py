@@ -43,7 +43,7 @@ class NelboEstimate:
 
 @dataclass(frozen=True)
 class NelboStep:
-    """What one forward pass of `nelbo` looks at: n positions that stand just above a level of the tree.
+    """One forward pass of `nelbo`: n positions that stand just above a level of the tree.
 
     Over all passes weight x cross-entropy of the true child adds up to the bound of all sequences, in nats.
     """

@@ -323,7 +323,7 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
 
 @contextmanager
 def _what_is_wrong_with(source: object) -> Iterator[None]:
-    """Say in one sentence what loading weights from `source` failed at, and what to do."""
+    """Return one sentence on what loading weights from `source` failed at, and what to do."""
     try:
         yield
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""A tree from each token's ancestors, as other programs write trees down; says what is wrong with a table that is none.
+"""A vocabulary tree from a table of each token's ancestors, the format in which other programs save trees.
 
 Shape legend: V tokens, D depth of every leaf.
 """

@@ -1,4 +1,4 @@
-"""Balanced trees without clusters: the controls for trees that mean something.
+"""Balanced trees without clustering: random trees, and trees of tokens in a given order.
 
 Shape legend: V tokens, D depth of every leaf.
 """
@@ -14,7 +14,7 @@ from modeling_treediff.vocabulary_tree import Table, VocabularyTree, as_int64
 def random_tree(
     vocab_size: int, branching: int, depth: int, seed: int = 0, metadata: dict[str, Any] | None = None
 ) -> VocabularyTree:
-    """Return a balanced tree with tokens in random places: the control for every tree that means something.
+    """Return a balanced tree with tokens in random places: the baseline for clustered trees.
 
     Raises:
         ValueError: branching**depth leaves are fewer than the vocabulary.

@@ -1,4 +1,4 @@
-"""A model's config from a budget of parameters: a small head leaves more of them for layers."""
+"""A model's config from a parameter budget: what a small head saves goes into layers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Clusters of tokens that have the same clusters beside them in a text.
+"""Class-based bigram clustering: tokens with the same clusters beside them in a text share a cluster.
 
 The objective is the classical one of class-based language models, the average mutual information of neighbouring
 classes (Brown et al., "Class-based n-gram models of natural language", 1992), here with a limit on the size of a class.
@@ -49,7 +49,7 @@ def cluster_by_neighbours(
     point_NE: np.ndarray,
     advance: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
-    """Improve a clustering by what stands beside each token.
+    """Improve a clustering by the clusters of each token's neighbours in the text.
 
     Args:
         cluster_N: (N,) cluster of each token, 0..K-1.

@@ -1,4 +1,4 @@
-"""Token embeddings from text alone: which tokens stand beside which.
+"""Token embeddings from text alone: the SVD of the PMI between tokens and their neighbours.
 
 Positive pointwise mutual information with the left and the right neighbour, reduced by a truncated singular value
 decomposition (Levy and Goldberg, "Neural word embedding as implicit matrix factorization", 2014; context smoothing

@@ -1,4 +1,4 @@
-"""Token embeddings before they are clustered: checked, and reduced to what says which tokens are alike.
+"""Token embeddings before clustering: checked, then reduced to normalised principal components.
 
 Shape legend: V tokens, E dimensions of an embedding.
 """

@@ -1,4 +1,4 @@
-"""A tree with further tokens, for a user who adds special ones."""
+"""Extending a tree by new tokens, such as added special tokens."""
 
 from typing import Any
 

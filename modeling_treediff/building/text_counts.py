@@ -1,4 +1,4 @@
-"""What a text says about its tokens, in one pass and bounded memory: how often each occurs, and which follows which.
+"""Token and bigram counts of a text, in one pass and bounded memory.
 
 Shape legend: V tokens, T tokens of text, P distinct pairs of neighbours.
 """

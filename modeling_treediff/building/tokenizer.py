@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer learned from a text: what a tree needs when no published vocabulary fits."""
+"""Training of a byte-level BPE tokenizer, for texts that no published vocabulary fits."""
 
 from collections.abc import Iterable
 

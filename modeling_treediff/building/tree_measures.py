@@ -1,4 +1,4 @@
-"""What a report measures: entropy, mutual information of neighbouring classes, similarity within classes.
+"""Measures of a clustering: entropy, mutual information of neighbouring classes, similarity within classes.
 
 Probabilities are relative frequencies, without smoothing or correction for the length of the text: on little text all
 mutual information is too high, a random tree's by the larger factor. Shape legend: V tokens, M classes, E dimensions.

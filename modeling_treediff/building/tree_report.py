@@ -1,4 +1,4 @@
-"""What a vocabulary tree looks like in figures: its shape, what its clusters hold, what they tell about text.
+"""The report on a vocabulary tree in figures: its shape, its clusters, and their information about text.
 
 Entropies and mutual information are in nats. Shape legend: V tokens, D depth of every leaf, K largest fan-out, M nodes
 of one depth, E dimensions of an embedding.
@@ -73,7 +73,7 @@ class LevelReport:
 
 @dataclass(frozen=True)
 class KindReport:
-    """Where the tokens of one kind (see `token_kinds`) went, as clusters of depth 1.
+    """The clusters of depth 1 that hold the tokens of one kind (see `token_kinds`).
 
     Attributes:
         kind: its name in KINDS.
@@ -121,7 +121,7 @@ def report_tree(
     seed: int = 0,
     token_counts: np.ndarray | None = None,
 ) -> TreeReport:
-    """Measure a tree. Every part of the report that has its input is made.
+    """Measure a tree; parts of the report whose input is missing are left out.
 
     Args:
         tree: any tree.
@@ -178,7 +178,7 @@ def report_tree(
 
 
 def report_kinds(kind_V: np.ndarray, cluster_V: np.ndarray) -> list[KindReport]:
-    """Say where the tokens of every kind that occurs went.
+    """Report for each kind of token the clusters that hold it.
 
     Args:
         kind_V: (V,) index in KINDS of every token.

@@ -1,4 +1,4 @@
-"""`treediff analyze-errors`: measures where a model errs, prints tables, writes them with a picture."""
+"""`treediff analyze-errors`: measures loss by kind of token and level of the tree; prints and writes tables."""
 
 import sys
 from itertools import islice
@@ -63,13 +63,13 @@ def run(models: ComparedModels, text: AnalyzedText, dataset: Dataset, analysis: 
 
 
 def count(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> np.ndarray:
-    """Return how often each token occurs in the text that says so."""
+    """Count the tokens of the text that defines their frequencies."""
     documents = [document for _, document in corpus.documents()]
     return np.bincount(tokenize_texts(documents, tokenizer, tokenizer.eos_token_id is not None), minlength=vocab_size)
 
 
 def describe(source: str, model: TreeDiffForDiffusionLM) -> dict[str, Any]:
-    """Return what tells a model from others."""
+    """Return what describes a model in a record."""
     config = model.config
     shape = f"D={config.tree_depth}, {config.head} head, {config.schedule}"
     title = "flat" if config.tree_depth == 1 else f"tree ({shape})"
@@ -88,7 +88,7 @@ def describe(source: str, model: TreeDiffForDiffusionLM) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print the tables, and what they say in words."""
+    """Print the tables and their summary."""
     console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     for table in error_tables(record):
         console.print(as_rich(table))

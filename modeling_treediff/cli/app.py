@@ -52,7 +52,7 @@ def run(service: Service) -> None:
 
 
 class Page:
-    """What happens on the page: writes texts with one model, and knows how to stop the text of each visitor."""
+    """The page's actions: generate with one model, and stop the generation of a visitor."""
 
     def __init__(self, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write with a model and its tokenizer."""

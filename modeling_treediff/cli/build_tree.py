@@ -58,7 +58,7 @@ def run(vocabulary: Vocabulary, similarity: Similarity, dataset: Dataset, new: N
 
 @dataclass(frozen=True)
 class Job:
-    """All that the command line says."""
+    """The parsed command line."""
 
     vocabulary: Vocabulary
     similarity: Similarity
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def method(self) -> str:
-        """The method asked for, or the one that uses all that is given."""
+        """The clustering method asked for, or the default for the given inputs."""
         return self.similarity.method or (METHODS[1] if self.similarity.text else METHODS[0])
 
 
@@ -112,7 +112,7 @@ def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; what is wrong with its files is said with its name."""
+    """Load a tokenizer; raise ValueError, naming it, if its files are wrong."""
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # a damaged file fails in many ways
@@ -188,7 +188,7 @@ def name_of(source: str) -> str:
 
 
 def save(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Write both; all slow work is done aside, and no moment leaves a tree beside a tokenizer it is not for."""
+    """Write tree and tokenizer together: an interruption never leaves a tree beside another tree's tokenizer."""
     with update_folder(output, written_last=lambda name: name == TREE_WEIGHTS_NAME) as folder:
         write_tokenizer(tokenizer, folder)
         tree.save_pretrained(folder)

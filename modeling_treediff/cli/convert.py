@@ -1,4 +1,4 @@
-"""`treediff convert`: makes a tree model of another architecture's checkpoint and saves it."""
+"""`treediff convert`: initialises a tree model from another architecture's checkpoint and saves it."""
 
 import torch
 from transformers.utils.hub import cached_file

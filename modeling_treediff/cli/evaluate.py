@@ -105,5 +105,5 @@ def as_table(results: dict[str, LikelihoodResult], protocol: str) -> Table:
 
 
 def spread(value: float, interval: tuple[float, float]) -> str:
-    """Write a value and half of its interval."""
+    """Format a value with half of its interval."""
     return f"{value:.3f} ± {interval[1] - value:.3f}"

@@ -1,4 +1,4 @@
-"""`treediff generate`: writes a text, and shows snapshots, every pass, or a file that plays it."""
+"""`treediff generate`: generates text, and shows drafts live, as snapshots, or in an animation."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
 
 
 def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the arguments of `generate` that say where it starts."""
+    """Return the arguments of `generate` that hold prompt or infilling."""
     settings: dict[str, Any] = {
         "input_ids": starting_nodes(tokenizer, model.config.mask_token_id, text.prompt, text.infill),
         "max_new_tokens": None if text.infill is not None else text.max_new_tokens,
@@ -45,7 +45,7 @@ def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokeni
 
 
 def load_viewing(shown: Shown) -> ModuleType | None:
-    """Return what --watch and --animation need, None if neither is asked for."""
+    """Import what --watch and --animation need; None if neither is asked for."""
     if not shown.watch and shown.animation is None:
         return None
     from modeling_treediff.viewing import drafts as viewing

@@ -1,4 +1,4 @@
-"""`treediff push`: uploads what a folder holds to the Hub, or shows what would go."""
+"""`treediff push`: uploads a folder's model or tree to the Hub, or lists what would be uploaded."""
 
 from huggingface_hub.errors import HTTPError  # of whichever HTTP library it uses
 

@@ -127,7 +127,7 @@ def corpora(text: TrainingText, dataset: Dataset) -> tuple[Corpus, Corpus | None
 def provenance(
     license: str | None, source: str | None, text: TrainingText, corpus: Corpus, held_out: Corpus | None
 ) -> dict[str, Any]:
-    """Return what the weights come from, and under which license they are."""
+    """Return the weights' origin and their license."""
     base = None
     if source is not None:
         on_hub = not Path(source).exists()

@@ -1,4 +1,4 @@
-"""Words of several tokens that must not be written, where positions become tokens in any order and level by level.
+"""Bad words of several tokens, for texts whose positions become tokens in any order and level by level.
 
 A text in the making allows at each position the tokens below its node. It is *possible* if it can still become a text
 without any of the words. `BadWords.closed_symbols` names the tokens that would make it impossible, so that nothing ever
@@ -199,7 +199,7 @@ def _automaton(words: list[list[int]], num_symbols: int) -> tuple[np.ndarray, li
 
 
 def _run_lengths(mask_BT: torch.Tensor) -> torch.Tensor:
-    """Return how many True in a row end at each position (B, T)."""
+    """Return the length of the run of True that ends at each position (B, T)."""
     place_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
     return place_T - torch.where(mask_BT, 0, place_T).cummax(dim=1).values
 

@@ -21,7 +21,7 @@ from .bad_words import BadWords
 
 
 class TokenConstraints(TokenWeights):
-    """What the tokens of a text may be, for `generate(constraints=...)`.
+    """Bad words and logits processors, for `generate(constraints=...)`.
 
     The settings allowed_tokens and suppress_tokens hold as well.
 
@@ -60,7 +60,7 @@ class TokenConstraints(TokenWeights):
         self.processor = LogitsProcessorList(logits_processor)
 
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
-        """Prepare for one call; ValueError for tokens outside the vocabulary, or if none is left."""
+        """Prepare for one call of `generate`; ValueError for tokens outside the vocabulary, or if none is left."""
         super().begin(model, settings)
         longer = [word for word in self.words if len(word) > 1]
         self.bad_words = BadWords(longer, self.tree, self.allowed_V) if longer else None

@@ -1,4 +1,4 @@
-"""From a BERT-, GPT-2- or LLaMA-style checkpoint to a tree model that starts with its weights."""
+"""Conversion of a BERT-, GPT-2- or LLaMA-style checkpoint into a tree model with its weights."""
 
 from .converted_model import convert, size_fields
 from .families import FAMILIES

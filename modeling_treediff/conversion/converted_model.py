@@ -1,4 +1,4 @@
-"""A tree model that starts with the weights of another network, as far as they have a place in it.
+"""Conversion: a tree model initialised with the weights of another network, where their shapes allow it.
 
 Shape legend: V tokens, N nodes, E hidden size.
 """

@@ -1,4 +1,4 @@
-"""What the layers of other architectures have in common with ours, by our names.
+"""The layers of other architectures, renamed and reshaped to ours.
 
 Our layers are LLaMA's: RMSNorm before attention and MLP, rotary positions, SwiGLU, no biases. Of the others, what has a
 counterpart of the same shape and meaning is taken, and what helps was measured (`benchmarks/LOG.md`).
@@ -97,7 +97,7 @@ FAMILIES = {"bert": BERT, "roberta": BERT, "gpt2": GPT2, "llama": LLAMA, "mistra
 
 
 def differing_settings(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield what a source's layers do otherwise than copies of their weights do here: (what, how it is here)."""
+    """Yield the settings in which a source's layers differ from ours: (setting, ours)."""
     if config.model_type not in ("bert", "roberta"):
         yield "causal mask", "positions see both sides here"
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):

@@ -1,4 +1,4 @@
-"""What a conversion took over, what starts anew, and what was left behind: for people and as a file."""
+"""The report of a conversion: which parameters were copied, initialised anew, or left out."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ REPORT_NAME = "conversion.json"
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network: how many parameters it has, and what became of them."""
+    """A part of a network: its number of parameters, and whether they were copied."""
 
     part: str
     parameters: int

@@ -95,7 +95,7 @@ def load_source(name: str, **hub_kwargs: Any) -> Source:
 
 
 def load_tokenizer(name: str, **hub_kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; what is wrong with its files is said with its name."""
+    """Load a tokenizer; raise ValueError, naming it, if its files are wrong."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
     except Exception as error:  # a damaged file fails in many ways

@@ -1,4 +1,4 @@
-"""Where a tree model errs: its bound by kind of token and level of the tree, beside another model's on the same text.
+"""Error analysis: the bound by kind of token and level of the tree, beside another model's on the same text.
 
 All errors and 95 % intervals are over windows: of ratios of two sums over them, to first order, so they hold the noise
 of the corruptions and how much windows differ. Differences are paired, window by window. A comparison of single levels
@@ -34,7 +34,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class ComparedText:
-    """A text as one or two models read it.
+    """A text measured under one model or two.
 
     Attributes:
         tree: whose levels the terms are split by.

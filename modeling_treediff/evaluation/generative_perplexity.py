@@ -22,7 +22,7 @@ from .intervals import Interval, exponential, finite, normal_interval, ratio_and
 
 @dataclass(frozen=True)
 class GenerativePerplexityResult:
-    """What the judge says of some texts: sums over all of them, with errors from how much single texts differ.
+    """Generative perplexity of some texts: sums over all of them, with standard errors over texts.
 
     Standard errors and intervals are over texts: other texts from the same source stay inside. They are those of a
     ratio of two sums over texts (to first order), infinite for a single text.

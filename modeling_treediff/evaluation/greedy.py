@@ -1,4 +1,4 @@
-"""Whether a model, filling open positions greedily, gives a certain text.
+"""Greedy decoding of a given text: whether a model reproduces it.
 
 Shape legend: B sequences, T positions.
 """
@@ -9,13 +9,13 @@ from modeling_treediff import GenerationStep, TreeDiffForDiffusionLM, TreeDiffGe
 
 
 class _AllWrong(Exception):
-    """No text of a batch can become what it is compared with."""
+    """No text of a batch can still become its reference."""
 
 
 def is_greedy(
     model: TreeDiffForDiffusionLM, token_ids: torch.Tensor, attention_mask: torch.Tensor, fixed_mask: torch.Tensor
 ) -> list[bool]:
-    """Tell of each text whether greedy filling of its positions that are not given makes exactly that text.
+    """Return for each text whether greedy filling of its free positions reproduces it.
 
     All of them are open at first; in each pass the one position and level that the model is surest of takes its
     likeliest child. The order is the model's own, so a text may be greedy though its parts, each given what is to its

@@ -57,7 +57,7 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation
 
 @register_model("treediff")
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """A model as the harness asks it: log-likelihoods (bounds) of continuations and of whole texts, and new texts.
+    """The harness's model interface: log-likelihood bounds of continuations and whole texts, and generation.
 
     Attributes:
         model: the model.
@@ -157,7 +157,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness's results are to say about the model and about the meaning of its figures."""
+        """Return what the harness's results record of the model and of the meaning of its figures."""
         return {
             "likelihoods": "lower bounds (-NELBO), Monte Carlo estimates; perplexities are upper bounds",
             "rolling_protocol": str(WindowProtocol.for_model(self.model, self.tokenizer)),
@@ -291,7 +291,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 def request_seed(seed: int, context: str, repeat: int = 1) -> int:
-    """Return the seed of a request: of the harness's seed, the request's context or text, and its how manieth."""
+    """Return the seed of a request: a hash of the harness's seed, the request's text, and its number."""
     key = json.dumps([seed, context, repeat]).encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
 

@@ -1,4 +1,4 @@
-"""Ratios with their standard errors, intervals, and what JSON can hold."""
+"""Ratios with standard errors and confidence intervals."""
 
 import math
 from typing import Any

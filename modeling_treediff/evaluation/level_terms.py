@@ -1,4 +1,4 @@
-"""What a bound is made of, by the levels of a tree: of a model of that tree, and of a flat one read by the same tree.
+"""The bound by level of the tree, for a model of that tree and for a flat one.
 
 A flat model charges a masked token -log p(token). With p(node) the sum of p over the tokens below a node, and a_k the
 token's ancestor of depth k,
@@ -30,7 +30,7 @@ POSITIONS_AT_ONCE = 1024  # whose scores of all nodes are held
 
 @dataclass(frozen=True)
 class Looks:
-    """Every choice of a child that a model was asked for; arrays (n,).
+    """All choices of a child that a model scored; arrays (n,).
 
     Attributes:
         window: where it was.
@@ -112,7 +112,7 @@ def check_readable(model: TreeDiffForDiffusionLM, tree: VocabularyTree) -> None:
 
 
 class _Collector:
-    """Adds up what `nelbo` looks at."""
+    """Adds up the terms of each forward pass of `nelbo`."""
 
     def __init__(self, model: TreeDiffForDiffusionLM, tree: VocabularyTree, shape: torch.Size) -> None:
         self.model, self.tree = model, tree

@@ -1,4 +1,4 @@
-"""Statistics of generated texts: what a judge's perplexity alone does not see, because dull text is likely text.
+"""Diversity statistics of generated texts, since repetitive text has a low generative perplexity.
 
 A sampler that repeats itself, or draws with too little precision, improves its generative perplexity while entropy and
 diversity fall (arXiv 2409.02908); they belong beside every perplexity.
@@ -18,7 +18,7 @@ Tokens = Sequence[Hashable]
 
 @dataclass(frozen=True)
 class TextStatistics:
-    """How varied some texts are, each within itself and all together. Comparable between texts of equal lengths.
+    """Diversity within and across texts; comparable between texts of equal lengths.
 
     Attributes:
         num_texts: texts measured.

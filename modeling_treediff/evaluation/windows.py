@@ -1,4 +1,4 @@
-"""The protocol of a likelihood: texts -> one row of tokens -> windows in which each token is counted exactly once.
+"""Evaluation windows: texts -> one row of tokens -> windows in which each token is counted exactly once.
 
 Shape legend: N tokens of all texts, W windows, T tokens per window.
 """

@@ -1,1 +1,1 @@
-"""Files on this machine: written whole or not at all, with what made them."""
+"""Files: atomic writes, JSON, fingerprints, and records of measurements."""

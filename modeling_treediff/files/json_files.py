@@ -1,4 +1,4 @@
-"""JSON files: written whole, read without trust."""
+"""JSON files: atomic writes, and reads that tolerate damage."""
 
 import json
 import math

@@ -46,7 +46,7 @@ def describe(data: ModelCardData, name: str, training: Mapping[str, Any], evalua
 
 
 def _hub_id(source: Mapping[str, Any] | None) -> str | None:
-    """Return the repository that a source is, if it is one on the Hub."""
+    """Return the Hub id of a source; None if it is not on the Hub."""
     if not source or not source["on_hub"]:
         return None
     try:

@@ -113,7 +113,7 @@ def _evaluation_row(row: Mapping[str, Any], limit: int | None) -> str:
 
 
 def _run_values(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a record came to be, each value under a name that begins with `kind`."""
+    """Return a record's command, seed, commit and versions, under names that begin with `kind`."""
     run = [
         f"seed {_stated(record.get('seed'))}",
         f"commit {_stated(record.get('commit'))}",

@@ -1,4 +1,4 @@
-"""What of a folder goes to the Hub: the files that make a model or a tree, by a closed list of names."""
+"""Selection of the files that a push uploads: those of a model or a tree, by a closed list of names."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ NAMES = (
 
 
 def contents(folder: Path) -> Files:
-    """Return what of a folder goes to the Hub, by name; a card that was rendered here is rendered again.
+    """Return the files of a folder that a push uploads, by name; a card that we rendered is rendered again.
 
     Raises:
         OSError: no model and no tree is there, or files of it are missing.

@@ -1,4 +1,4 @@
-"""Records beside a model: what was measured, and of which weights.
+"""Records of measurements beside a model, matched to its weights by their hash.
 
 A record, as `files.records` writes it, names the weights it is about, `weights_sha256`: {file name: sha256 of its
 bytes}. It counts only beside these very weights.

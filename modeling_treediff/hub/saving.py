@@ -1,4 +1,4 @@
-"""Saving a model complete: all that its users need lies in one folder, and no moment leaves half of it."""
+"""Saving a complete checkpoint: weights, tree, code, tokenizer and card in one folder, atomically."""
 
 import os
 from collections.abc import Iterator, Mapping

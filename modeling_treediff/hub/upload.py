@@ -1,4 +1,4 @@
-"""What a push does: files become one commit of a Hub repository, all of them or none.
+"""Upload of files to a Hub repository in one commit.
 
 `HfApi.upload_folder` is no substitute. With hf_xet installed, as huggingface_hub has it by default, it divides a commit
 that failed several times, and a push that breaks off between the parts leaves new files beside old ones; it puts all
@@ -32,7 +32,7 @@ Files = Mapping[str, Path | bytes]  # contents by name; a name has a slash where
 
 
 class PushOptions(TypedDict, total=False):
-    """Where a push goes, and what is said of it.
+    """Destination and commit message of a push.
 
     Attributes:
         subfolder: where in the repository model or tree go; code stays at the root, where transformers looks for it.
@@ -140,7 +140,7 @@ class _Repository:
         return cls(api, repo_id, sha, subfolder, names)
 
     def replaced_by(self, files: Files) -> set[str]:
-        """Return what must go when `files` come: it would be loaded instead of them, or beside them."""
+        """Return the files to delete when `files` are uploaded: they would be loaded instead of or beside these."""
         stale: set[str] = set()
         if any(map(is_weights, files)):
             stale |= set(filter(is_weights, self.names))

@@ -1,4 +1,4 @@
-"""Text in: documents from files and datasets, tokens packed into windows, and what tokens read as."""
+"""Text: documents from files and datasets, tokenisation, packing into windows, names of tokens."""
 
 from .corpus import Corpus, TextSource
 from .documents import is_held_out, iterate_documents, read_documents, split_documents

@@ -1,4 +1,4 @@
-"""A corpus by its name: what to read, as documents or rows, from any place, and what tells its content apart."""
+"""A corpus: documents or rows of a file or dataset by its name, with a fingerprint of the content."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from .text_files import is_text
 
 
 class TextSource(Protocol):
-    """What training reads: `Corpus`, or anything like it."""
+    """The interface that training reads text by: `Corpus`, or an object like it."""
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, str]]:
         """Yield (number, text) from document number `first` on, in increasing order."""
@@ -27,7 +27,7 @@ class TextSource(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where text comes from; nothing is read before it is asked for, and nothing is held.
+    """A file or dataset of text, read lazily.
 
     Attributes:
         source: a UTF-8 text file (.txt, .md, .text; also .xz, .gz, .bz2), in which blank lines separate documents; or

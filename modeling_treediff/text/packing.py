@@ -1,4 +1,4 @@
-"""Tokens -> windows without overlap, from a row of tokens that is at hand or from a stream.
+"""Packing of tokens into windows without overlap, from an array or a stream.
 
 Shape legend: N tokens of a row, W windows, T tokens per window.
 """

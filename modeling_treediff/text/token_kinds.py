@@ -1,4 +1,4 @@
-"""What a vocabulary's tokens read as, and what kind of token each is.
+"""Readable names of a vocabulary's tokens, and the kind of each.
 
 Three notations are understood: byte-level BPE (GPT-2: one printable character per byte, a space is `Ġ`), SentencePiece
 (`▁the`, byte fallback `<0x0A>`) and WordPiece (`##ing`). Shape legend: V tokens.

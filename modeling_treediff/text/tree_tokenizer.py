@@ -1,4 +1,4 @@
-"""A tree's tokenizer: its size, and whether it is the one that a tree was built for."""
+"""Checks of a tree's tokenizer: its size, and whether the tree was built for it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Windows of tokens, and the order in which a run takes them: it depends on the seed and the position alone.
+"""Windows of tokens, and their shuffled order in training, which depends on seed and position alone.
 
 Shape legend: W windows, T tokens per window.
 """
@@ -20,7 +20,7 @@ READ_WINDOWS = 4096  # at a time, where all are read
 
 @dataclass(frozen=True, eq=False)
 class TokenWindows:
-    """Windows that all are at hand, in memory or mapped from files.
+    """Windows of tokens with random access, in memory or mapped from files.
 
     Attributes:
         input_ids: (W, T) token ids, any integer type.

@@ -1,4 +1,4 @@
-"""Self-contained web pages: everything is in the file, and its content security policy forbids it to load anything."""
+"""Self-contained web pages, whose content security policy forbids loading anything."""
 
 import json
 import re

@@ -1,1 +1,1 @@
-"""What each subcommand of `treediff` can be told: dataclasses, in modules that import neither torch nor a model."""
+"""The options of each subcommand of `treediff`: dataclasses, in modules that import neither torch nor a model."""

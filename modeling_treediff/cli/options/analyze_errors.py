@@ -18,7 +18,7 @@ EXAMPLES = """
 
 @dataclass(frozen=True)
 class ComparedModels:
-    """One model, or two."""
+    """The model, and the one that it is compared with."""
 
     model: str = operand("folder or Hub repository of a trained model, usually of a tree")
     reference: str | None = operand("a flat model with the same tokenizer, or one of the same tree", nargs="?")
@@ -26,7 +26,7 @@ class ComparedModels:
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzedText(MeasuredText):
-    """Which text."""
+    """The text that is measured."""
 
     text: str = option(REQUIRED, "held-out text (.txt, .txt.xz, ...) or a dataset")
     counts_of: str | None = option(
@@ -36,7 +36,7 @@ class AnalyzedText(MeasuredText):
 
 @dataclass(frozen=True)
 class Analysis:
-    """How it is measured, and where the result goes."""
+    """How the loss is measured, and where the result goes."""
 
     _argument_group_name = "measurement"
 

@@ -25,7 +25,7 @@ CONTROLS = ("frequency", "random", "flat")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Whose tokens become leaves."""
+    """The tokenizer whose tokens become the leaves."""
 
     _argument_group_name = "vocabulary (one of the two)"
 
@@ -35,7 +35,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Similarity:
-    """What makes tokens similar."""
+    """What the clustering goes by: text or embeddings."""
 
     _argument_group_name = "what makes tokens similar"
 

@@ -19,7 +19,7 @@ EXAMPLES = """
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What becomes what."""
+    """The checkpoint to convert, the tree, and the output."""
 
     checkpoint: str = operand("folder or Hub id, with weights in safetensors and a tokenizer")
     output: Path = option(REQUIRED, "folder for the model")

@@ -27,7 +27,7 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class MeasuredText:
-    """Which part of the texts."""
+    """The texts that are measured."""
 
     _argument_group_name = "text"
 
@@ -57,7 +57,7 @@ class Measurement:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what would otherwise fail only after measuring."""
+        """Raise ValueError for options that would fail only after measuring."""
         if self.json is not None and (self.json.is_dir() or not self.json.parent.is_dir()):
             raise ValueError(f"--json must name a file in an existing folder, got {self.json}.")
 

@@ -1,4 +1,4 @@
-"""Fields of option dataclasses: what they say is written once, where the option's owner has it."""
+"""Fields of option dataclasses: help and default of an option are written once, by its owner."""
 
 import dataclasses
 import inspect
@@ -10,7 +10,7 @@ REQUIRED: Any = dataclasses.MISSING  # as a default
 
 
 def operand(text: str, **metadata: Any) -> Any:
-    """Return the field of an operand: told by its place on the command line, not by a name."""
+    """Return the field of a positional argument."""
     default = None if metadata.get("nargs") == "?" else REQUIRED
     return dataclasses.field(default=default, metadata={"operand": True, "help": text} | metadata)
 
@@ -25,7 +25,7 @@ def same_as(owner: type, name: str, **metadata: Any) -> Any:
 
 
 def help_of(owner: type, name: str) -> str:
-    """Return what a class says of an attribute: its field's help, else the lines of its docstring's "Attributes"."""
+    """Return the help of an attribute: its field's, else the lines of the class docstring's "Attributes"."""
     if dataclasses.is_dataclass(owner):
         for one in dataclasses.fields(owner):
             if one.name == name and "help" in one.metadata:

@@ -1,4 +1,4 @@
-"""Options in a YAML or JSON file, as words of a command line."""
+"""Options from a YAML or JSON file, as command-line arguments."""
 
 from pathlib import Path
 from typing import Any

@@ -28,7 +28,7 @@ def setting(name: str, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class Text:
-    """The model, and what it starts from."""
+    """The model, and its prompt or text to fill in."""
 
     model: str = operand("folder or Hub repository of a trained model")
     prompt: str | None = option(None, "text to continue")
@@ -38,7 +38,7 @@ class Text:
     seed: int = option(0, "of all that is drawn")
 
     def __post_init__(self) -> None:
-        """Refuse two beginnings."""
+        """Raise ValueError for a prompt beside an infilling."""
         check_exclusive(self, "prompt", "infill")
 
 
@@ -59,7 +59,7 @@ class Sampling:
     block_length: int | None = setting("block_length")
 
     def __post_init__(self) -> None:
-        """Refuse steps that are no numbers."""
+        """Raise ValueError for steps that are not numbers."""
         self.settings()
 
     def settings(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ EXAMPLES = """
 
 @dataclass(frozen=True)
 class InspectedTree:
-    """The tree, and whose tokens it has."""
+    """The tree and its tokenizer."""
 
     tree: str = operand("folder or Hub repository of a tree")
     tokenizer: str | None = option(None, "folder or Hub id of its tokenizer (default: the one beside the tree)")
@@ -27,7 +27,7 @@ class InspectedTree:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the tree is measured by."""
+    """The text and embeddings that the tree is measured by."""
 
     _argument_group_name = "text and embeddings"
 
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown, and where."""
+    """What the report shows, and where it is written."""
 
     _argument_group_name = "report"
 

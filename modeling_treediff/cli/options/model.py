@@ -1,4 +1,4 @@
-"""Which model: a new one over a tree, with its sizes, its noise and its head, or a saved one."""
+"""The model: a new one over a tree, with sizes, noise schedule and head, or a saved one."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Process:
-    """The member of the family: fields of `TreeDiffConfig` by the same names."""
+    """Noise schedule and head: fields of `TreeDiffConfig` by the same names."""
 
     _argument_group_name = "process and head"
 

@@ -1,4 +1,4 @@
-"""Command lines into dataclasses, by transformers' `HfArgumentParser`.
+"""Parsing command lines into dataclasses with transformers' `HfArgumentParser`.
 
 It is there wherever the package is, makes one group of options for each dataclass, and stays an `argparse` parser, so
 that errors can be one line. (jsonargparse spells options with underscores, tyro's errors are boxes of several lines.)

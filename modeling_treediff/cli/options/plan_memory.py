@@ -44,7 +44,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Result:
-    """What to find out, and where to write it."""
+    """What is computed, and where it is written."""
 
     _argument_group_name = "result"
 
@@ -53,7 +53,7 @@ class Result:
     json: Path | None = option(None, "file for the figures, in bytes")
 
     def __post_init__(self) -> None:
-        """Refuse a size that is none."""
+        """Raise ValueError for a memory size that cannot be read."""
         _ = self.gpu_bytes
 
     @property

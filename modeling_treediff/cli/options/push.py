@@ -18,7 +18,7 @@ EXAMPLES = """
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes where."""
+    """What is uploaded, and to which repository."""
 
     folder: Path = operand("what save_checkpoint, `treediff train` or `treediff build-tree` wrote")
     repository: str = operand("user/name, or name for your own; made if it does not exist")

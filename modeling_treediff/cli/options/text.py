@@ -1,4 +1,4 @@
-"""Which text: options that are a `Corpus`'s fields by the same names."""
+"""The text: options that are fields of `Corpus` by the same names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where the text of a dataset is; plain text needs none of it."""
+    """Split, configuration and columns of a dataset; plain text needs none of them."""
 
     _argument_group_name = "dataset (a text file needs none of these)"
 

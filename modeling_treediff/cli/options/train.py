@@ -1,4 +1,4 @@
-"""Train a tree-structured diffusion language model, or train a saved one on."""
+"""Train a tree-structured diffusion language model, new or saved."""
 
 from dataclasses import dataclass, fields
 
@@ -43,14 +43,14 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class TrainedModel(Model):
-    """The model, and whose tokens it has."""
+    """The model, its tree and its tokenizer."""
 
     tokenizer: str | None = option(None, "folder or Hub id (default: the tree's; for a flat tree the sample's)")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is done beside training."""
+    """Output, logging and resuming of the run."""
 
     _argument_group_name = "run"
 

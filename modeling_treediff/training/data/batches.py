@@ -1,4 +1,4 @@
-"""The batches of every optimizer step, and where in the text a run stands."""
+"""The batches of every optimizer step, and the position in the text for resuming."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -94,7 +94,7 @@ class StepBatches:
 
 
 def _in_its_own_words(error: Exception) -> Exception:
-    """Return a worker's error with the last line of what torch makes of it; the rest becomes a note."""
+    """Return a data worker's error with its own message; torch's traceback becomes a note."""
     message = str(error)
     if WORKER_TRACE in message:
         error.args = (message.rstrip().splitlines()[-1].partition(": ")[2],)

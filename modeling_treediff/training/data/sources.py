@@ -1,4 +1,4 @@
-"""Corpora as training takes them: what to train on and what to validate on, cached or streamed."""
+"""Training and validation windows of corpora, cached or streamed."""
 
 import logging
 from collections import Counter

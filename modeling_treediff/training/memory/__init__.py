@@ -1,4 +1,4 @@
-"""Memory of a training step: less of it (`make_lean`), measured, planned, and what to do when it runs out."""
+"""Memory of a training step: saved (`make_lean`), measured, planned, and advice when it runs out."""
 
 from .lean_blocks import make_lean, undo_lean
 

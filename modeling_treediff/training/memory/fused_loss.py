@@ -1,4 +1,4 @@
-"""The loss with less memory: cross-entropy of the true child by parts, or by Liger's fused kernel.
+"""A cross-entropy loss with less memory: computed in chunks, or by Liger's fused kernel.
 
 Shape legend: B sequences, T positions, n = B T, E hidden size, K largest fan-out.
 """

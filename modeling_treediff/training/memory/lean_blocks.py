@@ -1,4 +1,4 @@
-"""Models whose training keeps less: other forwards on the same parameters, the same values and gradients.
+"""Lean blocks: forwards that keep fewer activations, on the same parameters, with the same values and gradients.
 
 A textbook block keeps every tensor that autograd asks for. A lean one computes norms, activations and casts again in
 backward (`lean_operations.py`), and the loss can be computed in parts (`fused_loss.py`). `make_lean` sets these

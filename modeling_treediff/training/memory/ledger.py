@@ -1,4 +1,4 @@
-"""A book of every allocation that operations on tensors make: its size, its life and its purpose."""
+"""A ledger of all tensor allocations: size, lifetime and purpose."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Allocation:
 
 
 class Ledger(TorchDispatchMode):
-    """Writes down every storage that any operation returns, when it came and when it went.
+    """Records every storage that an operation returns, when it was allocated and freed.
 
     Attributes:
         allocations: all of them, oldest first.

@@ -1,4 +1,4 @@
-"""When a batch does not fit: advice, and the search for one that does."""
+"""Out of memory: advice, and the search for a batch size that fits."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""A moving average of the weights: less noisy than the last ones, and what is evaluated and kept as the model."""
+"""The moving average (EMA) of the weights, which is evaluated and saved as the model."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole folders that appear in one rename; the newest few and the best one stay."""
+"""Checkpoints of a run: folders written atomically; the newest few and the best are kept."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a loop must do so that the same code trains on one process, in parallel (DDP) or sharded (FSDP2).
+"""Distributed training: what DDP and FSDP2 need beyond one process.
 
 FSDP2 keeps of every parameter one part (a DTensor) on each process and gathers the rest around `forward`. Accelerate
 does most of the work; here is what it leaves to the loop, in the order of use:

@@ -1,4 +1,4 @@
-"""The report on a run whose numbers are no longer numbers."""
+"""The report on a diverged run (NaN or infinity)."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,7 @@ DIVERGENCE_NAME = "divergence.json"
 
 
 def report_divergence(folder: Path, step: int, update: Update, windows_per_step: int, latest: Path | None) -> str:
-    """Write what is known into `divergence.json`, on the main process, and return a sentence about it.
+    """Write the run's state to `divergence.json`, on the main process, and return a sentence about it.
 
     Args:
         folder: of the run.

@@ -1,4 +1,4 @@
-"""What makes a run the same run, so that a checkpoint can continue it."""
+"""The identity of a run: the settings that must be equal for a checkpoint to be resumed."""
 
 from dataclasses import asdict
 from typing import Any

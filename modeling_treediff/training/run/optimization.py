@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate."""
+"""The optimizer and its learning-rate schedule."""
 
 from typing import Any
 

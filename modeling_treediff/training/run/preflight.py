@@ -1,4 +1,4 @@
-"""What can be checked before any work: folder, disk, packages, processes, precision, windows."""
+"""Checks before a run: folder, disk, packages, processes, precision, windows."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Doing things together on all processes: what fails on one stops all of them, none is left waiting."""
+"""Collective calls: an error on one process is raised on all, so that none waits for ever."""
 
 import os
 import pickle

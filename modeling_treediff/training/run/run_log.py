@@ -1,4 +1,4 @@
-"""What a run measured at each step: `metrics.jsonl`, and the trackers that were asked for."""
+"""The log of a run: `metrics.jsonl` and experiment trackers."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The settings of a run, and what can be wrong with them by themselves."""
+"""The settings of a training run, and their validation."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

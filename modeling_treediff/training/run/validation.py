@@ -1,4 +1,4 @@
-"""What the model of a run is worth: its bound on held-out windows, and a sample of its text."""
+"""Validation: the bound on held-out windows, and a sample of text."""
 
 from dataclasses import dataclass, replace
 from typing import Any

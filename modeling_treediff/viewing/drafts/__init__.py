@@ -1,4 +1,4 @@
-"""What a generation looks like while it runs: pieces of text, in a terminal, as GIF and as HTML."""
+"""Drafts of a generation: in a terminal, as GIF and as HTML."""
 
 try:
     import PIL  # noqa: F401 -- both checked here, so that their absence is explained once

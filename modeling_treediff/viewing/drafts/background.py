@@ -1,4 +1,4 @@
-"""A function that calls back, as an iterator: it runs in a thread, and ends when its reader wants no more."""
+"""A function with a callback as an iterator: it runs in a thread and stops with its reader."""
 
 import queue
 import threading
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 class Stopped(Exception):
-    """Raised inside the thread, by its callback, to end it."""
+    """Raised inside the thread by its callback to end it."""
 
 
 def iterate_newest(

@@ -1,4 +1,4 @@
-"""Drafts of a generation as pieces of text: what stands at every position, how far it is refined, what just moved.
+"""Drafts of a generation as pieces of text, with each position's depth and what changed last.
 
 Shape legend: T positions.
 """
@@ -16,7 +16,7 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 
 @dataclass(frozen=True)
 class Draft:
-    """A text on its way, after some forward passes.
+    """A text during generation, after some forward passes.
 
     Attributes:
         num_forward_passes: spent so far.

@@ -1,4 +1,4 @@
-"""What goes where."""
+"""What is uploaded, and to which repository."""
 
 from pathlib import Path
 
