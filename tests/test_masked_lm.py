@@ -27,9 +27,7 @@ FAMILY = [
 
 
 def masked_model(depth, **fields):
-    model = tiny_model(TREES[depth], **fields)
-    model.__class__ = TreeDiffForMaskedLM
-    return model
+    return tiny_model(TREES[depth], TreeDiffForMaskedLM, **fields)
 
 
 def some_nodes(tree):

@@ -131,7 +131,7 @@ USE = """
 import json, sys
 sys.modules["modeling_treediff"] = None  # as if the package were not installed: importing it raises
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, TextStreamer
 source, folder, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 model = AutoModel.from_pretrained(source, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
@@ -140,6 +140,16 @@ settings = {"num_steps": 6, "suppress_tokens": [5], "max_new_tokens": 3}
 text = model.generate(prompt, generator=torch.Generator().manual_seed(0), **settings)
 assert text.shape == (1, 7) and text.max() < model.tree.vocab_size and text[0, [0, 1, 3]].tolist() == [1, 2, 3]
 bound = model.nelbo(text, num_samples=2, generator=torch.Generator().manual_seed(0))
+cluster, allowed, steps = int(model.tree.ancestors[7, 1]), list(range(0, 64, 2)), []
+coarse = model.generate(torch.tensor([[1, cluster, 2]]), generator=torch.Generator().manual_seed(0), num_steps=4)
+assert model.tree.ancestors[coarse[0, 1], 1] == cluster and coarse[0, [0, 2]].tolist() == [1, 2]
+told = model.generate(
+    max_new_tokens=6, num_steps=6, allowed_tokens=allowed, temperature=[0.9, 0.5], unmasking="confidence",
+    remasking_steps=1, output_history=True, return_dict_in_generate=True, callback=steps.append,
+    streamer=TextStreamer(tokenizer), generator=torch.Generator().manual_seed(0),
+)
+assert set(told.sequences[0].tolist()) <= set(allowed) and len(steps) >= len(told.history) == 7
+assert torch.equal(told.history[-1], told.sequences) and (told.history[0] == model.tree.root_id).all()
 model.save_pretrained(folder)
 tokenizer.save_pretrained(folder)
 again = AutoModel.from_pretrained(folder, trust_remote_code=True)

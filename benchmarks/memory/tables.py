@@ -166,7 +166,7 @@ def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
         for models in by_title(of_width, [BUDGET]).values():
             places, ratios = [row["vocab_size"] / 1000 for row in models], [ratio(record, row) for row in models]
             axes.plot(places, ratios, "o", color=COLOURS[models[0]["contender"]], linestyle=line)
-    axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / MDLM's", ylim=(0, None))
+    axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / peak of MDLM", ylim=(0, None))
     axes.set_title(f"same budget, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
     axes.grid(alpha=0.3)
 

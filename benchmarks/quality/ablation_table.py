@@ -62,7 +62,7 @@ def ablation_table(record: Record) -> str:
     shown = [run for run in record["runs"] if run["group"] != TREE]
     groups = list(dict.fromkeys(run["group"] for run in shown))
     ordered = sorted(shown, key=lambda run: (groups.index(run["group"]), run["nats"]))
-    header = ("question", "variant", *COMMON, "to the base (to MDLM among its own)")
+    header = ("question", "variant", *COMMON, "difference from the base (variants of MDLM: from MDLM)")
     rows = [[run["group"], run["title"], *_common(run), _difference(run)] for run in ordered]
     return f"{table(header, rows)}\n{_facts(record)}"
 
@@ -73,7 +73,7 @@ def candidates_table(record: Record) -> str:
     The first shows the windows by which the default is chosen, the second the perplexity on others, divided by MDLM's.
     """
     runs = [run for variant in ranked_candidates(record) for run in candidate_runs(record, variant)]
-    header = ("variant (question)", *COMMON, "to the base", "to the same with `sequential`")
+    header = ("variant (question)", *COMMON, "difference from the base", "from the same with `sequential`")
     chosen = table(header, [[_name(run), *_common(run), _difference(run), _schedule_alone(run)] for run in runs])
     titles = list(runs[0]["further"])
     rows = [[_name(run), f"{run['seed']}", *(_ratio(run, title) for title in titles)] for run in runs]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.contenders import AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE, CONTENDERS, REFERENCE
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS
-from benchmarks.quality.packed_data import SELECTION, VALIDATION
+from benchmarks.quality.packed_data import SELECTION, SHARED_TOKENS, VALIDATION
 from benchmarks.record_schema import Schema, check_schema, read_record
 from modeling_treediff.files.atomic_files import write_atomically
 
@@ -90,7 +90,8 @@ def zero_shot_table(record: Record) -> str:
     shared = record["manifest"]["shared_with_training"]
     overlap = ", ".join(f"{text} {shared[text]:.2%}" for text in (VALIDATION, *texts))
     return table(("perplexity; perplexity / MDLM", *texts), rows) + (
-        f"\nShare of the runs of 13 tokens in these texts that also stand in the training text: {overlap}.\n"
+        f"\nShare of the runs of {SHARED_TOKENS} tokens in these texts that also stand in the training text: "
+        f"{overlap}.\n"
     )
 
 

@@ -183,7 +183,7 @@ def speed_table() -> str:
         rows.append(
             [name, f"{figures['milliseconds']:.1f} ms", f"{figures['ratio']:.2f} ({low:.2f} to {high:.2f})", *parts]
         )
-    return markdown_table(("model", "a pass", "to flat", "backbone", "head", "choosing and drawing"), rows) + (
+    return markdown_table(("model", "a pass", "time / flat", "backbone", "head", "choosing and drawing"), rows) + (
         f"\n{record['batch']} texts of {record['length']} tokens, V = {record['vocabulary']:,}, K = "
         f"{record['branching']}, d = {record['hidden_size']}, {record['layers']} layers; medians (and quartiles) of "
         f"{record['turns']} whole calls in turns; {record['measured_on']}, {record['threads']} threads; commit "

@@ -73,7 +73,7 @@ def _size_table(size: dict[str, Any]) -> str:
         lines.append(
             [title, str(row["layers"]), *cells, *(_cells(generation[title][0]) if title in generation else ("", ""))]
         )
-    header = ("model", "layers", "training, tokens/s", "to MDLM", "of the peak", "generation, tokens/s", "to MDLM")
+    header = ("model", "layers", "training, tokens/s", "/ MDLM", "peak FLOP/s used", "generation, tokens/s", "/ MDLM")
     return table(header, lines) + (
         f"\nV = {size['vocab_size']:,}, d = {size['hidden_size']}, MDLM with {size['layers']} layers, "
         f"{size['batch_size']} windows of {size['sequence_length']} tokens; {size['turns']} steps, {size['calls']} "

@@ -65,7 +65,8 @@ def main() -> None:
             for what, sizes in (("count", MEGABYTES), ("count-full", MEGABYTES[1:]))
             for size in sizes
         ]
-    facts = {"runs": args.runs, "dimensions": 128, "depth": 2, "trees": trees, "texts": texts}
+    dimensions = load_embeddings(args.embeddings, ROWS).shape[1]
+    facts = {"runs": args.runs, "dimensions": dimensions, "depth": 2, "trees": trees, "texts": texts}
     write_record(RESULT, facts, seed=0)
 
 

@@ -114,9 +114,9 @@ def _groups(record: Facts) -> ErrorTable:
     )
     if compared:
         note += (
-            " Difference: the first model less the second, paired by windows; the levels split it. Of twenty groups "
-            "without a difference one seems to have one. What a level asks, the two models are asked in different "
-            "company: only sums over levels compare them."
+            " Difference: the first model less the second, paired by windows, in total and by level. Of twenty groups "
+            "without a difference, about one looks significant by chance. The two models predict a level from "
+            "different contexts: only the sum over levels compares them."
         )
     return ErrorTable("Bound by kind of token and level", note, tuple(header), rows, 2)
 
@@ -165,8 +165,9 @@ def _confusions(record: Facts) -> ErrorTable:
     header = ["level", "cluster", "taken for", "tokens", "share", "probability"]
     header += [f"share, {_title(record, 'reference')}"] if compared else []
     note = (
-        "Where another child of the same node is the most probable: tokens, weighed as in the bound (mistaken at half "
-        "of the noise counts a half), their share of the cluster's, the mean probability that the true one got there."
+        "Where another child of the same node is the most probable: tokens, weighted as in the bound (a token "
+        "mistaken in half of its corruptions counts 0.5), their share of the cluster's, the mean probability that the "
+        "true one got there."
     )
     return ErrorTable("Clusters most often taken for others", note, tuple(header), rows, 3)
 

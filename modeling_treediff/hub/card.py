@@ -85,6 +85,7 @@ def render_card(model: TreeDiffPreTrainedModel, folder: Path, target: Path | Non
         **values_of_evaluation(evaluation),
     }
     card = ModelCard.from_template(ModelCardData(), template_str=read_template(), **values)
+    card.data.tags = list(dict.fromkeys([*card.data.tags, *(model.model_tags or [])]))
     describe(cast(ModelCardData, card.data), f"treediff-{values['parameters_rounded']}", training, evaluation)
     return str(card)
 

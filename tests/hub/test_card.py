@@ -23,6 +23,16 @@ TEMPLATE = (REPOSITORY / "model_card.md").read_text(encoding="utf-8")
 ON_THE_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
+def test_tags_of_the_model_join_those_of_the_card(checkpoint):
+    model = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+    before = ModelCard(render_card(model, checkpoint))
+    model.add_model_tags(["poems", "diffusion"])
+    after = ModelCard(render_card(model, checkpoint))
+    assert "diffusion" in before.data.tags and after.data.tags == [*before.data.tags, "poems"]
+    assert after.text == before.text
+    assert after.data.to_dict() | {"tags": None} == before.data.to_dict() | {"tags": None}
+
+
 def test_the_card_says_what_the_records_say(loaded, checkpoint):
     card, training = render_card(loaded, checkpoint), record(checkpoint)
     assert card == (checkpoint / "README.md").read_text("utf-8")  # as the scripts have left it

@@ -1,5 +1,6 @@
 """A checkpoint is complete, and whole at every moment."""
 
+import os
 import random
 import signal
 import subprocess
@@ -82,14 +83,20 @@ def test_wrong_tokenizer_is_refused_before_anything_is_written(model, tokenizer,
 
 
 SAVE_FOREVER = """
-import sys
+import os, sys
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.hub import save_checkpoint
-model = TreeDiffForDiffusionLM.from_pretrained(sys.argv[1])
-while True:
-    model.model.embed_nodes.weight.data.add_(1)
-    save_checkpoint(model, sys.argv[1])
-    print("saved", flush=True)
+for _ in sys.stdin:  # for each line a process, without the seconds that importing takes
+    if os.fork() == 0:
+        model, process = TreeDiffForDiffusionLM.from_pretrained(sys.argv[1]), os.getpid()
+        while True:
+            model.model.embed_nodes.weight.data.add_(1)
+            save_checkpoint(model, sys.argv[1])
+            if process:
+                print(process, flush=True)
+            process = None
+    os.wait()
+    print("ended", flush=True)
 """
 
 
@@ -97,16 +104,21 @@ def test_a_kill_while_saving_leaves_a_checkpoint_that_loads(model, checkpoint):
     """SIGKILL at random moments of saving over an existing checkpoint: it is whole each time."""
     moments = random.Random(0)
     start, completed = model.model.embed_nodes.weight.detach().clone(), 0
-    for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        process.stdout.readline()
-        time.sleep(moments.uniform(0.02, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        weight = TreeDiffForDiffusionLM.from_pretrained(checkpoint).model.embed_nodes.weight
-        saves = (weight - start).mean().round()
-        torch.testing.assert_close(weight, start + saves, rtol=0, atol=1e-3)  # one whole state, not a mixture
-        completed = max(completed, int(saves))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, checkpoint], start_new_session=True, **pipes)
+    try:
+        for _ in range(4):
+            process.stdin.write(b"again\n")
+            process.stdin.flush()
+            saving = int(process.stdout.readline())
+            time.sleep(moments.uniform(0.02, 0.4))
+            os.kill(saving, signal.SIGKILL)
+            assert process.stdout.readline() == b"ended\n"
+            weight = TreeDiffForDiffusionLM.from_pretrained(checkpoint).model.embed_nodes.weight
+            saves = (weight - start).mean().round()
+            torch.testing.assert_close(weight, start + saves, rtol=0, atol=1e-3)  # one whole state, not a mixture
+            completed = max(completed, int(saves))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     assert completed > 0

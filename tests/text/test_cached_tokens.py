@@ -180,7 +180,8 @@ def test_mapped_rows_are_pickled_by_name(tmp_path):
     assert len(message) < 3000 < row[:].nbytes
     copy = pickle.loads(message)
     assert isinstance(copy.input_ids.row, TokenRow) and np.array_equal(copy.input_ids[:], windows.input_ids[:])
-    assert np.array_equal(pickle.loads(pickle.dumps(windows[3:5])).input_ids, windows.input_ids[3:5])
+    part = pickle.dumps(windows[3:5])
+    assert len(part) < 3000 and np.array_equal(pickle.loads(part).input_ids, windows.input_ids[3:5])
 
 
 def make_slowly(folder, results):
