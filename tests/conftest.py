@@ -5,7 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another; r
 
 import pytest
 import torch
-from helpers.foreign_checkpoints import save_checkpoint
+from helpers.foreign_checkpoints import save_foreign_checkpoint
 from helpers.installation import install_wheel
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import SAMPLE, forget_accelerate
@@ -80,7 +80,7 @@ def checkpoints(tokenizer, tmp_path_factory):
     def checkpoint(kind):
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            made[kind] = folder, save_checkpoint(folder, tokenizer, kind)
+            made[kind] = folder, save_foreign_checkpoint(folder, tokenizer, kind)
         return made[kind]
 
     return checkpoint

@@ -14,8 +14,6 @@ from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.generation_config_treediff import UNMASKING
 from modeling_treediff.sampling_treediff import ChildSampler, draw_slots
 
-KINDS = ["random", "first_hitting", "confidence", "entropy"]
-
 
 def seeded(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -25,7 +23,7 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("unmasking", KINDS)
+@pytest.mark.parametrize("unmasking", UNMASKING)
 @pytest.mark.parametrize("fields", [{}, {"schedule": "binomial", "head": "node"}], ids=["sequential", "binomial"])
 def test_a_batch_gives_what_each_text_gives_alone(tree, fields, unmasking, side):
     """In double precision but for the rotation tables, which know absolute places; no draw is that close to an edge."""
@@ -73,7 +71,7 @@ def test_a_block_leaves_room_for_what_stands_before(model):
             model.generate(block_length=16, num_steps=3, **settings)
 
 
-@pytest.mark.parametrize("unmasking", KINDS)
+@pytest.mark.parametrize("unmasking", UNMASKING)
 def test_blocks_write_texts_longer_than_the_window(model, unmasking):
     """16 positions fit the model; 40 tokens in blocks of 6, the last of 4, after a prompt of 3 with a hole."""
     start = torch.tensor([[1, 2, model.config.mask_token_id]])

@@ -4,11 +4,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.models import SHAPES
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
-
-SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 
 
 @pytest.mark.parametrize(("vocab_size", "branching", "depth"), SHAPES)

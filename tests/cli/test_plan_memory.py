@@ -2,17 +2,13 @@
 
 import json
 
+from helpers.models import SMALL_CONFIG
 from helpers.processes import SAMPLE, last_line, run_here, run_treediff
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.training import plan_memory
 from modeling_treediff.training.memory.tracker import GIBIBYTE
-
-SMALL = TreeDiffConfig(
-    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
-    num_attention_heads=4, max_position_embeddings=128,
-)  # fmt: skip
 
 
 def test_a_model_of_gpt2s_size(tmp_path):
@@ -38,13 +34,13 @@ def test_the_batch_for_a_device_and_nonsense():
 
 def test_a_model_of_the_hub_by_its_config_alone(tmp_path):
     repository = tmp_path / "models--someone--model"  # a cache that has nothing but the config
-    SMALL.save_pretrained(repository / "snapshots" / "0123")
+    SMALL_CONFIG.save_pretrained(repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
     options = ("--batch-size", "8", "--recompute-mlp", "2", "--json", tmp_path / "plan")
     ran = run_treediff("plan-memory", "--from", "someone/model", *options, HF_HUB_CACHE=str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    expected = plan_memory(SMALL, 8, 128, precision="fp32", recompute_mlp=2)
+    expected = plan_memory(SMALL_CONFIG, 8, 128, precision="fp32", recompute_mlp=2)
     assert json.loads((tmp_path / "plan").read_text()) == expected.summary()
 
 

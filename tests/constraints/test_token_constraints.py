@@ -10,11 +10,10 @@ from scipy.stats import chi2
 from transformers import GenerationConfig
 
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.generation_config_treediff import UNMASKING
 
-KINDS = ["random", "first_hitting", "confidence", "entropy"]
 
-
-@pytest.mark.parametrize("unmasking", KINDS)
+@pytest.mark.parametrize("unmasking", UNMASKING)
 def test_excluded_tokens_and_words_do_not_occur(model, unmasking):
     settings = {"unmasking": unmasking, "num_steps": 9, "num_return_sequences": 50, "max_new_tokens": 12}
     plain = generate_recorded(model, **settings).sequences

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.foreign_checkpoints import FIELDS, attention_of, count, save_checkpoint
+from helpers.foreign_checkpoints import FIELDS, attention_of, count, save_foreign_checkpoint
 
 from modeling_treediff.conversion import FAMILIES, convert, load_source
 
@@ -35,7 +35,7 @@ def test_layers_are_the_sources_where_they_agree(checkpoints, sample_tree, kind)
 @pytest.mark.parametrize("heads", [4, 2, 1])
 def test_llama_without_its_causal_mask_is_our_backbone(tmp_path, tokenizer, sample_tree, heads):
     """Also with grouped queries. The reference is transformers' LlamaModel under a mask that hides nothing."""
-    original = save_checkpoint(tmp_path, tokenizer, "llama", num_key_value_heads=heads)
+    original = save_foreign_checkpoint(tmp_path, tokenizer, "llama", num_key_value_heads=heads)
     model = convert(load_source(str(tmp_path)), sample_tree)[0].eval()
     token_ids = torch.randint(sample_tree.vocab_size, (3, 11), generator=torch.Generator().manual_seed(0))
     nothing_hidden = torch.zeros(3, 1, 11, 11)
@@ -48,7 +48,7 @@ def test_llama_without_its_causal_mask_is_our_backbone(tmp_path, tokenizer, samp
 
 
 def test_heads_of_another_size_are_not_copied_and_the_rest_is(tmp_path, tokenizer, sample_tree):
-    original = save_checkpoint(tmp_path, tokenizer, "llama", head_dim=8)
+    original = save_foreign_checkpoint(tmp_path, tokenizer, "llama", head_dim=8)
     model, report = convert(load_source(str(tmp_path)), sample_tree)
     notes = {part.note for part in report.new if part.part == "attention"}
     assert notes == {"shape (32, 16) there, (16, 16) here", "shape (16, 32) there, (16, 16) here"}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.foreign_checkpoints import save_checkpoint
+from helpers.foreign_checkpoints import save_foreign_checkpoint
 from helpers.processes import REPOSITORY, SAMPLE
 from transformers import AutoTokenizer
 
@@ -29,7 +29,7 @@ def test_a_hub_id_in_shards_is_read_from_the_cache(tmp_path, monkeypatch, tokeni
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("c" * 40)
     snapshot = repository / "snapshots" / ("c" * 40)
-    original = save_checkpoint(snapshot, tokenizer, "llama")
+    original = save_foreign_checkpoint(snapshot, tokenizer, "llama")
     original.save_pretrained(snapshot, max_shard_size="100KB")
     (snapshot / "model.safetensors").unlink()
     source = load_source("someone/model", cache_dir=tmp_path)
@@ -45,7 +45,7 @@ def test_a_hub_id_in_shards_is_read_from_the_cache(tmp_path, monkeypatch, tokeni
 
 
 def test_fewer_rows_than_tokens(tmp_path, tokenizer):
-    save_checkpoint(tmp_path, tokenizer, "gpt2", vocab_size=8000)
+    save_foreign_checkpoint(tmp_path, tokenizer, "gpt2", vocab_size=8000)
     with pytest.raises(ValueError, match="has embeddings for 8000 tokens, but its tokenizer has 8192"):
         load_source(str(tmp_path)).token_vectors()
 

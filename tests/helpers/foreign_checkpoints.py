@@ -18,7 +18,7 @@ SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}
 WITH_A_HEAD = {"bert": AutoModelForMaskedLM, "roberta": AutoModelForMaskedLM}
 
 
-def save_checkpoint(folder, tokenizer, kind, **fields):
+def save_foreign_checkpoint(folder, tokenizer, kind, **fields):
     """Save a model with its head, as checkpoints are, and its tokenizer; return it without the head."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **SPECIAL, **({"vocab_size": 8192 + 8} | SIZES | FIELDS[kind] | fields))

@@ -5,7 +5,7 @@ import itertools
 
 import torch
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
@@ -14,6 +14,12 @@ BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 SEQUENTIAL = {"schedule": "sequential"}  # one level after the other
 
 TREES = [VocabularyTree.flat(20), random_tree(20, 6, 2), random_tree(20, 3, 3)]
+SMALL_CONFIG = TreeDiffConfig(
+    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
+    num_attention_heads=4, max_position_embeddings=128,
+)  # fmt: skip
+# Vocabulary size, fan-out and depth of trees.
+SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 IDS = ["flat", "depth 2", "depth 3"]  # of TREES
 
 

@@ -4,11 +4,10 @@ import os
 
 import pytest
 from datasets import Dataset
+from helpers.documents import DOCUMENTS
 from helpers.processes import SAMPLE, run_python
 
 from modeling_treediff.text import Corpus, read_documents
-
-DOCUMENTS = ["First one,\nstill the first.", "Second – with ünicode.", "Third"]
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "folder"])

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from helpers.documents import DOCUMENTS
 
 from modeling_treediff.text import is_held_out, read_documents, split_documents
 
 TEXT = "First one,\nstill the first.\n\n\n  Second – with ünicode.\n \t\nThird"
-DOCUMENTS = ["First one,\nstill the first.", "Second – with ünicode.", "Third"]
 
 
 def test_datasets_give_one_document_per_row(tmp_path, monkeypatch):

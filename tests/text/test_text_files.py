@@ -8,12 +8,12 @@ import random
 import re
 
 import pytest
+from helpers.documents import DOCUMENTS
 
 from modeling_treediff.text import iterate_documents, read_documents, text_files
 
 TEXT = "First one,\nstill the first.\n\n\n  Second – with ünicode.\n \t\nThird"
 FORMATS = [("a.txt", open), ("a.txt.xz", lzma.open), ("a.txt.gz", gzip.open), ("a.md.bz2", bz2.open)]
-DOCUMENTS = ["First one,\nstill the first.", "Second – with ünicode.", "Third"]
 
 
 @pytest.mark.parametrize(("name", "opener"), FORMATS)

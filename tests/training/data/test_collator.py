@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_run import equal
 from torch.utils.data import DataLoader
 
 from modeling_treediff.building.balanced import random_tree
@@ -25,10 +26,6 @@ def tree():
 def windows():
     tokens = np.random.default_rng(0).integers(0, 500, (40, 16))
     return TokenWindows(tokens, fixed_mask=tokens % 3 == 0, attention_mask=tokens < 400, segment_ids=tokens % 2)
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_noise_of_a_window_is_the_same_in_whatever_batch(tree, windows):

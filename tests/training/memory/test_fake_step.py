@@ -2,23 +2,18 @@
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.models import SMALL_CONFIG, tiny_model
 
-from modeling_treediff import TreeDiffConfig, corrupt
+from modeling_treediff import corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.training.memory import make_lean
 from modeling_treediff.training.memory.ledger import BLOCK
 from modeling_treediff.training.memory.plan import plan_memory
 
-SMALL = TreeDiffConfig(
-    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
-    num_attention_heads=4, max_position_embeddings=128,
-)  # fmt: skip
-
 
 def test_what_a_model_is_made_of_is_counted_exactly():
-    plan = plan_memory(SMALL, 2, 16, ema=True)
-    parameters = [4 * parameter.numel() for parameter in tiny_model_of(SMALL).parameters()]
+    plan = plan_memory(SMALL_CONFIG, 2, 16, ema=True)
+    parameters = [4 * parameter.numel() for parameter in tiny_model_of(SMALL_CONFIG).parameters()]
     rounded = sum(-(-size // BLOCK) * BLOCK for size in parameters)
     tables = plan.timeline["parameters"] - rounded
     assert (0 <= tables).all() and tables.max() <= 8 * (300 * 3 + 20 * 18 + 4 * 320) + 8 * BLOCK
@@ -36,7 +31,7 @@ def tiny_model_of(config):
 
 def test_the_activations_are_what_autograd_keeps():
     """Independent count on a real model: the storages that saved-tensor hooks see, parameters and inputs apart."""
-    model = tiny_model_of(SMALL).train()
+    model = tiny_model_of(SMALL_CONFIG).train()
     make_lean(model)
     batch = corrupt(torch.zeros(8, 64, dtype=torch.long), model.tree, model.schedule)
     kept, known = {}, {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -50,7 +45,7 @@ def test_the_activations_are_what_autograd_keeps():
         hidden = model.model.backbone(model.model._embed_paths(batch.input_ids))
     del hidden
     real = sum(storage.nbytes() for storage in kept.values())
-    planned = plan_memory(SMALL, 8, 64, precision="fp32").timeline["activations"].max()
+    planned = plan_memory(SMALL_CONFIG, 8, 64, precision="fp32").timeline["activations"].max()
     assert abs(planned - real) <= 0.03 * real
 
 
@@ -67,4 +62,4 @@ def test_the_activations_are_what_autograd_keeps():
 )
 def test_impossible_steps_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        plan_memory(**({"model_config": SMALL, "batch_size": 2, "length": 16} | changes))
+        plan_memory(**({"model_config": SMALL_CONFIG, "batch_size": 2, "length": 16} | changes))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.models import SMALL_CONFIG, tiny_model
 from helpers.processes import REPOSITORY, run_python
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
@@ -18,11 +18,6 @@ from modeling_treediff.training.memory import plan as memory_plan
 from modeling_treediff.training.memory.fake_step import TrainingStep, norms_as_on_cuda
 from modeling_treediff.training.memory.ledger import BLOCK
 from modeling_treediff.training.memory.plan import USABLE, largest_batch, plan_memory, plan_step
-
-SMALL = TreeDiffConfig(
-    vocab_size=300, tree_depth=2, max_branching=18, num_tree_nodes=319, hidden_size=64, num_hidden_layers=3,
-    num_attention_heads=4, max_position_embeddings=128,
-)  # fmt: skip
 
 REFERENCE = {"hidden_size": 768, "num_attention_heads": 12}
 
@@ -79,7 +74,7 @@ def test_against_a_chunked_cross_entropy_the_tree_saves_no_memory():
 
 
 def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
-    plan = plan_memory(SMALL, 8, 64)
+    plan = plan_memory(SMALL_CONFIG, 8, 64)
     assert sum(plan.parts.values()) == plan.peak == plan.total.max()
     assert [name for name, _ in plan.phases] == ["forward", "backward", "optimizer"]
     assert plan.timeline["activations"][-1] == plan.timeline["gradients"][-1] == 0
@@ -91,7 +86,7 @@ def test_torchs_own_tracker_sees_the_same_peak():
     from torch.distributed._tools.mem_tracker import MemTracker
 
     with FakeTensorMode(), norms_as_on_cuda():
-        model = TreeDiffForDiffusionLM(SMALL).train()
+        model = TreeDiffForDiffusionLM(SMALL_CONFIG).train()
         make_lean(model)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()
@@ -104,7 +99,7 @@ def test_torchs_own_tracker_sees_the_same_peak():
                 optimizer.zero_grad(set_to_none=True)
             tracker.reset_mod_stats()
         peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    assert plan_memory(SMALL, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
+    assert plan_memory(SMALL_CONFIG, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
 
 
 def test_every_way_to_save_memory_saves_it():
@@ -114,25 +109,29 @@ def test_every_way_to_save_memory_saves_it():
     assert chunked.parts["head and logits"] < 0.4 * plan.parts["head and logits"]
     assert plan.peak < plan_memory(flat, 16, 64, lean=False).peak
     assert plan_memory(flat, 16, 64, gradient_checkpointing=True).peak < plan.peak
-    recomputed = plan_memory(SMALL, 16, 64, recompute_mlp=3)
-    assert recomputed.peak < plan_memory(SMALL, 16, 64).peak < plan_memory(SMALL, 16, 64, precision="fp32").peak
-    assert plan_memory(SMALL, 16, 64, precision="fp16").peak == plan_memory(SMALL, 16, 64).peak
+    recomputed = plan_memory(SMALL_CONFIG, 16, 64, recompute_mlp=3)
+    assert (
+        recomputed.peak
+        < plan_memory(SMALL_CONFIG, 16, 64).peak
+        < plan_memory(SMALL_CONFIG, 16, 64, precision="fp32").peak
+    )
+    assert plan_memory(SMALL_CONFIG, 16, 64, precision="fp16").peak == plan_memory(SMALL_CONFIG, 16, 64).peak
 
 
 def test_accumulation_adds_the_gradients_and_no_more():
-    once, twice, often = (plan_memory(SMALL, 16, 64, accumulation=count) for count in (1, 2, 7))
+    once, twice, often = (plan_memory(SMALL_CONFIG, 16, 64, accumulation=count) for count in (1, 2, 7))
     gradients = once.timeline["gradients"].max()
     assert twice.peak == often.peak
     # Less than all of them: at the peak of a single batch those of the head are there already.
-    head = 4 * count_parameters(SMALL)["head"]
+    head = 4 * count_parameters(SMALL_CONFIG)["head"]
     assert 0.95 * (gradients - head) <= twice.peak - once.peak <= gradients
 
 
 def test_processes_divide_what_is_sharded():
-    alone = plan_memory(SMALL, 8, 64, ema=True)
-    parallel = plan_memory(SMALL, 8, 64, ema=True, processes=4)
-    sharded = plan_memory(SMALL, 8, 64, ema=True, processes=4, sharded=True)
-    parameters = 4 * sum(count_parameters(SMALL).values())
+    alone = plan_memory(SMALL_CONFIG, 8, 64, ema=True)
+    parallel = plan_memory(SMALL_CONFIG, 8, 64, ema=True, processes=4)
+    sharded = plan_memory(SMALL_CONFIG, 8, 64, ema=True, processes=4, sharded=True)
+    parameters = 4 * sum(count_parameters(SMALL_CONFIG).values())
     assert parallel.peak == alone.peak + parameters  # the buckets
     assert sharded.peak < alone.peak
     for name in ("EMA", "optimizer state"):
@@ -143,8 +142,8 @@ def test_processes_divide_what_is_sharded():
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
 def test_the_largest_batch_fits_and_the_next_does_not(batch):
-    step = TrainingStep(SMALL, 1, 64)
-    memory = int(plan_memory(SMALL, batch, 64).peak / USABLE) + 1
+    step = TrainingStep(SMALL_CONFIG, 1, 64)
+    memory = int(plan_memory(SMALL_CONFIG, batch, 64).peak / USABLE) + 1
     found = largest_batch(step, memory)
     assert found >= batch
     assert plan_step(replace(step, batch_size=found)).peak <= USABLE * memory
@@ -156,15 +155,15 @@ def test_the_largest_batch_is_found_in_a_few_plans(monkeypatch):
     """Also where the optimizer makes the peak of small batches, so that these say nothing about large ones."""
     count, plan = [], memory_plan.plan_step
     monkeypatch.setattr(memory_plan, "plan_step", lambda step: count.append(step) or plan(step))
-    step = TrainingStep(SMALL, 1, 2)
-    assert plan_memory(SMALL, 1, 2).peak_phase == "optimizer"
-    memory = int(plan_memory(SMALL, 777, 2).peak / USABLE) + 1
+    step = TrainingStep(SMALL_CONFIG, 1, 2)
+    assert plan_memory(SMALL_CONFIG, 1, 2).peak_phase == "optimizer"
+    memory = int(plan_memory(SMALL_CONFIG, 777, 2).peak / USABLE) + 1
     count.clear()
     assert 777 <= largest_batch(step, memory) <= 780 and len(count) <= 20
 
 
 def test_advice_names_options_that_do_fit():
-    plan = plan_memory(SMALL, 12, 64, accumulation=2)
+    plan = plan_memory(SMALL_CONFIG, 12, 64, accumulation=2)
     memory = int(0.75 * plan.peak / USABLE)
     advice = plan.advice(memory)
     ways = advice.split("The same step in less: ")[1].rstrip(".").split("; or ")
@@ -172,7 +171,7 @@ def test_advice_names_options_that_do_fit():
     words = ways[0].split()
     batch, accumulation = int(words[1]), int(words[3])
     assert batch * accumulation == 24
-    assert plan_memory(SMALL, batch, 64, accumulation=accumulation).peak <= USABLE * memory
+    assert plan_memory(SMALL_CONFIG, batch, 64, accumulation=accumulation).peak <= USABLE * memory
     assert "it fits" in plan.advice(2 * plan.peak)
     assert "no batch fits" in plan.advice(2**20)
 

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from helpers.models import BACKBONE, tiny_model
 from helpers.processes import SAMPLE, run_python
+from helpers.tiny_run import equal
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
@@ -47,10 +48,6 @@ def batch_of(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 100, (4, 16), generator=generator)
     return vars(corrupt(tokens, model.tree, model.schedule, generator=generator))
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_training_learns_what_is_there_to_learn_and_evaluation_sees_it(tmp_path, model):
