@@ -108,7 +108,7 @@ class LeafHead(nn.Module):
 
 
 TreeHead = ChildHead | NodeHead | LeafHead
-HEADS: dict[str, type[TreeHead]] = {"child": ChildHead, "node": NodeHead, "leaf": LeafHead}
+HEAD_CLASSES: dict[str, type[TreeHead]] = {"child": ChildHead, "node": NodeHead, "leaf": LeafHead}
 
 
 def child_cross_entropy(

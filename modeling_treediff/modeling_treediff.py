@@ -27,7 +27,7 @@ from .diffusion_process import check_nodes, child_slots, nelbo_terms
 from .drafts_treediff import Draft  # noqa: F401
 from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
-from .heads_treediff import HEADS, child_cross_entropy
+from .heads_treediff import HEAD_CLASSES, child_cross_entropy
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .noise_schedules import LevelSchedule
 from .sampling_treediff import Denoiser  # noqa: F401
@@ -225,7 +225,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         super().__init__(config)
         self.schedule = LevelSchedule.from_config(config)
         self.model = TreeDiffModel(config)
-        self.head = HEADS[config.head](config)
+        self.head = HEAD_CLASSES[config.head](config)
         self.post_init()
 
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -36,7 +36,7 @@ class LevelSchedule(ABC):
     @staticmethod
     def from_config(config: TreeDiffConfig) -> "LevelSchedule":
         """Return the schedule that a config names."""
-        schedule = SCHEDULES[config.schedule](config.tree_depth)
+        schedule = SCHEDULE_CLASSES[config.schedule](config.tree_depth)
         if config.level_durations is not None:
             schedule = SequentialSchedule(config.tree_depth, config.level_durations)
         if config.time_warp == "cosine":
@@ -134,10 +134,10 @@ def precise(timesteps: torch.Tensor) -> torch.Tensor:
 
 
 class SequentialSchedule(LevelSchedule):
-    """One level after the other: level k is lost linearly while t crosses its window, level 1 in the last one.
+    """One level after the other: level k is lost linearly while t crosses its interval, level 1 in the last one.
 
-    With u in (0, 1] the fraction of the window crossed and w its length: alpha_k = 1 - u, flux 1 / w, weight
-    1 / (w u) = 1 / (t - start of the window). On the flat tree this is MDLM's log-linear schedule and its 1/t.
+    With u in (0, 1] the fraction of the interval crossed and w its length: alpha_k = 1 - u, flux 1 / w, weight
+    1 / (w u) = 1 / (t - start of the interval). On the flat tree this is MDLM's log-linear schedule and its 1/t.
     """
 
     def __init__(self, depth: int, level_durations: Sequence[float] | None = None) -> None:
@@ -155,7 +155,7 @@ class SequentialSchedule(LevelSchedule):
 
     def flux(self, timesteps: torch.Tensor) -> torch.Tensor:
         crossed_BD = self._crossed(timesteps)
-        return torch.where((crossed_BD > 0) & (crossed_BD <= 1), 1 / self._windows(timesteps)[1], 0.0)
+        return torch.where((crossed_BD > 0) & (crossed_BD <= 1), 1 / self._intervals(timesteps)[1], 0.0)
 
     def weight(self, timesteps: torch.Tensor) -> torch.Tensor:
         flux_BD = self.flux(timesteps)
@@ -163,7 +163,7 @@ class SequentialSchedule(LevelSchedule):
 
     def reverse_step(self, start: float, end: float) -> torch.Tensor:
         before_D, after_D = self._crossed(torch.tensor([start, end], dtype=torch.float64)).clamp(0, 1)
-        # Level k comes back with this probability; a position still above a window that lies behind moves at once.
+        # Level k comes back with this probability; a position still above an interval that lies behind moves at once.
         back_D = 1 - torch.where(before_D > 0, after_D / before_D.clamp(min=1e-300), 0.0)
         back = [*back_D.tolist(), 0.0]
         step = torch.zeros(self.depth + 1, self.depth + 1, dtype=torch.float64)
@@ -176,17 +176,17 @@ class SequentialSchedule(LevelSchedule):
         return min(depth + 1, self.depth)  # no two levels are half lost at once
 
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        start_D, length_D = self._windows(uniform)
+        start_D, length_D = self._intervals(uniform)
         return (start_D + length_D * uniform).masked_fill(_reached(depth, uniform), torch.inf)
 
-    def _windows(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return start and length (D,) of each level's window; level 1 has the last one."""
+    def _intervals(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return start and length (D,) of each level's interval; level 1 has the last one."""
         edge = torch.tensor(self.boundaries, dtype=like.dtype, device=like.device).flip(0)
         return edge[1:], edge[:-1] - edge[1:]
 
     def _crossed(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) -> (B, D): where t stands in each level's window, 0 at its start and 1 at its end."""
-        start_D, length_D = self._windows(timesteps)
+        """(B,) -> (B, D): where t stands in each level's interval, 0 at its start and 1 at its end."""
+        start_D, length_D = self._intervals(timesteps)
         return (timesteps[:, None] - start_D) / length_D
 
 
@@ -219,9 +219,9 @@ class BinomialSchedule(LevelSchedule):
     def _binomial(trials: int, timesteps: torch.Tensor) -> torch.Tensor:
         """(B,) -> (B, trials+1): probability that 0, 1, ..., `trials` of the levels are not lost."""
         kept = torch.arange(trials + 1, dtype=timesteps.dtype, device=timesteps.device)
-        ways = torch.tensor([math.comb(trials, k) for k in range(trials + 1)], dtype=timesteps.dtype)
+        ways = kept.new_tensor([math.comb(trials, k) for k in range(trials + 1)])
         time_B1 = timesteps[:, None]
-        return ways.to(timesteps.device) * (1 - time_B1) ** kept * time_B1 ** (trials - kept)
+        return ways * (1 - time_B1) ** kept * time_B1 ** (trials - kept)
 
 
 class PoissonSchedule(LevelSchedule):
@@ -405,7 +405,7 @@ def _first_of_lost(uniform_nD: torch.Tensor) -> torch.Tensor:
     return uniform_nD ** (1 / lost_D)
 
 
-SCHEDULES = {"sequential": SequentialSchedule, "binomial": BinomialSchedule, "poisson": PoissonSchedule}
+SCHEDULE_CLASSES = {"sequential": SequentialSchedule, "binomial": BinomialSchedule, "poisson": PoissonSchedule}
 
 
 def each_level_back(depth: int, still_lost: float) -> torch.Tensor:

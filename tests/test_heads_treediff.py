@@ -9,7 +9,7 @@ from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import budget_config, count_parameters
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import HEADS, child_cross_entropy, group_by_parent, subtree_logsumexp
+from modeling_treediff.heads_treediff import HEAD_CLASSES, child_cross_entropy, group_by_parent, subtree_logsumexp
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 
@@ -39,7 +39,7 @@ def reference(name, head, hidden, nodes, tree):
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_values_and_gradients_equal_the_plain_reference(name, tree):
     head = built(name, tree)
     for layout, nodes in layouts(tree).items():
@@ -90,7 +90,7 @@ def test_scores_of_the_node_head_do_not_depend_on_slots():
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16 weights", "autocast"])
 @pytest.mark.parametrize("layout", ["all at the last parent", "every parent once", "many"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_bf16_errors_are_bounded_by_those_of_the_naive_computation(name, layout, autocast):
     """|fast bf16 - fp64| <= |naive bf16 - fp64| + 1 % of the scale, for nats and for all gradients."""
     tree = TREES["depth 3"]
@@ -162,7 +162,7 @@ def test_leaf_head_adds_in_fp32_under_bf16():
 def test_a_position_without_a_way_to_a_loss_leaves_no_nan():
     """The softmax of every row is finite, at leaves too, and its gradient is."""
     for tree in TREES.values():
-        for name in HEADS:
+        for name in HEAD_CLASSES:
             head, nodes = built(name, tree), layouts(tree)["with leaves"]
             hidden = torch.ones(3, 13, 16, dtype=torch.float64, requires_grad=True)
             probabilities = head(hidden, nodes, tree).softmax(-1)
@@ -171,7 +171,7 @@ def test_a_position_without_a_way_to_a_loss_leaves_no_nan():
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_heads_compile_without_a_graph_break_and_once(name, backend):
     """Other nodes of the same shape need no other graph: no shape depends on the data."""
     tree = TREES["depth 3"]
@@ -204,15 +204,15 @@ def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(posi
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_parameter_count_is_the_heads(name, tree):
     for size, rank in ((8, 1), (16, 5), (40, 64)):
         config = TreeDiffConfig.from_tree(tree, hidden_size=size, num_attention_heads=4, head=name, head_rank=rank)
-        built_count = sum(parameter.numel() for parameter in HEADS[config.head](config).parameters())
+        built_count = sum(parameter.numel() for parameter in HEAD_CLASSES[config.head](config).parameters())
         assert count_parameters(config)["head"] == built_count
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_a_budget_counts_the_head(name):
     tree = random_tree(8192, 91, 2)
     fields = {"hidden_size": 224, "num_attention_heads": 7}
@@ -234,8 +234,10 @@ def test_config_says_what_is_wrong_with_a_head():
 
 
 def test_every_parameter_is_of_a_layer_that_transformers_initialises():
-    for name in HEADS:
-        head = HEADS[name](TreeDiffConfig.from_tree(TREES["depth 3"], hidden_size=16, num_attention_heads=4, head=name))
+    for name in HEAD_CLASSES:
+        head = HEAD_CLASSES[name](
+            TreeDiffConfig.from_tree(TREES["depth 3"], hidden_size=16, num_attention_heads=4, head=name)
+        )
         owned = {id(p) for layer in head.modules() if isinstance(layer, torch.nn.Linear) for p in layer.parameters()}
         assert {id(parameter) for parameter in head.parameters()} == owned
 
@@ -256,7 +258,7 @@ def test_the_node_heads_first_scores_are_as_large_as_the_child_heads():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_cuda_agrees_with_the_cpu(name):
     tree = TREES["depth 3"]
     head, nodes = built(name, tree).float(), layouts(tree)["many"]
@@ -268,7 +270,7 @@ def test_cuda_agrees_with_the_cpu(name):
 
 def test_the_way_down_the_tree_is_one_distribution_over_tokens():
     """The product of child probabilities on the way to each token sums to 1 over the tokens."""
-    for name in HEADS:
+    for name in HEAD_CLASSES:
         for tree in TREES.values():
             head = built(name, tree)
             hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

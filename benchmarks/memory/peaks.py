@@ -93,7 +93,11 @@ def main() -> None:
     options = parse_arguments()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     partial_record = options.output.with_suffix(".partial.json")
-    facts = {"length": REFERENCE_POINT.sequence_length, "precision": PRECISION, "measured": options.device == "cuda"}
+    facts = {
+        "sequence_length": REFERENCE_POINT.sequence_length,
+        "precision": PRECISION,
+        "measured": options.device == "cuda",
+    }
     rows = read_rows(partial_record, facts) if options.resume else []
     done = [[row[name] for name in KEY] for row in rows]
     for case in cases(options.contenders, options.hidden_sizes, options.vocabularies, options.batches):

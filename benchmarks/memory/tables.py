@@ -25,7 +25,14 @@ ROW: Schema = {
     "matched": [str],
     "parts_bytes": dict,
 }
-SCHEMA: Schema = {"commit": str, "device": str, "length": int, "precision": str, "measured": bool, "rows": [ROW]}
+SCHEMA: Schema = {
+    "commit": str,
+    "device": str,
+    "sequence_length": int,
+    "precision": str,
+    "measured": bool,
+    "rows": [ROW],
+}
 COLOURS = {name: f"C{number}" for number, name in enumerate(CONTENDERS)}
 
 Record = dict[str, Any]
@@ -172,4 +179,4 @@ def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
 
 
 def _protocol(record: Record) -> str:
-    return f"windows of {record['length']} tokens, {record['precision']}, AdamW; commit {record['commit']}"
+    return f"windows of {record['sequence_length']} tokens, {record['precision']}, AdamW; commit {record['commit']}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
@@ -20,20 +21,21 @@ from modeling_treediff.files.records import write_record
 from modeling_treediff.hub import weights_sha256
 from modeling_treediff.text import Corpus
 
-from .evaluate import load, model_folder
+from .evaluate import model_folder
 from .options.analyze_errors import Analysis, AnalyzedText, ComparedModels
 from .options.text import Dataset
+from .saved_model import load_model
 
 
 def run(models: ComparedModels, text: AnalyzedText, dataset: Dataset, analysis: Analysis) -> None:
     """Load, measure, print, write."""
     if analysis.output is not None:
         analysis.output.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load(models.model)
+    model, tokenizer = load_model(models.model, device=PartialState().device)
     texts = [document for _, document in islice(dataset.corpus(text.text).documents(), text.limit)]
     reference = None
     if models.reference is not None:
-        reference, other = load(models.reference)
+        reference, other = load_model(models.reference, device=model.device)
         check_same_tokens(tokenizer, other, texts)
     facts = analyze_errors(
         model,

@@ -11,13 +11,13 @@ try:
 except ImportError as error:
     raise ImportError("The page needs gradio: pip install 'modeling-treediff[demo]'.") from error
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.generation_config_treediff import UNMASKING
 from modeling_treediff.viewing.drafts import (
-    Draft,
     DraftRecorder,
+    ShownDraft,
     depth_name,
     draft_html,
     draft_style,
@@ -27,6 +27,7 @@ from modeling_treediff.viewing.drafts import (
 
 from .generate import starting_nodes
 from .options.app import Service
+from .saved_model import load_model
 
 Answer = tuple[Any, Any, Any]  # HTML of the text, change of the level slider, drafts for it
 SECONDS_PER_TEXT = 3.0  # at least: small models are faster than the eye
@@ -44,9 +45,7 @@ STYLE = """
 
 def run(service: Service) -> None:
     """Load the model and serve the page."""
-    model = TreeDiffForDiffusionLM.from_pretrained(service.model)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(service.model)
+    model, tokenizer = load_model(service.model, device="cuda" if torch.cuda.is_available() else "cpu")
     launch = partial(build_page(model, tokenizer).launch, share=service.share)
     launch(server_name=service.host, server_port=service.port, **looks(model))
 
@@ -82,11 +81,11 @@ class Page:
             "generator": torch.Generator(self.model.device).manual_seed(int(seed or 0)),
         }
 
-    def drafts(self, visitor: str | None, recorder: DraftRecorder, settings: dict[str, Any]) -> Iterator[Draft]:
+    def drafts(self, visitor: str | None, recorder: DraftRecorder, settings: dict[str, Any]) -> Iterator[ShownDraft]:
         """Generate; give the drafts as they come, and keep them in the recorder."""
         stop = self.stops[visitor] = threading.Event()
 
-        def run(callback: Callable[[Draft], None]) -> None:
+        def run(callback: Callable[[ShownDraft], None]) -> None:
             recorder.show = callback
             self.model.generate(**settings, callback=recorder)
 

@@ -6,7 +6,7 @@ from transformers.utils.hub import cached_file
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, reduce_embeddings
 from modeling_treediff.building.balanced import smallest_branching
-from modeling_treediff.conversion import Source, check_same_tokens, convert, load_source, load_tokenizer
+from modeling_treediff.conversion import Source, check_same_vocabulary, convert, load_source, load_tokenizer
 from modeling_treediff.files.sample import FLAT, find_tree
 from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
@@ -42,5 +42,5 @@ def get_tree(name: str | None, source: Source) -> VocabularyTree:
     name = find_tree(name)
     tree = VocabularyTree.from_pretrained(name)
     if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
-        check_same_tokens(source.tokenizer, load_tokenizer(name))
+        check_same_vocabulary(source.tokenizer, load_tokenizer(name))
     return tree

@@ -8,11 +8,10 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
+from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts
 from modeling_treediff.files.records import write_record
 from modeling_treediff.hub import weights_sha256, write_card
@@ -20,11 +19,12 @@ from modeling_treediff.hub.records import EVALUATION_RECORD
 
 from .options.evaluate import MeasuredModel, MeasuredText, Measurement
 from .options.text import Dataset
+from .saved_model import load_model
 
 
 def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Measurement) -> None:
     """Load, measure each text, print, write."""
-    model, tokenizer = load(measured.model, measured.tokenizer)
+    model, tokenizer = load_model(measured.model, measured.tokenizer, device=PartialState().device)
     protocol = WindowProtocol.for_model(model, tokenizer, how.sequence_length, how.stride)
     results = {
         source: evaluate_texts(
@@ -68,15 +68,6 @@ def describe(
             for source, result in results.items()
         ],
     }
-
-
-def load(name: str, tokenizer: str | None = None) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return the model, on the GPU if there is one, and its tokenizer or the one of this name."""
-    kind = AutoConfig.from_pretrained(name).model_type
-    if kind != TreeDiffConfig.model_type:
-        raise ValueError(f"{name} is a {kind} model, not one of {TreeDiffConfig.model_type}.")
-    model = TreeDiffForDiffusionLM.from_pretrained(name).to(PartialState().device).eval()
-    return model, AutoTokenizer.from_pretrained(tokenizer or name)
 
 
 def as_table(results: dict[str, LikelihoodResult], protocol: str) -> Table:

@@ -6,26 +6,25 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.text import decode_nodes
 
 from .options.generate import Sampling, Shown, Text
+from .saved_model import load_model
 
 
 def run(text: Text, sampling: Sampling, shown: Shown) -> None:
     """Load, generate, print snapshots and the final text."""
     viewing = load_viewing(shown)
-    model = TreeDiffForDiffusionLM.from_pretrained(text.model)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(text.model)
+    model, tokenizer = load_model(text.model, device="cuda" if torch.cuda.is_available() else "cpu")
     settings = sampling.settings() | start(text, model, tokenizer)
     if viewing is not None:
         view(viewing, model, tokenizer, text, shown, settings)
         return
-    result = model.generate(**settings, output_history=True, return_dict_in_generate=True)
+    result: Any = model.generate(**settings, output_history=True, return_dict_in_generate=True)
     last = len(result.history) - 1
     for step in sorted({round(last * index / shown.snapshots) for index in range(shown.snapshots)}):
         print(f"step {step:3d}/{last}: {decode_nodes(result.history[step][0], model.tree, tokenizer)}")

@@ -22,6 +22,11 @@ SUBCOMMANDS = {
     "convert": "start a tree model from a BERT-, GPT-2- or LLaMA-style checkpoint",
     "push": "upload a model or a tree to the Hugging Face Hub",
 }
+EXTRAS = {  # what the subcommands need; the others "train"
+    **dict.fromkeys(("build-tree", "inspect-tree", "convert", "push"), "build"),
+    **dict.fromkeys(("evaluate", "analyze-errors"), "eval"),
+    **dict.fromkeys(("generate", "app"), "demo"),
+}
 HELP = """usage: treediff SUBCOMMAND [options]
 
 Tree-structured diffusion language models: build, train, measure, write, share.
@@ -43,12 +48,14 @@ def main(line: Sequence[str] | None = None) -> None:
     line = list(sys.argv[1:] if line is None else line)
     name = read_subcommand(line[:1])
     module, prog = name.replace("-", "_"), f"treediff {name}"
-    options = read_options(f"modeling_treediff.cli.options.{module}", prog, line[1:])
     try:
+        options = read_options(f"modeling_treediff.cli.options.{module}", prog, line[1:])
         modeling_treediff.register()
         importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
     except EXPECTED as error:
-        sys.exit(f"{prog}: error: {' '.join(str(error).split())}")
+        lacks = isinstance(error, ModuleNotFoundError)
+        remedy = f": pip install 'modeling-treediff[{EXTRAS.get(name, 'train')}]'" if lacks else ""
+        sys.exit(f"{prog}: error: {' '.join(str(error).split())}{remedy}")
 
 
 def read_subcommand(words: Sequence[str]) -> str:

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.files.sample import FLAT, find_tree
@@ -15,6 +13,7 @@ from modeling_treediff.training.memory.tracker import GIBIBYTE, readable
 from .new_model import model_fields
 from .options.model import Process
 from .options.plan_memory import PlannedModel, PlannedStep, Result
+from .saved_model import load_config
 
 
 def run(model: PlannedModel, process: Process, step: PlannedStep, result: Result) -> None:
@@ -49,10 +48,7 @@ def run(model: PlannedModel, process: Process, step: PlannedStep, result: Result
 def make_config(model: PlannedModel, process: Process) -> TreeDiffConfig:
     """Return the config of the model that `treediff train` would make, or of the saved one."""
     if model.source:
-        kind = AutoConfig.from_pretrained(model.source).model_type
-        if kind != TreeDiffConfig.model_type:
-            raise ValueError(f"{model.source} is a {kind} model, not one of {TreeDiffConfig.model_type}.")
-        return TreeDiffConfig.from_pretrained(model.source)
+        return load_config(model.source)
     if model.tree == FLAT:
         tree = VocabularyTree.flat(model.vocab_size)
     else:

@@ -32,7 +32,8 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 from .new_model import model_fields
 from .options.model import FAMILY, Process
 from .options.text import Dataset
-from .options.train import Run, TrainedModel, TrainingText
+from .options.train import Run, StartingModel, TrainingText
+from .saved_model import load_config, load_model
 
 # Saved with a new model, for `generate`: brings the quickstart's texts to the entropy of real ones, and the judge likes
 # them better (benchmarks/results/generation_quality.json).
@@ -42,7 +43,7 @@ TOP_P = 0.9
 def run(
     text: TrainingText,
     dataset: Dataset,
-    model: TrainedModel,
+    model: StartingModel,
     process: Process,
     config: TrainingConfig,
     options: Run,
@@ -51,7 +52,10 @@ def run(
     if options.dry_run:
         return plan(model, process, config)
     check_run(config, options.resume)
-    network, tokenizer = load_model(model.source) if model.source else make_model(model, process, config.seed)
+    if model.source:
+        network, tokenizer = load_model(model.source, dtype=torch.float32)
+    else:
+        network, tokenizer = make_model(model, process, config.seed)
     length = model.sequence_length or network.config.max_position_embeddings
     check_windows(network, tokenizer, length)
     corpus, held_out = corpora(text, dataset)
@@ -65,11 +69,11 @@ def run(
     PartialState().destroy_process_group()
 
 
-def plan(model: TrainedModel, process: Process, config: TrainingConfig) -> None:
+def plan(model: StartingModel, process: Process, config: TrainingConfig) -> None:
     """Print what a step will take of this machine's memory, without making the model."""
     check_settings(config)
     if model.source:
-        network = TreeDiffConfig.from_pretrained(model.source)
+        network = load_config(model.source)
     else:
         tree, _, fields = load_tree(model, process)
         network = TreeDiffConfig.from_tree(tree, **fields)
@@ -81,13 +85,7 @@ def plan(model: TrainedModel, process: Process, config: TrainingConfig) -> None:
         print(f"The largest batch that fits: {largest_batch(planned.step, available)} windows per process and pass.")
 
 
-def load_model(source: str) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a trained model in fp32, with these fields of its config, and its tokenizer."""
-    model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(source)
-
-
-def load_tree(model: TrainedModel, process: Process) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
+def load_tree(model: StartingModel, process: Process) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
     """Return the tree, the tokenizer whose tokens are its leaves, and the other fields of a new model's config."""
     name = find_tree(model.tree)
     source = model.tokenizer or (str(sample_folder()) if name == FLAT else name)
@@ -102,7 +100,7 @@ def load_tree(model: TrainedModel, process: Process) -> tuple[VocabularyTree, Pr
 
 
 def make_model(
-    model: TrainedModel, process: Process, seed: int
+    model: StartingModel, process: Process, seed: int
 ) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
     """Return a new model over the tree, and its tokenizer."""
     tree, tokenizer, fields = load_tree(model, process)

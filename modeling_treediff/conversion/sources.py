@@ -143,7 +143,7 @@ def with_end_of_document(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
     return tokenizer
 
 
-def check_same_tokens(tokenizer: PreTrainedTokenizerBase, of_tree: PreTrainedTokenizerBase) -> None:
+def check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, of_tree: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if the tree's tokenizer calls an id otherwise than the checkpoint's: their vocabularies differ.
 
     Ids beyond those of the smaller one do not count: `check_tokenizer` compares the sizes.

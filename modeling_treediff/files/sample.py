@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .sources import check_source
+
 SAMPLE_NAME = "sotu-8k"
 FLAT = "flat"  # instead of a tree: all tokens below the root
 ARTIFACTS = "tree_artifacts"
@@ -19,6 +21,7 @@ def find_tree(name: str) -> str:
     """Return the folder of a tree, or its name on the Hub; `sotu-8k` is the sample's.
 
     Raises:
+        OSError: as of `check_source`.
         ValueError: a ready tree of the repository, which an installed package does not have.
 
     """
@@ -29,4 +32,4 @@ def find_tree(name: str) -> str:
             f"There is no {name} here: ready trees other than {SAMPLE_NAME} lie in {ARTIFACTS}/ of a clone of the "
             "modeling_treediff repository; give the path to one there."
         )
-    return name
+    return check_source(name, "tree")

@@ -7,7 +7,7 @@ import torch
 from helpers.foreign_checkpoints import FIELDS, attention_of, count
 from safetensors.torch import load_file, save_file
 
-from modeling_treediff.conversion import check_same_tokens, convert, load_source
+from modeling_treediff.conversion import check_same_vocabulary, convert, load_source
 
 # The path's sum, in fp32, of numbers of about 0.2 to 1.
 ROUNDING = {"rtol": 0.0, "atol": 3e-7}
@@ -68,8 +68,8 @@ def test_a_tree_of_another_vocabulary(checkpoints, tokenizer, tree):
     names = sorted(vocabulary, key=vocabulary.__getitem__)
     other.convert_ids_to_tokens = lambda ids: [names[token_id] for token_id in ids]
     with pytest.raises(ValueError, match="another vocabulary: it calls token 0"):
-        check_same_tokens(tokenizer, other)
-    check_same_tokens(tokenizer, tokenizer)
+        check_same_vocabulary(tokenizer, other)
+    check_same_vocabulary(tokenizer, tokenizer)
 
 
 def test_more_layers_than_there_are(checkpoints, sample_tree):

@@ -5,7 +5,7 @@ import torch
 from helpers.shapes import Shapes
 from modeling_treediff.building.balanced import random_tree, tree_from_order
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import HEADS, child_cross_entropy
+from modeling_treediff.heads_treediff import HEAD_CLASSES, child_cross_entropy
 from modeling_treediff.training.memory.fused_loss import (
     flat_layer,
     kernel_cross_entropy,
@@ -26,7 +26,7 @@ TREES = {
 def built(name, tree, seed=0, **fields):
     """A head of double precision with weights of about 0.5, biases included."""
     fields = {"hidden_size": 16, "num_attention_heads": 4, "head_rank": 6} | fields
-    head = HEADS[name](TreeDiffConfig.from_tree(tree, head=name, **fields)).double()
+    head = HEAD_CLASSES[name](TreeDiffConfig.from_tree(tree, head=name, **fields)).double()
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():
         parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -112,7 +112,7 @@ def test_texts_to_learn_or_measure_must_not_hold_the_mask():
         ("Document 1 ", lambda tokenizer: tokenize_documents(texts, tokenizer)),
         ("Document 1 ", lambda tokenizer: evaluate_texts(model, tokenizer, texts)),
         ("Document 1 ", lambda tokenizer: list(encode_documents(tokenizer, texts))),
-        ("Row 7 ", lambda tokenizer: list(chat_windows(row, 7, tokenizer, 30, True, Counter()))),
+        ("Row 7 ", lambda tokenizer: list(chat_windows(row, 7, tokenizer, 30, False, Counter()))),
     ]
     for place, use in uses:
         use(plain)

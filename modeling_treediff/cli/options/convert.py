@@ -25,7 +25,7 @@ class Conversion:
     output: Path = option(REQUIRED, "folder for the model")
     tree: str | None = option(None, "tree folder or Hub repository, or `flat` (MDLM) (default: build one)")
     layers: int | None = option(None, "number of layers to keep, the first ones (default: all)")
-    seed: int = option(0, "of what starts at random")
+    seed: int = option(0, "seed of the parameters that are initialised at random")
 
 
 OPTIONS = (Conversion, Process)

@@ -1,13 +1,21 @@
 """Options from a YAML or JSON file, as command-line arguments."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+NOT_GIVEN: tuple[Any, ...] = ("", "~", "null", [])
+TRUE, FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
 
-def words_of_file(file: Path) -> list[str]:
+
+def words_of_file(file: Path, switches: Collection[str]) -> list[str]:
     """Return the file's content, one `name: value` for each option, as a command line says it.
+
+    Args:
+        file: YAML or JSON; an option without a value, null or with an empty list is not given.
+        switches: the options that are true or false, such as --resume.
 
     Raises:
         OSError: the file cannot be read.
@@ -15,7 +23,8 @@ def words_of_file(file: Path) -> list[str]:
 
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        # JSON is YAML; this loader leaves values as they are written, so that `no` is not False.
+        content = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 -- it makes strings alone
     except OSError as error:
         raise OSError(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -24,12 +33,13 @@ def words_of_file(file: Path) -> list[str]:
         raise ValueError(f"{file} must hold options and their values, one `name: value` each")
     if "config" in content:
         raise ValueError(f"{file} cannot name a further file: leave out config")
-    return [word for key, value in content.items() for word in _words(f"--{str(key).replace('_', '-')}", value)]
+    named = {f"--{key.replace('_', '-')}": value for key, value in content.items()}
+    return [word for flag, value in named.items() for word in _words(flag, value, flag in switches)]
 
 
-def _words(flag: str, value: Any) -> list[str]:
-    if value is None or value is False:
+def _words(flag: str, value: Any, switch: bool) -> list[str]:
+    if value in NOT_GIVEN:
         return []
-    if value is True:
-        return [flag]
+    if switch and str(value).lower() in TRUE | FALSE:
+        return [flag] if value.lower() in TRUE else []
     return [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]

@@ -35,7 +35,7 @@ class Text:
     infill: str | None = option(None, "text with gaps: every _ is one token to fill")
     bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD")
     max_new_tokens: int = option(48, "length of new text, in tokens")
-    seed: int = option(0, "of all that is drawn")
+    seed: int = option(0, "seed of the random draws")
 
     def __post_init__(self) -> None:
         """Raise ValueError for a prompt beside an infilling."""

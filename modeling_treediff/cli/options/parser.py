@@ -76,7 +76,8 @@ class OptionParser(HfArgumentParser):
         first.add_argument("--config", type=Path)
         file = first.parse_known_args(line)[0].config
         try:
-            from_file = [] if file is None else words_of_file(file)
+            switches = [flag for one in self._actions if one.nargs == 0 for flag in one.option_strings]
+            from_file = [] if file is None else [*words_of_file(file, switches), f"--config={file}"]
             _, *read, unknown = self.parse_args_into_dataclasses(
                 [*from_file, *line], return_remaining_strings=True, look_for_args_file=False
             )

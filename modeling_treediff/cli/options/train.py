@@ -42,7 +42,7 @@ class TrainingText:
 
 
 @dataclass(frozen=True)
-class TrainedModel(Model):
+class StartingModel(Model):
     """The model, its tree and its tokenizer."""
 
     tokenizer: str | None = option(None, "folder or Hub id (default: the tree's; for a flat tree the sample's)")
@@ -59,13 +59,13 @@ class Run:
     license: str | None = option(None, "license of the weights, such as apache-2.0, for the model card")
 
 
-OPTIONS = (TrainingText, Dataset, TrainedModel, Process, TrainingConfig, Run)
+OPTIONS = (TrainingText, Dataset, StartingModel, Process, TrainingConfig, Run)
 
 
 def check(
     text: TrainingText,
     dataset: Dataset,
-    model: TrainedModel,
+    model: StartingModel,
     process: Process,
     config: TrainingConfig,
     run: Run,

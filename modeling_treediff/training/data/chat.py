@@ -35,7 +35,7 @@ def chat_windows(
     number: int,
     tokenizer: PreTrainedTokenizerBase,
     sequence_length: int,
-    fill: bool,
+    pad_answers: bool,
     counts: Counter[str],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Turn a conversation into windows, one for each answer of the assistant.
@@ -44,10 +44,10 @@ def chat_windows(
     give the answer away. All before the answer is a prompt (`fixed_mask` 1): never noised, not counted. The answer ends
     with EOS, which is counted.
 
-    With `fill`, EOS fills the window after the answer and is counted, as in LLaDA (arXiv 2502.09992), which fills up
-    to the longest answer of a batch: a diffusion model generates in a canvas of fixed length, and so learns to end its
+    Without `pad_answers`, EOS fills the window after the answer and is counted, as in LLaDA (arXiv 2502.09992), up to
+    the longest answer of a batch: a diffusion model generates in a canvas of fixed length, and so learns to end its
     answers early and to leave the rest of the canvas empty. A window much longer than the answers makes most of what
-    is counted EOS, so choose it by them. Without `fill` the rest is padding that the model never sees
+    is counted EOS, so choose it by them. With it the rest is padding that the model never sees
     (`attention_mask` 0): every counted token but the last is text, but at generation the canvas must have the length
     of the answer.
 
@@ -57,11 +57,11 @@ def chat_windows(
         tokenizer: with a chat template. Where that has {% generation %} blocks they say where an answer begins,
             otherwise the template of the messages before it does, with `add_generation_prompt`.
         sequence_length: T. Longer answers are cut off at the end of the window; prompts that leave no room are dropped.
-        fill: as above.
+        pad_answers: as above.
         counts: what was used, cut off and dropped is added here.
 
     Yields:
-        input_ids, fixed_mask and, without `fill`, attention_mask, each (T,).
+        input_ids, fixed_mask and, with `pad_answers`, attention_mask, each (T,).
 
     Raises:
         ValueError: no chat template, a row of another form, or one that holds the tokenizer's mask.
@@ -84,7 +84,7 @@ def chat_windows(
             continue
         counts[EXAMPLES] += 1
         counts[TRUNCATED] += len(ids) > sequence_length
-        yield _window(ids[:sequence_length], start, sequence_length, end, fill)
+        yield _window(ids[:sequence_length], start, sequence_length, end, pad_answers)
 
 
 def _messages(row: dict[str, Any], number: int) -> list[Message]:
@@ -133,10 +133,10 @@ def _end_once(ids: list[int], start: int, end: int) -> list[int]:
     return [*ids, end]
 
 
-def _window(ids: list[int], start: int, sequence_length: int, end: int, fill: bool) -> dict[str, np.ndarray]:
+def _window(ids: list[int], start: int, sequence_length: int, end: int, pad_answers: bool) -> dict[str, np.ndarray]:
     place = np.arange(sequence_length)
     window: dict[str, np.ndarray] = {
         "input_ids": np.array(ids + [end] * (sequence_length - len(ids)), np.int32),
         "fixed_mask": (place < start).astype(np.uint8),
     }
-    return window if fill else window | {"attention_mask": (place < len(ids)).astype(np.uint8)}
+    return window | {"attention_mask": (place < len(ids)).astype(np.uint8)} if pad_answers else window

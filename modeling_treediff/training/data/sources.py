@@ -160,7 +160,7 @@ def _chat_chunks(
 ) -> Iterator[Chunk]:
     for number, row in enumerate(corpus.rows()):
         part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
-        for window in chat_windows(row, number, tokenizer, options.sequence_length, not options.pad_answers, counts):
+        for window in chat_windows(row, number, tokenizer, options.sequence_length, options.pad_answers, counts):
             yield part, window
     if counts[NOT_FOUND] and not counts[EXAMPLES]:
         raise ValueError(

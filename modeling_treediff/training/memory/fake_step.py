@@ -32,7 +32,7 @@ class TrainingStep:
     Attributes:
         model_config: sizes of the model.
         batch_size: windows per process and forward pass.
-        length: tokens per window.
+        sequence_length: tokens per window.
         precision: "fp32", "bf16" or "fp16".
         accumulation: forward passes.
         gradient_checkpointing: blocks are computed again in backward.
@@ -47,7 +47,7 @@ class TrainingStep:
 
     model_config: TreeDiffConfig
     batch_size: int
-    length: int
+    sequence_length: int
     precision: str = "bf16"
     accumulation: int = 1
     gradient_checkpointing: bool = False
@@ -61,7 +61,7 @@ class TrainingStep:
     def __post_init__(self) -> None:
         """Refuse what no step can be."""
         chunk = () if self.loss_chunk is None else ("loss_chunk",)
-        for name in ("batch_size", "length", "accumulation", "processes", *chunk):
+        for name in ("batch_size", "sequence_length", "accumulation", "processes", *chunk):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.recompute_mlp < 0:
@@ -71,8 +71,8 @@ class TrainingStep:
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}.")
         limit = self.model_config.max_position_embeddings
-        if self.length > limit:
-            raise ValueError(f"Windows of {self.length} tokens are longer than the model's {limit} positions.")
+        if self.sequence_length > limit:
+            raise ValueError(f"Windows of {self.sequence_length} tokens are longer than the model's {limit} positions.")
 
 
 def record_step(step: TrainingStep) -> Ledger:
@@ -88,7 +88,7 @@ def record_step(step: TrainingStep) -> Ledger:
         average = _make_state(model, shapes, ledger, step.ema)
         optimizer = _make_optimizer(model, ledger)
         _watch_head(model, ledger)
-        batch = _make_batch(step.batch_size, step.length)
+        batch = _make_batch(step.batch_size, step.sequence_length)
         for _ in range(min(step.accumulation, 2)):  # the second pass finds the gradients of the first; more ones too
             _pass(model, batch, step.precision, ledger)
         ledger.begin("optimizer")
@@ -141,8 +141,8 @@ def _make_optimizer(model: TreeDiffForDiffusionLM, ledger: Ledger) -> torch.opti
     return optimizer
 
 
-def _make_batch(batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    ids = {name: torch.zeros(batch_size, length, dtype=torch.long) for name in ("input_ids", "labels")}
+def _make_batch(batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+    ids = {name: torch.zeros(batch_size, sequence_length, dtype=torch.long) for name in ("input_ids", "labels")}
     return ids | {"timesteps": torch.ones(batch_size)}
 
 

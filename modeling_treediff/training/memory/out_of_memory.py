@@ -31,14 +31,14 @@ def advised(advice: Callable[[], str]) -> Iterator[None]:
         raise MemoryError(f"Out of memory: {str(error).splitlines()[0]} {advice()}") from error
 
 
-def plan_run(model_config: TreeDiffConfig, config: TrainingConfig, length: int) -> MemoryPlan:
+def plan_run(model_config: TreeDiffConfig, config: TrainingConfig, sequence_length: int) -> MemoryPlan:
     """Return the plan of a run's steps, on the processes and in the precision that it was launched with."""
     accelerator = make_accelerator(config)
     config = config.on_processes(accelerator.num_processes)
     return plan_memory(
         model_config,
         config.batch_size,
-        length,
+        sequence_length,
         precision={"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         accumulation=config.gradient_accumulation_steps,
         gradient_checkpointing=config.gradient_checkpointing,
@@ -57,9 +57,9 @@ def device_memory(device: torch.device) -> int:
     return torch.get_device_module(device).mem_get_info(device)[1]
 
 
-def advice(model_config: TreeDiffConfig, config: TrainingConfig, length: int, memory: int) -> str:
+def advice(model_config: TreeDiffConfig, config: TrainingConfig, sequence_length: int, memory: int) -> str:
     """Return what lowers the peak of this run on a device with `memory` bytes."""
-    plan = plan_run(model_config, config, length)
+    plan = plan_run(model_config, config, sequence_length)
     if not plan.fits(memory):
         return plan.advice(memory)
     return (
@@ -69,7 +69,7 @@ def advice(model_config: TreeDiffConfig, config: TrainingConfig, length: int, me
 
 
 def find_batch_size(
-    model: TreeDiffForDiffusionLM, optimizer: torch.optim.Optimizer, config: TrainingConfig, length: int,
+    model: TreeDiffForDiffusionLM, optimizer: torch.optim.Optimizer, config: TrainingConfig, sequence_length: int,
     accelerator: Accelerator,
 ) -> TrainingConfig:  # fmt: skip
     """Return the config with the largest batch size up to its own that fits the memory of all processes.
@@ -89,7 +89,7 @@ def find_batch_size(
     def fitting(batch_size: int) -> int:
         try:
             for _ in range(2):  # the optimizer's state exists from the second on
-                _step_on_noise(model, optimizer, batch_size, length, accelerator)
+                _step_on_noise(model, optimizer, batch_size, sequence_length, accelerator)
         finally:
             _restore(model, optimizer, values)
         return batch_size
@@ -103,17 +103,17 @@ def find_batch_size(
     least = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
     if not least:
         smallest = dataclasses.replace(config, batch_size=1, global_batch_size=None)
-        hint = advice(model.config, smallest, length, device_memory(accelerator.device))
+        hint = advice(model.config, smallest, sequence_length, device_memory(accelerator.device))
         raise MemoryError(f"Out of memory with one window at a time. {hint}")
     return dataclasses.replace(config, batch_size=least, gradient_accumulation_steps=windows // least)
 
 
 def _step_on_noise(
-    model: TreeDiffForDiffusionLM, optimizer: torch.optim.Optimizer, batch_size: int, length: int,
+    model: TreeDiffForDiffusionLM, optimizer: torch.optim.Optimizer, batch_size: int, sequence_length: int,
     accelerator: Accelerator,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator)
+    tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
     batch = corrupt(tokens, model.tree.to("cpu"), model.schedule, generator=generator)
     inputs = {name: value.to(accelerator.device) for name, value in vars(batch).items()}
     # Processes that exchange gradients hold them a second time.

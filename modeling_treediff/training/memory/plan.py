@@ -73,8 +73,8 @@ class MemoryPlan:
         step, config = self.step, self.step.model_config
         return (
             f"{sum(count_parameters(config).values()) / 1e6:.1f}M parameters in {config.num_hidden_layers} layers, "
-            f"{step.batch_size} windows of {step.length} tokens, {step.precision}; per process, the peak is in "
-            f"{self.peak_phase}:\n{text_table([*rows, ('all', readable(self.peak), '100%')])}"
+            f"{step.batch_size} windows of {step.sequence_length} tokens, {step.precision}; per process, the peak is "
+            f"in {self.peak_phase}:\n{text_table([*rows, ('all', readable(self.peak), '100%')])}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -97,20 +97,20 @@ class MemoryPlan:
         return f"{needs}. The same step in less: {'; or '.join(ways)}."
 
 
-def plan_memory(model_config: TreeDiffConfig, batch_size: int, length: int, **options: Any) -> MemoryPlan:
+def plan_memory(model_config: TreeDiffConfig, batch_size: int, sequence_length: int, **options: Any) -> MemoryPlan:
     """Predict the memory of one training step, per process, without allocating it; takes a second or two.
 
     Args:
         model_config: sizes of the model.
         batch_size: windows per process and forward pass.
-        length: tokens per window.
+        sequence_length: tokens per window.
         options: the other fields of `TrainingStep`.
 
     Raises:
         ValueError: an unknown precision, sizes below 1, or windows longer than the model's positions.
 
     """
-    return plan_step(TrainingStep(model_config, batch_size, length, **options))
+    return plan_step(TrainingStep(model_config, batch_size, sequence_length, **options))
 
 
 def plan_step(step: TrainingStep) -> MemoryPlan:
@@ -181,7 +181,7 @@ def _share(timeline: dict[str, np.ndarray], step: TrainingStep, phases: list[tup
 
 
 def _savings(step: TrainingStep) -> Iterator[tuple[str, TrainingStep]]:
-    """Yield the ways to need less, cheapest in time first, each with the options of train.py that choose it."""
+    """Yield the ways to need less, cheapest in time first, each with the options of `treediff train` that choose it."""
     yield "", step
     layers = step.model_config.num_hidden_layers
     if not step.gradient_checkpointing:

@@ -38,7 +38,7 @@ def configure_sharding(accelerator: Accelerator) -> None:
     """Set what accelerate's FSDP2 plugin gets wrong for these models; call it before `prepare`. No-op without FSDP.
 
     Under bf16 accelerate casts the inputs of `forward`, so the times, and the loss to bf16: with times of 8 bits the
-    weights 1 / (t - window start), and with them a batch's loss, are off by up to some per cent. Here weights are
+    weights 1 / (t - interval start), and with them a batch's loss, are off by up to some per cent. Here weights are
     gathered in bf16, gradients reduced and the loss returned in fp32; the sharded weights are fp32 anyway.
 
     Raises:

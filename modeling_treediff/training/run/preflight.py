@@ -63,11 +63,11 @@ def check_settings(config: TrainingConfig) -> None:
     check_trackers(config.trackers)
 
 
-def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> None:
     """Raise ValueError for windows longer than the model's positions, or a tokenizer that is not the tree's."""
     limit = model.config.max_position_embeddings
-    if length > limit:
-        raise ValueError(f"Windows of {length} tokens are longer than the model's {limit} positions.")
+    if sequence_length > limit:
+        raise ValueError(f"Windows of {sequence_length} tokens are longer than the model's {limit} positions.")
     check_tokenizer(model.tree, tokenizer)
 
 
@@ -114,7 +114,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     configure_sharding(accelerator)
     if config.find_batch_size and accelerator.is_fsdp2:
         raise ValueError(
-            "find_batch_size tries the whole model on each device: with FSDP2, find it with plan_memory.py --fsdp."
+            "find_batch_size tries the whole model on each device: for FSDP2 use treediff plan-memory --fsdp."
         )
     return accelerator
 

@@ -43,13 +43,13 @@ class TrainingConfig:
         default=LEARNING_RATE_SCHEDULES[0],
         metadata={
             "choices": LEARNING_RATE_SCHEDULES,
-            "help": "after the warm-up: cosine to zero, constant, or wsd: constant, in the end linearly to zero",
+            "help": "after the warm-up: cosine to zero, constant, or wsd: constant, then to zero as 1 - sqrt",
         },
     )
     decay_steps: int | None = field(
         default=None, metadata={"help": "optimizer steps of the end of wsd (default: a tenth of --max-steps)"}
     )
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's, on matrices only"})
+    weight_decay: float = field(default=0.1, metadata={"help": "weight decay of AdamW, on matrices only"})
     sampling_eps: float = field(
         default=0.1,
         metadata={

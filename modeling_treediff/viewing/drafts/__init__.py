@@ -8,12 +8,12 @@ except ImportError as error:
 
 from .animation import check_suffix, write_animation
 from .background import iterate_newest
-from .drafts import Draft, DraftRecorder, depth_name
+from .drafts import DraftRecorder, ShownDraft, depth_name
 from .page import draft_html, draft_style, legend_html, render_animation
 from .terminal import TerminalView
 
 __all__ = [
-    "Draft",
+    "ShownDraft",
     "DraftRecorder",
     "TerminalView",
     "check_suffix",

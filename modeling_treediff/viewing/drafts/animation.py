@@ -5,14 +5,14 @@ from pathlib import Path
 
 from modeling_treediff.files.atomic_files import write_atomically
 
-from .drafts import Draft
+from .drafts import ShownDraft
 from .page import render_animation
 from .picture import write_gif
 
 MOST_FRAMES = 40  # of a GIF, which holds each as a picture
 
 
-def write_animation(file: Path, drafts: Sequence[Draft], title: str) -> None:
+def write_animation(file: Path, drafts: Sequence[ShownDraft], title: str) -> None:
     """Write the drafts as an animated .gif, evenly chosen where they are many, or as an .html page with all of them.
 
     Raises:
@@ -32,7 +32,7 @@ def check_suffix(file: Path) -> None:
         raise ValueError(f"An animation is a .gif or an .html file, not {file}.")
 
 
-def choose_evenly(drafts: Sequence[Draft], most: int) -> list[Draft]:
+def choose_evenly(drafts: Sequence[ShownDraft], most: int) -> list[ShownDraft]:
     """Return at most `most` drafts, evenly spaced, the first and the last included."""
     if len(drafts) <= most:
         return list(drafts)

@@ -15,7 +15,7 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 
 
 @dataclass(frozen=True)
-class Draft:
+class ShownDraft:
     """A text during generation, after some forward passes.
 
     Attributes:
@@ -63,7 +63,7 @@ class DraftRecorder:
         self,
         tree: VocabularyTree,
         tokenizer: PreTrainedTokenizerBase,
-        show: Callable[[Draft], object] | None = None,
+        show: Callable[[ShownDraft], object] | None = None,
         row: int = 0,
     ) -> None:
         """Start without drafts."""
@@ -80,17 +80,17 @@ class DraftRecorder:
         """Return the number of drafts."""
         return len(self.steps)
 
-    def draft(self, index: int = -1, level: int | None = None) -> Draft:
+    def draft(self, index: int = -1, level: int | None = None) -> ShownDraft:
         """Return a draft, by default the newest; with `level`, nothing is shown finer than that depth."""
         passes, node_ids, moved = self.steps[index]
         given = self.tree.depth[self.steps[0][1]] == self.tree.tree_depth
         finished = bool((self.tree.depth[node_ids] == self.tree.tree_depth).all())
         moved = moved & (not finished)  # what is finished is to be read: nothing is marked
         pieces = node_pieces(node_ids, self.tree, self.tokenizer, given, moved, level)
-        return Draft(passes, tuple(pieces), self.tree.tree_depth)
+        return ShownDraft(passes, tuple(pieces), self.tree.tree_depth)
 
     @property
-    def drafts(self) -> list[Draft]:
+    def drafts(self) -> list[ShownDraft]:
         """Return all drafts so far."""
         return [self.draft(index) for index in range(len(self))]
 

@@ -11,10 +11,10 @@ from typing import Any
 from modeling_treediff.viewing.web_page import fill, render_web_page
 
 from .colours import depth_colour
-from .drafts import Draft, Piece, depth_name
+from .drafts import Piece, ShownDraft, depth_name
 
 
-def draft_html(draft: Draft) -> str:
+def draft_html(draft: ShownDraft) -> str:
     """Return a draft as a paragraph of spans, a bar of counts and a caption; `draft_style` gives their looks."""
     spans = "".join(map(_piece_html, draft.pieces))
     return (
@@ -44,7 +44,7 @@ def legend_html(tree_depth: int) -> str:
     return f'<ul class="draft-legend" aria-label="Legend">{"".join(entries)}{given}</ul>'
 
 
-def render_animation(drafts: Sequence[Draft], title: str) -> str:
+def render_animation(drafts: Sequence[ShownDraft], title: str) -> str:
     """Return the page as HTML; write it as UTF-8.
 
     Args:
@@ -73,7 +73,7 @@ def render_animation(drafts: Sequence[Draft], title: str) -> str:
     )
 
 
-def animation_data(drafts: Sequence[Draft]) -> list[dict[str, Any]]:
+def animation_data(drafts: Sequence[ShownDraft]) -> list[dict[str, Any]]:
     """Return the drafts JSON-ready: captions, counts, and the pieces [position, HTML] that changed."""
     frames: list[dict[str, Any]] = []
     before = [""] * len(drafts[0].pieces)

@@ -8,7 +8,7 @@ from typing import IO
 from PIL import Image, ImageDraw, ImageFont
 
 from .colours import TOKEN, depth_colour
-from .drafts import Draft, Piece
+from .drafts import Piece, ShownDraft
 
 WIDTH, MARGIN, FONT_SIZE, LINE_HEIGHT = 900, 30, 21, 37  # pixels
 BACKGROUND, MOVED, EMPTY = "#14171a", "#564a14", "#2b323a"
@@ -17,7 +17,7 @@ COLOURS = 24  # of the palette that all frames share
 FONTS = {False: "DejaVuSans.ttf", True: "DejaVuSans-Bold.ttf"}  # by weight
 
 
-def write_gif(file: Path | IO[bytes], drafts: Sequence[Draft]) -> None:
+def write_gif(file: Path | IO[bytes], drafts: Sequence[ShownDraft]) -> None:
     """Write one frame per draft; the last is held.
 
     Raises:
@@ -36,7 +36,7 @@ def write_gif(file: Path | IO[bytes], drafts: Sequence[Draft]) -> None:
     )
 
 
-def break_lines(drafts: Sequence[Draft]) -> list[range]:
+def break_lines(drafts: Sequence[ShownDraft]) -> list[range]:
     """Return the positions of each line: no draft is wider than the canvas, and final line breaks are kept."""
     columns = list(zip(*(draft.pieces for draft in drafts), strict=True))
     lines, start, width = [], 0, 0.0
@@ -52,7 +52,7 @@ def break_lines(drafts: Sequence[Draft]) -> list[range]:
     return lines
 
 
-def draw_draft(draft: Draft, lines: Sequence[range]) -> Image.Image:
+def draw_draft(draft: ShownDraft, lines: Sequence[range]) -> Image.Image:
     """Return one frame: the text, a bar of counts, and the caption."""
     height = MARGIN + LINE_HEIGHT * len(lines) + 84
     image = Image.new("RGB", (WIDTH, height), BACKGROUND)
@@ -67,7 +67,7 @@ def draw_draft(draft: Draft, lines: Sequence[range]) -> Image.Image:
     return image
 
 
-def _draw_piece(canvas: ImageDraw.ImageDraw, draft: Draft, piece: Piece, x: float, y: float) -> float:
+def _draw_piece(canvas: ImageDraw.ImageDraw, draft: ShownDraft, piece: Piece, x: float, y: float) -> float:
     """Draw a piece with its left edge at x; return its right edge."""
     text, end = _one_line(piece), x + _width(piece)
     blank = _font(False).getlength(" ") if text.startswith(" ") else 0
@@ -79,7 +79,7 @@ def _draw_piece(canvas: ImageDraw.ImageDraw, draft: Draft, piece: Piece, x: floa
     return end
 
 
-def _draw_counts(canvas: ImageDraw.ImageDraw, draft: Draft, y: int) -> None:
+def _draw_counts(canvas: ImageDraw.ImageDraw, draft: ShownDraft, y: int) -> None:
     x, width = float(MARGIN), WIDTH - 2 * MARGIN
     canvas.rectangle((x, y, x + width, y + 9), fill=EMPTY)
     total = max(sum(draft.counts), 1)

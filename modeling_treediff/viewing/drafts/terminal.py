@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from .colours import depth_colour
-from .drafts import Draft, Piece
+from .drafts import Piece, ShownDraft
 
 SECONDS_PER_DRAFT = 0.06  # at least: small models are faster than the eye
 
@@ -34,7 +34,7 @@ class TerminalView:
         """Leave the last draft standing."""
         self.live.stop()
 
-    def show(self, draft: Draft) -> None:
+    def show(self, draft: ShownDraft) -> None:
         """Display a draft."""
         if not self.console.is_terminal:
             print(f"{draft.caption}: {draft.text.strip()}", flush=True)
@@ -43,7 +43,7 @@ class TerminalView:
         time.sleep(SECONDS_PER_DRAFT)
 
 
-def as_renderable(draft: Draft) -> Group:
+def as_renderable(draft: ShownDraft) -> Group:
     """Return a draft for rich: the text, and a line of counts in the colours of the levels."""
     text = Text()
     for piece in draft.pieces:
@@ -52,7 +52,7 @@ def as_renderable(draft: Draft) -> Group:
     return Group(Padding(text, (1, 2)), Padding(_caption(draft), (0, 2)))
 
 
-def _caption(draft: Draft) -> Text:
+def _caption(draft: ShownDraft) -> Text:
     first, *counts = draft.caption.split(" · ")
     caption = Text().append(first, style="bold")
     for depth, count in enumerate(counts):

@@ -66,7 +66,7 @@ def test_a_run_cut_off_goes_on_and_every_model_has_its_row(run, tmp_path, monkey
 
 
 def test_rows_made_otherwise_do_not_mix(tmp_path):
-    facts = {"length": 512, "precision": "bf16", "measured": False}
+    facts = {"sequence_length": 512, "precision": "bf16", "measured": False}
     file = tmp_path / "memory.partial.json"
     assert peaks.read_rows(file, facts) == []
     peaks.write_record(file, facts | {"rows": [{"contender": "mdlm"}]}, seed=0)

@@ -14,7 +14,7 @@ ROW = {
 
 
 def record_of(*rows, **facts):
-    return {"commit": "0123", "device": "some GPU", "length": 512, "precision": "bf16", "measured": False,
+    return {"commit": "0123", "device": "some GPU", "sequence_length": 512, "precision": "bf16", "measured": False,
             "rows": [ROW | row for row in rows]} | facts  # fmt: skip
 
 
@@ -42,7 +42,13 @@ def test_a_missing_older_or_damaged_record_is_not_shown(tmp_path):
     file = tmp_path / "memory.json"
     with pytest.raises(ValueError, match="memory.json is missing: the benchmark that writes it has not been run"):
         tables.read_memory(file)
-    older = {"commit": "0123", "device": "CPU", "length": 512, "precision": "bf16", "rows": [{"model": "flat"}]}
+    older = {
+        "commit": "0123",
+        "device": "CPU",
+        "sequence_length": 512,
+        "precision": "bf16",
+        "rows": [{"model": "flat"}],
+    }
     cases = {
         "memory lacks measured": older,
         r"rows\[0\] lacks contender": older | {"measured": False},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from modeling_treediff.cli.options.fields import option
+from modeling_treediff.cli.options.fields import operand, option
 from modeling_treediff.cli.options.parser import OptionParser
 
 
@@ -30,8 +30,33 @@ def test_a_file_says_what_the_command_line_would(tmp_path):
         "steps: 20\nlearning_rate: 1e-3\nresume: true\nfrom: -a b\nlog-with: [wandb, tensorboard]\nlengths: [1, -2.5]\n"
     )
     assert parse(tmp_path, text) == Options(20, 1e-3, True, "-a b", ["wandb", "tensorboard"], [1.0, -2.5])
-    values = {"steps": 20, "learning-rate": 0.001, "resume": False, "lengths": None}
+    values = {"steps": 20, "learning-rate": 0.001, "resume": False, "lengths": None, "log-with": []}
     assert parse(tmp_path, json.dumps(values)) == Options(20, 1e-3)
+
+
+@pytest.mark.parametrize("word", ["no", "off", "false", "1_000", "12:30", "1e3"])
+def test_a_value_stays_as_it_is_written(tmp_path, word):
+    """YAML 1.1 would read `no` as false and 12:30 as a number."""
+    assert parse(tmp_path, f"from: {word}") == Options(source=word)
+
+
+@pytest.mark.parametrize("key", ["steps", "learning-rate"])
+def test_a_number_is_not_left_out_for_being_false(tmp_path, key, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, f"{key}: false")
+    assert f"argument --{key}: invalid" in capsys.readouterr().err
+
+
+def test_a_list_in_a_file_does_not_take_the_operands(tmp_path):
+    @dataclass
+    class Command:
+        model: str = operand("a model")
+        words: list[str] | None = option(None, "words")
+
+    file = tmp_path / "config.yaml"
+    file.write_text("words: [war, peace]")
+    for line in (["mine", "--config", str(file)], ["--config", str(file), "mine"]):
+        assert OptionParser([Command], "generate", "", "").parse(line) == (Command("mine", ["war", "peace"]),)
 
 
 def test_the_command_line_wins(tmp_path):

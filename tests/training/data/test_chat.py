@@ -23,9 +23,9 @@ def chat_tokenizer(tokenizer, monkeypatch):
     return tokenizer
 
 
-def windows_of(row, tokenizer, length=LENGTH, fill=True):
+def windows_of(row, tokenizer, length=LENGTH, pad_answers=False):
     counts = Counter()
-    return list(chat_windows(row, 0, tokenizer, length, fill, counts)), counts
+    return list(chat_windows(row, 0, tokenizer, length, pad_answers, counts)), counts
 
 
 def parts(window, tokenizer):
@@ -62,7 +62,7 @@ def test_blocks_find_answers_where_prefixes_do_not(chat_tokenizer):
 
 
 def test_eos_fills_the_window_and_is_counted_or_the_rest_is_padding(chat_tokenizer):
-    [filled, _], [padded, _] = (windows_of(CONVERSATION, chat_tokenizer, fill=fill)[0] for fill in (True, False))
+    [filled, _], [padded, _] = (windows_of(CONVERSATION, chat_tokenizer, pad_answers=pad)[0] for pad in (False, True))
     assert np.array_equal(filled["input_ids"], padded["input_ids"]) and "attention_mask" not in filled
     used = int(padded["attention_mask"].sum())
     assert (padded["attention_mask"] == (np.arange(LENGTH) < used)).all() and used < LENGTH

@@ -57,9 +57,9 @@ def test_the_activations_are_what_autograd_keeps():
         ({"loss_chunk": 0}, "loss_chunk must be at least 1"),
         ({"lean": False, "loss_chunk": 8}, "Only a lean step"),
         ({"precision": "int8"}, "Unknown precision 'int8'; known: fp32, bf16, fp16"),
-        ({"length": 200}, "200 tokens are longer than the model's 128 positions"),
+        ({"sequence_length": 200}, "200 tokens are longer than the model's 128 positions"),
     ],
 )
 def test_impossible_steps_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        plan_memory(**({"model_config": SMALL_CONFIG, "batch_size": 2, "length": 16} | changes))
+        plan_memory(**({"model_config": SMALL_CONFIG, "batch_size": 2, "sequence_length": 16} | changes))

@@ -10,13 +10,13 @@ from helpers.processes import REPOSITORY, run_python
 from torch.nn import functional as F
 
 from modeling_treediff.building.balanced import random_tree
-from modeling_treediff.heads_treediff import HEADS, child_cross_entropy
+from modeling_treediff.heads_treediff import HEAD_CLASSES, child_cross_entropy
 from modeling_treediff.training.memory.fused_loss import flat_layer, fused_kernel, lean_cross_entropy
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 39, 1000])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_chunks_change_neither_values_nor_gradients(name, chunk):
     tree = TREES["depth 3"]
     head, nodes = built(name, tree), layouts(tree)["with leaves"]
@@ -30,7 +30,7 @@ def test_chunks_change_neither_values_nor_gradients(name, chunk):
     torch.testing.assert_close(fast, slow)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_without_autocast_and_chunks_it_is_the_dense_loss_to_the_bit(name):
     tree = TREES["depth 3"]
     head, nodes = built(name, tree), layouts(tree)["with leaves"]

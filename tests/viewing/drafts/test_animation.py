@@ -6,13 +6,13 @@ import itertools
 import pytest
 from PIL import Image
 
-from modeling_treediff.viewing.drafts import Draft, render_animation, write_animation
+from modeling_treediff.viewing.drafts import ShownDraft, render_animation, write_animation
 from modeling_treediff.viewing.drafts.animation import MOST_FRAMES, choose_evenly
 from modeling_treediff.viewing.drafts.picture import write_gif
 
 
 def test_a_long_generation_is_thinned_out_evenly(recorded, tmp_path):
-    drafts = [Draft(passes, recorded[0].draft().pieces, 2) for passes in range(100)]
+    drafts = [ShownDraft(passes, recorded[0].draft().pieces, 2) for passes in range(100)]
     write_animation(tmp_path / "long.gif", drafts, "")
     with Image.open(tmp_path / "long.gif") as picture:
         assert picture.n_frames == MOST_FRAMES

@@ -5,7 +5,7 @@ import json
 import re
 
 from modeling_treediff.text import Piece
-from modeling_treediff.viewing.drafts import Draft, draft_html, render_animation
+from modeling_treediff.viewing.drafts import ShownDraft, draft_html, render_animation
 from modeling_treediff.viewing.drafts.page import animation_data
 
 
@@ -25,7 +25,7 @@ def test_a_page_holds_every_draft(recorded):
 
 
 def test_tokens_cannot_become_markup():
-    evil = Draft(0, (Piece('</script><script>alert("1")</script>', "token", 1), Piece("<!--", "token", 1)), 1)
+    evil = ShownDraft(0, (Piece('</script><script>alert("1")</script>', "token", 1), Piece("<!--", "token", 1)), 1)
     page = render_animation([evil], "</title><script>")
     assert len(re.findall("<script", page)) == 2 and len(re.findall("</script", page)) == 2 and "<!--" not in page
     [frame] = animation_data([evil])

@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 from modeling_treediff.text import Piece
-from modeling_treediff.viewing.drafts import Draft
+from modeling_treediff.viewing.drafts import ShownDraft
 from modeling_treediff.viewing.drafts.picture import (
     LAST_MILLISECONDS,
     MARGIN,
@@ -35,7 +35,7 @@ def test_a_gif_has_the_drafts_and_their_durations(recorded):
 
 def test_every_draft_fits_on_the_canvas(recorded):
     """Nothing is drawn into the margins, and every position has exactly one line."""
-    narrow = Draft(0, (Piece(" i", "token", 2),) * 400, 2)
+    narrow = ShownDraft(0, (Piece(" i", "token", 2),) * 400, 2)
     for draft, drafts in [(draft, recorded[0].drafts) for draft in recorded[0].drafts] + [(narrow, [narrow])]:
         lines = break_lines(drafts)
         assert [place for line in lines for place in line] == list(range(len(draft.pieces)))
@@ -47,7 +47,7 @@ def test_every_draft_fits_on_the_canvas(recorded):
 
 def test_a_frame_marks_what_moved():
     def marked(moved):
-        draft = Draft(1, (Piece(" word", "token", 2, moved), Piece(" _", "open", 0)), 2)
+        draft = ShownDraft(1, (Piece(" word", "token", 2, moved), Piece(" _", "open", 0)), 2)
         frame = draw_draft(draft, break_lines([draft]))
         return tuple(bytes.fromhex(MOVED[1:])) in {colour for _, colour in frame.getcolors(maxcolors=10_000)}
 
@@ -56,4 +56,4 @@ def test_a_frame_marks_what_moved():
 
 def test_line_breaks_of_the_text_stay():
     pieces = tuple(Piece(text, "token", 1) for text in ("a", "\n", "b", "c"))
-    assert break_lines([Draft(0, pieces, 1)]) == [range(0, 2), range(2, 4)]
+    assert break_lines([ShownDraft(0, pieces, 1)]) == [range(0, 2), range(2, 4)]

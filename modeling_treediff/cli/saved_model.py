@@ -1,0 +1,34 @@
+"""Saved models as the subcommands load them: config, model and tokenizer, from a folder or the Hub."""
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
+from modeling_treediff.files.sources import check_source
+
+
+def load_config(source: str) -> TreeDiffConfig:
+    """Return a model's config.
+
+    Raises:
+        OSError: nothing is there.
+        ValueError: it is a model of another kind.
+
+    """
+    config = AutoConfig.from_pretrained(check_source(source, "saved model"))
+    if not isinstance(config, TreeDiffConfig):
+        raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
+    return config
+
+
+def load_model(
+    source: str,
+    tokenizer: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
+    """Return a model and its tokenizer or the one of another name; errors as of `load_config`."""
+    load_config(source)
+    model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
+    return model.to(device), AutoTokenizer.from_pretrained(check_source(tokenizer or source, "tokenizer"))
