@@ -97,5 +97,5 @@ def register() -> None:
     AutoModelForMaskedLM.register(TreeDiffConfig, TreeDiffForMaskedLM, exist_ok=True)
 
 
-if Path(sys.argv[0]).stem != "treediff":
+if Path(sys.argv[0]).name not in ("treediff", "treediff.exe"):
     register()

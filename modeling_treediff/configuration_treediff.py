@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig
 from .vocabulary_tree import VocabularyTree
 
 FORMAT_VERSION = 2  # raised when this code writes checkpoints that its older versions would read wrongly
-MEMORY_FIELDS_OF_FORMAT_1 = {"recompute_mlp_layers", "loss_chunk_size"}  # what training kept; says nothing of the model
+RENAMED = {"window_lengths": "level_durations"}  # since format 1, which also said what training kept:
+RENAMED |= {"recompute_mlp_layers": "make_lean(recompute_mlp=)", "loss_chunk_size": "make_lean(loss_chunk=)"}
 HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free")
 SCHEDULES = ("sequential", "binomial", "poisson")
@@ -34,7 +35,7 @@ class TreeDiffConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         schedule: how positions lose depth over time, see `noise_schedules.py`: "sequential" = one level after the other
             (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
-        level_durations: of the sequential schedule, relative, coarsest level first; by default all are equal.
+        level_durations: relative durations of the levels, sequential schedule, coarsest first; by default equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
@@ -78,10 +79,10 @@ class TreeDiffConfig(PreTrainedConfig):
         """Set derived fields, validate, and name the classes that load this config from a Hub repository."""
         if self.format_version == 1:
             self.level_durations = kwargs.pop("window_lengths", self.level_durations)
-            kwargs = {name: value for name, value in kwargs.items() if name not in MEMORY_FIELDS_OF_FORMAT_1}
+            kwargs = {name: value for name, value in kwargs.items() if name not in RENAMED}
             self.format_version = FORMAT_VERSION
-        if moved := sorted(MEMORY_FIELDS_OF_FORMAT_1 & kwargs.keys()):
-            raise ValueError(f"{moved[0]} is a setting of training, not of the model: give it to TrainingConfig.")
+        if moved := sorted(RENAMED.keys() & kwargs.keys()):
+            raise ValueError(f"{moved[0]} is no field of the config any more: use {RENAMED[moved[0]]}.")
         if self.max_branching is None:
             self.max_branching = self.vocab_size
         if self.num_tree_nodes is None:

@@ -12,7 +12,7 @@ ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
 SAMPLING_DTYPES = ("float32", "float64")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-MOVED = ("bad_words_ids", "exact_constraints")  # settings until version 0.2, which saved them as null
+MOVED = ("bad_words_ids", "exact_constraints", "logits_processor")  # settings until version 0.2, saved as null
 
 
 def _is_list(value: Any) -> bool:
@@ -74,8 +74,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             without the error of time steps and whatever num_steps. The others take equal shares in num_steps passes,
             surest first: by the probability of the child drawn ("confidence", arXiv 2202.04200), by its lead over the
             second ("margin"), or by the lowest "entropy".
-        threshold: with the last three, also let all positions descend that are at least this sure (probability or
-            lead; for entropy: at most this many nats); num_steps is then the largest number of steps.
+        threshold: with confidence, margin or entropy, also let all positions descend that are at least this sure
+            (probability or lead; for entropy: at most this many nats); num_steps is then the largest number of steps.
         remasking_steps: steps of num_steps that are spent on corrections: when a level is filled, the positions whose
             descent was least probable climb again and are drawn anew (after remasking, arXiv 2503.00307). What was
             given stays. With steps_per_level and first_hitting they come on top.
@@ -83,8 +83,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
         remasking_levels: levels that they climb; each needs a pass to come down.
         do_sample: draw children from their distribution; False takes the most likely child.
         temperature: divides the logits, > 0; D numbers set it for each level, coarsest first.
-        top_k: draw only among the k likeliest children at each level; None for all.
-        top_p: draw only among the likeliest children that together have this probability; None for all.
+        top_k: draw only among the k likeliest children at each level; by default all.
+        top_p: draw only among the likeliest children that together have this probability; 1 or None: all.
         allowed_tokens: token ids; no others are generated.
         suppress_tokens: token ids that are not generated.
         sampling_dtype: precision of the draw, "float64" or "float32".
@@ -129,8 +129,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             kwargs.pop(internal, None)
         self._from_model_config = False
         if moved := sorted(name for name in MOVED if kwargs.pop(name, None)):
-            hint = "modeling_treediff.constraints.TokenConstraints, which generate takes as `constraints`"
-            raise ValueError(f"{', '.join(moved)}: now of {hint} (pip install modeling-treediff).")
+            hint = "give generate constraints=modeling_treediff.constraints.TokenConstraints(...) with it"
+            raise ValueError(f"{', '.join(moved)} is no setting: {hint} (pip install modeling-treediff).")
         if kwargs:
             known = sorted(name for name in self.__dict__ if not name.startswith("_"))
             raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")

@@ -59,7 +59,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Code is saved with the model, and transformers never asks its converter elsewhere for safetensors that lack.
+    # Saves the code with the model, and keeps transformers from asking an online converter for missing safetensors.
     _auto_class = "AutoModel"
 
     def __init__(self, config: TreeDiffConfig) -> None:
@@ -75,9 +75,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refuse: a token is a leaf of the tree."""
-        raise ValueError(
-            "Tokens are the tree's leaves: extend it (modeling_treediff.building.extend_tree), use from_tree."
-        )
+        raise ValueError("Tokens are the tree's leaves: use modeling_treediff.building.extend_tree, then from_tree.")
 
     @classmethod
     def from_tree(cls, tree: VocabularyTree, **config_kwargs: Any) -> Self:
@@ -323,7 +321,7 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
 
 @contextmanager
 def _what_is_wrong_with(source: object) -> Iterator[None]:
-    """Return one sentence on what loading weights from `source` failed at, and what to do."""
+    """Raise in one sentence what loading weights from `source` failed at, and what to do."""
     try:
         yield
     except SafetensorError as error:

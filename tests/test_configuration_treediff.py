@@ -48,10 +48,10 @@ def test_a_config_of_format_1_may_leave_intervals_open():
         assert TreeDiffConfig(**fields, **intervals).level_durations is None
 
 
-@pytest.mark.parametrize("name", ["recompute_mlp_layers", "loss_chunk_size"])
-def test_settings_of_training_are_no_longer_the_models(name):
-    with pytest.raises(ValueError, match=f"{name} is a setting of training, not of the model"):
-        TreeDiffConfig(**{name: 3})
+@pytest.mark.parametrize("name", ["window_lengths", "recompute_mlp_layers", "loss_chunk_size"])
+def test_a_field_of_an_older_format_is_refused_with_its_new_name(name):
+    with pytest.raises(ValueError, match=f"{name} is no field of the config any more: use "):
+        TreeDiffConfig(**{name: [3, 1]})
 
 
 def test_a_newer_format_is_refused():

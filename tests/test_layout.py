@@ -50,9 +50,8 @@ def import_graph(package: str) -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """The folder below the package that a module lies in; the package itself for its flat files."""
-    parts = module.split(".")
-    return ".".join(parts[:2]) if len(parts) > 2 or (REPOSITORY / Path(*parts[:2])).is_dir() else parts[0]
+    """The folder that a module lies in, such as `modeling_treediff.training.run`."""
+    return module if (REPOSITORY / Path(*module.split("."))).is_dir() else module.rpartition(".")[0]
 
 
 def by_room(graph: dict[str, set[str]]) -> dict[str, set[str]]:

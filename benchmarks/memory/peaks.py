@@ -41,7 +41,7 @@ from benchmarks.training_step import diffusion_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.training import MemoryPlan, make_lean, plan_memory, undo_lean
-from modeling_treediff.training.memory.out_of_memory import device_memory
+from modeling_treediff.training.run.out_of_memory import device_memory
 
 RECORDS = {"cpu": RESULTS / "memory.json", "cuda": RESULTS / "memory_cuda.json"}  # by device
 PRECISION = "bf16"

@@ -146,9 +146,10 @@ def memory_table() -> str:
     times = record["cpu_step_seconds"]
     check_schema(times, dict.fromkeys(("plain", "lean", "recompute"), float), "memory.cpu_step_seconds")
     return markdown_table(("batch", "what backward keeps", "flat (MDLM)", "tree", "tree / flat"), lines) + (
-        f"\nd = {HIDDEN_SIZE}, windows of {record['sequence_length']} tokens, GPT-2's vocabulary, {record['precision']}, AdamW, "
-        f"equal parameters: {flat['layers']} layers against {tree['layers']}, with the child head. Processor time "
-        f"of a step of the tree's model: the default {times['lean'] / times['plain'] - 1:+.1%} against what autograd "
+        f"\nd = {HIDDEN_SIZE}, windows of {record['sequence_length']} tokens, GPT-2's vocabulary, "
+        f"{record['precision']}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']}, with the "
+        "child head. Processor time of a step of the tree's model: the default "
+        f"{times['lean'] / times['plain'] - 1:+.1%} against what autograd "
         f"keeps, repeated MLPs {times['recompute'] / times['lean'] - 1:+.1%} against the default. Commit "
         f"{record['commit']}.\n"
     )

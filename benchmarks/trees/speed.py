@@ -26,10 +26,10 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from benchmarks.places import RESULTS
-from modeling_treediff.building import PIECE_CHARACTERS, build_tree, count_text, encode_documents, load_embeddings
+from modeling_treediff.building import build_tree, count_text, load_embeddings
 from modeling_treediff.building.balanced import smallest_branching
 from modeling_treediff.files.records import write_record
-from modeling_treediff.text import iterate_documents, read_documents
+from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents, read_documents
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 RESULT = RESULTS / "tree_speed.json"

@@ -5,8 +5,6 @@ try:
 except ImportError as error:
     raise ImportError("Building trees needs scipy: pip install 'modeling-treediff[build]'.") from error
 
-from modeling_treediff.text import PIECE_CHARACTERS, encode_documents
-
 from .ancestors import tree_from_ancestors
 from .balanced import random_tree, tree_from_order
 from .budget import budget_config, count_parameters
@@ -22,7 +20,6 @@ from .tree_report import TreeReport, report_tree
 
 __all__ = [
     "METHODS",
-    "PIECE_CHARACTERS",
     "ReportTable",
     "TextCounts",
     "TreeReport",
@@ -30,7 +27,6 @@ __all__ = [
     "build_tree",
     "count_parameters",
     "count_text",
-    "encode_documents",
     "extend_tree",
     "load_embeddings",
     "random_tree",

@@ -12,8 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from modeling_treediff.text.tree_tokenizer import most_rows
+
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-PADDING = 1024  # rows more than tokens that a checkpoint may have, or 5 %
 PICKLED_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What the field's architectures call their input embeddings: LLaMA and kin, GPT-2, BERT and kin, XLNet, GPT-NeoX, ...
 MODULE_NAMES = (
@@ -79,9 +80,9 @@ def _check_shape(shape: tuple[int, ...], vocab_size: int, name: str) -> None:
     if shape[0] < vocab_size:
         raise ValueError(
             f"{name} has {shape[0]} rows, but the tokenizer has {vocab_size} tokens. Tokens added to a tokenizer need "
-            "rows too: build a tree with the tokenizer as it was, then extend it (VocabularyTree.extend)."
+            "rows too: build a tree with the tokenizer as it was, then extend it (`treediff build-tree --extend`)."
         )
-    if shape[0] > vocab_size + max(PADDING, vocab_size // 20):
+    if shape[0] > most_rows(vocab_size):
         raise ValueError(
             f"{name} has {shape[0]} rows, far more than the tokenizer's {vocab_size} tokens: it belongs to another one."
         )

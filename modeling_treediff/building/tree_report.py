@@ -15,6 +15,7 @@ from modeling_treediff.text import KINDS, token_kinds
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
+from .embedding_matrix import checked_embeddings
 from .tree_measures import class_bigram_information, entropy, mean_cosine, unit_rows
 
 RANDOM_TREES = 3  # comparisons are averages over this number of random trees
@@ -137,8 +138,8 @@ def report_tree(
     """
     vocab_size = tree.vocab_size
     _check_rows(vocab_size, follows=follows, embeddings=embeddings, token_counts=token_counts)
-    if embeddings is not None and not np.isfinite(embeddings).all():
-        raise ValueError("The embeddings hold NaN or infinity.")
+    if embeddings is not None:
+        checked_embeddings(embeddings)
     if tokenizer is not None:
         check_tokenizer(tree, tokenizer)
     if token_counts is None and follows is not None:

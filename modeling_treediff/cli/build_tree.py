@@ -1,7 +1,7 @@
 """`treediff build-tree`: gets a tokenizer, builds its tree, saves both."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.building import (
     METHODS,
-    PIECE_CHARACTERS,
     TextCounts,
     build_tree,
     count_text,
-    encode_documents,
     load_embeddings,
     reduce_embeddings,
     token_embeddings,
@@ -33,8 +31,8 @@ from modeling_treediff.building.balanced import (
 )
 from modeling_treediff.building.extension import extend_tree
 from modeling_treediff.files.atomic_files import update_folder
-from modeling_treediff.text import iterate_documents
-from modeling_treediff.text.tree_tokenizer import tokenizer_size, write_tokenizer
+from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents
+from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_size, write_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
 from .options.build_tree import NewTree, Similarity, Vocabulary
@@ -111,14 +109,6 @@ def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
     )
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; raise ValueError, naming it, if its files are wrong."""
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
-
-
 def extend(name: str, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> VocabularyTree:
     """Add the tokens that the tokenizer has and the tree of this name has not."""
     tree, vocab_size = VocabularyTree.from_pretrained(name), tokenizer_size(tokenizer)
@@ -146,7 +136,10 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
     if similarity.embeddings:
         with stage("embeddings"):
             embeddings = reduce_embeddings(load_embeddings(similarity.embeddings, vocab_size, similarity.tensor))
-    counts = count(job, tokenizer, vocab_size) if similarity.text else None
+    counts = None
+    if similarity.text:
+        with stage("text"):
+            counts = count_tokens(read(similarity.text, job.dataset), tokenizer, vocab_size)
     if job.method == "frequency":
         order = np.arange(vocab_size) if counts is None else np.argsort(-counts.token_counts, kind="stable")
         return tree_from_order(order, branching, depth, {"method": "frequency"} | metadata)
@@ -161,11 +154,10 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
         )
 
 
-def count(job: Job, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextCounts:
-    """Count the tokens of the texts, and which follows which."""
-    with stage("text"):
-        documents = tqdm(read(job.similarity.text or [], job.dataset), desc="text", unit=" texts", leave=False)
-        counts = count_text(encode_documents(tokenizer, documents), vocab_size)
+def count_tokens(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextCounts:
+    """Count the tokens of documents, and which follows which; say how many rare neighbours did not fit."""
+    bar = tqdm(documents, desc="text", unit=" texts", leave=False)
+    counts = count_text(encode_documents(tokenizer, bar), vocab_size)
     if counts.dropped:
         print(f"text: {counts.dropped} of {counts.token_counts.sum()} neighbours left out, of the rarest kinds")
     return counts

@@ -8,26 +8,31 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.building import (
-    PIECE_CHARACTERS,
     ReportTable,
     TextCounts,
     TreeReport,
-    count_text,
-    encode_documents,
     load_embeddings,
     report_tables,
     report_tree,
 )
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.files.sample import find_tree
-from modeling_treediff.text import find_tokens, iterate_documents, leading_tokens, token_kinds, token_names
+from modeling_treediff.text import (
+    PIECE_CHARACTERS,
+    find_tokens,
+    iterate_documents,
+    leading_tokens,
+    token_kinds,
+    token_names,
+)
+from modeling_treediff.text.tree_tokenizer import load_tokenizer
 from modeling_treediff.viewing.tree_map import render_page
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
+from .build_tree import count_tokens
 from .options.inspect_tree import InspectedTree, Measured, Shown
 from .options.text import Dataset
 
@@ -38,7 +43,7 @@ def run(inspected: InspectedTree, measured: Measured, dataset: Dataset, shown: S
     """Load, measure, print, write."""
     source = find_tree(inspected.tree)
     tree = VocabularyTree.from_pretrained(source)
-    tokenizer = load_tokenizer(source, inspected.tokenizer, needed=measured.text is not None)
+    tokenizer = find_tokenizer(source, inspected.tokenizer, needed=measured.text is not None)
     names = [f"#{token}" for token in range(tree.vocab_size)]
     if tokenizer is not None:
         names = token_names(tokenizer, tree.vocab_size)
@@ -85,7 +90,7 @@ def write_text(file: Path, text: str) -> None:
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 
-def load_tokenizer(tree: str, name: str | None, needed: bool) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(tree: str, name: str | None, needed: bool) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer of this name, or the one beside the tree; None, with a note, if there is none."""
     folder = Path(tree)
     if name is None and folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
@@ -93,10 +98,7 @@ def load_tokenizer(tree: str, name: str | None, needed: bool) -> PreTrainedToken
             raise ValueError(f"Reading a text needs --tokenizer; there is none in {tree}.")
         print("No tokenizer beside the tree: tokens are shown by id (see --tokenizer).", file=sys.stderr)
         return None
-    try:
-        return AutoTokenizer.from_pretrained(name or tree)
-    except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"No tokenizer could be loaded from {name or tree} (see --tokenizer): {error}") from error
+    return load_tokenizer(name or tree)
 
 
 def count(
@@ -106,11 +108,7 @@ def count(
     if text is None or tokenizer is None:
         return None
     place = (dataset.split, dataset.text_column, dataset.configuration, PIECE_CHARACTERS)
-    bar = tqdm(iterate_documents(text, *place), desc="text", unit=" texts", leave=False)
-    counts = count_text(encode_documents(tokenizer, bar), vocab_size)
-    if counts.dropped:
-        print(f"text: {counts.dropped} of {counts.token_counts.sum()} neighbours left out, of the rarest kinds")
-    return counts
+    return count_tokens(iterate_documents(text, *place), tokenizer, vocab_size)
 
 
 def title(source: str, tree: VocabularyTree) -> str:

@@ -1,10 +1,11 @@
 """Saved models as the subcommands load them: config, model and tokenizer, from a folder or the Hub."""
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.files.sources import check_source
+from modeling_treediff.text.tree_tokenizer import load_tokenizer
 
 
 def load_config(source: str) -> TreeDiffConfig:
@@ -31,4 +32,4 @@ def load_model(
     """Return a model and its tokenizer or the one of another name; errors as of `load_config`."""
     load_config(source)
     model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
-    return model.to(device), AutoTokenizer.from_pretrained(check_source(tokenizer or source, "tokenizer"))
+    return model.to(device), load_tokenizer(check_source(tokenizer or source, "tokenizer"))

@@ -26,7 +26,7 @@ from modeling_treediff.training import (
     open_training_data,
     train,
 )
-from modeling_treediff.training.memory.out_of_memory import device_memory, plan_run
+from modeling_treediff.training.run.out_of_memory import device_memory, plan_run
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .new_model import model_fields

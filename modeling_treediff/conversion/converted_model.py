@@ -82,7 +82,10 @@ def size_fields(source: Source, layers: int | None = None) -> dict[str, Any]:
     """Return the fields of our config that follow from a source's config and tokenizer."""
     theirs, tokenizer = source.config, source.tokenizer
     if layers is not None and not 1 <= layers <= theirs.num_hidden_layers:
-        raise ValueError(f"{source.name} has {theirs.num_hidden_layers} layers; {layers} of them cannot be taken.")
+        raise ValueError(
+            f"{source.name} has {theirs.num_hidden_layers} layers; {layers} cannot be taken: give 1 to "
+            f"{theirs.num_hidden_layers}."
+        )
     end = tokenizer.eos_token_id
     reserved = theirs.pad_token_id + 1 if theirs.model_type == "roberta" else 0  # it numbers positions from there
     fields = {

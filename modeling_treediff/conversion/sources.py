@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
 from modeling_treediff.files.fingerprints import file_sha256
-from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.text.tree_tokenizer import load_tokenizer, most_rows, tokenizer_size
 
 from .families import FAMILIES
-
-PADDING = 1024  # rows more than tokens that a checkpoint may have, or 5 %
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Source:
         if self.embeddings not in self.tensors:
             raise ValueError(f"{self.name} lacks the tensor {self.embeddings}: its weights are not complete.")
         vector_VE, size = self.tensors[self.embeddings], tokenizer_size(self.tokenizer)
-        if not size <= len(vector_VE) <= size + max(PADDING, size // 20):
+        if not size <= len(vector_VE) <= most_rows(size):
             raise ValueError(
                 f"{self.name} has embeddings for {len(vector_VE)} tokens, but its tokenizer has {size}: files of the "
                 "tokenizer are missing or another's, or tokens were added without embeddings for them."
@@ -92,14 +90,6 @@ def load_source(name: str, **hub_kwargs: Any) -> Source:
         embeddings=next(key for key, tensor in model.named_parameters() if tensor is embedding),
         tokenizer=with_end_of_document(tokenizer),
     )
-
-
-def load_tokenizer(name: str, **hub_kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; raise ValueError, naming it, if its files are wrong."""
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
-    except Exception as error:  # a damaged file fails in many ways
-        raise OSError(f"No tokenizer could be loaded from {name}: {error}") from error
 
 
 def _load_model(name: str, hub_kwargs: dict[str, Any]) -> tuple[Any, set[str]]:
@@ -153,5 +143,6 @@ def check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, of_tree: PreTraine
     for token_id, (here, there) in enumerate(zip(*names, strict=True)):
         if here != there:
             raise ValueError(
-                f"The tree is for another vocabulary: it calls token {token_id} {there!r}, the checkpoint {here!r}."
+                f"The tree is for another vocabulary: it calls token {token_id} {there!r}, the checkpoint {here!r}. "
+                "Build one from the checkpoint: `treediff build-tree --tokenizer CHECKPOINT --embeddings CHECKPOINT`."
             )

@@ -1,10 +1,10 @@
 """Error analysis: the bound by kind of token and level of the tree, beside another model's on the same text.
 
-All errors and 95 % intervals are over windows: of ratios of two sums over them, to first order, so they hold the noise
-of the corruptions and how much windows differ. Differences are paired, window by window. A comparison of single levels
-is one of questions asked in different company: with the sequential schedule no word is known yet when a tree model
-chooses clusters, and all clusters are when it chooses words, while a flat model sees some words and nothing of the
-others. Of two perfect models the tree's has the larger nats at level 1 and as many fewer below: only sums compare.
+Errors and 95 % intervals are over windows, to first order: they hold the noise of the corruptions and how much windows
+differ. Differences are paired, window by window. Single levels do not compare, since the two models predict in
+different contexts: a flat model sees some words and no clusters; a tree model, with the sequential schedule, chooses
+clusters before it knows any word, and words when it knows all clusters. So even of two perfect models, the tree model
+has more nats at level 1 and as many fewer below. Only sums over levels compare.
 
 Shape legend: W windows, N counted tokens, D depth of the tree, V tokens of the vocabulary.
 """
@@ -80,7 +80,9 @@ def analyze_errors(
         progress: show bars.
 
     Returns:
-        What `ERRORS_SCHEMA` of benchmarks/quality/error_tables.py says, ready for JSON.
+        Facts ready for JSON, which `error_tables` and `summary` of this package read: `num_tokens`, `num_windows`,
+            `tree_depth`; `rows`, the bound by group of tokens; `right`, how often the true child is the likeliest;
+            `confusions` and `clusters`, by level.
 
     Raises:
         ValueError: as of `evaluate_texts` and `measure_levels`; fewer than two windows, or fewer corruptions of a
@@ -90,7 +92,9 @@ def analyze_errors(
     depth, vocab_size = model.config.tree_depth, model.config.vocab_size
     num_samples = 2 * depth if num_samples is None else num_samples
     if num_samples < depth:
-        raise ValueError(f"{num_samples} corruptions of a window cannot visit the tree's {depth} levels.")
+        raise ValueError(
+            f"{num_samples} corruptions of a window cannot visit the tree's {depth} levels: give at least {depth}."
+        )
     models = [one for one in (model, reference) if one is not None]
     protocol = _common_protocol(models, tokenizer, protocol)
     token_ids = tokenize_texts(texts, tokenizer, protocol.eos)

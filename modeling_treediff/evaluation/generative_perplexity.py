@@ -130,7 +130,10 @@ class GenerativePerplexity:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         limit = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         if len(ids) >= limit:
-            raise ValueError(f"A text of {len(ids)} of the judge's tokens is too long: it reads at most {limit - 1}.")
+            raise ValueError(
+                f"The text that begins {text[:40]!r} has {len(ids)} of the judge's tokens, which reads at most "
+                f"{limit - 1}: cut the text, or take another judge."
+            )
         return [starts[0], *ids]
 
     @torch.no_grad()

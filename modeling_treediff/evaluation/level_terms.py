@@ -107,7 +107,8 @@ def check_readable(model: TreeDiffForDiffusionLM, tree: VocabularyTree) -> None:
         )
     if model.config.tree_depth > 1 and model.config.tree_sha256 != tree.sha256:
         raise ValueError(
-            "A model of another tree cannot be read by this one: compare with a flat model, or one of the same tree."
+            "The levels of one tree cannot be read off a model of another: compare with a flat model or one of the "
+            "same tree."
         )
 
 

@@ -197,8 +197,8 @@ def estimate_windows(
             callback(replace(step, sequence=step.sequence + start))
 
     with tqdm(total=len(windows), desc="evaluate", unit="window", disable=not progress) as bar:
-        for tokens, attention, prefix in zip(*(tensor.tensor_split(parts) for tensor in inputs), strict=True):
-            estimates.append(model.nelbo(tokens, attention, prefix, **settings, generator=generator, callback=numbered))
+        for tokens, attention, fixed in zip(*(tensor.tensor_split(parts) for tensor in inputs), strict=True):
+            estimates.append(model.nelbo(tokens, attention, fixed, **settings, generator=generator, callback=numbered))
             start += len(tokens)
             bar.update(len(tokens))
     return estimates

@@ -30,8 +30,8 @@ def describe(data: ModelCardData, name: str, training: Mapping[str, Any], evalua
     Args:
         data: of the template; what it says stays.
         name: of the model, in the results.
-        training: the record of `train.py`, empty if there is none.
-        evaluation: the record of `evaluate.py`, empty if there is none.
+        training: the record of `treediff train`, empty if there is none.
+        evaluation: the record of `treediff evaluate`, empty if there is none.
 
     """
     if license := training.get("license"):

@@ -66,7 +66,7 @@ def values_of_the_tree(tree: VocabularyTree, tokenizer_file: Path) -> dict[str, 
 
 
 def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the record of `train.py` says; it may be empty."""
+    """Return what the record of `treediff train` says; it may be empty."""
     nats, error = number(record, "nelbo"), number(record, "nelbo_standard_error")
     perplexity = None if nats is None else float(np.exp(np.float64(nats)))
     tokens, seconds = number(record, "tokens_seen"), number(record, "training_seconds")
@@ -92,7 +92,7 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def values_of_evaluation(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the record of `evaluate.py` says; it may be empty."""
+    """Return what the record of `treediff evaluate` says; it may be empty."""
     rows = record.get("texts", [])
     protocol = rows[0]["protocol"]["description"] if rows else NOT_STATED
     samples = f"; {rows[0]['num_samples']} corruptions per window" if rows else ""

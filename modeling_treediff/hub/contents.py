@@ -14,6 +14,7 @@ from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAM
 
 from .card import CARD_NAME, renewed_card
 from .records import RECORD_NAMES
+from .retired_code import retired_code
 from .upload import TOKENIZER_FILES, Files
 
 CODE_NAME = "modeling_treediff.py"
@@ -58,6 +59,11 @@ def _code(folder: Path) -> dict[str, Path]:
     if not (folder / CODE_NAME).is_file():
         raise ValueError(
             f"{folder} holds no {CODE_NAME}: load the model and save it again with hub.save_checkpoint, which does."
+        )
+    if retired_code({file.name for file in folder.glob("*.py")}):
+        raise ValueError(
+            f"{folder} was saved by version 0.1.0: load the model and save it again with hub.save_checkpoint, so that "
+            "code and card are of one version."
         )
     classes = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("auto_map", {}).values()
     entries = {folder / f"{name.split('.')[0]}.py" for name in classes}

@@ -17,6 +17,7 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .card import write_card
 from .records import is_weights, weights_files
+from .retired_code import retired_code
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +58,7 @@ def save_checkpoint(
     target = Path(folder)
     # Weights of an earlier save in other shards would be loaded instead of ours, or beside them.
     stale = weights_files(target)
+    older_code = retired_code({file.name for file in target.glob("*.py")})
     with update_folder(target, written_last=is_weights) as staged:
         with _under_its_own_class(model):
             model.save_pretrained(staged, state_dict=state_dict, max_shard_size=max_shard_size)
@@ -65,7 +67,7 @@ def save_checkpoint(
         written = weights_files(staged)  # none where an adapter alone is saved: those that are there stay
         if written and model.can_generate():
             write_card(model, staged, target)
-    for name in stale - written if written else ():
+    for name in older_code | stale - written if written else ():
         (target / name).unlink()
 
 

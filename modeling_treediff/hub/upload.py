@@ -20,6 +20,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .card import CARD_NAME, MARK
 from .records import is_weights
+from .retired_code import retired_code
 
 logger = logging.get_logger(__name__)
 
@@ -61,8 +62,8 @@ def path_in_repository(name: str, subfolder: str = "") -> str:
 def upload(files: Files, repo_id: str, **options: Unpack[PushOptions]) -> CommitInfo:
     """Upload files in one commit, which also removes what they replace; make repository and branch where missing.
 
-    Replaced are weights in other shards and, by a model over another tree, the tokenizer. A card that somebody wrote
-    stays: a rendered one is left out then.
+    Replaced are weights in other shards, code of version 0.1.0 and, by a model over another tree, the tokenizer. A card
+    that somebody wrote stays: a rendered one is left out then.
 
     Nothing is visible on the Hub before that commit, so a push that broke off is repeated as it was: large files that
     had arrived are not sent again, and if even the commit had, there is no second one.
@@ -122,12 +123,13 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
 
 @dataclass(frozen=True)
 class _Repository:
-    """The commit that a push goes on top of, and the names of the files in the folder that it goes to."""
+    """The commit that a push goes on top of, and the names of the files in its root and in the folder of the push."""
 
     api: HfApi
     repo_id: str
     sha: str | None
     subfolder: str
+    root: Collection[str]
     names: Collection[str]
 
     @classmethod
@@ -137,13 +139,15 @@ class _Repository:
         parent = f"{subfolder.strip('/')}/".lstrip("/")
         listed = api.list_repo_files(repo_id, revision=sha)
         names = {name.removeprefix(parent) for name in listed if name.startswith(parent)}
-        return cls(api, repo_id, sha, subfolder, names)
+        return cls(api, repo_id, sha, subfolder, listed, names)
 
     def replaced_by(self, files: Files) -> set[str]:
         """Return the files to delete when `files` are uploaded: they would be loaded instead of or beside these."""
         stale: set[str] = set()
         if any(map(is_weights, files)):
             stale |= set(filter(is_weights, self.names))
+        if any(name.endswith(".py") for name in files):
+            stale |= retired_code(self.root)
         if self._is_for_another_tree(files):
             stale |= set(TOKENIZER_FILES).intersection(self.names)
         return stale.difference(files)

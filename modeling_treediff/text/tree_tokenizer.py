@@ -1,12 +1,21 @@
-"""Checks of a tree's tokenizer: its size, and whether the tree was built for it."""
+"""A tree's tokenizer: loading it, its size, and whether the tree was built for it."""
 
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .mask_token import MASK_TOKEN
+
+
+def load_tokenizer(name: str, **hub_kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; raise OSError, naming it, if its files are wrong."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
+    except Exception as error:  # a damaged file fails in many ways
+        raise OSError(f"No tokenizer could be loaded from {name}: {error}") from error
 
 
 def tokenizer_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -19,6 +28,11 @@ def tokenizer_size(tokenizer: PreTrainedTokenizerBase) -> int:
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     has_root = tokenizer.mask_token == MASK_TOKEN and tokenizer.mask_token_id == size - 1
     return int(size - has_root)
+
+
+def most_rows(vocab_size: int) -> int:
+    """Return the most rows that a checkpoint's embeddings may have for a vocabulary of this size, with padding."""
+    return vocab_size + max(1024, vocab_size // 20)
 
 
 def check_tokenizer(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase) -> None:

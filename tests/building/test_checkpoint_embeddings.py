@@ -68,7 +68,7 @@ def test_padded_rows_are_cut_and_missing_rows_are_named(tmp_path):
     np.testing.assert_array_equal(load_embeddings(tmp_path, VOCAB_SIZE), input_embeddings(model)[:VOCAB_SIZE])
     np.save(tmp_path / "a.npy", input_embeddings(model))
     for source in (tmp_path, tmp_path / "model.safetensors", tmp_path / "a.npy"):
-        with pytest.raises(ValueError, match=r"has 64 rows, but the tokenizer has 70 tokens.*VocabularyTree.extend"):
+        with pytest.raises(ValueError, match=r"has 64 rows, but the tokenizer has 70 tokens.*build-tree --extend"):
             load_embeddings(source, 70)
 
 

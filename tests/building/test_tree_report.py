@@ -10,12 +10,12 @@ from scipy import sparse
 from transformers import AutoTokenizer
 
 from modeling_treediff import VocabularyTree
-from modeling_treediff.building import count_text, encode_documents
+from modeling_treediff.building import count_text
 from modeling_treediff.building.balanced import random_tree, tree_from_order
 from modeling_treediff.building.report_tables import report_tables
 from modeling_treediff.building.tree_measures import entropy
 from modeling_treediff.building.tree_report import _matched_shuffle, report_kinds, report_tree
-from modeling_treediff.text import KINDS, iterate_documents
+from modeling_treediff.text import KINDS, encode_documents, iterate_documents
 
 
 def test_entropies_sum_to_the_unigram_entropy(tree):

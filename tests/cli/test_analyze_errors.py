@@ -46,7 +46,7 @@ def test_one_model_alone_and_a_flat_one(saved):
 @pytest.mark.parametrize(
     ("models", "more", "message"),
     [
-        (["flat", "tree"], [], "A model of another tree cannot be read"),
+        (["flat", "tree"], [], "The levels of one tree cannot be read off a model of another"),
         (["tree", "other"], [], "different tokenizers"),
         (["tree"], ["--samples", "1"], "cannot visit the tree's 2 levels"),
         (["tree"], ["--limit", "0"], "--limit must be at least 1"),

@@ -55,6 +55,21 @@ def test_a_failure_is_one_line_with_the_subcommands_name():
     assert ran.returncode == 1 and last_line(ran).startswith("treediff inspect-tree: error: ")
 
 
+@pytest.mark.parametrize(
+    ("line", "lacking", "extra"),
+    [
+        (["evaluate", "no/such/folder", "text.txt"], "accelerate", "eval"),
+        (["inspect-tree", "sotu-8k"], "rich", "build"),
+        (["build-tree", "--train-tokenizer", "300", "--text", "t.txt", "--output", "tree"], "scipy", "build"),
+        (["train", "--help"], "accelerate", "train"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_its_remedy(line, lacking, extra):
+    ran = run_python(*line, code=HELP.replace("import sys", f"import sys\nsys.modules[{lacking!r}] = None", 1))
+    assert ran.returncode == 1 and f"pip install 'modeling-treediff[{extra}]'" in ran.stderr
+    assert ran.stderr.startswith(f"treediff {line[0]}: error: ") and ran.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_an_example_is_the_same_command(name, monkeypatch, capsys):
     shown = run_here(name, "--help")

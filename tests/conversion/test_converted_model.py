@@ -73,7 +73,7 @@ def test_a_tree_of_another_vocabulary(checkpoints, tokenizer, tree):
 
 
 def test_more_layers_than_there_are(checkpoints, sample_tree):
-    with pytest.raises(ValueError, match="has 2 layers; 3 of them cannot be taken"):
+    with pytest.raises(ValueError, match="has 2 layers; 3 cannot be taken: give 1 to 2"):
         convert(load_source(str(checkpoints("gpt2")[0])), sample_tree, layers=3)
 
 

@@ -28,6 +28,16 @@ def test_the_newest_section_of_the_changelog_is_of_this_version():
     assert numbers == sorted(set(numbers), reverse=True)
 
 
+def test_what_contributing_names_is_there():
+    text = " ".join((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    named = re.findall(r"`(\w+)` (?:in|of) `([\w/.]+\.py)`|[Ii]n `([\w/.]+\.py)`, add its name to `(\w+)`", text)
+    pairs = {(one or other, file or of) for one, file, of, other in named}
+    assert len(pairs) >= 4
+    for name, file in pairs:
+        (path,) = [path for path in (REPOSITORY / file, REPOSITORY / "modeling_treediff" / file) if path.exists()]
+        assert re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")), (name, file)
+
+
 def test_the_workflow_runs_the_pythons_that_are_supported():
     workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     (job,) = workflow["jobs"].values()

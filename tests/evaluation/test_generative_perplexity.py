@@ -112,7 +112,7 @@ def test_what_cannot_be_judged_is_refused(judge, tiny_gpt2, tokenizer):
         judge.read(["", ""])
     with pytest.raises(ValueError, match="nothing to judge: 0 texts"):
         judge.read([])
-    with pytest.raises(ValueError, match="too long: it reads at most 47"):
+    with pytest.raises(ValueError, match="of the judge.s tokens, which reads at most 47: cut the text"):
         judge.read(["word " * 60])
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="neither a bos_token nor an eos_token"):

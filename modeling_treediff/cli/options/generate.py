@@ -1,6 +1,7 @@
 """Generate text with a saved model and watch it become concrete, level by level.
 
-An open position is shown as `_`, an internal node of the tree by its most frequent token in angle brackets.
+D is the depth of the model's tree: an open position descends D levels to a token. An open position is shown as `_`, an
+internal node of the tree by its most frequent token in angle brackets.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Sampling:
     _argument_group_name = "sampling (defaults are the model's own)"
 
     num_steps: int | None = setting("num_steps")
-    steps_per_level: list[str] | None = setting("steps_per_level")
+    steps_per_level: list[str] | None = setting("steps_per_level", metavar="STEPS|auto")
     temperature: list[float] | None = setting("temperature")
     top_k: int | None = setting("top_k")
     top_p: float | None = setting("top_p")

@@ -11,8 +11,9 @@ import torch
 
 from modeling_treediff.diffusion_process import corrupt
 from modeling_treediff.noise_schedules import LevelSchedule
-from modeling_treediff.training.run.settings import TrainingConfig
 from modeling_treediff.vocabulary_tree import VocabularyTree
+
+from .options import SAMPLING_EPS
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
 FORWARDED = ("attention_mask", "segment_ids", "place")
@@ -31,7 +32,7 @@ class DiffusionCollator:
         tree: VocabularyTree,
         schedule: LevelSchedule,
         seed: int = 0,
-        sampling_eps: float = TrainingConfig.sampling_eps,
+        sampling_eps: float = SAMPLING_EPS,
     ) -> None:
         """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.training.run.trained_model import checkpoint_activations
 
-from .lean_blocks import make_lean
+from .lean_blocks import checkpoint_activations, make_lean
 from .lean_operations import BackwardContext
 from .ledger import Ledger
 

@@ -131,3 +131,10 @@ def _mlp(block: TreeDiffBlock, recompute: bool, before_BTE: torch.Tensor, mixed_
         return mlp(norm(before_BTE + mixed_BTE))
     gate_BTI, up_BTI = normed_projections((before_BTE, mixed_BTE), norm, (mlp.gate_proj, mlp.up_proj))
     return gated_projection(gate_BTI, up_BTI, mlp.down_proj)
+
+
+def checkpoint_activations(model: TreeDiffLanguageModel) -> None:
+    """Let backward compute each block again instead of keeping what is inside."""
+    # The name since transformers 5.23; before, its old one.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})

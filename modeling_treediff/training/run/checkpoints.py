@@ -148,7 +148,10 @@ class CheckpointStore:
             damaged[step] = damage
         if damaged:
             first = max(damaged)
-            raise ValueError(f"No checkpoint in {self.folder} is whole ({self.path(first).name}: {damaged[first]}).")
+            raise ValueError(
+                f"No checkpoint in {self.folder} is whole ({self.path(first).name}: {damaged[first]}): train "
+                "anew into another --output."
+            )
         return 0
 
     def _set_aside(self, damaged: dict[int, str], whole: int) -> None:
@@ -167,7 +170,10 @@ class CheckpointStore:
             if theirs.get(name) != self.identity.get(name)
         ]
         if differing:
-            raise ValueError(f"{folder} is of another run and cannot be resumed: {'; '.join(differing)}.")
+            raise ValueError(
+                f"{folder} is of another run: {'; '.join(differing)}. Restore these to resume it, or take another "
+                "--output."
+            )
 
     def _load_model(self, models: list[Any], folder: str) -> None:
         self.model.load_state(Path(folder))

@@ -16,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from modeling_treediff.likelihood_treediff import NelboEstimate
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text.windows import TokenWindows
-from modeling_treediff.training.data.batches import StepBatches
 from modeling_treediff.training.data.collator import DiffusionCollator
 from modeling_treediff.training.data.sources import Windows
-from modeling_treediff.training.memory import make_lean, out_of_memory
+from modeling_treediff.training.memory import make_lean, undo_lean
+from modeling_treediff.training.memory.lean_blocks import checkpoint_activations
 from modeling_treediff.training.memory.tracker import MemoryTracker, PeakMemory
 
+from . import out_of_memory
+from .batches import StepBatches
 from .checkpoints import CheckpointStore
 from .curves import CURVES_NAME, draw_curves
 from .divergence import report_divergence
@@ -32,7 +34,7 @@ from .processes import on_main
 from .run_log import RunLog
 from .settings import TrainingConfig
 from .signals import StopRequest, exit_code
-from .trained_model import TrainedModel, checkpoint_activations
+from .trained_model import TrainedModel
 from .update import Update, Updater
 from .validation import Validator
 
@@ -74,7 +76,7 @@ def train(
     """Train and save a model.
 
     Args:
-        model: from `TreeDiffForDiffusionLM.from_tree`, or a loaded one to train on.
+        model: from `TreeDiffForDiffusionLM.from_tree`, or a loaded one to train on. It is made lean while it trains.
         tokenizer: saved with each checkpoint; its size is checked against the tree.
         training: windows to train on.
         validation: windows of held-out documents.
@@ -108,6 +110,7 @@ def train(
                 run.take_steps(request)
                 return run.finish(request)
     finally:
+        undo_lean(model)
         if run:
             run.log.close()
 
@@ -171,7 +174,9 @@ class _Run:
         on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         done = self.store.load_latest() if resume else 0
         if done > steps:
-            raise ValueError(f"{folder} has done {done} steps already, more than the {steps} asked for.")
+            raise ValueError(
+                f"{folder} has done {done} steps already, more than the {steps} asked for: raise --max-steps."
+            )
         on_main(lambda: check_room(self.model, self.config))
         return done
 

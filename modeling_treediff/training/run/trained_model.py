@@ -109,10 +109,3 @@ class TrainedModel:
         weights = size[True] + size[False]
         copies = 1 + bool(self.average) + self.accelerator.is_fsdp2
         return copies * weights + tables + 2 * size[True]
-
-
-def checkpoint_activations(model: TreeDiffForDiffusionLM) -> None:
-    """Let backward compute each block again instead of keeping what is inside."""
-    # The name since transformers 5.23; before, its old one.
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})

@@ -87,6 +87,12 @@ def test_training_learns_what_is_there_to_learn(tmp_path):
     assert measured[0] > 3.5 and np.mean(measured[-50:]) < 1.2 and result.validation.value < 1.2
 
 
+def test_the_model_has_its_textbook_forwards_again_after_training(tmp_path):
+    model = tiny_network(tiny_tree())
+    tiny_run(tmp_path, model=model, max_steps=1)
+    assert "forward" not in vars(model.model.backbone.layers[0]) and "child_cross_entropy" not in vars(model)
+
+
 def test_mixed_precision_trains_fp32_weights(tmp_path):
     state, reduced, _ = tiny_run(tmp_path / "low", mixed_precision="bf16")
     from accelerate.state import AcceleratorState

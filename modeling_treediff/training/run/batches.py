@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_treediff.training.run.preflight import check_workers
-from modeling_treediff.training.run.settings import TrainingConfig
-from modeling_treediff.training.run.signals import leave_to_parent
+from modeling_treediff.training.data.collator import DiffusionCollator
+from modeling_treediff.training.data.sources import Windows
 
-from .collator import DiffusionCollator
-from .sources import Windows
+from .preflight import check_workers
+from .settings import TrainingConfig
+from .signals import leave_to_parent
 
 WORKER_TRACE = "Original Traceback (most recent call last)"  # in the message of an error that a worker has met
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from helpers.tiny_run import ragged_windows, tiny_network, tiny_tree
 
 from modeling_treediff.training import DiffusionCollator, TrainingConfig
-from modeling_treediff.training.data.batches import StepBatches
+from modeling_treediff.training.run.batches import StepBatches
 
 
 def batches(folder, training, batch_size=6, accumulation=1, workers=0, max_steps=4):

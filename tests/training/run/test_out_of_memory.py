@@ -6,7 +6,7 @@ from helpers.tiny_run import equal, tiny_network, tiny_run, tiny_tree
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training import TrainingConfig, plan_memory
-from modeling_treediff.training.memory.out_of_memory import advice, plan_run
+from modeling_treediff.training.run.out_of_memory import advice, plan_run
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from accelerate.utils.memory import should_reduce_batch_size
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.diffusion_process import corrupt
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.training.run.preflight import make_accelerator
-from modeling_treediff.training.run.settings import TrainingConfig
+from modeling_treediff.training.memory.plan import MemoryPlan, plan_memory
+from modeling_treediff.training.memory.tracker import readable
 
-from .plan import MemoryPlan, plan_memory
-from .tracker import readable
+from .preflight import make_accelerator
+from .settings import TrainingConfig
 
 
 @contextmanager
