@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
+# Python compiles what it imports; compiling all that is installed takes longer.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SAMPLE := tree_artifacts/sotu-8k
 # Left alone, accelerate gives a process on the CPU one thread.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
@@ -23,8 +25,8 @@ setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) torch
+	$(PIP) -e ".[dev]"
 	touch $@
 
 quickstart: setup

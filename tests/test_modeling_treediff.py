@@ -189,7 +189,7 @@ def test_bad_calls_say_what_is_wrong():
         model(torch.tensor([[20]]), labels=torch.tensor([[1]]))
     with pytest.raises(ValueError, match="bfloat16, too coarse"):
         model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="extend it"):
+    with pytest.raises(ValueError, match="extend_tree, then from_tree"):
         model.resize_token_embeddings(30)
     for fields, message in (
         ({"hidden_size": 30}, "multiple of num_attention_heads"),

@@ -106,5 +106,5 @@ def test_nothing_is_touched_by_a_step_that_is_refused(tmp_path, monkeypatch):
 def test_batch_sizes_are_not_tried_on_a_sharded_model(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "configure_sharding", lambda accelerator: None)
     monkeypatch.setattr(preflight.Accelerator, "is_fsdp2", True)
-    with pytest.raises(ValueError, match="with FSDP2, find it with plan_memory.py"):
+    with pytest.raises(ValueError, match="for FSDP2 use treediff plan-memory --fsdp"):
         make_accelerator(TrainingConfig(tmp_path, max_steps=1, find_batch_size=True))

@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
+from helpers import tiny_run
 from helpers.launching import environment_of
 from helpers.processes import REPOSITORY, environment_on_the_cpu
 from helpers.tiny_run import logged, losses
 from safetensors.torch import load_file
 
+from modeling_treediff.text import Corpus
+from modeling_treediff.training import StreamedWindows, train
+
 RUN = REPOSITORY / "tests" / "helpers" / "tiny_run.py"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_machines", "1"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -46,8 +50,7 @@ def two(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    ran = launch([*LAUNCH, "--num_processes", "1"], folder, batch_size=4, **SETTINGS)
-    assert ran.returncode == 0, ran.stderr
+    tiny_run.tiny_run(folder, batch_size=4, **SETTINGS)
     return folder
 
 
@@ -68,14 +71,13 @@ def test_two_processes_train_the_model_of_one_with_the_same_global_batch(one, tw
 
 def test_another_number_of_processes_goes_on_with_the_run(one, two, tmp_path):
     """From step 4 on, two processes instead of one, and one with accumulation instead of two."""
-    for name, source, launcher, settings in (
-        ("more", one, TORCHRUN, {"batch_size": 1, "global_batch_size": 4}),
-        ("fewer", two, [*LAUNCH, "--num_processes", "1"], {"batch_size": 2, "gradient_accumulation_steps": 2}),
-    ):
+    for name, source in (("more", one), ("fewer", two)):
         shutil.copytree(source, tmp_path / name, symlinks=True)
         shutil.rmtree(tmp_path / name / "checkpoint-0000008")
-        ran = launch(launcher, tmp_path / name, "--resume", **(SETTINGS | settings))
-        assert ran.returncode == 0, ran.stderr
+    ran = launch(TORCHRUN, tmp_path / "more", "--resume", batch_size=1, global_batch_size=4, **SETTINGS)
+    assert ran.returncode == 0, ran.stderr
+    tiny_run.tiny_run(tmp_path / "fewer", resume=True, batch_size=2, gradient_accumulation_steps=2, **SETTINGS)
+    for name in ("more", "fewer"):
         assert_same_run(one, tmp_path / name)
 
 
@@ -154,7 +156,8 @@ def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(tmp_path,
 
 def test_a_run_whose_launcher_is_gone_saves_and_ends(tmp_path):
     """`accelerate launch` of one process passes no signal on: it ends, and its child would train on unseen."""
-    process = start(tmp_path, [*LAUNCH, "--num_processes", "1"])
+    launcher = "accelerate.commands.launch --quiet --cpu --num_machines 1 --num_processes 1"
+    process = start(tmp_path, [sys.executable, "-m", *launcher.split()])
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=120)[1]  # open until the child has ended, too
     done = len(logged(tmp_path))
@@ -247,7 +250,11 @@ def test_two_processes_stream_what_one_does_and_go_on_with_its_run(tmp_path):
         assert ran.returncode == 0, ran.stderr
 
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
-    stream([*LAUNCH, "--num_processes", "1"], one, 4)
+    windows = StreamedWindows(Corpus(str(text)), tiny_run.tiny_tokenizer(), tiny_run.LENGTH, shuffled_windows=8)
+    with mock.patch.object(
+        tiny_run, "train", lambda model, tokenizer, _, *rest: train(model, tokenizer, windows, *rest)
+    ):
+        tiny_run.tiny_run(one, max_steps=8, save_every=4, batch_size=4, workers=1)
     stream(TORCHRUN, two, 2)
     shutil.copytree(one, resumed, symlinks=True)
     shutil.rmtree(resumed / "checkpoint-0000008")
@@ -322,5 +329,5 @@ def test_another_number_of_processes_goes_on_with_a_sharded_run(sharded, tmp_pat
 
 def test_a_sharded_run_does_not_go_on_unsharded(sharded, tmp_path):
     shutil.copytree(sharded, tmp_path / "run", symlinks=True)
-    ran = launch([*LAUNCH, "--num_processes", "1"], tmp_path / "run", "--resume", batch_size=4, **SETTINGS)
-    assert "cannot be resumed: sharded was True, is False" in ran.stderr
+    with pytest.raises(ValueError, match="is of another run: sharded was True, is False. Restore these to resume it"):
+        tiny_run.tiny_run(tmp_path / "run", resume=True, batch_size=4, **SETTINGS)
