@@ -8,8 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
-# Python compiles what it imports; compiling all that is installed takes longer.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SAMPLE := tree_artifacts/sotu-8k
 # Left alone, accelerate gives a process on the CPU one thread.
 CORES := $(shell getconf _NPROCESSORS_ONLN)

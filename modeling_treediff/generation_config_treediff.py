@@ -137,7 +137,12 @@ class TreeDiffGenerationConfig(GenerationConfig):
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
-        """Raise ValueError for values that no model could use."""
+        """Raise ValueError for values that no model could use, and for attributes that would be lost in saving."""
+        theirs = vars(GenerationConfig()).keys()  # which mean nothing here, and are not saved
+        if strange := sorted(
+            name for name in vars(self).keys() - self.__annotations__.keys() - theirs if name[0] != "_"
+        ):
+            raise ValueError(f"Unknown generation option {', '.join(strange)}: it cannot be saved with the model.")
         for names, is_valid, rule in RULES:
             for name in names.split():
                 if not is_valid(value := getattr(self, name)):
@@ -154,8 +159,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
         return torch.float32 if device.type == "mps" else dtype
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return everything: the base class would drop values that equal *its* defaults, which are not ours."""
-        return self.to_dict()
+        """Return all of ours: the base class would drop values that equal *its* defaults, and keep further fields."""
+        return {name: value for name, value in self.to_dict().items() if name in self.__annotations__}
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":

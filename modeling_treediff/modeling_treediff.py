@@ -6,10 +6,13 @@ file beside them with its provenance. Loading compares both with the fingerprint
 Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
 """
 
+import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file, can_return_tuple
 
 # Every shipped file is imported here directly: older releases of transformers copy no others.
 from .backbone_treediff import TreeDiffBackbone
@@ -114,10 +117,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         replaces an older model only when all is written. Raises ValueError if the model has lost its tree.
         """
         if kwargs.get("push_to_hub") or "tokenizer" in kwargs:
-            raise ValueError(
-                "save_pretrained writes the model into a folder: push it with model.push_to_hub(repo_id), save its "
-                "tokenizer with tokenizer.save_pretrained(folder), or do all with modeling_treediff.hub."
-            )
+            said = "save_pretrained writes a model into a folder, without its tokenizer, and does not push"
+            raise ValueError(f"{said}: use push_to_hub, tokenizer.save_pretrained, or modeling_treediff.hub for all.")
         self._verify_tree()
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
@@ -127,25 +128,37 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load as transformers does, but only safetensors; verify the tree in the weights and beside them.
 
-        Raises OSError without weights in safetensors, ValueError for damaged weights or another tree than the config's.
+        Raises OSError without weights in safetensors, ValueError for weights that are damaged, missing or of no use in
+        the model, and for another tree than the config's. With `ignore_mismatched_sizes` what misses starts at random.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError("Only safetensors are loaded, since a pickle can run code: leave out use_safetensors.")
         wants_info = kwargs.pop("output_loading_info", False)
-        with _what_is_wrong_with(pretrained_model_name_or_path):
-            options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-        model, info = loaded
-        if absent := sorted(name for name in info["missing_keys"] if "table_" in name):
-            source = f"The weights in {pretrained_model_name_or_path}"
-            raise ValueError(f"{source} hold no vocabulary tree, {', '.join(absent)}: restore the original files.")
-        model._verify_tree()
         source, where = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        with _what_is_wrong_with(source):
+            if source is not None:
+                _check_shards(source, kwargs.get("variant"), where)
+            needed = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            loaded: Any = super().from_pretrained(source, *args, **{**kwargs, **needed})
+        model, info = loaded
+        model._check_weights(source, info, anew=kwargs.get("ignore_mismatched_sizes", False))
+        model._verify_tree()
         if source is not None and find_tree_file(source, **where):  # which also has the tree's provenance
             beside = VocabularyTree.from_pretrained(source, **where)
             model._check_sha256(TREE_WEIGHTS_NAME, beside.sha256)
             model._tree_metadata = dict(beside.metadata)
         return (model, info) if wants_info else model
+
+    def _check_weights(self, source: object, info: dict[str, Any], anew: bool) -> None:
+        """Raise ValueError unless all weights were there, fit, and are numbers; with `anew`, only for the tree's."""
+        wrong = {kind: {str(key) for key in info[f"{kind}_keys"]} for kind in ("missing", "unexpected", "mismatched")}
+        wrong = {kind: {key for key in keys if not anew or "table_" in key} for kind, keys in wrong.items()}
+        floats = {name: weight for name, weight in self.named_parameters() if weight.is_floating_point()}
+        known = {name: weight for name, weight in floats.items() if weight.itemsize > 1 and not weight.is_meta}
+        wrong["infinite or NaN"] = {name for name, weight in known.items() if not weight.isfinite().all()}
+        if found := "; ".join(f"{kind}: {', '.join(sorted(keys)[:3])}" for kind, keys in wrong.items() if keys):
+            hint = "Restore the original files, or start what misses at random with ignore_mismatched_sizes=True"
+            raise ValueError(f"The weights in {source} are not those of its config.json, {found}. {hint}.")
 
     def _check_sha256(self, place: str, sha256: str) -> None:
         if sha256 != self.config.tree_sha256:
@@ -157,6 +170,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 class TreeDiffModel(TreeDiffPreTrainedModel):
     """Hidden states from node ids. It owns the tree, as persistent integer buffers `table_*`."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # of a language model
     backbone: TreeDiffBackbone
     table_ancestors: torch.Tensor
     table_representative: torch.Tensor
@@ -319,6 +333,18 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 
+def _check_shards(source: Folder, variant: str | None, where: dict[str, Any]) -> None:
+    """Raise ValueError if there is an index of shards that is damaged, or names a file that is no safetensors."""
+    name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
+    index = cached_file(os.fspath(source), name, _raise_exceptions_for_missing_entries=False, **where)
+    try:
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: it has no weight_map. Restore the original file.") from error
+    if others := [name for name in shards if not str(name).endswith(".safetensors")]:
+        raise ValueError(f"{index} names {others[0]}: only safetensors are loaded, since a pickle can run code.")
+
+
 @contextmanager
 def _what_is_wrong_with(source: object) -> Iterator[None]:
     """Raise in one sentence what loading weights from `source` failed at, and what to do."""
@@ -326,11 +352,6 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(f"The weights in {source} are damaged ({error}). Save or download them again.") from error
-    except RuntimeError as error:
-        if "mismatched" not in str(error):
-            raise
-        sizes = f"The weights in {source} have other sizes than its config.json names"
-        raise ValueError(f"{sizes}. Restore the original files.") from error
     except OSError as error:
         if (name := re.search(r"(?<![-.\w])model[-.\w]*\.safetensors", str(error))) is None:
             raise

@@ -13,8 +13,10 @@ every table below follows from them.
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,7 +49,7 @@ class VocabularyTree:
     children: torch.Tensor  # (I, K); [n - V, s] is the child of internal node n in slot s, -1 where there is none
     child_slot: torch.Tensor  # (N,); the slot a node takes under its parent, 0 for the root
     depth: torch.Tensor  # (N,); 0 for the root, D for every leaf
-    representative: torch.Tensor  # (N,); the most frequent token below a node: how it is shown as text
+    representative: torch.Tensor  # (N,); a token below each node: the most frequent, or here the lowest
     # Provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `license`, `source`.
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -63,19 +65,12 @@ class VocabularyTree:
         }
 
     @classmethod
-    def from_paths(
-        cls,
-        paths: Table,
-        max_branching: int,
-        token_counts: np.ndarray | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> "VocabularyTree":
+    def from_paths(cls, paths: Table, max_branching: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
         """Build the tree whose token x is reached from the root through the child slots paths[x].
 
         Args:
             paths: (V, D) integers in 0..K-1, rows distinct; ValueError for others.
             max_branching: K, the largest fan-out allowed; the width of the prediction head.
-            token_counts: (V,) frequencies that choose each node's representative; without them, the lowest token id.
             metadata: provenance to keep with the tree.
         """
         path_VD = as_int64(paths, "paths")
@@ -93,7 +88,9 @@ class VocabularyTree:
             depth_N[ancestor_VD[:, level]] = level
             parent, child = ancestor_VD[:, level], ancestor_VD[:, level + 1]
             children_IK[parent - vocab_size, slot_N[child]] = child
-        representative_N = _most_frequent_below(ancestor_VD, len(slot_N), token_counts)
+        representative_N = np.arange(len(slot_N))
+        for level in range(depth):
+            representative_N[ancestor_VD[::-1, level]] = np.arange(vocab_size)[::-1]  # the last write wins
         tables = zip(cls.TABLES, (ancestor_VD, children_IK, slot_N, depth_N, representative_N), strict=True)
         tensors = {name: torch.from_numpy(table.astype(np.int64)) for name, table in tables}
         return cls(**tensors, metadata=dict(metadata or {}))
@@ -161,6 +158,8 @@ class VocabularyTree:
 
     def validate(self) -> "VocabularyTree":
         """Check that the tables describe one tree and agree with each other, else raise ValueError; return self."""
+        if {getattr(self, name).dtype for name in self.TABLES} != {torch.int64}:
+            raise ValueError("The tree's tables must all be int64.")
         if self.ancestors.min() < 0 or self.ancestors.max() >= self.num_nodes:
             raise ValueError(f"The tree's table `ancestors` names nodes outside its ids 0..{self.num_nodes - 1}.")
         shown = self.representative
@@ -186,10 +185,7 @@ class VocabularyTree:
         }
 
     def save_pretrained(self, save_directory: Folder) -> None:
-        """Write `vocabulary_tree.safetensors` (complete) and `vocabulary_tree.json` (the same facts to read).
-
-        A kill at any moment leaves a folder that still loads.
-        """
+        """Write `vocabulary_tree.safetensors` and, to read, `vocabulary_tree.json`; killed, the folder still loads."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         facts = self.metadata | self._structure()
@@ -197,18 +193,21 @@ class VocabularyTree:
             name: np.ascontiguousarray(getattr(self, name).cpu().numpy(), dtype=np.int32)
             for name in ("paths", "representative")
         }
-        content = save(tables, metadata={"vocabulary_tree": json.dumps(facts, sort_keys=True)})
+        weights = save(tables, metadata={"vocabulary_tree": json.dumps(facts, sort_keys=True)})
         text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-        if (readable := folder / TREE_CONFIG_NAME).exists():  # set aside: never beside a tree it does not describe
-            os.replace(readable, folder / f".{TREE_CONFIG_NAME}.partial")
-        _replace_file(folder / TREE_WEIGHTS_NAME, content)
-        _replace_file(readable, text.encode())
+        with TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as partial:
+            for name, content in ((TREE_WEIGHTS_NAME, weights), (TREE_CONFIG_NAME, text.encode())):
+                Path(partial, name).write_bytes(content)
+            with suppress(FileNotFoundError):  # set aside: never beside a tree it does not describe
+                os.replace(folder / TREE_CONFIG_NAME, Path(partial, "older"))
+            for name in (TREE_WEIGHTS_NAME, TREE_CONFIG_NAME):
+                os.replace(Path(partial, name), folder / name)
 
     @classmethod
     def from_pretrained(cls, directory_or_repo: Folder, **hub_kwargs: HubOption) -> "VocabularyTree":
         """Load a tree from a folder or a Hub repository and verify its fingerprint; `hub_kwargs` as in transformers.
 
-        Raises OSError where there is none, ValueError if it is damaged, of a newer format, or was changed.
+        Raises OSError where there is none, or one of a newer format, ValueError if it is damaged, or was changed.
         """
         file = find_tree_file(directory_or_repo, **hub_kwargs)
         if file is None:
@@ -223,8 +222,6 @@ class VocabularyTree:
             tree.validate()
             for expected in recorded - {tree.sha256}:
                 raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
-        except NewerFormatError:
-            raise
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
@@ -234,10 +231,6 @@ class VocabularyTree:
         if "licence" in tree.metadata:  # its name in trees saved before version 0.2
             tree.metadata["license"] = tree.metadata.pop("licence")
         return tree
-
-
-class NewerFormatError(ValueError):
-    """The file was written by a newer version of this package."""
 
 
 def find_tree_file(directory_or_repo: Folder, **hub_kwargs: HubOption) -> Path | None:
@@ -253,19 +246,12 @@ def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], 
     with safe_open(file, framework="np") as archive:
         facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
         if facts["format_version"] > FORMAT_VERSION:
-            raise NewerFormatError(f"{file} has a newer format than {FORMAT_VERSION}: upgrade modeling-treediff.")
+            raise OSError(f"{file} has a newer format than {FORMAT_VERSION}: upgrade modeling-treediff.")
         tables = {name: archive.get_tensor(name) for name in ("paths", "representative")}
     recorded, readable = {facts["sha256"]}, file.with_name(TREE_CONFIG_NAME)
     if readable.exists():
         recorded.add(json.loads(readable.read_text(encoding="utf-8"))["sha256"])
     return tables, facts, recorded
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves its old content or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def as_int64(table: Table, name: str) -> np.ndarray:
@@ -295,16 +281,3 @@ def _number_nodes(path_VD: np.ndarray, max_branching: int) -> tuple[np.ndarray, 
         first, second = order[clash[0]], order[clash[0] + 1]
         raise ValueError(f"Tokens {first} and {second} share the path {path_VD[first].tolist()}; each needs its own.")
     return np.stack([*ancestors, np.arange(vocab_size)], axis=1), np.concatenate([path_VD[:, -1], *slots])
-
-
-def _most_frequent_below(ancestor_VD: np.ndarray, num_nodes: int, token_counts: np.ndarray | None) -> np.ndarray:
-    """Return each node's most frequent token (N,), the lowest id among equals; without counts all are equal."""
-    vocab_size = len(ancestor_VD)
-    counts_V = np.zeros(vocab_size) if token_counts is None else np.asarray(token_counts)
-    if counts_V.shape != (vocab_size,):
-        raise ValueError(f"token_counts must have shape ({vocab_size},), got {counts_V.shape}.")
-    rarest_first = np.lexsort((-np.arange(vocab_size), counts_V))
-    token_N = np.arange(num_nodes)
-    for level in range(ancestor_VD.shape[1] - 1):
-        token_N[ancestor_VD[rarest_first, level]] = rarest_first  # the last write wins
-    return token_N

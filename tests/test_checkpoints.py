@@ -1,17 +1,19 @@
 """What is saved loads elsewhere, unchanged or not at all."""
 
+import itertools
 import json
 import shutil
 
 import pytest
 import torch
-from helpers.models import tiny_model
+from helpers.models import IDS, TREES, tiny_model
 from helpers.processes import run_python
 from helpers.vocabularies import numbered_words
 from safetensors.torch import load_file, save_file
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffModel, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS
 from modeling_treediff.hub import save_checkpoint
 
 LOAD_ELSEWHERE = """
@@ -84,8 +86,24 @@ def test_weights_of_other_sizes_are_refused(checkpoint):
     file = checkpoint / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"hidden_size": 64}))
-    with pytest.raises(ValueError, match="other sizes than its config.json names"):
+    with pytest.raises(ValueError, match="not those of its config.json, .*mismatched: "):
         TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+
+
+def test_a_head_of_another_kind_starts_at_random_when_asked_for(model, checkpoint):
+    with pytest.raises(ValueError, match="missing: head"):
+        TreeDiffForDiffusionLM.from_pretrained(checkpoint, head="leaf")
+    other = TreeDiffForDiffusionLM.from_pretrained(checkpoint, head="leaf", ignore_mismatched_sizes=True)
+    assert torch.equal(other.model.embed_nodes.weight, model.model.embed_nodes.weight)
+    body = TreeDiffModel.from_pretrained(checkpoint)  # whose head is of no use
+    assert torch.equal(body.embed_nodes.weight, model.model.embed_nodes.weight)
+
+
+def test_a_model_without_its_tree_is_refused_also_when_asked_for(checkpoint):
+    tensors = {name: one for name, one in load_file(checkpoint / "model.safetensors").items() if "table_" not in name}
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="missing: model.table_ancestors"):
+        TreeDiffForDiffusionLM.from_pretrained(checkpoint, ignore_mismatched_sizes=True)
 
 
 def test_a_variant_is_saved_beside_the_other_weights(model, checkpoint):
@@ -98,7 +116,7 @@ def test_a_variant_is_saved_beside_the_other_weights(model, checkpoint):
 
 @pytest.mark.parametrize("options", [{"push_to_hub": True}, {"tokenizer": None}])
 def test_saving_says_where_else_to_push_and_to_save_a_tokenizer(model, tmp_path, options):
-    with pytest.raises(ValueError, match=r"model.push_to_hub\(repo_id\).*tokenizer.save_pretrained\(folder\).*hub"):
+    with pytest.raises(ValueError, match="use push_to_hub, tokenizer.save_pretrained, or modeling_treediff.hub"):
         model.save_pretrained(tmp_path / "model", **options)
     assert not (tmp_path / "model").exists()
 
@@ -208,3 +226,27 @@ def test_a_model_trains_on_tiny_sizes_after_loading(checkpoint):
     optimizer.step()
     assert model.tree.sha256 == before
     assert not all(torch.equal(*pair) for pair in zip(model.head.parameters(), heads, strict=True))
+
+
+@pytest.mark.parametrize("num_timesteps", [None, 6])
+@pytest.mark.parametrize("time_warp", TIME_WARPS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("tree", TREES, ids=IDS)
+def test_every_combination_of_fields_saves_loads_and_generates(tree, schedule, time_warp, num_timesteps, tmp_path):
+    """Or is refused before it is made, where a position could fall by several levels in a discrete step."""
+    process = {"schedule": schedule, "time_warp": time_warp, "num_timesteps": num_timesteps}
+    if num_timesteps and tree.tree_depth > 1 and (schedule, time_warp) != ("sequential", "linear"):
+        with pytest.raises(ValueError, match="could fall by several levels"):
+            tiny_model(tree, **process)
+        return
+    nodes = torch.tensor([[3, tree.root_id, 7, tree.root_id]])
+    for head, embedding in itertools.product(HEADS, NODE_EMBEDDINGS):
+        model = tiny_model(tree, head=head, node_embedding=embedding, **process)
+        model.save_pretrained(tmp_path / head / embedding)
+        again = TreeDiffForDiffusionLM.from_pretrained(tmp_path / head / embedding)
+        results = []
+        for one in (model, again):
+            draws = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+            text = one.generate(nodes, num_steps=6, generator=draws[0])
+            results.append((text, torch.tensor(one.nelbo(text, num_samples=6, generator=draws[1]).value)))
+        torch.testing.assert_close(*results, rtol=0, atol=0)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch._dynamo.testing
-from helpers.models import SEQUENTIAL, generate, generate_recorded, tiny_model
+from helpers.models import SEQUENTIAL, TREES, generate, generate_recorded, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextDiffusionStreamer, TextStreamer
 
@@ -358,3 +358,23 @@ def test_every_setting_survives_saving(tmp_path):
     again = TreeDiffGenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(again, name) for name in settings} == settings
     assert set(settings) == {name for name in vars(config) if not name.startswith("_")} - {"transformers_version"}
+
+
+@pytest.mark.parametrize("name", ["use_cache", "num_beams", "length_penalty"])
+def test_what_transformers_sets_on_it_does_not_reach_the_file(tmp_path, name):
+    """Trainers set such fields on any model; a file that held one could not be read."""
+    model = tiny_model(TREES[1])
+    model.generation_config.num_steps = 7
+    setattr(model.generation_config, name, 2)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).generation_config
+    assert again.num_steps == 7 and not hasattr(again, name)
+    assert model.generate(max_new_tokens=2).shape == (1, 2)
+
+
+def test_an_attribute_that_nobody_knows_is_refused_before_anything_is_written(tmp_path):
+    model = tiny_model(TREES[1])
+    model.generation_config.num_stepz = 7
+    with pytest.raises(ValueError, match="Unknown generation option num_stepz: it cannot be saved"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "model.safetensors").exists()

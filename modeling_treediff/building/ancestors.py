@@ -36,7 +36,7 @@ def tree_from_ancestors(
             f"Node {ancestor_VD[token, level]} at depth {level} has {fan_out} children, at most {max_branching} are "
             "allowed."
         )
-    return VocabularyTree.from_paths(path_VD, max_branching or fan_out, metadata=metadata)
+    return VocabularyTree.from_paths(path_VD, max_branching or fan_out, metadata)
 
 
 def _paths_from_ancestors(ancestor_VD: np.ndarray) -> np.ndarray:

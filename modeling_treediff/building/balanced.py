@@ -10,6 +10,8 @@ import numpy as np
 
 from modeling_treediff.vocabulary_tree import Table, VocabularyTree, as_int64
 
+from .representatives import with_representatives
+
 
 def random_tree(
     vocab_size: int, branching: int, depth: int, seed: int = 0, metadata: dict[str, Any] | None = None
@@ -39,7 +41,7 @@ def tree_from_order(order: Table, branching: int, depth: int, metadata: dict[str
         raise ValueError(f"order must hold every token id from 0 to {len(order_V) - 1} once.")
     check_feasible(len(order_V), branching, depth)
     paths = _even_paths(order_V, branching, depth)
-    return VocabularyTree.from_paths(paths, branching, -np.argsort(order_V), metadata)
+    return with_representatives(VocabularyTree.from_paths(paths, branching, metadata), -np.argsort(order_V))
 
 
 def check_feasible(vocab_size: int, branching: int, depth: int) -> None:

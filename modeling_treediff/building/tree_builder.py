@@ -19,6 +19,7 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise_weights
 from .class_bigrams import ROUNDS, Neighbours, cluster_by_neighbours, neighbour_classes
 from .embedding_matrix import checked_embeddings
+from .representatives import with_representatives
 
 METHODS = ("balanced-kmeans", "class-bigrams")
 BAR = "{desc}: {percentage:3.0f}% {bar} {elapsed}<{remaining}"
@@ -78,7 +79,7 @@ def build_tree(
     )
     path_VD = _grow(splitter, count_V, branching, depth, progress)
     facts = (metadata or {}) | {"method": method, "seed": seed}
-    return VocabularyTree.from_paths(path_VD, branching, count_V, facts)
+    return with_representatives(VocabularyTree.from_paths(path_VD, branching, facts), count_V)
 
 
 @dataclass

@@ -31,6 +31,7 @@ from modeling_treediff.building.balanced import (
 )
 from modeling_treediff.building.extension import extend_tree
 from modeling_treediff.files.atomic_files import update_folder
+from modeling_treediff.files.sources import public_name
 from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_size, write_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
@@ -167,16 +168,11 @@ def describe(job: Job) -> dict[str, Any]:
     """Return the tree's provenance; names only, so that it does not depend on where the files lie."""
     texts = [] if job.method in ("random", "flat") else job.similarity.text or []
     facts = {
-        "tokenizer": name_of(job.vocabulary.tokenizer or str(job.new.output)),
-        "source": " + ".join(name_of(source) for source in (job.similarity.embeddings, *texts) if source),
+        "tokenizer": public_name(job.vocabulary.tokenizer or str(job.new.output)),
+        "source": " + ".join(public_name(source) for source in (job.similarity.embeddings, *texts) if source),
         "license": job.new.license,
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def name_of(source: str) -> str:
-    """Return the name of a local file or folder, or a Hub id as it is."""
-    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def save(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.evaluation import LikelihoodResult, WindowProtocol, evaluate_texts
 from modeling_treediff.files.records import write_record
+from modeling_treediff.files.sources import public_name
 from modeling_treediff.hub import weights_sha256, write_card
 from modeling_treediff.hub.records import EVALUATION_RECORD
 
@@ -59,12 +60,12 @@ def describe(
 ) -> dict[str, Any]:
     """Return what was measured, of what, as facts of a record."""
     return {
-        "model": measured.model,
+        "model": public_name(measured.model),
         "tree_sha256": model.config.tree_sha256,
         "weights_sha256": weights_sha256(model_folder(measured.model)),
-        "tokenizer": measured.tokenizer or measured.model,
+        "tokenizer": public_name(measured.tokenizer or measured.model),
         "texts": [
-            {"text": source, "source": dataset.corpus(source).facts()} | result.to_dict()
+            {"text": public_name(source), "source": dataset.corpus(source).facts()} | result.to_dict()
             for source, result in results.items()
         ],
     }

@@ -12,6 +12,7 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import write_record
 from modeling_treediff.files.sample import FLAT, TRAINING_TEXT, VALIDATION_TEXT, find_tree, sample_folder
+from modeling_treediff.files.sources import public_name
 from modeling_treediff.hub import weights_sha256, write_card
 from modeling_treediff.text import Corpus, unigram_entropy
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
@@ -128,8 +129,7 @@ def provenance(
     """Return the weights' origin and their license."""
     base = None
     if source is not None:
-        on_hub = not Path(source).exists()
-        base = {"name": source if on_hub else Path(source).resolve().name, "on_hub": on_hub}
+        base = {"name": public_name(source), "on_hub": not Path(source).exists()}
     return {
         "license": license,
         "base_model": base,

@@ -2,20 +2,22 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SUFFIX = ".partial"
+STALE_SECONDS = 24 * 3600  # a temporary folder this old is what a kill has left
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary file beside `path`, then rename that file to `path`."""
-    temporary = path.with_name(f".{path.name}.partial")  # a fixed name: the next attempt overwrites what a kill left
-    try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Call `write` with a temporary file on the same disk, then rename that file to `path`."""
+    with _temporary_folder(path.parent) as folder:
+        write(folder / path.name)
+        _flush_to_disk(folder / path.name)
+        os.replace(folder / path.name, path)
 
 
 def commit_folder(temporary: Path, path: Path) -> None:
@@ -32,10 +34,8 @@ def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[P
     All slow work happens in the temporary folder; what remains is one rename per file, those for which
     `written_last(file name)` holds at the end. Files of `path` with other names stay.
     """
-    temporary = path / ".partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    path.mkdir(parents=True, exist_ok=True)
+    with _temporary_folder(path) as temporary:
         yield temporary
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
         for file in files:
@@ -44,8 +44,16 @@ def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[P
             target = path / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Give a folder of this user alone, of a name that nobody can know before; remove it at the end."""
+    for left in parent.glob(f".*{SUFFIX}"):
+        if left.is_dir() and not left.is_symlink() and time.time() - left.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=parent, prefix=".", suffix=SUFFIX, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _flush_to_disk(file: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from modeling_treediff import __version__
+
 from .json_files import write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers")
@@ -25,21 +27,30 @@ def write_record(path: Path, facts: Mapping[str, Any], seed: int) -> None:
         "seed": seed,
         "commit": current_commit(),
         "device": _device(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+        "versions": {"python": platform.python_version(), "modeling_treediff": __version__}
+        | {name: version(name) for name in RECORDED_PACKAGES},
     }
     write_json(path, {**made_by, **facts})
 
 
 def command_line() -> str:
-    """Return the command that runs, as typed: modules and installed commands by name, scripts by path."""
+    """Return the command that runs, as typed, without the folders of paths that lead out of the current one."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     if module is not None:
         program = ["python", "-m", module.name.removesuffix(".__main__")]
     elif Path(sys.argv[0]).is_absolute():
         program = [Path(sys.argv[0]).name]
     else:
-        program = ["python", sys.argv[0]]
-    return shlex.join([*program, *sys.argv[1:]])
+        program = ["python", _inside(sys.argv[0])]
+    return shlex.join([*program, *map(_inside, sys.argv[1:])])
+
+
+def _inside(word: str) -> str:
+    """Return a word of a command line; of a path that is absolute, in a home or above this folder, the last part."""
+    flag, separator, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+    path = Path(value)
+    leads_out = path.is_absolute() or value.startswith("~") or ".." in path.parts
+    return f"{flag}{separator}{path.name if leads_out else value}"
 
 
 def _device() -> str:
@@ -51,7 +62,12 @@ def _device() -> str:
 
 
 def current_commit() -> str | None:
-    """Return the commit of the checkout that runs, marked where it has uncommitted changes; None outside of git."""
+    """Return the commit of the package's own checkout, marked where it has uncommitted changes.
+
+    None where the package is installed from a wheel: the repository around that is the user's, and perhaps private.
+    """
+    if not (Path(__file__).parents[2] / ".git").exists():
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

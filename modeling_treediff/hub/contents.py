@@ -13,15 +13,15 @@ from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
 from .card import CARD_NAME, renewed_card
-from .records import RECORD_NAMES
+from .records import RECORD_NAMES, weights_files
 from .retired_code import retired_code
 from .upload import TOKENIZER_FILES, Files
 
 CODE_NAME = "modeling_treediff.py"
-# What may go, beside the code: a closed list, so that nothing that merely lies there does.
+# What may go, beside code and weights: a closed list, so that nothing that merely lies there does.
 NAMES = (
     *(CONFIG_NAME, "generation_config.json", CARD_NAME, "LICENSE", "LICENSE.tokenizer"),
-    *("model*.safetensors", "model*.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
+    *("adapter_config.json", "adapter_model.safetensors"),
     *(TREE_WEIGHTS_NAME, TREE_CONFIG_NAME, *TOKENIZER_FILES, "additional_chat_templates/*.jinja"),
     *(*RECORD_NAMES, REPORT_NAME, "metrics.jsonl", "curves.png"),  # a push does not need what training needs
 )
@@ -50,7 +50,15 @@ def contents(folder: Path) -> Files:
 
 
 def _listed(folder: Path) -> dict[str, Path]:
-    files = {file for pattern in NAMES for file in folder.glob(pattern) if file.is_file()}
+    files = {file for pattern in NAMES for file in folder.glob(pattern)} | {
+        folder / name for name in weights_files(folder)
+    }
+    for file in files:
+        if file.is_symlink():
+            raise ValueError(
+                f"{file} is a link: what it points to may be no part of the model. Put the file there itself."
+            )
+    files = {file for file in files if file.is_file()}
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 

@@ -1,5 +1,6 @@
 """Pushing a model or a tree to the Hub, in one commit."""
 
+import hashlib
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,6 +9,7 @@ from typing import Unpack
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -67,7 +69,7 @@ def push_tree(tree: VocabularyTree, repo_id: str, **options: Unpack[PushOptions]
 
 
 def preview_push(folder: str | os.PathLike[str], repo_id: str, subfolder: str = "") -> str:
-    """Return a text that lists what `push` would send of a folder, and shows the beginning of the card.
+    """Return a text that lists what `push` would send of a folder with its hashes, and the beginning of the card.
 
     Nothing is sent or asked.
 
@@ -77,20 +79,23 @@ def preview_push(folder: str | os.PathLike[str], repo_id: str, subfolder: str = 
 
     """
     files = contents(Path(folder))
-    sizes = {
-        path_in_repository(name, subfolder): len(file) if isinstance(file, bytes) else file.stat().st_size
-        for name, file in files.items()
-    }
-    width = max(map(len, sizes))
+    facts = {path_in_repository(name, subfolder): _size_and_sha256(file) for name, file in files.items()}
+    width = max(map(len, facts))
     lines = [f"Would go to {repo_id}:"]
-    lines += [f"  {place:<{width}}  {size:>14,} bytes" for place, size in sorted(sizes.items())]
-    lines += [f"  {f'{len(sizes)} files':<{width}}  {sum(sizes.values()):>14,} bytes"]
+    lines += [f"  {place:<{width}}  {size:>14,} bytes  sha256 {sha}" for place, (size, sha) in sorted(facts.items())]
+    lines += [f"  {f'{len(facts)} files':<{width}}  {sum(size for size, _ in facts.values()):>14,} bytes"]
     if card := files.get(CARD_NAME):
         text = card if isinstance(card, bytes) else card.read_bytes()
         card_lines = text.decode("utf-8", errors="replace").splitlines()
         lines += ["", f"The card, {min(CARD_LINES, len(card_lines))} of {len(card_lines)} lines:", ""]
         lines += card_lines[:CARD_LINES]
     return "\n".join(lines)
+
+
+def _size_and_sha256(file: Path | bytes) -> tuple[int, str]:
+    if isinstance(file, bytes):
+        return len(file), hashlib.sha256(file).hexdigest()
+    return file.stat().st_size, file_sha256(file)
 
 
 def _all_in(folder: Path) -> dict[str, Path]:

@@ -152,7 +152,7 @@ def test_a_failed_save_keeps_the_old_tree(small, tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("modeling_treediff.vocabulary_tree._replace_file", no_space)
+    monkeypatch.setattr("modeling_treediff.vocabulary_tree.save", no_space)
     assert "No space left" in build(*given, "--depth", 3)
     assert VocabularyTree.from_pretrained(tmp_path).sha256 == before
-    assert not (tmp_path / ".partial").exists()
+    assert not list(tmp_path.glob(".*"))

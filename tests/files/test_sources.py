@@ -3,7 +3,7 @@
 import pytest
 
 from modeling_treediff.files.sample import find_tree
-from modeling_treediff.files.sources import check_source
+from modeling_treediff.files.sources import check_source, public_name
 
 
 def test_folders_and_repositories_stay_as_they_are(tmp_path):
@@ -19,3 +19,13 @@ def test_a_path_without_a_folder_is_named(name):
         check_source(name, "model")
     with pytest.raises(OSError, match=f"There is no folder {name}: name the folder of a tree"):
         find_tree(name)
+
+
+def test_of_a_local_file_the_last_part_alone_is_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in (str(tmp_path / "mine"), "mine", "./mine", "mine/"):
+        assert public_name(name) == "mine"
+    for name in ("/home/alice/secret/corpus.txt", "~/secret/corpus.txt", "../secret/corpus.txt"):  # gone since
+        assert public_name(name) == "corpus.txt"
+    assert public_name("someone/a-model") == "someone/a-model"

@@ -1,11 +1,15 @@
 """What of a folder goes to the Hub. What stays, and what a command says of it, is in tests/cli/test_push.py."""
 
+import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 from helpers.models import tiny_model
+from helpers.pushes import REPO
 
-from modeling_treediff.hub import preview_push, save_checkpoint, weights_sha256
+from modeling_treediff.hub import preview_push, push, save_checkpoint, weights_sha256
 from modeling_treediff.hub.card import MARK
 from modeling_treediff.hub.contents import contents
 
@@ -44,6 +48,35 @@ def test_a_card_that_somebody_wrote_or_that_cannot_be_rendered_goes_as_it_is(che
         (checkpoint / "result.json").write_text(json.dumps(facts))
     assert contents(checkpoint)["README.md"] == checkpoint / "README.md"
     assert "README.md" in preview_push(checkpoint, "someone/a-model")
+
+
+def test_nothing_that_goes_says_where_on_this_machine_it_was_made(hub, measured):
+    """Trained and evaluated by absolute paths; the preview shows the hash of every file that then goes."""
+    shown = preview_push(measured, REPO)
+    push(measured, REPO)
+    files = hub.repositories[REPO].files()
+    assert {"README.md", "result.json", "evaluation.json", "metrics.jsonl"} <= files.keys()
+    for name, content in files.items():
+        for folder in (measured.parent, measured.parents[1], Path.home()):
+            assert os.fsencode(f"{folder}/") not in content and os.fsencode(f'{folder}"') not in content, name
+        if name != ".gitattributes":
+            assert f"sha256 {hashlib.sha256(content).hexdigest()}" in shown
+
+
+@pytest.mark.parametrize("name", ["curves.png", "README.md", "model.safetensors", "tokenizer.json"])
+def test_a_link_is_refused(checkpoint, tmp_path, name):
+    """What it points to may be a key."""
+    (tmp_path / "key").write_bytes((checkpoint / name).read_bytes() if (checkpoint / name).exists() else b"key")
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to(tmp_path / "key")
+    with pytest.raises(ValueError, match=f"{name} is a link: .* Put the file there itself"):
+        contents(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["model_backup_private", "model-private", "modelling", "model.secret", "model-1-of-2"])
+def test_weights_of_other_names_stay(checkpoint, name):
+    (checkpoint / f"{name}.safetensors").write_bytes(b"secret")
+    assert f"{name}.safetensors" not in contents(checkpoint)
 
 
 def test_only_what_is_on_the_list_goes(checkpoint):

@@ -211,11 +211,36 @@ def without_weights(files):
     return {name: content for name, content in files.items() if not name.startswith("model") or name.endswith(".py")}
 
 
-def without_tree(files, folder):
+def with_tensors(files, folder, change):
+    """Weights in one file, of which `change` makes others."""
     tensors = {}
-    for shard in folder.glob("model-*.safetensors"):
-        tensors |= {name: tensor for name, tensor in load_file(shard).items() if "table_" not in name}
-    return without_weights(files) | {"model.safetensors": save(tensors, metadata={"format": "pt"})}
+    for shard in sorted(folder.glob("model-*.safetensors")):
+        tensors |= load_file(shard)
+    return without_weights(files) | {"model.safetensors": save(change(tensors), metadata={"format": "pt"})}
+
+
+def without_tree(tensors):
+    return {name: tensor for name, tensor in tensors.items() if "table_" not in name}
+
+
+def without(tensors, word):
+    return {name: tensor for name, tensor in tensors.items() if word not in name}
+
+
+def with_nan(tensors, name="model.embed_nodes.weight"):
+    tensors[name][3] = float("nan")
+    return tensors
+
+
+def with_index(files, **changes):
+    index = json.loads(files["model.safetensors.index.json"])
+    return files | {"model.safetensors.index.json": json.dumps(index | changes).encode()}
+
+
+def with_a_pickle_in_the_index(files, folder, tmp_path):
+    torch.save({"weight": Executed(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
+    mapped = dict.fromkeys(json.loads(files["model.safetensors.index.json"])["weight_map"], "pytorch_model.bin")
+    return with_index(files, weight_map=mapped) | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
 
 
 def with_another_tree(files, tmp_path):
@@ -232,10 +257,57 @@ def with_a_pickle(files, folder, tmp_path):
     return without_weights(files) | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
 
 
+def without_field(config, name):
+    return json.dumps({key: value for key, value in json.loads(config).items() if key != name}).encode()
+
+
+TABLE = "model.table_depth"
 WRONG = {
     "no tree": (
-        lambda files, folder, _: without_tree(files, folder),
-        "hold no vocabulary tree, .*: restore the original files",
+        lambda files, folder, _: with_tensors(files, folder, without_tree),
+        "not those of its config.json, missing: model.table_ancestors, .* Restore the original files",
+    ),
+    "no tensor of a name": (
+        lambda files, folder, _: with_tensors(files, folder, lambda tensors: without(tensors, "layers.1.mlp.up_proj")),
+        "not those of its config.json, missing: .*layers.1.mlp.up_proj.weight. Restore the original files",
+    ),
+    "none of the network's tensors": (
+        lambda files, folder, _: with_tensors(files, folder, lambda tensors: without(tensors, "backbone")),
+        "not those of its config.json, missing: .*, or start what misses at random with ignore_mismatched_sizes=True",
+    ),
+    "a tensor of no use": (
+        lambda files, folder, _: with_tensors(files, folder, lambda tensors: tensors | {"model.more": torch.ones(2)}),
+        "not those of its config.json, unexpected: (model.)?more. Restore",
+    ),
+    "NaN in the weights": (
+        lambda files, folder, _: with_tensors(files, folder, with_nan),
+        "not those of its config.json, infinite or NaN: (model.)?embed_nodes.weight. Restore",
+    ),
+    "a table of the tree in other numbers": (
+        lambda files, folder, _: with_tensors(
+            files, folder, lambda tensors: tensors | {TABLE: tensors[TABLE].to(torch.int32)}
+        ),
+        "The tree's tables must all be int64",
+    ),
+    "a config without the number of layers": (
+        lambda files, *_: files | {"config.json": without_field(files["config.json"], "num_hidden_layers")},
+        "not those of its config.json, missing: .*layers.10",
+    ),
+    "an index that names a pickle": (
+        with_a_pickle_in_the_index,
+        "names pytorch_model.bin: only safetensors are",
+    ),
+    "an index without a map": (
+        lambda files, *_: with_index(files, weight_map=None),
+        "is damaged: it has no weight_map",
+    ),
+    "an index with a list": (
+        lambda files, *_: with_index(files, weight_map=["model"]),
+        "is damaged: it has no weight_",
+    ),
+    "an index that is no JSON": (
+        lambda files, *_: files | {"model.safetensors.index.json": b"{"},
+        "is damaged: it has no weight_map. Restore the original file",
     ),
     "another tree beside the weights": (
         lambda files, _, tmp_path: with_another_tree(files, tmp_path),
@@ -243,7 +315,7 @@ WRONG = {
     ),
     "a vocabulary of another size": (
         lambda files, *_: with_config(files, vocab_size=90, num_tree_nodes=121),
-        "other sizes than its config.json names. Restore the original files",
+        "not those of its config.json, .*mismatched: .* Restore the original files",
     ),
     "a truncated shard": (
         lambda files, *_: files | {first_shard(files): files[first_shard(files)][:-100]},
@@ -346,5 +418,5 @@ def test_a_tree_of_a_newer_format_asks_for_an_upgrade(tree, tmp_path, monkeypatc
     monkeypatch.setattr("modeling_treediff.vocabulary_tree.FORMAT_VERSION", 2)
     tree.save_pretrained(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has a newer format than 1: upgrade"):
+    with pytest.raises(OSError, match="has a newer format than 1: upgrade"):
         VocabularyTree.from_pretrained(tmp_path)

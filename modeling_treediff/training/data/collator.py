@@ -13,7 +13,7 @@ from modeling_treediff.diffusion_process import corrupt
 from modeling_treediff.noise_schedules import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
-from .options import SAMPLING_EPS
+from .options import TRAINING_SAMPLING_EPS
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
 FORWARDED = ("attention_mask", "segment_ids", "place")
@@ -32,7 +32,7 @@ class DiffusionCollator:
         tree: VocabularyTree,
         schedule: LevelSchedule,
         seed: int = 0,
-        sampling_eps: float = SAMPLING_EPS,
+        sampling_eps: float = TRAINING_SAMPLING_EPS,
     ) -> None:
         """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SAMPLING_EPS = 0.1  # share of a level's duration that a training time has crossed at least
+TRAINING_SAMPLING_EPS = 0.1  # share of a level's duration that a training time has crossed at least
 
 
 @dataclass(frozen=True)

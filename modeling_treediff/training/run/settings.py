@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modeling_treediff.training.data.options import SAMPLING_EPS
+from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
 
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -53,7 +53,7 @@ class TrainingConfig:
     )
     weight_decay: float = field(default=0.1, metadata={"help": "weight decay of AdamW, on matrices only"})
     sampling_eps: float = field(
-        default=SAMPLING_EPS,
+        default=TRAINING_SAMPLING_EPS,
         metadata={
             "help": "share of a level's duration that a training time has crossed at least: keeps rare huge weights "
             "out of the gradient; the smaller, the closer the training loss to the bound"

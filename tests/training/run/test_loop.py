@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_run import LENGTH, equal, logged, losses, ragged_windows, tiny_network, tiny_run, tiny_tree
+from helpers.tiny_run import (
+    LENGTH,
+    VOCABULARY,
+    equal,
+    logged,
+    losses,
+    ragged_windows,
+    tiny_network,
+    tiny_run,
+    tiny_tree,
+)
 from torch.utils.data import IterableDataset
 
+from modeling_treediff import VocabularyTree
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
 
@@ -85,6 +96,17 @@ def test_training_learns_what_is_there_to_learn(tmp_path):
     *_, result = tiny_run(tmp_path, windows=repeated, max_steps=300, learning_rate=1e-2, save_every=0, weight_decay=0.0)
     measured = losses(tmp_path)
     assert measured[0] > 3.5 and np.mean(measured[-50:]) < 1.2 and result.validation.value < 1.2
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "binomial", "poisson"])
+def test_a_d3pm_trains_and_resumes(tmp_path, schedule):
+    """Discrete time on the flat tree, by every schedule."""
+    fields, tree = {"schedule": schedule, "num_timesteps": 16}, VocabularyTree.flat(VOCABULARY)
+    tiny_run(tmp_path, tree=tree, model_fields=fields, max_steps=2)
+    state, measured, _ = tiny_run(tmp_path, resume=True, tree=tree, model_fields=fields, max_steps=4)
+    assert len(measured) == 4
+    whole, expected, _ = tiny_run(tmp_path / "whole", tree=tree, model_fields=fields, max_steps=4)
+    assert measured == expected and equal(state, whole)
 
 
 def test_the_model_has_its_textbook_forwards_again_after_training(tmp_path):
