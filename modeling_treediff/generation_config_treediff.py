@@ -158,9 +158,11 @@ class TreeDiffGenerationConfig(GenerationConfig):
         dtype: torch.dtype = getattr(torch, self.sampling_dtype)
         return torch.float32 if device.type == "mps" else dtype
 
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return all of ours: the base class would drop values that equal *its* defaults, and keep further fields."""
-        return {name: value for name, value in self.to_dict().items() if name in self.__annotations__}
+    def to_dict(self) -> dict[str, Any]:
+        """Return our settings alone: transformers sets fields of its own, which mean nothing here."""
+        return {name: value for name, value in super().to_dict().items() if name in self.__annotations__}
+
+    to_diff_dict = to_dict  # the parent's drops values that equal *its* defaults, which are not ours
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":

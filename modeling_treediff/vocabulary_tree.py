@@ -158,8 +158,6 @@ class VocabularyTree:
 
     def validate(self) -> "VocabularyTree":
         """Check that the tables describe one tree and agree with each other, else raise ValueError; return self."""
-        if {getattr(self, name).dtype for name in self.TABLES} != {torch.int64}:
-            raise ValueError("The tree's tables must all be int64.")
         if self.ancestors.min() < 0 or self.ancestors.max() >= self.num_nodes:
             raise ValueError(f"The tree's table `ancestors` names nodes outside its ids 0..{self.num_nodes - 1}.")
         shown = self.representative

@@ -90,6 +90,14 @@ def test_weights_of_other_sizes_are_refused(checkpoint):
         TreeDiffForDiffusionLM.from_pretrained(checkpoint)
 
 
+def test_tables_of_another_integer_type_are_the_same_tree(model, checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    small = {name: one.to(torch.int32) if "table_" in name else one for name, one in tensors.items()}
+    save_file(small, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    again = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+    assert {buffer.dtype for buffer in again.buffers()} == {torch.int64} and again.tree.sha256 == model.tree.sha256
+
+
 def test_a_head_of_another_kind_starts_at_random_when_asked_for(model, checkpoint):
     with pytest.raises(ValueError, match="missing: head"):
         TreeDiffForDiffusionLM.from_pretrained(checkpoint, head="leaf")
@@ -235,7 +243,9 @@ def test_a_model_trains_on_tiny_sizes_after_loading(checkpoint):
 def test_every_combination_of_fields_saves_loads_and_generates(tree, schedule, time_warp, num_timesteps, tmp_path):
     """Or is refused before it is made, where a position could fall by several levels in a discrete step."""
     process = {"schedule": schedule, "time_warp": time_warp, "num_timesteps": num_timesteps}
-    if num_timesteps and tree.tree_depth > 1 and (schedule, time_warp) != ("sequential", "linear"):
+    if num_timesteps and (
+        (schedule != "sequential" and tree.tree_depth > 1) or (time_warp == "cosine" and tree.tree_depth > 2)
+    ):
         with pytest.raises(ValueError, match="could fall by several levels"):
             tiny_model(tree, **process)
         return

@@ -45,6 +45,7 @@ def test_infeasible_tree_names_a_fan_out_that_fits():
 
 
 def test_the_representative_is_the_lowest_token_below(tree):
+    tree = VocabularyTree.from_paths(tree.paths, tree.max_branching)
     for node in range(tree.num_nodes):
         assert tree.representative[node] == (tree.ancestors == node).any(dim=1).nonzero().min()
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,8 +50,9 @@ def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[P
 def _temporary_folder(parent: Path) -> Iterator[Path]:
     """Give a folder of this user alone, of a name that nobody can know before; remove it at the end."""
     for left in parent.glob(f".*{SUFFIX}"):
-        if left.is_dir() and not left.is_symlink() and time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has removed its own
+            if left.is_dir() and not left.is_symlink() and time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(dir=parent, prefix=".", suffix=SUFFIX, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

@@ -149,7 +149,7 @@ def test_a_failed_save_keeps_the_old_tree(small, tmp_path, monkeypatch):
     assert build(*given) is None
     before = VocabularyTree.from_pretrained(tmp_path).sha256
 
-    def no_space(*_):
+    def no_space(*_, **__):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("modeling_treediff.vocabulary_tree.save", no_space)

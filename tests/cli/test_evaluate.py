@@ -51,7 +51,7 @@ def test_a_row_per_text_the_protocol_and_json(checkpoint, texts, tokenizer, tmp_
         and "modeling_treediff.cli.main evaluate" in record["command"]
         and record["versions"]["torch"]
     )
-    assert [row["text"] for row in record["texts"]] == [str(text) for text in texts]
+    assert [row["text"] for row in record["texts"]] == [text.name for text in texts]
     model = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
     documents = read_documents(texts[0])
     protocol = WindowProtocol(16, 8)

@@ -261,11 +261,11 @@ def without_field(config, name):
     return json.dumps({key: value for key, value in json.loads(config).items() if key != name}).encode()
 
 
-TABLE = "model.table_depth"
+TABLE = "model.table_ancestors"
 WRONG = {
     "no tree": (
         lambda files, folder, _: with_tensors(files, folder, without_tree),
-        "not those of its config.json, missing: model.table_ancestors, .* Restore the original files",
+        "not those of its config.json, missing: (model.)?table_ancestors, .* Restore the original files",
     ),
     "no tensor of a name": (
         lambda files, folder, _: with_tensors(files, folder, lambda tensors: without(tensors, "layers.1.mlp.up_proj")),
@@ -283,11 +283,11 @@ WRONG = {
         lambda files, folder, _: with_tensors(files, folder, with_nan),
         "not those of its config.json, infinite or NaN: (model.)?embed_nodes.weight. Restore",
     ),
-    "a table of the tree in other numbers": (
+    "a table of the tree in too small numbers": (
         lambda files, folder, _: with_tensors(
-            files, folder, lambda tensors: tensors | {TABLE: tensors[TABLE].to(torch.int32)}
+            files, folder, lambda tensors: tensors | {TABLE: tensors[TABLE].to(torch.int8)}
         ),
-        "The tree's tables must all be int64",
+        "The tree's table `ancestors` names nodes outside",
     ),
     "a config without the number of layers": (
         lambda files, *_: files | {"config.json": without_field(files["config.json"], "num_hidden_layers")},
