@@ -368,7 +368,7 @@ def test_a_wrong_repository_is_refused_in_a_sentence_that_says_what_to_do(hub, f
     assert not [request for request in hub.requests if "pytorch_model.bin" in request.path]
 
 
-def test_an_adapter_that_is_missing_is_not_taken_for_the_weights(monkeypatch):
+def test_an_adapter_that_is_missing_is_not_taken_for_the_weights(monkeypatch, folder):
     """Errors about files of others keep their own words."""
     for words in ("someone/a-model has no file named adapter_model.safetensors", "no my-model.safetensors, no x"):
 
@@ -377,7 +377,7 @@ def test_an_adapter_that_is_missing_is_not_taken_for_the_weights(monkeypatch):
 
         monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", fail)
         with pytest.raises(OSError, match=f"^{words}$"):
-            TreeDiffForDiffusionLM.from_pretrained(REPO)
+            TreeDiffForDiffusionLM.from_pretrained(folder)
 
 
 def test_remote_code_refuses_the_same_repositories(folder, files, tmp_path):
