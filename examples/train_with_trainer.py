@@ -38,6 +38,9 @@ class ScriptArguments:
     tree: str = field(
         default=str(sample_folder()), metadata={"help": "of a new model: folder of its tree and tokenizer"}
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run the code that a tokenizer's repository may bring along; models need none"}
+    )
     layers: int = field(default=6, metadata={"help": "of a new model"})
     hidden_size: int = field(default=168, metadata={"help": "of a new model"})
     heads: int = field(default=6, metadata={"help": "of a new model: attention heads"})
@@ -67,7 +70,7 @@ def main() -> None:
     parser = HfArgumentParser((ScriptArguments, TrainingArguments))  # type: ignore[arg-type]  # too narrow there
     script, arguments = parser.parse_args_into_dataclasses()
     set_seed(arguments.seed)  # of a new model's weights
-    tokenizer = AutoTokenizer.from_pretrained(script.model or script.tree, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(script.model or script.tree, trust_remote_code=script.trust_remote_code)
     model = load_model(script, tokenizer)
     make_lean(model)  # backward keeps less; what is saved is the plain model
     length = model.config.max_position_embeddings

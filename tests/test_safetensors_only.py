@@ -44,6 +44,18 @@ def test_no_code_reads_or_writes_pickles():
     assert len(found) > 80 and not any(found.values()), {file: names for file, names in found.items() if names}
 
 
+def test_no_code_trusts_the_code_of_others_unasked():
+    asked = [
+        (file.relative_to(REPOSITORY).as_posix(), ast.unparse(word.value))
+        for file in CODE
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+        if word.arg == "trust_remote_code"
+    ]
+    assert asked and {value for _, value in asked} <= {"False", "script.trust_remote_code"}, asked
+
+
 def test_what_is_saved_as_a_model_is_safetensors(tmp_path):
     model = tiny_network(tiny_tree())
     save_checkpoint(model, tmp_path / "model", tiny_tokenizer())

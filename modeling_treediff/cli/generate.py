@@ -11,9 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.text import decode_nodes
+from modeling_treediff.text.token_kinds import printable
 
 from .options.generate import Sampling, Shown, Text
 from .saved_model import load_model
+
+LINES = "\n\t"  # stay as they are in what is shown; other control characters would reach the terminal
 
 
 def run(text: Text, sampling: Sampling, shown: Shown) -> None:
@@ -27,8 +30,9 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
     result: Any = model.generate(**settings, output_history=True, return_dict_in_generate=True)
     last = len(result.history) - 1
     for step in sorted({round(last * index / shown.snapshots) for index in range(shown.snapshots)}):
-        print(f"step {step:3d}/{last}: {decode_nodes(result.history[step][0], model.tree, tokenizer)}")
-    print(f"\n{tokenizer.decode(result.sequences[0])}")
+        draft = decode_nodes(result.history[step][0], model.tree, tokenizer)
+        print(f"step {step:3d}/{last}: {printable(draft, keep=LINES)}")
+    print(f"\n{printable(tokenizer.decode(result.sequences[0]), keep=LINES)}")
 
 
 def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def save_checkpoint(
         with _under_its_own_class(model):
             model.save_pretrained(staged, state_dict=state_dict, max_shard_size=max_shard_size)
         if tokenizer is not None:
-            write_tokenizer(tokenizer, staged)
+            write_tokenizer(tokenizer, staged, model.config.max_position_embeddings)
         written = weights_files(staged)  # none where an adapter alone is saved: those that are there stay
         if written and model.can_generate():
             write_card(model, staged, target)

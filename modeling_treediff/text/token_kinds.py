@@ -143,11 +143,14 @@ def _read_wordpiece(token: str) -> _Token:
 _NOTATIONS = {"Ġ": _read_byte_level, SPACE: _read_sentencepiece, "##": _read_wordpiece, "": _literal}
 
 
-def printable(text: str) -> str:
-    """Show every character without a glyph as a sign or a code point: the result cannot control a terminal."""
+def printable(text: str, keep: str = "") -> str:
+    """Show every character without a glyph as a sign or a code point: the result cannot control a terminal.
+
+    Those in `keep` stay as they are, such as line breaks of a text.
+    """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _CONTROLS.get(c, f"<U+{ord(c):04X}>") for c in text)
+    return "".join(c if c.isprintable() or c in keep else _CONTROLS.get(c, f"<U+{ord(c):04X}>") for c in text)
 
 
 def _name(text: str) -> str:

@@ -46,8 +46,20 @@ def check_tokenizer(tree: VocabularyTree, tokenizer: PreTrainedTokenizerBase) ->
         )
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer, less what transformers notes of the place it was loaded from: that is no part of it."""
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int | None = None) -> None:
+    """Write a tokenizer, less what transformers notes of the place it was loaded from: that is no part of it.
+
+    Args:
+        tokenizer: stays as it is.
+        folder: where to.
+        max_length: positions of the model that it is saved with, to which `truncation=True` cuts a text.
+
+    """
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
-    tokenizer.save_pretrained(folder)
+    before = tokenizer.model_max_length
+    tokenizer.model_max_length = min(before, max_length or before)
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_max_length = before

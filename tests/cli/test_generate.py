@@ -1,13 +1,17 @@
 """Texts as people ask for them: from nothing, after a prompt, in gaps; as snapshots, live, and in files."""
 
 import re
+import string
 
 import pytest
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import SAMPLE, last_line, run_here, run_treediff
+from helpers.vocabularies import word_tokenizer
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.cli.generate import starting_nodes
+from modeling_treediff.hub import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,19 @@ def test_a_prompt_is_tokens_and_a_gap_an_open_position(tokenizer):
     assert tokenizer.decode(infill[infill != root]) == "We must  our ."
     with pytest.raises(ValueError, match="at least one _"):
         starting_nodes(tokenizer, root, None, "We must")
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "\x00", "\u202e", "\x1b]0;title\x07", "\r"])
+def test_what_a_model_writes_cannot_control_the_terminal(tmp_path, hostile):
+    words = {f"a{hostile}{number}": number for number in range(99)} | {"<eos>": 99}
+    save_checkpoint(tiny_model(random_tree(100, 10, 2)), tmp_path, word_tokenizer(words))
+    ran = run_here("generate", tmp_path, "--num-steps", "4", "--max-new-tokens", "8")
+    assert ran.returncode == 0, ran.stderr
+    assert not set(hostile) & set(ran.stdout) - set(string.printable[:95])
+
+
+def test_line_breaks_of_a_text_stay(tmp_path):
+    words = {f"a\n{number}": number for number in range(99)} | {"<eos>": 99}
+    save_checkpoint(tiny_model(random_tree(100, 10, 2)), tmp_path, word_tokenizer(words))
+    text = run_here("generate", tmp_path, "--num-steps", "4", "--max-new-tokens", "8").stdout.rpartition("\n\n")[2]
+    assert text.count("\n") >= 8

@@ -82,6 +82,19 @@ def test_wrong_tokenizer_is_refused_before_anything_is_written(model, tokenizer,
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("limit", [None, 8, 500])
+def test_the_saved_tokenizer_knows_how_long_a_text_the_model_reads(model, tokenizer, tmp_path, limit):
+    """A limit of its own that is shorter stays."""
+    if limit:
+        tokenizer.model_max_length = limit
+    before, longest = tokenizer.model_max_length, model.config.max_position_embeddings
+    save_checkpoint(model, tmp_path, tokenizer)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.model_max_length == min(limit or longest, longest) and tokenizer.model_max_length == before
+    words = saved(["word1"] * 1000, is_split_into_words=True, truncation=True)
+    assert len(words["input_ids"]) == saved.model_max_length
+
+
 SAVE_FOREVER = """
 import os, sys
 from modeling_treediff import TreeDiffForDiffusionLM
