@@ -30,9 +30,9 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
     result: Any = model.generate(**settings, output_history=True, return_dict_in_generate=True)
     last = len(result.history) - 1
     for step in sorted({round(last * index / shown.snapshots) for index in range(shown.snapshots)}):
-        draft = decode_nodes(result.history[step][0], model.tree, tokenizer)
+        draft = str(decode_nodes(result.history[step][0], model.tree, tokenizer))
         print(f"step {step:3d}/{last}: {printable(draft, keep=LINES)}")
-    print(f"\n{printable(tokenizer.decode(result.sequences[0]), keep=LINES)}")
+    print(f"\n{printable(str(tokenizer.decode(result.sequences[0])), keep=LINES)}")
 
 
 def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
