@@ -8,7 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported, once, if it may write that down; compiling all that is installed takes longer.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 SAMPLE := tree_artifacts/sotu-8k
 # Left alone, accelerate gives a process on the CPU one thread.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
