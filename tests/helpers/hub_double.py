@@ -363,6 +363,7 @@ class HubDouble:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer's body waits 40 ms for the receipt of its head
 
     def __init__(self, double: HubDouble, *args: Any) -> None:
         self.double = double
