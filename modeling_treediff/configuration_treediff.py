@@ -1,12 +1,17 @@
 """Configuration of a tree-structured diffusion language model."""
 
-from typing import Any
+import sys
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
 from .vocabulary_tree import VocabularyTree
 
-FORMAT_VERSION = 2  # raised when this code writes checkpoints that its older versions would read wrongly
+if TYPE_CHECKING:  # transformers tells checkpoints apart by the code that this file names, here all of it
+    from .modeling_treediff import TreeDiffForDiffusionLM  # noqa: F401
+
+FORMAT_VERSION = 3  # raised when this code writes checkpoints that its older versions would read wrongly
 RENAMED = {"window_lengths": "level_durations"}  # since format 1, which also said what training kept:
 RENAMED |= {"recompute_mlp_layers": "make_lean(recompute_mlp=)", "loss_chunk_size": "make_lean(loss_chunk=)"}
 HEADS = ("child", "node", "leaf")
@@ -25,6 +30,7 @@ class TreeDiffConfig(PreTrainedConfig):
         num_tree_nodes: N, leaves and internal nodes; by default V + 1, as in the flat tree.
         format_version: of the checkpoint; an older one is read, a newer one than this code knows is refused.
         tree_sha256: fingerprint of the tree; loading compares it with the tree in the weights.
+        tokenizer_sha256: fingerprint of the tokenizer's ids that the tree was built for; None in older models.
         hidden_size: width of the residual stream.
         num_hidden_layers: transformer blocks.
         num_attention_heads: attention heads; hidden_size is a multiple of it.
@@ -56,6 +62,7 @@ class TreeDiffConfig(PreTrainedConfig):
     num_tree_nodes: int = None  # type: ignore[assignment]
     format_version: int = FORMAT_VERSION
     tree_sha256: str | None = None
+    tokenizer_sha256: str | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -72,15 +79,22 @@ class TreeDiffConfig(PreTrainedConfig):
     head_rank: int = 64
     node_embedding: str = "path"
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set derived fields, validate, and name the classes that load this config from a Hub repository."""
+        if _is(self.format_version, int) and self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"The model was saved in format {self.format_version}, this version of modeling-treediff reads up to "
+                f"{FORMAT_VERSION}: upgrade the package, or load with trust_remote_code=True where it is not imported, "
+                "which takes the code in the model's own repository."
+            )
+        self._check_types()
         if self.format_version == 1:
             self.level_durations = kwargs.pop("window_lengths", self.level_durations)
             kwargs = {name: value for name, value in kwargs.items() if name not in RENAMED}
-            self.format_version = FORMAT_VERSION
+        self.format_version = FORMAT_VERSION
         if moved := sorted(RENAMED.keys() & kwargs.keys()):
             raise ValueError(f"{moved[0]} is no field of the config any more: use {RENAMED[moved[0]]}.")
         if self.max_branching is None:
@@ -91,8 +105,11 @@ class TreeDiffConfig(PreTrainedConfig):
             self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
-        self._check()
-        super().__post_init__(**kwargs)
+        self._check_values()
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"The config has a value that transformers does not understand: {error}.") from error
         model_class = "modeling_treediff.TreeDiffForDiffusionLM"
         self.auto_map = {
             "AutoConfig": "configuration_treediff.TreeDiffConfig",
@@ -110,6 +127,7 @@ class TreeDiffConfig(PreTrainedConfig):
             "max_branching": tree.max_branching,
             "num_tree_nodes": tree.num_nodes,
             "tree_sha256": tree.sha256,
+            "tokenizer_sha256": tree.metadata.get("tokenizer_sha256"),
         }
         if clash := sorted(shape.keys() & kwargs.keys()):
             raise ValueError(f"{', '.join(clash)} come from the tree; leave them out.")
@@ -120,35 +138,43 @@ class TreeDiffConfig(PreTrainedConfig):
         """The root of the tree: what a fully corrupted position holds."""
         return self.vocab_size
 
-    def _check(self) -> None:
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"The model was saved in format {self.format_version}, this version of modeling-treediff reads up to "
-                f"{FORMAT_VERSION}: upgrade the package, or load with trust_remote_code=True where it is not imported, "
-                "which takes the code in the model's own repository."
-            )
-        sizes = ("vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*sizes, "intermediate_size", "max_position_embeddings", "head_rank"):
+    def _check_types(self) -> None:
+        for name, kind in TreeDiffConfig.__annotations__.items():
             value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if value is not getattr(TreeDiffConfig, name) and not _is(value, kind):
+                raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}.")
+
+    def _check_values(self) -> None:
+        sizes = ("vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        counts = (*sizes, "intermediate_size", "max_position_embeddings", "head_rank", "num_timesteps")
+        for name in (*counts, "rope_theta", "rms_norm_eps", "initializer_range"):
+            value, least = getattr(self, name), "at least 1" if name in counts else "positive"
+            if value is not None and (value < 1 if name in counts else value <= 0):
+                raise ValueError(f"{name} must be {least}, got {value}.")
         if self.hidden_size % (2 * self.num_attention_heads):
             heads = f"num_attention_heads={self.num_attention_heads}"
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be an even multiple of {heads}: rotation takes pairs."
             )
-        if self.max_branching**self.tree_depth < self.vocab_size:
-            shape = f"a tree of depth {self.tree_depth} with fan-out {self.max_branching}"
-            raise ValueError(f"{self.vocab_size} tokens do not fit {shape}.")
-        if self.num_tree_nodes < self.vocab_size + self.tree_depth:
-            shape = f"{self.vocab_size} leaves at depth {self.tree_depth}"
-            raise ValueError(f"num_tree_nodes={self.num_tree_nodes} is too small for {shape}.")
+        tokens, depth, fan_out, nodes = self.vocab_size, self.tree_depth, self.max_branching, self.num_tree_nodes
+        if max(depth, fan_out) > tokens or fan_out ** min(depth, tokens.bit_length()) < tokens:
+            raise ValueError(f"{tokens} tokens do not fit a tree of depth {depth} with fan-out {fan_out}.")
+        if not tokens + depth <= nodes <= tokens * depth + 1:
+            raise ValueError(f"num_tree_nodes={nodes} is impossible for {tokens} leaves at depth {depth}.")
         choices = {"head": HEADS, "node_embedding": NODE_EMBEDDINGS, "schedule": SCHEDULES, "time_warp": TIME_WARPS}
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
         if self.level_durations is not None and self.schedule != "sequential":
             raise ValueError("level_durations belong to schedule='sequential': give both or neither.")
-        steps = self.num_timesteps
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"num_timesteps must be a whole number, at least 1, got {steps}.")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value, of a config file, is of a type that a field is annotated with; a whole number is a float."""
+    if isinstance(kind, UnionType):
+        return any(_is(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list | tuple) and all(_is(one, get_args(kind)[0]) for one in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, kind) and not isinstance(value, bool)

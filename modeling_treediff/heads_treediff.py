@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.integrations.accelerate import force_accelerate_hooks
 
 from .configuration_treediff import TreeDiffConfig
 from .vocabulary_tree import VocabularyTree
@@ -60,6 +61,7 @@ class NodeHead(nn.Module):
         # With the usual small weights on both sides of the product all scores would start, and for long stay, at 0.
         self.nodes.initial_std = config.head_rank**-0.5
 
+    @force_accelerate_hooks("nodes")  # whose weights are used without its forward
     def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
         query_BTR = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
@@ -99,7 +101,7 @@ class LeafHead(nn.Module):
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
         child_IK = tree.children.clamp(min=0)
         if len(child_IK) == 1:
-            logits_BTK = F.linear(hidden_BTE, self.tokens.weight[child_IK[0]], self.tokens.bias[child_IK[0]])
+            logits_BTK = self.tokens(hidden_BTE).index_select(-1, child_IK[0])
         else:
             score_BTV = _at_least_fp32(self.tokens(hidden_BTE))
             score_BTN = torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)

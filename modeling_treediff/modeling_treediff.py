@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -36,6 +37,8 @@ from .noise_schedules import LevelSchedule
 from .sampling_treediff import Denoiser  # noqa: F401
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, Folder, VocabularyTree, find_tree_file
 
+RENAMED_WEIGHTS = {r"(?<!tables\.)\btable_": "tree_tables.table_"}  # since format 2
+
 
 @dataclass
 class TreeDiffOutput(ModelOutput):
@@ -52,8 +55,26 @@ class TreeDiffOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None  # if asked for: the backbone's output (B, T, E)
 
 
+class TreeTables(nn.Module):
+    """The vocabulary tree as buffers, in a module of their own so that accelerate can give them a device."""
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        super().__init__()
+        self.metadata: dict[str, Any] = {"tokenizer_sha256": sha256} if (sha256 := config.tokenizer_sha256) else {}
+        self.verified = False  # that the tables hold the tree which the config names
+        tokens, nodes = config.vocab_size, config.num_tree_nodes
+        shapes = (tokens, config.tree_depth + 1), (nodes - tokens, config.max_branching), (nodes,), (nodes,), (nodes,)
+        for name, shape in zip(VocabularyTree.TABLES, shapes, strict=True):
+            self.register_buffer(f"table_{name}", torch.zeros(shape, dtype=torch.long))
+
+    def view(self) -> VocabularyTree:
+        """Return the tree, whose tables are these buffers, unchecked."""
+        tables = {name: getattr(self, f"table_{name}") for name in VocabularyTree.TABLES}
+        return VocabularyTree(**tables, metadata=dict(self.metadata))
+
+
 class TreeDiffPreTrainedModel(PreTrainedModel):
-    """Base of all models. The base model, `self.base_model`, holds the tree in its buffers `table_*`."""
+    """Base of all models. The base model, `self.base_model`, holds the tree, in its module `tree_tables`."""
 
     config_class = TreeDiffConfig
     base_model_prefix = "model"
@@ -64,11 +85,6 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # Saves the code with the model, and keeps transformers from asking an online converter for missing safetensors.
     _auto_class = "AutoModel"
-
-    def __init__(self, config: TreeDiffConfig) -> None:
-        super().__init__(config)
-        self._tree_metadata: dict[str, Any] = {}
-        self._tree_verified = False
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as transformers does, but for layers that name a standard deviation of their own."""
@@ -85,44 +101,60 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """Make a new model over a tree; `config_kwargs` are further fields of TreeDiffConfig. ValueError if invalid."""
         tree.validate()
         model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
+        tables = model._tables
         for name in VocabularyTree.TABLES:
-            getattr(model.base_model, f"table_{name}").copy_(getattr(tree, name))
-        model._tree_metadata = dict(tree.metadata)
+            getattr(tables, f"table_{name}").copy_(getattr(tree, name))
+        tables.metadata, tables.verified = dict(tree.metadata), True
         return model
+
+    @property
+    def _tables(self) -> TreeTables:
+        tables: Any = self.base_model.tree_tables
+        return tables
+
+    @property
+    def device(self) -> torch.device:
+        """The tree's device, where node ids go, also when accelerate keeps parameters elsewhere."""
+        return self._tables.view().depth.device
 
     @property
     def tree(self) -> VocabularyTree:
         """The vocabulary tree with its provenance; its tables are the model's buffers. ValueError if there is none."""
-        if not self._tree_verified:
+        if not self._tables.verified:
             self._verify_tree()
-        return self._tree_view()
-
-    def _tree_view(self) -> VocabularyTree:
-        """Return the tree without the check: `forward` is traced and must not look at values."""
-        tables = {name: getattr(self.base_model, f"table_{name}") for name in VocabularyTree.TABLES}
-        return VocabularyTree(**tables, metadata=dict(self._tree_metadata))
+        return self._tables.view()
 
     def _verify_tree(self) -> None:
         """Raise ValueError unless the buffers hold the tree that the config names."""
-        tree = self._tree_view()
+        tree = self._tables.view()
         if not tree.ancestors.any():  # all zero, but the first column of a tree is its root's id
             raise ValueError("The model has no tree yet: make it with from_tree, or load it with from_pretrained.")
         self._check_sha256("the weights", tree.validate().sha256)
-        self._tree_verified = True
+        self._tables.verified = True
 
     def save_pretrained(self, save_directory: Folder, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, configs and code as transformers does, and the tree; the tokenizer is saved by itself.
 
-        `modeling_treediff.hub.save_checkpoint`, of the package, also writes the tokenizer and the model card, and
-        replaces an older model only when all is written. Raises ValueError if the model has lost its tree.
+        An older model in the folder is replaced when all is written. `modeling_treediff.hub.save_checkpoint`, of the
+        package, also writes the tokenizer and the model card. Raises ValueError if the model has lost its tree, OSError
+        if it cannot be written; then the folder stays as it was.
         """
         if kwargs.get("push_to_hub") or "tokenizer" in kwargs:
             said = "save_pretrained writes a model into a folder, without its tokenizer, and does not push"
             raise ValueError(f"{said}: use push_to_hub, tokenizer.save_pretrained, or modeling_treediff.hub for all.")
         self._verify_tree()
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            self.tree.save_pretrained(save_directory)
+        folder = Path(save_directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as partial:
+                place = folder if kwargs.get("distributed_checkpoint") else Path(partial)  # one for all processes
+                super().save_pretrained(place, is_main_process=is_main_process, **kwargs)
+                if is_main_process:
+                    self.tree.save_pretrained(place)
+                _move_into(folder, Path(partial))
+        except (SafetensorError, OSError) as error:
+            said = f"The model could not be written to {folder}, whose files stay as they were"
+            raise OSError(f"{said} ({error}): make room there, or save elsewhere.") from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +170,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         with _what_is_wrong_with(source):
             if source is not None:
                 _check_shards(source, kwargs.get("variant"), where)
-            needed = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            needed: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+            needed |= {"ignore_mismatched_sizes": True, "key_mapping": RENAMED_WEIGHTS | kwargs.get("key_mapping", {})}
             loaded: Any = super().from_pretrained(source, *args, **{**kwargs, **needed})
         model, info = loaded
         model._check_weights(source, info, anew=kwargs.get("ignore_mismatched_sizes", False))
@@ -146,13 +179,13 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         if source is not None and find_tree_file(source, **where):  # which also has the tree's provenance
             beside = VocabularyTree.from_pretrained(source, **where)
             model._check_sha256(TREE_WEIGHTS_NAME, beside.sha256)
-            model._tree_metadata = dict(beside.metadata)
+            model._tables.metadata |= beside.metadata
         return (model, info) if wants_info else model
 
     def _check_weights(self, source: object, info: dict[str, Any], anew: bool) -> None:
         """Raise ValueError unless all weights were there, fit, and are numbers; with `anew`, only for the tree's."""
         wrong = {kind: {str(key) for key in info[f"{kind}_keys"]} for kind in ("missing", "unexpected", "mismatched")}
-        wrong = {kind: {key for key in keys if not anew or "table_" in key} for kind, keys in wrong.items()}
+        wrong = {kind: {key for key in keys if not anew or "tree_tables" in key} for kind, keys in wrong.items()}
         floats = {name: weight for name, weight in self.named_parameters() if weight.is_floating_point()}
         known = {name: weight for name, weight in floats.items() if weight.itemsize > 1 and not weight.is_meta}
         wrong["infinite or NaN"] = {name for name, weight in known.items() if not weight.isfinite().all()}
@@ -168,22 +201,14 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
 
 class TreeDiffModel(TreeDiffPreTrainedModel):
-    """Hidden states from node ids. It owns the tree, as persistent integer buffers `table_*`."""
+    """Hidden states from node ids. It owns the tree."""
 
     _keys_to_ignore_on_load_unexpected = [r"^head\."]  # of a language model
-    backbone: TreeDiffBackbone
-    table_ancestors: torch.Tensor
-    table_representative: torch.Tensor
-    table_depth: torch.Tensor
 
     def __init__(self, config: TreeDiffConfig) -> None:
         """Allocate the network and the tree's tables; `TreeDiffForDiffusionLM.from_tree` fills the tables."""
         super().__init__(config)
-        shapes = VocabularyTree.table_shapes(
-            config.vocab_size, config.tree_depth, config.max_branching, config.num_tree_nodes
-        )
-        for name, shape in shapes.items():
-            self.register_buffer(f"table_{name}", torch.zeros(shape, dtype=torch.long))
+        self.tree_tables = TreeTables(config)
         self.embed_nodes = nn.Embedding(config.num_tree_nodes, config.hidden_size)
         self.backbone = TreeDiffBackbone(config)
         self.post_init()
@@ -203,7 +228,11 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window.
         Ids outside the tree raise ValueError on a CPU; a GPU only asserts, so `corrupt` and `generate` check before.
+        So do more positions than the model has.
         """
+        length, limit = input_ids.shape[1], self.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
         embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
         try:
             embeddings_BTE = embed(input_ids)
@@ -219,8 +248,9 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         to all positions, gives attention a constant to build positional patterns from.
         """
         level_D = torch.arange(self.config.tree_depth + 1, device=input_ids.device)
-        depth_BT1 = self.table_depth[input_ids][..., None]
-        above_BTD = self.table_ancestors[self.table_representative[input_ids]]
+        tree = self.tree
+        depth_BT1 = tree.depth[input_ids][..., None]
+        above_BTD = tree.ancestors[tree.representative[input_ids]]
         path_BTD = torch.where(level_D < depth_BT1, above_BTD, input_ids[..., None])
         # One lookup for all levels: a lookup each would add up as many gradients of the whole table.
         return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
@@ -243,11 +273,11 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
         hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
-        return self.head(hidden_BTE, input_ids, self._tree_view())
+        return self.head(hidden_BTE, input_ids, self.tree)
 
     def child_cross_entropy(self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
-        return child_cross_entropy(self.head, hidden, input_ids, slots, self._tree_view())
+        return child_cross_entropy(self.head, hidden, input_ids, slots, self.tree)
 
     @can_return_tuple
     def forward(
@@ -277,7 +307,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         if labels is None or not self.training:
-            output.logits = self.head(hidden_BTE, input_ids, self._tree_view())
+            output.logits = self.head(hidden_BTE, input_ids, self.tree)
         if labels is not None:
             terms_BTD = self._bound(hidden_BTE, input_ids, labels, timesteps)
             count = (labels >= 0).sum().clamp(min=1)
@@ -295,7 +325,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         if timesteps.dtype.itemsize < 4:
             hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
             raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
-        tree = self._tree_view()
+        tree = self.tree
         try:
             slots_BT = child_slots(input_ids, labels, tree)
         except IndexError as error:
@@ -309,7 +339,7 @@ class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
 
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
-        return self(input_ids=input_ids, attention_mask=attention_mask).logits
+        return self(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
 
 
 class TreeDiffForMaskedLM(TreeDiffLanguageModel):
@@ -331,6 +361,16 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         if labels is not None:
             return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
+
+
+def _move_into(folder: Path, partial: Path) -> None:
+    """Move all files from a subfolder into its folder, weights last; older weights in other files go the other way."""
+    weights, new = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"), set(os.listdir(partial))
+    if any(map(weights.fullmatch, new)):
+        for name in filter(weights.fullmatch, {*os.listdir(folder)} - new):
+            os.replace(folder / name, partial / f"older-{name}")
+    for name in sorted(new, key=lambda name: (weights.fullmatch(name) is not None, name)):
+        os.replace(partial / name, folder / name)
 
 
 def _check_shards(source: Folder, variant: str | None, where: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -53,17 +54,6 @@ class VocabularyTree:
     # Provenance, free-form JSON; by convention `tokenizer`, `method`, `seed`, `license`, `source`.
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    @staticmethod
-    def table_shapes(vocab_size: int, depth: int, max_branching: int, num_nodes: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each table, by name; a model allocates its buffers from this."""
-        return {
-            "ancestors": (vocab_size, depth + 1),
-            "children": (num_nodes - vocab_size, max_branching),
-            "child_slot": (num_nodes,),
-            "depth": (num_nodes,),
-            "representative": (num_nodes,),
-        }
-
     @classmethod
     def from_paths(cls, paths: Table, max_branching: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
         """Build the tree whose token x is reached from the root through the child slots paths[x].
@@ -76,6 +66,9 @@ class VocabularyTree:
         path_VD = as_int64(paths, "paths")
         if path_VD.ndim != 2 or 0 in path_VD.shape:
             raise ValueError(f"paths must have shape (tokens, depth) with at least one of each, got {path_VD.shape}.")
+        if max(max_branching, path_VD.shape[1]) > len(path_VD):  # more levels or children could hold no token
+            shape = f"depth {path_VD.shape[1]} and a fan-out of {max_branching}"
+            raise ValueError(f"{shape} are more than a tree of {len(path_VD)} tokens can use: both are at most that.")
         if path_VD.min() < 0 or path_VD.max() >= max_branching:
             token = int(np.argwhere((path_VD < 0) | (path_VD >= max_branching))[0, 0])
             path = path_VD[token].tolist()
@@ -215,12 +208,12 @@ class VocabularyTree:
             )
         try:
             tables, facts, recorded = _read_tree_file(file)
-            tree = cls.from_paths(tables["paths"], facts["max_branching"])
+            tree = cls.from_paths(tables["paths"], index(facts["max_branching"]))
             tree.representative.copy_(torch.from_numpy(tables["representative"].astype(np.int64)))
             tree.validate()
             for expected in recorded - {tree.sha256}:
                 raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
                 "Restore the original files."

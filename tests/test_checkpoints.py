@@ -110,7 +110,7 @@ def test_a_head_of_another_kind_starts_at_random_when_asked_for(model, checkpoin
 def test_a_model_without_its_tree_is_refused_also_when_asked_for(checkpoint):
     tensors = {name: one for name, one in load_file(checkpoint / "model.safetensors").items() if "table_" not in name}
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="missing: model.table_ancestors"):
+    with pytest.raises(ValueError, match="missing: model.tree_tables.table_ancestors"):
         TreeDiffForDiffusionLM.from_pretrained(checkpoint, ignore_mismatched_sizes=True)
 
 
@@ -130,7 +130,7 @@ def test_saving_says_where_else_to_push_and_to_save_a_tokenizer(model, tmp_path,
 
 
 def test_a_model_whose_tree_was_changed_is_not_saved(model, tmp_path):
-    model.model.table_representative[100] += 1
+    model.model.tree_tables.table_representative[100] += 1
     for save in (model.save_pretrained, lambda folder: save_checkpoint(model, folder)):
         with pytest.raises(ValueError, match="not the one the model was trained with|representative"):
             save(tmp_path / "model")

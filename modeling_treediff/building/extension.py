@@ -18,7 +18,7 @@ def extend_tree(tree: VocabularyTree, num_tokens: int, metadata: dict[str, Any] 
     Args:
         tree: any tree.
         num_tokens: how many are added, at least 1.
-        metadata: added to the tree's provenance.
+        metadata: added to the tree's provenance, which loses the fingerprint of the tokenizer without these tokens.
 
     Raises:
         ValueError: num_tokens is below 1.
@@ -30,7 +30,8 @@ def extend_tree(tree: VocabularyTree, num_tokens: int, metadata: dict[str, Any] 
     while branching**tree.tree_depth < tree.vocab_size + num_tokens:
         branching += 1
     path_VD = np.concatenate([path_VD, _free_paths(path_VD, branching, num_tokens)])
-    extended = VocabularyTree.from_paths(path_VD, branching, metadata=tree.metadata | (metadata or {}))
+    kept = {name: value for name, value in tree.metadata.items() if name != "tokenizer_sha256"}
+    extended = VocabularyTree.from_paths(path_VD, branching, metadata=kept | (metadata or {}))
     node_N = extended.ancestors[tree.representative.cpu(), tree.depth.cpu()]
     extended.representative[node_N] = tree.representative.cpu()
     return extended.to(tree.ancestors.device)

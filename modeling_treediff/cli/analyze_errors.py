@@ -1,6 +1,7 @@
 """`treediff analyze-errors`: measures loss by kind of token and level of the tree; prints and writes tables."""
 
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,12 @@ def run(models: ComparedModels, text: AnalyzedText, dataset: Dataset, analysis: 
     """Load, measure, print, write."""
     if analysis.output is not None:
         analysis.output.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model(models.model, device=PartialState().device)
+    load = partial(load_model, trust_remote_code=models.trust_remote_code, device=PartialState().device)
+    model, tokenizer = load(models.model)
     texts = [document for _, document in islice(dataset.corpus(text.text).documents(), text.limit)]
     reference = None
     if models.reference is not None:
-        reference, other = load_model(models.reference, device=model.device)
+        reference, other = load(models.reference)
         check_same_tokens(tokenizer, other, texts)
     facts = analyze_errors(
         model,

@@ -1,5 +1,6 @@
 """`treediff app`: a page on which a saved model writes, in the browser."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,6 +32,9 @@ from .saved_model import load_model
 
 Answer = tuple[Any, Any, Any]  # HTML of the text, change of the level slider, drafts for it
 SECONDS_PER_TEXT = 3.0  # at least: small models are faster than the eye
+CHARACTERS_PER_POSITION = 32  # of the longest text that is tokenised at all
+VISITORS = 16  # whose texts are written at the same time; others wait
+THREADS_PER_TEXT = 2  # on a CPU
 PLACEHOLDER = "<div class='draft'><p class='draft-caption'>The text appears here.</p></div>"
 STYLE = """
 .page { max-width: 1180px; margin: 0 auto; }
@@ -45,17 +49,25 @@ STYLE = """
 
 def run(service: Service) -> None:
     """Load the model and serve the page."""
-    model, tokenizer = load_model(service.model, device="cuda" if torch.cuda.is_available() else "cpu")
-    launch = partial(build_page(model, tokenizer).launch, share=service.share)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_model(service.model, trust_remote_code=service.trust_remote_code, device=device)
+    at_once = max(1, (os.cpu_count() or 1) // THREADS_PER_TEXT) if device == "cpu" else 1
+    torch.set_num_threads(min(THREADS_PER_TEXT, torch.get_num_threads()))
+    launch = partial(build_page(model, tokenizer, at_once).launch, share=service.share)
     launch(server_name=service.host, server_port=service.port, **looks(model))
 
 
 class Page:
-    """The page's actions: generate with one model, and stop the generation of a visitor."""
+    """The page's actions: generate with one model, and stop the generation of a visitor.
 
-    def __init__(self, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write with a model and its tokenizer."""
+    A text keeps the model only for a forward pass, so all that are being written go on in turns.
+    """
+
+    def __init__(self, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, at_once: int = 1) -> None:
+        """Write with a model and its tokenizer, of which `at_once` forward passes may run at the same time."""
         self.model, self.tokenizer = model, tokenizer
+        self.longest = CHARACTERS_PER_POSITION * model.config.max_position_embeddings
+        self.passes = threading.Semaphore(at_once)
         self.stops: dict[str | None, threading.Event] = {}
 
     def settings(
@@ -86,8 +98,16 @@ class Page:
         stop = self.stops[visitor] = threading.Event()
 
         def run(callback: Callable[[ShownDraft], None]) -> None:
-            recorder.show = callback
-            self.model.generate(**settings, callback=recorder)
+            def show(draft: ShownDraft) -> None:
+                self.passes.release()
+                try:
+                    callback(draft)  # and wait until it was seen
+                finally:
+                    self.passes.acquire()
+
+            recorder.show = show
+            with self.passes:
+                self.model.generate(**settings, callback=recorder)
 
         try:
             yield from iterate_newest(run, stop, SECONDS_PER_TEXT / settings["num_steps"])
@@ -117,6 +137,8 @@ class Page:
         """Generate for the page; give its text, its level slider, and the drafts kept for that slider."""
         recorder = DraftRecorder(self.model.tree, self.tokenizer)
         try:
+            if (length := max(len(part or "") for part in text.values())) > self.longest:
+                raise ValueError(f"The text has {length:,} characters; this page takes {self.longest:,} at most.")
             node_ids = starting_nodes(self.tokenizer, self.model.config.mask_token_id, **text)
             settings = self.settings(node_ids, new_tokens, *fields)
             for draft in self.drafts(request.session_hash, recorder, settings):
@@ -131,20 +153,19 @@ def show_level(recorder: DraftRecorder | None, level: float) -> str:
     return PLACEHOLDER if recorder is None else draft_html(recorder.draft(level=int(level)))
 
 
-def build_page(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> gradio.Blocks:
-    """Return the page, not yet served."""
-    page, depth = Page(model, tokenizer), model.config.tree_depth
+def build_page(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, at_once: int = 1) -> gradio.Blocks:
+    """Return the page, not yet served, for `at_once` forward passes at the same time."""
+    page, depth = Page(model, tokenizer, at_once), model.config.tree_depth
     with gradio.Blocks(title="Coarse to fine", analytics_enabled=False, fill_width=True) as blocks:
         with gradio.Column(elem_classes="page"):
             gradio.Markdown("# Coarse to fine\nEvery position starts open, becomes a cluster of tokens, then a token.")
             with gradio.Row():
                 with gradio.Column(scale=2, min_width=320):
                     with gradio.Tab("Continue"):
-                        prompt = request_box("Prompt", "Empty: a text from nothing", "Generate")
+                        prompt = request_box("Prompt", "Empty: a text from nothing", "Generate", page.longest)
                     with gradio.Tab("Fill in"):
-                        infill = request_box(
-                            "Text with gaps", "Every _ becomes one token: We must ____ our ____.", "Fill"
-                        )
+                        gaps = "Every _ becomes one token: We must ____ our ____."
+                        infill = request_box("Text with gaps", gaps, "Fill", page.longest)
                 with gradio.Column(scale=3, min_width=320):
                     text = gradio.HTML(PLACEHOLDER)
                     gradio.HTML(legend_html(depth))
@@ -153,16 +174,19 @@ def build_page(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase
         recorder = gradio.State(None)
         for (box, start, stop), respond in ((prompt, page.continue_text), (infill, page.fill_in)):
             starts = [start.click, box.submit]
-            gradio.on(starts, respond, [box, *fields], [text, level, recorder], show_progress="hidden")
+            shown = [text, level, recorder]
+            gradio.on(starts, respond, [box, *fields], shown, show_progress="hidden", concurrency_limit=VISITORS)
             stop.click(page.stop, queue=False)
         level.input(show_level, [recorder, level], text, show_progress="hidden")
         blocks.unload(page.stop)
     return blocks
 
 
-def request_box(label: str, placeholder: str, action: str) -> tuple[gradio.Textbox, gradio.Button, gradio.Button]:
-    """Return a box for a text, and the buttons that start and stop what is done with it."""
-    box = gradio.Textbox(label=label, placeholder=placeholder, lines=4)
+def request_box(
+    label: str, placeholder: str, action: str, longest: int
+) -> tuple[gradio.Textbox, gradio.Button, gradio.Button]:
+    """Return a box for a text of at most `longest` characters, and the buttons that start and stop what is done with it."""
+    box = gradio.Textbox(label=label, placeholder=placeholder, lines=4, max_length=longest)
     with gradio.Row():
         return box, gradio.Button(action, variant="primary", scale=2), gradio.Button("Stop", min_width=80)
 

@@ -33,7 +33,7 @@ from modeling_treediff.building.extension import extend_tree
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sources import public_name
 from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents
-from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_size, write_tokenizer
+from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size, write_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
 from .options.build_tree import NewTree, Similarity, Vocabulary
@@ -47,7 +47,7 @@ def run(vocabulary: Vocabulary, similarity: Similarity, dataset: Dataset, new: N
     with stage("tokenizer"):
         tokenizer = load_or_train_tokenizer(job)
     if similarity.extend is not None:
-        tree = extend(similarity.extend, tokenizer, describe(job))
+        tree = extend(similarity.extend, tokenizer, job)
     else:
         tree = make_tree(job, tokenizer)
     with stage("saved"):
@@ -103,31 +103,31 @@ def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
     """Return the tokenizer asked for; an impossible tree is refused before any long work."""
     size = job.vocabulary.train_tokenizer
     if size is None:
-        return load_tokenizer(str(job.vocabulary.tokenizer))
+        return load_tokenizer(str(job.vocabulary.tokenizer), job.vocabulary.trust_remote_code)
     shape(job, size)
     return train_tokenizer(
         tqdm(read(job.similarity.text or [], job.dataset), desc="words", unit=" texts", leave=False), size
     )
 
 
-def extend(name: str, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> VocabularyTree:
+def extend(name: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> VocabularyTree:
     """Add the tokens that the tokenizer has and the tree of this name has not."""
     tree, vocab_size = VocabularyTree.from_pretrained(name), tokenizer_size(tokenizer)
     if vocab_size <= tree.vocab_size:
         raise ValueError(f"{name} has {tree.vocab_size} tokens and the tokenizer {vocab_size}: none is new.")
     known = list(range(tree.vocab_size))
-    before = load_tokenizer(name).convert_ids_to_tokens(known)
+    before = load_tokenizer(name, job.vocabulary.trust_remote_code).convert_ids_to_tokens(known)
     for token_id, old, new in zip(known, before, tokenizer.convert_ids_to_tokens(known), strict=True):
         if old != new:
             raise ValueError(
                 f"The tokenizer is not that of {name} with tokens added: id {token_id} is {new!r}, was {old!r}."
             )
-    return extend_tree(tree, vocab_size - tree.vocab_size, metadata | {"extended_from": tree.sha256})
+    return extend_tree(tree, vocab_size - tree.vocab_size, describe(job, tokenizer) | {"extended_from": tree.sha256})
 
 
 def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
     """Build the tree that the arguments describe."""
-    vocab_size, metadata = tokenizer_size(tokenizer), describe(job)
+    vocab_size, metadata = tokenizer_size(tokenizer), describe(job, tokenizer)
     branching, depth = shape(job, vocab_size)
     if job.method == "flat":
         return VocabularyTree.flat(vocab_size, metadata)
@@ -164,11 +164,10 @@ def count_tokens(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, v
     return counts
 
 
-def describe(job: Job) -> dict[str, Any]:
+def describe(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the tree's provenance; names only, so that it does not depend on where the files lie."""
     texts = [] if job.method in ("random", "flat") else job.similarity.text or []
-    facts = {
-        "tokenizer": public_name(job.vocabulary.tokenizer or str(job.new.output)),
+    facts = tokenizer_facts(public_name(job.vocabulary.tokenizer or str(job.new.output)), tokenizer) | {
         "source": " + ".join(public_name(source) for source in (job.similarity.embeddings, *texts) if source),
         "license": job.new.license,
     }

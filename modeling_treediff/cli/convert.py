@@ -9,7 +9,7 @@ from modeling_treediff.building.balanced import smallest_branching
 from modeling_treediff.conversion import Source, check_same_vocabulary, convert, load_source, load_tokenizer
 from modeling_treediff.files.sample import FLAT, find_tree
 from modeling_treediff.hub import save_checkpoint
-from modeling_treediff.text.tree_tokenizer import tokenizer_size
+from modeling_treediff.text.tree_tokenizer import tokenizer_facts, tokenizer_size
 
 from .options.convert import Conversion
 from .options.model import Process
@@ -32,7 +32,7 @@ def run(conversion: Conversion, process: Process) -> None:
 
 def get_tree(name: str | None, source: Source) -> VocabularyTree:
     """Return the tree asked for, or one built from the source's embeddings."""
-    facts, vocab_size = {"tokenizer": source.name}, tokenizer_size(source.tokenizer)
+    facts, vocab_size = tokenizer_facts(source.name, source.tokenizer), tokenizer_size(source.tokenizer)
     if name is None:
         embeddings = reduce_embeddings(source.token_vectors())
         branching, facts["source"] = smallest_branching(vocab_size, DEPTH), source.name

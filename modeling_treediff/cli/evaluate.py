@@ -25,7 +25,12 @@ from .saved_model import load_model
 
 def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Measurement) -> None:
     """Load, measure each text, print, write."""
-    model, tokenizer = load_model(measured.model, measured.tokenizer, device=PartialState().device)
+    model, tokenizer = load_model(
+        measured.model,
+        measured.tokenizer,
+        trust_remote_code=measured.trust_remote_code,
+        device=PartialState().device,
+    )
     protocol = WindowProtocol.for_model(model, tokenizer, how.sequence_length, how.stride)
     results = {
         source: evaluate_texts(

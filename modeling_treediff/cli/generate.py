@@ -11,18 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.text import decode_nodes
-from modeling_treediff.text.token_kinds import printable
+from modeling_treediff.text.token_kinds import LINES, printable
 
 from .options.generate import Sampling, Shown, Text
 from .saved_model import load_model
-
-LINES = "\n\t"  # stay as they are in what is shown; other control characters would reach the terminal
 
 
 def run(text: Text, sampling: Sampling, shown: Shown) -> None:
     """Load, generate, print snapshots and the final text."""
     viewing = load_viewing(shown)
-    model, tokenizer = load_model(text.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_model(text.model, trust_remote_code=text.trust_remote_code, device=device)
     settings = sampling.settings() | start(text, model, tokenizer)
     if viewing is not None:
         view(viewing, model, tokenizer, text, shown, settings)
@@ -73,7 +72,8 @@ def view(
             recorder.show = terminal.show
             model.generate(**settings, callback=recorder)
     else:
-        print(tokenizer.decode(model.generate(**settings, callback=recorder)[0]))
+        written = model.generate(**settings, callback=recorder)[0]
+        print(printable(str(tokenizer.decode(written)), keep=LINES))
     if shown.animation is not None:
         viewing.write_animation(shown.animation, recorder.drafts, f"A text by {Path(text.model).name}")
         print(f"{shown.animation}: {shown.animation.stat().st_size / 1e3:.0f} kB, {len(recorder)} drafts")

@@ -25,6 +25,7 @@ from modeling_treediff.text import (
     find_tokens,
     iterate_documents,
     leading_tokens,
+    printable,
     token_kinds,
     token_names,
 )
@@ -43,7 +44,7 @@ def run(inspected: InspectedTree, measured: Measured, dataset: Dataset, shown: S
     """Load, measure, print, write."""
     source = find_tree(inspected.tree)
     tree = VocabularyTree.from_pretrained(source)
-    tokenizer = find_tokenizer(source, inspected.tokenizer, needed=measured.text is not None)
+    tokenizer = find_tokenizer(source, inspected, needed=measured.text is not None)
     names = [f"#{token}" for token in range(tree.vocab_size)]
     if tokenizer is not None:
         names = token_names(tokenizer, tree.vocab_size)
@@ -90,15 +91,15 @@ def write_text(file: Path, text: str) -> None:
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 
-def find_tokenizer(tree: str, name: str | None, needed: bool) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer of this name, or the one beside the tree; None, with a note, if there is none."""
-    folder = Path(tree)
+def find_tokenizer(tree: str, inspected: InspectedTree, needed: bool) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer asked for, or the one beside the tree; None, with a note, if there is none."""
+    folder, name = Path(tree), inspected.tokenizer
     if name is None and folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
         if needed:
             raise ValueError(f"Reading a text needs --tokenizer; there is none in {tree}.")
         print("No tokenizer beside the tree: tokens are shown by id (see --tokenizer).", file=sys.stderr)
         return None
-    return load_tokenizer(name or tree)
+    return load_tokenizer(name or tree, inspected.trust_remote_code)
 
 
 def count(
@@ -114,7 +115,7 @@ def count(
 def title(source: str, tree: VocabularyTree) -> str:
     """Name the tree: by its folder or repository, and how it was made."""
     name = Path(source).resolve().name if Path(source).is_dir() else source
-    method = f" ({tree.metadata['method']})" if "method" in tree.metadata else ""
+    method = f" ({printable(str(tree.metadata['method']))})" if "method" in tree.metadata else ""
     return f"Vocabulary tree {name}{method}"
 
 

@@ -53,9 +53,11 @@ def main(line: Sequence[str] | None = None) -> None:
         modeling_treediff.register()
         importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
     except EXPECTED as error:
+        from modeling_treediff.text.token_kinds import printable
+
         lacks = isinstance(error, ModuleNotFoundError)
         remedy = f": pip install 'modeling-treediff[{EXTRAS.get(name, 'train')}]'" if lacks else ""
-        sys.exit(f"{prog}: error: {' '.join(str(error).split())}{remedy}")
+        sys.exit(f"{prog}: error: {printable(' '.join(str(error).split()))}{remedy}")
 
 
 def read_subcommand(words: Sequence[str]) -> str:

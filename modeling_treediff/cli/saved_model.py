@@ -5,7 +5,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.files.sources import check_source
-from modeling_treediff.text.tree_tokenizer import load_tokenizer
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 
 
 def load_config(source: str) -> TreeDiffConfig:
@@ -26,10 +26,20 @@ def load_model(
     source: str,
     tokenizer: str | None = None,
     *,
+    trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a model and its tokenizer or the one of another name; errors as of `load_config`."""
+    """Return a model and its tokenizer or the one of another name; errors as of `load_config`.
+
+    The model runs no code but this package's; `trust_remote_code` is for the tokenizer.
+
+    Raises:
+        ValueError: also for a tokenizer that is not the tree's.
+
+    """
     load_config(source)
     model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
-    return model.to(device), load_tokenizer(check_source(tokenizer or source, "tokenizer"))
+    vocabulary = load_tokenizer(check_source(tokenizer or source, "tokenizer"), trust_remote_code)
+    check_tokenizer(model.tree, vocabulary)
+    return model.to(device), vocabulary

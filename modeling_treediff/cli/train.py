@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import count_parameters
@@ -15,7 +15,7 @@ from modeling_treediff.files.sample import FLAT, TRAINING_TEXT, VALIDATION_TEXT,
 from modeling_treediff.files.sources import public_name
 from modeling_treediff.hub import weights_sha256, write_card
 from modeling_treediff.text import Corpus, unigram_entropy
-from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer, tokenizer_facts, tokenizer_size
 from modeling_treediff.training import (
     TrainingConfig,
     TrainingResult,
@@ -51,12 +51,12 @@ def run(
 ) -> None:
     """Train, and write the model, `result.json` and the model card to the output folder."""
     if options.dry_run:
-        return plan(model, process, config)
+        return plan(model, process, config, options.trust_remote_code)
     check_run(config, options.resume)
     if model.source:
-        network, tokenizer = load_model(model.source, dtype=torch.float32)
+        network, tokenizer = load_model(model.source, trust_remote_code=options.trust_remote_code, dtype=torch.float32)
     else:
-        network, tokenizer = make_model(model, process, config.seed)
+        network, tokenizer = make_model(model, process, config.seed, options.trust_remote_code)
     length = model.sequence_length or network.config.max_position_embeddings
     check_windows(network, tokenizer, length)
     corpus, held_out = corpora(text, dataset)
@@ -70,13 +70,13 @@ def run(
     PartialState().destroy_process_group()
 
 
-def plan(model: StartingModel, process: Process, config: TrainingConfig) -> None:
+def plan(model: StartingModel, process: Process, config: TrainingConfig, trust_remote_code: bool) -> None:
     """Print what a step will take of this machine's memory, without making the model."""
     check_settings(config)
     if model.source:
         network = load_config(model.source)
     else:
-        tree, _, fields = load_tree(model, process)
+        tree, _, fields = load_tree(model, process, trust_remote_code)
         network = TreeDiffConfig.from_tree(tree, **fields)
     length = model.sequence_length or network.max_position_embeddings
     planned, available = plan_run(network, config, length), device_memory(PartialState().device)
@@ -86,14 +86,16 @@ def plan(model: StartingModel, process: Process, config: TrainingConfig) -> None
         print(f"The largest batch that fits: {largest_batch(planned.step, available)} windows per process and pass.")
 
 
-def load_tree(model: StartingModel, process: Process) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
+def load_tree(
+    model: StartingModel, process: Process, trust_remote_code: bool
+) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
     """Return the tree, the tokenizer whose tokens are its leaves, and the other fields of a new model's config."""
     name = find_tree(model.tree)
     source = model.tokenizer or (str(sample_folder()) if name == FLAT else name)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source, trust_remote_code)
     if name == FLAT:
         origin = Path(source).name if Path(source).is_dir() else source
-        tree = VocabularyTree.flat(tokenizer_size(tokenizer), metadata={"tokenizer": origin})
+        tree = VocabularyTree.flat(tokenizer_size(tokenizer), metadata=tokenizer_facts(origin, tokenizer))
     else:
         tree = VocabularyTree.from_pretrained(name)
         check_tokenizer(tree, tokenizer)
@@ -101,10 +103,10 @@ def load_tree(model: StartingModel, process: Process) -> tuple[VocabularyTree, P
 
 
 def make_model(
-    model: StartingModel, process: Process, seed: int
+    model: StartingModel, process: Process, seed: int, trust_remote_code: bool
 ) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
     """Return a new model over the tree, and its tokenizer."""
-    tree, tokenizer, fields = load_tree(model, process)
+    tree, tokenizer, fields = load_tree(model, process, trust_remote_code)
     torch.manual_seed(seed)
     network = TreeDiffForDiffusionLM.from_tree(tree, **fields)
     network.generation_config.top_p = TOP_P

@@ -8,6 +8,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from modeling_treediff.text.token_kinds import printable
+
 from .records import number
 
 # Of https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses others.
@@ -83,14 +85,18 @@ def _results(measured: Mapping[str, Any], source: Mapping[str, Any], limit: int 
             yield EvalResult(
                 task_type="text-generation",
                 dataset_type=_hub_id(source) or _slug(source["name"]),
-                dataset_name=source["name"],
-                dataset_config=source.get("configuration"),
-                dataset_split=source.get("split"),
+                dataset_name=printable(source["name"]),
+                dataset_config=_printable(source.get("configuration")),
+                dataset_split=_printable(source.get("split")),
                 metric_type=kind,
                 metric_name=name + part,
                 metric_value=value,
                 metric_args={"standard_error": error} if kind == "nelbo" and error is not None else None,
             )
+
+
+def _printable(text: str | None) -> str | None:
+    return text and printable(text)
 
 
 def _finite_exp(value: float) -> float | None:

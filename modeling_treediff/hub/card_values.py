@@ -4,6 +4,7 @@ What no record backs is NOT_MEASURED, what nobody said is NOT_STATED.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
+from modeling_treediff.text.token_kinds import printable
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .records import is_number, number
 from .tree_sketch import sketch_tree
 
+PIPE = "\\|"
+PIPE = "\\|"  # in a cell
 NOT_MEASURED, NOT_STATED = "not measured", "not stated"
 GIBIBYTE = 2**30
 # Of a generation config: no settings of sampling.
@@ -188,7 +192,9 @@ def _source(source: Mapping[str, Any] | None, otherwise: str = NOT_STATED) -> st
 
 def _held_out(record: Mapping[str, Any]) -> str:
     every = record.get("hold_out_every")
-    return _source(record.get("validation_text"), f"one document in {every} of the text" if every else NOT_STATED)
+    return _source(
+        record.get("validation_text"), f"one document in {_stated(every)} of the text" if every else NOT_STATED
+    )
 
 
 def _stated(value: object) -> str:
@@ -196,11 +202,16 @@ def _stated(value: object) -> str:
 
 
 def _code(value: object) -> str:
-    """Write a value as code, unless it has backticks of its own; there `<` begins no tag."""
-    text = str(value)
-    return _cell(text) if "`" in text else f"`{_cell(text).replace('&lt;', '<')}`"
+    """Write a value as code, in which nothing is active but the end of a cell; not if it has backticks of its own."""
+    text = _line(str(value))
+    return _cell(text) if "`" in text else f"`{text.replace('|', PIPE)}`"
 
 
 def _cell(text: str) -> str:
-    """Escape what would end a cell of a table or begin a tag."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Escape what ends a cell or begins a tag, a link, an image or code; addresses, too, are links."""
+    return re.sub(r"[\\`*\[\]<>&|@]|:(?=//)|(?<=www)\.", lambda found: f"&#{ord(found[0])};", _line(text))
+
+
+def _line(text: str) -> str:
+    """Put a text into one line, of characters that have a glyph."""
+    return printable(" ".join(text.split()))

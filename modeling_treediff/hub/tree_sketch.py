@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from modeling_treediff.text.token_kinds import printable
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 BRANCHES, TOKENS = 6, 8  # shown of a node's children, and of the tokens below it
@@ -50,5 +51,7 @@ def _some_tokens(token_ids: list[int], text_of: Callable[[int], str] | None) -> 
     else:
         texts = (text_of(token) for token in distinct)
         readable = (text for text in texts if text and "\N{REPLACEMENT CHARACTER}" not in text)
-        shown = [json.dumps(text, ensure_ascii=False) for text, _ in zip(readable, range(TOKENS), strict=False)]
+        shown = [
+            printable(json.dumps(text, ensure_ascii=False)) for text, _ in zip(readable, range(TOKENS), strict=False)
+        ]
     return " ".join([*shown, *(["…"] if len(distinct) > len(shown) else [])])

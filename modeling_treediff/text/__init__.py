@@ -7,6 +7,7 @@ from .node_pieces import Piece, decode_nodes, node_pieces
 from .packing import pack_pieces, pack_windows
 from .token_kinds import KINDS, SPACE, find_tokens, printable, token_kinds, token_names
 from .tokenizing import PIECE_CHARACTERS, encode_documents, tokenize_documents, tokenize_pieces, tokenizer_fingerprint
+from .tree_tokenizer import tokenizer_facts, vocabulary_sha256
 from .windows import TokenWindows, unigram_entropy
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "token_names",
     "tokenize_documents",
     "tokenize_pieces",
+    "tokenizer_facts",
     "tokenizer_fingerprint",
     "unigram_entropy",
+    "vocabulary_sha256",
 ]

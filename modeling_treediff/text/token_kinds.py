@@ -28,6 +28,7 @@ KINDS = (
     "non-Latin",
 )
 SPACE = "▁"  # SentencePiece's sign, so that ` the` is told from `the`
+LINES = "\n\t"  # what `printable` may keep of a text
 _CONTROLS = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _NO_TEXT = re.compile(r"\[unused\d+\]|<unused\d+>")  # rows that BERT and Gemma keep free
@@ -144,7 +145,7 @@ _NOTATIONS = {"Ġ": _read_byte_level, SPACE: _read_sentencepiece, "##": _read_wo
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Show every character without a glyph as a sign or a code point: the result cannot control a terminal.
+    """Show every character without a glyph as a sign or a code point: the result controls no terminal and no page.
 
     Those in `keep` stay as they are, such as line breaks of a text.
     """

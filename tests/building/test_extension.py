@@ -28,8 +28,8 @@ def test_an_extended_tree_keeps_all_ids_paths_and_representatives(vocab_size, br
 
 
 def test_added_tokens_stand_together_where_an_upper_node_has_room():
-    tree = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0]]), 4)
-    assert extend_tree(tree, 5).paths[3:].tolist() == [[2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
+    tree = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), 4)
+    assert extend_tree(tree, 5).paths[4:].tolist() == [[2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
     full = VocabularyTree.from_paths(np.array([[0, 0], [0, 1], [1, 0]]), 2)
     assert extend_tree(full, 1).paths[3:].tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="1 token or more"):

@@ -15,11 +15,11 @@ from modeling_treediff.vocabulary_tree import VocabularyTree
 
 TREES = {
     "flat": VocabularyTree.flat(20),
-    "flat, shuffled, gaps": VocabularyTree.from_paths([[7 * token % 25] for token in range(20)], 25),
+    "flat, shuffled": VocabularyTree.from_paths([[7 * token % 20] for token in range(20)], 20),
     "depth 2": random_tree(20, 6, 2),
     "depth 3": random_tree(40, 4, 3),
     "depth 4, chains": VocabularyTree.from_paths([[0, 0, 0, 0], [2, 1, 0, 0], [2, 1, 3, 1], [2, 1, 3, 2]], 4),
-    "one token": VocabularyTree.from_paths([[1, 1, 1]], 3),
+    "one token": VocabularyTree.flat(1),
 }
 
 

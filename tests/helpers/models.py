@@ -19,7 +19,7 @@ SMALL_CONFIG = TreeDiffConfig(
     num_attention_heads=4, max_position_embeddings=128,
 )  # fmt: skip
 # Vocabulary size, fan-out and depth of trees.
-SHAPES = [(1, 1, 1), (1, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
+SHAPES = [(1, 1, 1), (4, 3, 4), (2, 2, 1), (5, 2, 3), (16, 2, 4), (17, 5, 2), (100, 5, 3), (97, 10, 2), (30, 30, 5)]
 IDS = ["flat", "depth 2", "depth 3"]  # of TREES
 
 

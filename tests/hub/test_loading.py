@@ -261,11 +261,11 @@ def without_field(config, name):
     return json.dumps({key: value for key, value in json.loads(config).items() if key != name}).encode()
 
 
-TABLE = "model.table_ancestors"
+TABLE = "model.tree_tables.table_ancestors"
 WRONG = {
     "no tree": (
         lambda files, folder, _: with_tensors(files, folder, without_tree),
-        "not those of its config.json, missing: (model.)?table_ancestors, .* Restore the original files",
+        "not those of its config.json, missing: (model.)?tree_tables.table_ancestors, .* Restore the original files",
     ),
     "no tensor of a name": (
         lambda files, folder, _: with_tensors(files, folder, lambda tensors: without(tensors, "layers.1.mlp.up_proj")),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .evaluate import MeasuredText
-from .fields import REQUIRED, operand, option
+from .fields import REQUIRED, operand, option, trust_option
 from .text import Dataset
 
 EXAMPLES = """
@@ -22,6 +22,7 @@ class ComparedModels:
 
     model: str = operand("folder or Hub repository of a trained model, usually of a tree")
     reference: str | None = operand("a flat model with the same tokenizer, or one of the same tree", nargs="?")
+    trust_remote_code: bool = trust_option()
 
 
 @dataclass(frozen=True, kw_only=True)

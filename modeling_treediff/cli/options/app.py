@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .fields import operand, option
+from .fields import operand, option, trust_option
 
 EXAMPLES = """
   treediff app my_model            # then open http://127.0.0.1:7860
@@ -17,6 +17,7 @@ class Service:
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(7860, "port to listen on")
     share: bool = option(False, "also make a public link through gradio's servers")
+    trust_remote_code: bool = trust_option()
 
 
 OPTIONS = (Service,)

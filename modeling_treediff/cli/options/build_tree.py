@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modeling_treediff.building.tree_builder import METHODS
 
-from .fields import REQUIRED, given, option
+from .fields import REQUIRED, given, option, trust_option
 from .text import Dataset
 
 EXAMPLES = """
@@ -31,6 +31,7 @@ class Vocabulary:
 
     tokenizer: str | None = option(None, "folder or Hub id of a tokenizer")
     train_tokenizer: int | None = option(None, "learn a tokenizer first, with this vocabulary size")
+    trust_remote_code: bool = trust_option()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ OPTIONS = (Vocabulary, Similarity, Dataset, NewTree)
 
 def check(vocabulary: Vocabulary, similarity: Similarity, dataset: Dataset, tree: NewTree) -> None:
     """Raise ValueError for options that contradict each other."""
-    if len(names := given(vocabulary)) != 1:
+    if len(names := given(vocabulary, ["tokenizer", "train_tokenizer"])) != 1:
         raise ValueError("give either --tokenizer or --train-tokenizer" + (", not both" if names else ""))
     if similarity.extend is not None:
         shape = given(tree, ["depth", "branching"])

@@ -6,7 +6,7 @@ All three are upper bounds (NELBO), with 95 % intervals of the Monte Carlo noise
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fields import operand, option
+from .fields import operand, option, trust_option
 from .text import Dataset
 
 EXAMPLES = """
@@ -23,6 +23,7 @@ class MeasuredModel:
     model: str = operand("folder or Hub repository of a trained model")
     texts: list[str] = operand("text files (.txt, .txt.xz, ...) or datasets", nargs="+", metavar="TEXT")
     tokenizer: str | None = option(None, "folder or Hub id (default: the model's)")
+    trust_remote_code: bool = trust_option()
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text} | metadata)
 
 
+def trust_option() -> Any:
+    """Return the field that lets a tokenizer of others run its own code."""
+    return option(False, "run the code that the tokenizer's own repository brings: only if you trust its authors")
+
+
 def flag_of(one: dataclasses.Field[Any]) -> str:
     """Return the option of a field."""
     return f"--{one.metadata.get('flag', one.name).replace('_', '-')}"

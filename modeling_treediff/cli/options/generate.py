@@ -10,7 +10,7 @@ from typing import Any
 
 from modeling_treediff.generation_config_treediff import UNMASKING, TreeDiffGenerationConfig
 
-from .fields import check_exclusive, help_of, operand, option
+from .fields import check_exclusive, help_of, operand, option, trust_option
 
 EXAMPLES = """
   treediff generate my_model                                            # unconditional
@@ -37,6 +37,7 @@ class Text:
     bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD")
     max_new_tokens: int = option(48, "length of new text, in tokens")
     seed: int = option(0, "seed of the random draws")
+    trust_remote_code: bool = trust_option()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a prompt beside an infilling."""

@@ -6,7 +6,7 @@ Give a text that the tree was not built from: on its own text every tree looks b
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fields import operand, option
+from .fields import operand, option, trust_option
 from .text import Dataset
 
 EXAMPLES = """
@@ -23,6 +23,7 @@ class InspectedTree:
 
     tree: str = operand("folder or Hub repository of a tree")
     tokenizer: str | None = option(None, "folder or Hub id of its tokenizer (default: the one beside the tree)")
+    trust_remote_code: bool = trust_option()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from modeling_treediff.training.data.options import DataOptions
 from modeling_treediff.training.run.settings import TrainingConfig
 
-from .fields import check_exclusive, option, same_as
+from .fields import check_exclusive, option, same_as, trust_option
 from .model import SEQUENCE_LENGTH, Model, Process, check_source
 from .text import Dataset
 
@@ -55,8 +55,11 @@ class Run:
     _argument_group_name = "run"
 
     dry_run: bool = option(False, "print the memory that a step will take, and what fits, then end")
-    resume: bool = option(False, "go on from the newest checkpoint in --output")
+    resume: bool = option(
+        False, "go on from the newest checkpoint in --output; a sharded run, which loads pickles, must be your own"
+    )
     license: str | None = option(None, "license of the weights, such as apache-2.0, for the model card")
+    trust_remote_code: bool = trust_option()
 
 
 OPTIONS = (TrainingText, Dataset, StartingModel, Process, TrainingConfig, Run)

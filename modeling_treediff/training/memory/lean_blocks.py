@@ -81,7 +81,7 @@ def _lean_loss(
     slots: torch.Tensor,
 ) -> torch.Tensor:
     """(B, T, E) hidden states, (B, T) nodes and slots -> (B, T) nats: the model's `child_cross_entropy`."""
-    return lean_cross_entropy(model.head, hidden, input_ids, slots, model._tree_view(), chunk)
+    return lean_cross_entropy(model.head, hidden, input_ids, slots, model.tree, chunk)
 
 
 def _lean_block(

@@ -1,6 +1,7 @@
 """Checkpoints of a run: folders written atomically; the newest few and the best are kept."""
 
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import load
 from safetensors import SafetensorError
 
 from modeling_treediff.files.atomic_files import commit_folder, write_atomically
@@ -128,11 +130,12 @@ class CheckpointStore:
         """Load the newest whole checkpoint into everything that was prepared; return its step, 0 if there is none.
 
         Raises:
-            ValueError: the checkpoint is of another run, or all are damaged.
+            ValueError: the checkpoint is of another run, all are damaged, or a file would run code.
 
         """
         step = on_main(self._newest_whole)
         if step:
+            on_main(lambda: _refuse_code(self.path(step)))
             together(lambda: self.accelerator.load_state(str(self.path(step))))
         return step
 
@@ -185,6 +188,15 @@ def checkpoint_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
+
+
+def _refuse_code(checkpoint: Path) -> None:
+    """Raise ValueError for a pickle that would run code; accelerate looks out for that itself in all but these."""
+    for file in checkpoint.glob("custom_checkpoint_*.pkl"):
+        try:
+            load(file, map_location="cpu")  # weights_only
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{file} would run code when it is loaded: resume only runs of your own.") from error
 
 
 def find_damage(checkpoint: Path, facts: dict[str, Any]) -> str:

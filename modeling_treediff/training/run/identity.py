@@ -16,7 +16,8 @@ FREE_SETTINGS = (
     "validation_windows", "save_every", "keep_checkpoints", "trackers", "workers",
 )  # fmt: skip
 FREE_FIELDS = (
-    "tree_sha256", "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+    "format_version", "tree_sha256", "tokenizer_sha256", "max_position_embeddings", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
 

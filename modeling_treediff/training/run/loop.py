@@ -29,7 +29,7 @@ from .curves import CURVES_NAME, draw_curves
 from .divergence import report_divergence
 from .identity import run_identity
 from .optimization import make_learning_rate, make_optimizer
-from .preflight import check_room, check_run, check_windows, check_workers, make_accelerator
+from .preflight import check_room, check_run, check_windows, check_workers, hold_folder, make_accelerator
 from .processes import on_main
 from .run_log import RunLog
 from .settings import TrainingConfig
@@ -104,7 +104,7 @@ def train(
         return out_of_memory.advice(model.config, run.config if run else config, training.sequence_length, memory)
 
     try:
-        with out_of_memory.advised(advice):
+        with hold_folder(config.output_dir, resume), out_of_memory.advised(advice):
             run = _Run(model, tokenizer, training, validation, config, resume)
             with StopRequest() as request:
                 run.take_steps(request)
@@ -171,7 +171,6 @@ class _Run:
     def _start(self, resume: bool) -> int:
         """Load the newest checkpoint, or begin; return the number of steps done."""
         folder, steps = self.config.output_dir, self.config.max_steps
-        on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         done = self.store.load_latest() if resume else 0
         if done > steps:
             raise ValueError(

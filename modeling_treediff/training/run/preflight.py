@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,6 +13,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     is_bf16_available,
 )
+from huggingface_hub.utils import WeakFileLock
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
@@ -27,6 +30,8 @@ from .settings import TrainingConfig
 from .trained_model import TrainedModel
 
 LOGS_NAME = "logs"
+LOCK_NAME = ".training.lock"
+LOCK_SECONDS = 0.1
 PROBE_NAME = ".can-be-written"
 PROBE_BYTES = 2**16
 
@@ -37,12 +42,41 @@ def check_run(config: TrainingConfig, resume: bool) -> None:
     Raises:
         ValueError, ImportError: as `check_settings`.
         FileExistsError: the output folder holds an earlier run and `resume` is off, or a finished model without
-            checkpoints.
+            checkpoints, or another run trains into it.
         OSError: the output folder cannot be written.
 
     """
     check_settings(config)
     on_main(lambda: _check_folder(config.output_dir, resume))  # alone: it begins to write there soon
+
+
+@contextmanager
+def hold_folder(folder: Path, resume: bool) -> Iterator[None]:
+    """Keep a run's folder for this run alone; a run that is killed lets it go.
+
+    Raises:
+        FileExistsError: another run trains into it, or, on a second look, what `check_run` refuses.
+
+    """
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_folder(folder, resume)  # again: another run may have ended there
+            stack.enter_context(_held(folder))
+
+        on_main(hold)
+        yield
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(folder / LOCK_NAME, timeout=LOCK_SECONDS))
+        except TimeoutError as error:
+            raise FileExistsError(f"Another run trains into {folder}: wait, or take another --output.") from error
+        yield
 
 
 def check_settings(config: TrainingConfig) -> None:
@@ -126,6 +160,9 @@ def _check_folder(folder: Path, resume: bool) -> None:
     if has_model and not has_checkpoint:
         raise FileExistsError(f"{folder} holds a finished model but no checkpoint to resume: take another --output.")
     _probe(folder)
+    if (folder / LOCK_NAME).exists():
+        with _held(folder):
+            pass
 
 
 def _probe(folder: Path) -> None:

@@ -8,6 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from modeling_treediff.text.token_kinds import LINES, printable
 from modeling_treediff.viewing.web_page import fill, render_web_page
 
 from .colours import depth_colour
@@ -90,7 +91,7 @@ def _piece_html(piece: Piece) -> str:
     word = piece.text.removeprefix(" ")
     moved = " moved" if piece.moved else ""
     space = " " * (len(piece.text) - len(word))
-    return f'{space}<span class="{piece.kind} depth-{piece.depth}{moved}">{escape(word)}</span>'
+    return f'{space}<span class="{piece.kind} depth-{piece.depth}{moved}">{escape(printable(word, keep=LINES))}</span>'
 
 
 def _bar(counts: Sequence[int]) -> str:

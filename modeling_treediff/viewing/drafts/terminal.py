@@ -8,6 +8,8 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
+from modeling_treediff.text.token_kinds import LINES, printable
+
 from .colours import depth_colour
 from .drafts import Piece, ShownDraft
 
@@ -37,7 +39,7 @@ class TerminalView:
     def show(self, draft: ShownDraft) -> None:
         """Display a draft."""
         if not self.console.is_terminal:
-            print(f"{draft.caption}: {draft.text.strip()}", flush=True)
+            print(f"{draft.caption}: {printable(draft.text.strip(), keep=LINES)}", flush=True)
             return
         self.live.update(as_renderable(draft), refresh=True)
         time.sleep(SECONDS_PER_DRAFT)
@@ -48,7 +50,9 @@ def as_renderable(draft: ShownDraft) -> Group:
     text = Text()
     for piece in draft.pieces:
         word = piece.text.removeprefix(" ")
-        text.append(" " * (len(piece.text) - len(word))).append(word, style=_style(piece, draft.tree_depth))
+        text.append(" " * (len(piece.text) - len(word))).append(
+            printable(word, keep=LINES), style=_style(piece, draft.tree_depth)
+        )
     return Group(Padding(text, (1, 2)), Padding(_caption(draft), (0, 2)))
 
 
