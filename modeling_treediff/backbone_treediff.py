@@ -6,6 +6,8 @@ Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864)
 Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_treediff import TreeDiffConfig
 
@@ -26,30 +29,6 @@ def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
-
-
-def rotate(features_BHTC: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn each pair of features by its position's angle, so that products depend on distances only."""
-    cos_TC, sin_TC = (table.to(features_BHTC.dtype) for table in rotation)  # as transformers does under autocast
-    first, second = features_BHTC.chunk(2, dim=-1)
-    return features_BHTC * cos_TC + torch.cat([-second, first], dim=-1) * sin_TC
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    **kwargs: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain softmax attention, the reference of transformers' attention interface; returns (B, T, H, C) and weights."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class TreeDiffAttention(nn.Module):
@@ -80,8 +59,9 @@ class TreeDiffAttention(nn.Module):
         size = projected[0].shape
         query, key, value = (features.view(*size[:-1], -1, self.head_dim).transpose(1, 2) for features in projected)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        query, key, scaling = rotate(query, rotation), rotate(key, rotation), self.head_dim**-0.5
-        mixed_BTHC, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=scaling, is_causal=False)
+        query, key = apply_rotary_pos_emb(query, key, *(table[None].to(query.dtype) for table in rotation))
+        options: dict[str, Any] = {"dropout": 0.0, "scaling": self.head_dim**-0.5, "is_causal": False}
+        mixed_BTHC, _ = attend(self, query, key, value, attention_mask, **options)
         return mixed_BTHC.reshape(size)
 
 

@@ -18,6 +18,11 @@ HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free")
 SCHEDULES = ("sequential", "binomial", "poisson")
 TIME_WARPS = ("linear", "cosine")
+COUNTS = (
+    "vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "max_position_embeddings", "head_rank", "num_timesteps",
+)  # fmt: skip
+LARGEST_COUNT = 2**24
 
 
 class TreeDiffConfig(PreTrainedConfig):
@@ -39,14 +44,13 @@ class TreeDiffConfig(PreTrainedConfig):
         rope_theta: base of the rotary position embedding.
         rms_norm_eps: added to the mean square in the normalisation.
         initializer_range: standard deviation of the initial weights.
-        schedule: how positions lose depth over time, see `noise_schedules.py`: "sequential" = one level after the other
-            (TDLM), "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
+        schedule: how positions lose depth, see `noise_schedules.py`: "sequential" = one level after the other (TDLM),
+            "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
         level_durations: relative durations of the levels, sequential schedule, coarsest first; by default equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
-        head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, shared by all parents of
-            that level; "node" = an output vector for each node; "leaf" = V outputs, summed inside each child. By
-            default "node" over trees of depth 2, else "child".
+        head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, "node" = an output vector
+            for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
         head_rank: size of the output vectors of the "node" head; the others have none.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
@@ -110,13 +114,9 @@ class TreeDiffConfig(PreTrainedConfig):
             super().__post_init__(**kwargs)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"The config has a value that transformers does not understand: {error}.") from error
-        model_class = "modeling_treediff.TreeDiffForDiffusionLM"
-        self.auto_map = {
-            "AutoConfig": "configuration_treediff.TreeDiffConfig",
-            "AutoModel": model_class,
-            "AutoModelForMaskedLM": "modeling_treediff.TreeDiffForMaskedLM",
-            "AutoModelForCausalLM": model_class,
-        }
+        diffusion, masked = (f"modeling_treediff.TreeDiffFor{kind}LM" for kind in ("Diffusion", "Masked"))
+        self.auto_map = {"AutoConfig": "configuration_treediff.TreeDiffConfig", "AutoModel": diffusion}
+        self.auto_map |= {"AutoModelForMaskedLM": masked, "AutoModelForCausalLM": diffusion}
 
     @classmethod
     def from_tree(cls, tree: VocabularyTree, **kwargs: Any) -> "TreeDiffConfig":
@@ -143,19 +143,19 @@ class TreeDiffConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not getattr(TreeDiffConfig, name) and not _is(value, kind):
                 raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}.")
+        if self.dtype is not None and not isinstance(self.dtype, str) and type(self.dtype).__name__ != "dtype":
+            raise ValueError(f"dtype must be a name such as 'float32', got {self.dtype!r}.")
 
     def _check_values(self) -> None:
-        sizes = ("vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        counts = (*sizes, "intermediate_size", "max_position_embeddings", "head_rank", "num_timesteps")
-        for name in (*counts, "rope_theta", "rms_norm_eps", "initializer_range"):
-            value, least = getattr(self, name), "at least 1" if name in counts else "positive"
-            if value is not None and (value < 1 if name in counts else value <= 0):
-                raise ValueError(f"{name} must be {least}, got {value}.")
-        if self.hidden_size % (2 * self.num_attention_heads):
-            heads = f"num_attention_heads={self.num_attention_heads}"
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be an even multiple of {heads}: rotation takes pairs."
-            )
+        for name in COUNTS:
+            if (count := getattr(self, name)) is not None and not 1 <= count <= LARGEST_COUNT:
+                raise ValueError(f"{name} must be at least 1, and at most {LARGEST_COUNT:,}, got {count}.")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % (2 * heads):  # rotation takes pairs of features
+            raise ValueError(f"hidden_size={width} must be an even multiple of num_attention_heads={heads}.")
         tokens, depth, fan_out, nodes = self.vocab_size, self.tree_depth, self.max_branching, self.num_tree_nodes
         if max(depth, fan_out) > tokens or fan_out ** min(depth, tokens.bit_length()) < tokens:
             raise ValueError(f"{tokens} tokens do not fit a tree of depth {depth} with fan-out {fan_out}.")

@@ -139,7 +139,6 @@ class TokenWeights:
         return allowed_V
 
     def check(self, draft: Draft, open_positions: torch.Tensor) -> None:
-        """Raise ValueError if one of the open positions (B, T) has no token left."""
         if self.weight_RN is None:
             return
         closed_BT = open_positions & self.weight_RN.expand(len(draft.node_ids), -1).gather(1, draft.node_ids).isneginf()
@@ -149,15 +148,13 @@ class TokenWeights:
             raise ValueError(f"None of the tokens below node {node}, given for text {text}, is allowed: allow one.")
 
     def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor | None:
-        """Return (n, K) logarithms of the weights of the children of the n waiting positions (B, T); None if all 1."""
         if self.weight_RN is None:
             return None
         children_nK = self.tree.children[draft.node_ids[waiting] - self.tree.root_id]
         return self.weight_RN[0, children_nK].masked_fill(children_nK < 0, -torch.inf)
 
     def may_move(self, draft: Draft, after: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        """Return `moving`: weights of tokens hold nobody back."""
-        return moving
+        return moving  # weights of tokens hold nobody back
 
     def child_log_probs_alone(self) -> torch.Tensor:
         """Return (I, K): the model's distribution at every internal node on its own, without other positions."""

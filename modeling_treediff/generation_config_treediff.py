@@ -62,9 +62,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
     Attributes:
         max_new_tokens: open positions appended to `input_ids`. By default as many as max_position_embeddings leaves
             room for, or none where `input_ids` holds open positions.
-        block_length: append the new tokens in blocks of this length, each finished before the next begins
-            (semi-autoregressive, arXiv 2502.09992 and 2503.09573), so that a text may be longer than
-            max_position_embeddings: a block sees the last positions. By default all are written at once.
+        block_length: append the new tokens in blocks of this length, each finished before the next begins and seeing
+            the last max_position_embeddings (semi-autoregressive, arXiv 2503.09573). By default all at once.
         num_steps: steps of the text, or of each block, at least D. A step is one forward pass; with unmasking="random"
             none where nothing moves, and one for each level that some position descends.
         steps_per_level: for the sequential schedule, in place of num_steps: D numbers of steps, coarsest level first;
@@ -74,11 +73,10 @@ class TreeDiffGenerationConfig(GenerationConfig):
             without the error of time steps and whatever num_steps. The others take equal shares in num_steps passes,
             surest first: by the probability of the child drawn ("confidence", arXiv 2202.04200), by its lead over the
             second ("margin"), or by the lowest "entropy".
-        threshold: with confidence, margin or entropy, also let all positions descend that are at least this sure
-            (probability or lead; for entropy: at most this many nats); num_steps is then the largest number of steps.
-        remasking_steps: steps of num_steps that are spent on corrections: when a level is filled, the positions whose
-            descent was least probable climb again and are drawn anew (after remasking, arXiv 2503.00307). What was
-            given stays. With steps_per_level and first_hitting they come on top.
+        threshold: with confidence, margin or entropy, all positions that are this sure descend as well (probability or
+            lead at least this, entropy at most this many nats); num_steps is then the largest number of steps.
+        remasking_steps: steps of num_steps spent on corrections (on top of steps_per_level and first_hitting): when a
+            level is filled, the new positions whose descent was least probable are drawn anew (arXiv 2503.00307).
         remasking_fraction: share of the positions that climb in the first correction of a level, then linearly less.
         remasking_levels: levels that they climb; each needs a pass to come down.
         do_sample: draw children from their distribution; False takes the most likely child.

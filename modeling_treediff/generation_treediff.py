@@ -173,9 +173,8 @@ class TreeDiffGenerationMixin:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         elif attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ."
-            )
+            shapes = tuple(attention_mask.shape), tuple(input_ids.shape)
+            raise ValueError("attention_mask {} and input_ids {} differ.".format(*shapes))
         new_tokens = settings.max_new_tokens
         if new_tokens is None:  # fill what is open; where nothing is, continue the text
             is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)
@@ -261,9 +260,7 @@ def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) 
     ends = [*range(length - draft.num_new + block_length, length, block_length), length]
     unseen = max(0, ends[0] - limit)
     if (draft.real & (draft.node_ids >= config.vocab_size))[:, :unseen].any():
-        raise ValueError(
-            f"An open position lies more than {limit} positions before the first block's end: fill it first."
-        )
+        raise ValueError(f"An open position lies over {limit} positions before the first block's end: fill it first.")
     return [slice(max(0, end - limit), end) for end in ends]
 
 
@@ -299,9 +296,7 @@ def _divide_steps(
         left = max(left, schedule.depth)
     if left < schedule.depth:
         spent = f" of which remasking spends {corrections}" if corrections else ""
-        raise ValueError(
-            f"num_steps={settings.num_steps}{spent} is too small: {schedule.depth} levels need a step each."
-        )
+        raise ValueError(f"num_steps={settings.num_steps}{spent} is too small: {schedule.depth} levels need one each.")
     if given is None:
         return schedule.split_steps(left)
     # "auto": one step for each level, the others in proportion to its bits, by largest remainders.

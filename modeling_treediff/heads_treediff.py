@@ -99,13 +99,12 @@ class LeafHead(nn.Module):
 
     def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
-        child_IK = tree.children.clamp(min=0)
+        score_BTN, child_IK = self.tokens(hidden_BTE), tree.children.clamp(min=0)
         if len(child_IK) == 1:
-            logits_BTK = self.tokens(hidden_BTE).index_select(-1, child_IK[0])
-        else:
-            score_BTV = _at_least_fp32(self.tokens(hidden_BTE))
-            score_BTN = torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)
-            logits_BTK = score_BTN.gather(-1, child_IK[(input_ids_BT - tree.root_id).clamp(min=0)])
+            return score_BTN.index_select(-1, child_IK[0])
+        score_BTV = _at_least_fp32(score_BTN)
+        score_BTN = torch.cat([score_BTV, subtree_logsumexp(score_BTV, tree)], dim=-1)
+        logits_BTK = score_BTN.gather(-1, child_IK[(input_ids_BT - tree.root_id).clamp(min=0)])
         return _mask_missing(logits_BTK, input_ids_BT, tree)
 
 

@@ -220,8 +220,7 @@ def _strata(
     """Spread corruptions over levels and times; return sequence, level 1..D and quantile of the time of each, (n,).
 
     The sequences, in random order, go through the levels in turn, each where the one before stopped. Each divides
-    [0, 1] into as many parts as it has corruptions of a level; places within the parts are stratified over all
-    corruptions of that level.
+    [0, 1] by its corruptions of a level; places within the parts are stratified over all corruptions of that level.
     """
     options: dict[str, Any] = {"generator": generator, "device": generator.device if generator is not None else "cpu"}
     sample = torch.arange(num_samples).repeat(num_sequences)

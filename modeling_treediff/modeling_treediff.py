@@ -24,17 +24,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file, can_return_tuple
 
-# Every shipped file is imported here directly: older releases of transformers copy no others.
 from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import check_nodes, child_slots, nelbo_terms
-from .drafts_treediff import Draft  # noqa: F401
-from .generation_config_treediff import TreeDiffGenerationConfig  # noqa: F401
 from .generation_treediff import TreeDiffGenerationMixin
 from .heads_treediff import HEAD_CLASSES, child_cross_entropy
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .noise_schedules import LevelSchedule
-from .sampling_treediff import Denoiser  # noqa: F401
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, Folder, VocabularyTree, find_tree_file
 
 RENAMED_WEIGHTS = {r"(?<!tables\.)\btable_": "tree_tables.table_"}  # since format 2
@@ -78,8 +74,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
 
     config_class = TreeDiffConfig
     base_model_prefix = "model"
+    base_model: Any
     supports_gradient_checkpointing = True
     _no_split_modules = ["TreeDiffBlock"]
+    _input_embed_layer = "embed_nodes"
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -101,36 +99,31 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """Make a new model over a tree; `config_kwargs` are further fields of TreeDiffConfig. ValueError if invalid."""
         tree.validate()
         model = cls(TreeDiffConfig.from_tree(tree, **config_kwargs))
-        tables = model._tables
+        tables = model.base_model.tree_tables
         for name in VocabularyTree.TABLES:
             getattr(tables, f"table_{name}").copy_(getattr(tree, name))
         tables.metadata, tables.verified = dict(tree.metadata), True
         return model
 
     @property
-    def _tables(self) -> TreeTables:
-        tables: Any = self.base_model.tree_tables
-        return tables
-
-    @property
     def device(self) -> torch.device:
         """The tree's device, where node ids go, also when accelerate keeps parameters elsewhere."""
-        return self._tables.view().depth.device
+        return self.base_model.tree_tables.table_depth.device
 
     @property
     def tree(self) -> VocabularyTree:
         """The vocabulary tree with its provenance; its tables are the model's buffers. ValueError if there is none."""
-        if not self._tables.verified:
+        if not self.base_model.tree_tables.verified:
             self._verify_tree()
-        return self._tables.view()
+        return self.base_model.tree_tables.view()
 
     def _verify_tree(self) -> None:
         """Raise ValueError unless the buffers hold the tree that the config names."""
-        tree = self._tables.view()
+        tree = self.base_model.tree_tables.view()
         if not tree.ancestors.any():  # all zero, but the first column of a tree is its root's id
             raise ValueError("The model has no tree yet: make it with from_tree, or load it with from_pretrained.")
         self._check_sha256("the weights", tree.validate().sha256)
-        self._tables.verified = True
+        self.base_model.tree_tables.verified = True
 
     def save_pretrained(self, save_directory: Folder, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, configs and code as transformers does, and the tree; the tokenizer is saved by itself.
@@ -140,7 +133,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         if it cannot be written; then the folder stays as it was.
         """
         if kwargs.get("push_to_hub") or "tokenizer" in kwargs:
-            said = "save_pretrained writes a model into a folder, without its tokenizer, and does not push"
+            said = "save_pretrained writes the model alone and does not push"
             raise ValueError(f"{said}: use push_to_hub, tokenizer.save_pretrained, or modeling_treediff.hub for all.")
         self._verify_tree()
         folder = Path(save_directory)
@@ -179,7 +172,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         if source is not None and find_tree_file(source, **where):  # which also has the tree's provenance
             beside = VocabularyTree.from_pretrained(source, **where)
             model._check_sha256(TREE_WEIGHTS_NAME, beside.sha256)
-            model._tables.metadata |= beside.metadata
+            model.base_model.tree_tables.metadata |= beside.metadata
         return (model, info) if wants_info else model
 
     def _check_weights(self, source: object, info: dict[str, Any], anew: bool) -> None:
@@ -194,10 +187,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             raise ValueError(f"The weights in {source} are not those of its config.json, {found}. {hint}.")
 
     def _check_sha256(self, place: str, sha256: str) -> None:
-        if sha256 != self.config.tree_sha256:
-            tree, named = f"The vocabulary tree in {place} of {self.config.name_or_path}", self.config.tree_sha256
-            other = f"its sha256 is {sha256}, the config names {named}. Restore the original files"
-            raise ValueError(f"{tree} is not the one the model was trained with: {other}.")
+        if sha256 != (named := self.config.tree_sha256):
+            tree = f"The vocabulary tree in {place} of {self.config.name_or_path} (sha256 {sha256})"
+            raise ValueError(f"{tree} is not the one of the config ({named}). Restore the original files.")
 
 
 class TreeDiffModel(TreeDiffPreTrainedModel):
@@ -213,10 +205,6 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         self.backbone = TreeDiffBackbone(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the (N, E) node embedding."""
-        return self.embed_nodes
-
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -227,11 +215,9 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window.
-        Ids outside the tree raise ValueError on a CPU; a GPU only asserts, so `corrupt` and `generate` check before.
-        So do more positions than the model has.
+        ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
-        length, limit = input_ids.shape[1], self.config.max_position_embeddings
-        if length > limit:
+        if (length := input_ids.shape[1]) > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
         embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
         try:
@@ -244,8 +230,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
     def _embed_paths(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (B, T, E): the sum of the vectors of a node and of all its ancestors.
 
-        Tokens share what their clusters know, so rare ones need not learn it on their own; the root's vector, common
-        to all positions, gives attention a constant to build positional patterns from.
+        Tokens share what their clusters know; the root's vector gives attention a constant for positional patterns.
         """
         level_D = torch.arange(self.config.tree_depth + 1, device=input_ids.device)
         tree = self.tree
@@ -390,12 +375,13 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
     """Raise in one sentence what loading weights from `source` failed at, and what to do."""
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ValueError(f"The weights in {source} are damaged ({error}). Save or download them again.") from error
     except OSError as error:
         if (name := re.search(r"(?<![-.\w])model[-.\w]*\.safetensors", str(error))) is None:
             raise
-        raise OSError(
-            f"{source} holds no {name[0]}, and a pickle such as pytorch_model.bin is never loaded, since it can run "
-            "code: complete the files, or ask their author for safetensors."
-        ) from error
+        pickles = "a pickle such as pytorch_model.bin is never loaded, since it can run code"
+        hint = "complete the files, or ask their author for safetensors"
+        raise OSError(f"{source} holds no {name[0]}, and {pickles}: {hint}.") from error

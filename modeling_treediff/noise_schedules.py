@@ -235,9 +235,7 @@ class PoissonSchedule(LevelSchedule):
         """Make the schedule of a tree of depth 1 to 8; ValueError for more."""
         super().__init__(depth)
         if depth > DEEPEST_POISSON:
-            raise ValueError(
-                f"The poisson schedule is for trees of depth up to {DEEPEST_POISSON}, got {depth}: take binomial."
-            )
+            raise ValueError(f"The poisson schedule is for depths up to {DEEPEST_POISSON}, got {depth}: take binomial.")
 
     def alpha(self, timesteps: torch.Tensor) -> torch.Tensor:
         number_BD = (1 - timesteps)[:, None] * self._powers(timesteps)
@@ -345,8 +343,6 @@ class DiscreteSchedule(LevelSchedule):
     def __init__(self, schedule: LevelSchedule, num_timesteps: int) -> None:
         """Cut the time of `schedule` into T steps; ValueError if a position could fall by several levels in one."""
         super().__init__(schedule.depth)
-        if num_timesteps < 1:
-            raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}.")
         self.schedule, self.num_timesteps = schedule, num_timesteps
         self.boundaries = schedule.boundaries
         # On the CPU by name: models are made on the meta device, which has no values.

@@ -244,10 +244,8 @@ class Denoiser:
         """Let positions descend to each of the depths (B, T) in turn, a level in a pass."""
         for target_BT in targets:
             while (moving_BT := self._depth() < target_BT).any():
-                self._pass(moving_BT)
-                yield self.draft
-            self.draft.num_steps += 1
-            yield self.draft
+                yield self._pass(moving_BT)
+            yield self._end_step()
 
     def _descend_surest_first(self, stage: Stage) -> Iterator[Draft]:
         """Let the surest positions descend first, in the stage's number of passes at most."""
@@ -256,20 +254,20 @@ class Denoiser:
             if not left_BT.any():
                 return
             select = partial(surest, levels_left_BT=left_BT, passes_left=passes_left, threshold=self.sampler.threshold)
-            self._pass(left_BT > 0, select)
-            yield self.draft
-            self.draft.num_steps += 1
-            yield self.draft
+            yield self._pass(left_BT > 0, select)
+            yield self._end_step()
 
     def _finish(self, stage: Stage) -> Iterator[Draft]:
         """Let all that have not reached the stage's depth descend to it, a level in a pass."""
         while (moving_BT := self._levels_left(stage) > 0).any():
-            self._pass(moving_BT)
-            yield self.draft
-            self.draft.num_steps += 1
-            yield self.draft
+            yield self._pass(moving_BT)
+            yield self._end_step()
 
-    def _pass(self, waiting_BT: torch.Tensor, select: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    def _end_step(self) -> Draft:
+        self.draft.num_steps += 1
+        return self.draft
+
+    def _pass(self, waiting_BT: torch.Tensor, select: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Draft:
         """Look at the draft once, draw children where positions wait, and let those descend that are selected."""
         logits = self.model.child_logits(self.draft.seen, self.draft.attention_mask)
         logits_nK = logits[waiting_BT[:, self.draft.columns]]
@@ -288,6 +286,7 @@ class Denoiser:
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
+        return self.draft
 
     def _remask(self, stage: Stage, share: float) -> None:
         """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""

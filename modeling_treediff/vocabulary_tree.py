@@ -66,15 +66,14 @@ class VocabularyTree:
         path_VD = as_int64(paths, "paths")
         if path_VD.ndim != 2 or 0 in path_VD.shape:
             raise ValueError(f"paths must have shape (tokens, depth) with at least one of each, got {path_VD.shape}.")
-        if max(max_branching, path_VD.shape[1]) > len(path_VD):  # more levels or children could hold no token
-            shape = f"depth {path_VD.shape[1]} and a fan-out of {max_branching}"
-            raise ValueError(f"{shape} are more than a tree of {len(path_VD)} tokens can use: both are at most that.")
+        vocab_size, depth = path_VD.shape
+        if max(max_branching, depth) > vocab_size:
+            raise ValueError(f"Depth {depth} or fan-out {max_branching} is more than {vocab_size} tokens can use.")
         if path_VD.min() < 0 or path_VD.max() >= max_branching:
             token = int(np.argwhere((path_VD < 0) | (path_VD >= max_branching))[0, 0])
             path = path_VD[token].tolist()
             raise ValueError(f"Token {token} has the path {path}: a fan-out of at most {max_branching} was asked for.")
         ancestor_VD, slot_N = _number_nodes(path_VD, max_branching)
-        vocab_size, depth = path_VD.shape
         depth_N = np.full(len(slot_N), depth)
         children_IK = np.full((len(slot_N) - vocab_size, max_branching), -1)
         for level in range(depth):
@@ -91,10 +90,7 @@ class VocabularyTree:
     @classmethod
     def flat(cls, vocab_size: int, metadata: dict[str, Any] | None = None) -> "VocabularyTree":
         """Return the tree of depth 1: every token directly below the root. With it the model is MDLM."""
-        if vocab_size < 1:
-            raise ValueError(f"A vocabulary needs at least one token, got vocab_size={vocab_size}.")
-        paths_V1 = np.arange(vocab_size)[:, None]
-        return cls.from_paths(paths_V1, vocab_size, metadata={"method": "flat"} | (metadata or {}))
+        return cls.from_paths(np.arange(vocab_size)[:, None], vocab_size, {"method": "flat"} | (metadata or {}))
 
     def coarsen(self, node_ids: torch.Tensor, level: int) -> torch.Tensor:
         """Replace nodes, of any shape, that are deeper than level 0..D by their ancestors there: a text at a level."""
@@ -202,10 +198,8 @@ class VocabularyTree:
         """
         file = find_tree_file(directory_or_repo, **hub_kwargs)
         if file is None:
-            raise OSError(
-                f"{directory_or_repo} holds no {TREE_WEIGHTS_NAME}: name a folder or repository that a tree or a model "
-                "was saved to, with revision and subfolder where it has them; offline, one downloaded before."
-            )
+            hint = "name a folder or repository that a tree or model was saved to; offline, one downloaded before"
+            raise OSError(f"{directory_or_repo} holds no {TREE_WEIGHTS_NAME}: {hint}.")
         try:
             tables, facts, recorded = _read_tree_file(file)
             tree = cls.from_paths(tables["paths"], index(facts["max_branching"]))
@@ -214,10 +208,8 @@ class VocabularyTree:
             for expected in recorded - {tree.sha256}:
                 raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved ({error}). "
-                "Restore the original files."
-            ) from error
+            wrong = f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved"
+            raise ValueError(f"{wrong} ({error}). Restore the original files.") from error
         tree.metadata.update({key: value for key, value in facts.items() if key not in tree._structure()})
         if "licence" in tree.metadata:  # its name in trees saved before version 0.2
             tree.metadata["license"] = tree.metadata.pop("licence")

@@ -80,7 +80,7 @@ def test_deep_poisson_schedules_keep_their_precision(depth):
     torch.testing.assert_close(schedule.weight(times).double(), schedule.weight(times.double()), rtol=1e-4, atol=0)
     small = torch.tensor([1e-3], dtype=torch.float64)  # there the weight at the root is D / t (1 + O(t))
     assert math.isclose(schedule.weight(small)[0, 0], depth / 1e-3, rel_tol=2e-3)
-    with pytest.raises(ValueError, match="depth up to 8, got 9: take binomial"):
+    with pytest.raises(ValueError, match="depths up to 8, got 9: take binomial"):
         PoissonSchedule(9)
 
 
@@ -201,8 +201,6 @@ def test_discrete_time_refuses_steps_over_several_levels():
     for base, steps in ((SequentialSchedule(3), 4), (BinomialSchedule(2), 100), (PoissonSchedule(2), 100)):
         with pytest.raises(ValueError, match="several levels"):
             DiscreteSchedule(base, steps)
-    with pytest.raises(ValueError, match="at least 1"):
-        DiscreteSchedule(SequentialSchedule(1), 0)
 
 
 def test_fewer_steps_than_levels_are_refused():

@@ -1,7 +1,7 @@
 """Models are safetensors: no code of ours writes or reads pickles, which can run code when they are loaded.
 
 The checkpoints *of a run* are the exception: accelerate keeps the optimizer's state, the random states and the place in
-the data in pickles, and reads the last with all that a pickle can do. So what is resumed must be a run of one's own.
+the data in pickles. They are read so that they run no code, but for those of sharded runs, which torch reads.
 """
 
 import ast
@@ -10,6 +10,7 @@ from helpers.processes import REPOSITORY
 from helpers.tiny_run import tiny_network, tiny_run, tiny_tokenizer, tiny_tree
 from peft import LoraConfig, get_peft_model
 
+from modeling_treediff.cli.options.fields import trust_option
 from modeling_treediff.hub import save_checkpoint
 
 PICKLING = {
@@ -44,6 +45,17 @@ def test_no_code_reads_or_writes_pickles():
     assert len(found) > 80 and not any(found.values()), {file: names for file, names in found.items() if names}
 
 
+def defaults_of(name):
+    """The defaults of all parameters of this name."""
+    for file in CODE:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = node.args.posonlyargs + node.args.args
+                pairs = [*zip(arguments[::-1], node.args.defaults[::-1], strict=False)]
+                pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                yield from (ast.literal_eval(default) for one, default in pairs if one.arg == name and default)
+
+
 def test_no_code_trusts_the_code_of_others_unasked():
     asked = [
         (file.relative_to(REPOSITORY).as_posix(), ast.unparse(word.value))
@@ -53,7 +65,8 @@ def test_no_code_trusts_the_code_of_others_unasked():
         for word in node.keywords
         if word.arg == "trust_remote_code"
     ]
-    assert asked and {value for _, value in asked} <= {"False", "script.trust_remote_code"}, asked
+    assert asked and all(value == "False" or value.split(".")[-1] == "trust_remote_code" for _, value in asked), asked
+    assert trust_option().default is False and all(default is False for default in defaults_of("trust_remote_code"))
 
 
 def test_what_is_saved_as_a_model_is_safetensors(tmp_path):

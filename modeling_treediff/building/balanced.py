@@ -45,7 +45,9 @@ def tree_from_order(order: Table, branching: int, depth: int, metadata: dict[str
 
 
 def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
-    """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out."""
+    """Raise ValueError unless vocab_size leaves fit into a tree of this depth and fan-out, and can use both."""
+    if max(branching, depth) > vocab_size:
+        raise ValueError(f"Depth {depth} or fan-out {branching} is more than {vocab_size} tokens can use.")
     if (needed := smallest_branching(vocab_size, depth)) > branching:
         raise ValueError(
             f"{vocab_size} tokens do not fit a tree of depth {depth} with fan-out {branching} "

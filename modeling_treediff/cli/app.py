@@ -185,7 +185,7 @@ def build_page(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase
 def request_box(
     label: str, placeholder: str, action: str, longest: int
 ) -> tuple[gradio.Textbox, gradio.Button, gradio.Button]:
-    """Return a box for a text of at most `longest` characters, and the buttons that start and stop what is done with it."""
+    """Return a box for a text of at most `longest` characters, and the buttons that start and stop its use."""
     box = gradio.Textbox(label=label, placeholder=placeholder, lines=4, max_length=longest)
     with gradio.Row():
         return box, gradio.Button(action, variant="primary", scale=2), gradio.Button("Stop", min_width=80)

@@ -93,8 +93,6 @@ def shape(job: Job, vocab_size: int) -> tuple[int, int]:
         depth = 2 if branching is None else smallest_depth(vocab_size, branching)
     if branching is None:
         branching = smallest_branching(vocab_size, depth)
-    if branching > vocab_size:
-        raise ValueError(f"A fan-out of {branching} is more than the {vocab_size} tokens.")
     check_feasible(vocab_size, branching, depth)
     return branching, depth
 

@@ -311,7 +311,7 @@ WRONG = {
     ),
     "another tree beside the weights": (
         lambda files, _, tmp_path: with_another_tree(files, tmp_path),
-        "not the one the model was trained with: .* Restore the original files",
+        "not the one of the config .* Restore the original files",
     ),
     "a vocabulary of another size": (
         lambda files, *_: with_config(files, vocab_size=90, num_tree_nodes=121),

@@ -9,9 +9,10 @@ from helpers.models import check_compiled_step, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
-from modeling_treediff.backbone_treediff import TreeDiffBlock, rotary_tables, rotate
+from modeling_treediff.backbone_treediff import TreeDiffBlock, rotary_tables
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, TreeDiffConfig
 from modeling_treediff.training.memory import make_lean, undo_lean
@@ -51,7 +52,8 @@ def plain_block(block, hidden, rotation):
     heads = [
         layer(normed).view(shape).transpose(1, 2) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     ]
-    mixed = F.scaled_dot_product_attention(rotate(heads[0], rotation), rotate(heads[1], rotation), heads[2])
+    query, key = apply_rotary_pos_emb(heads[0], heads[1], *(table[None].to(heads[0].dtype) for table in rotation))
+    mixed = F.scaled_dot_product_attention(query, key, heads[2])
     hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(hidden.shape))
     normed = block.post_attention_layernorm(hidden)
     return hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
@@ -129,7 +131,7 @@ def kept_bytes(function, block, autocast=True):
 def test_a_block_keeps_what_its_matrix_products_made_and_its_input():
     """Per position, bytes: fp32 input 4 E; bf16 q, k, v, mixed and projected heads 10 E; bf16 gate and up 4 I."""
     positions, width, inner = 2 * 64, 48, 104
-    rotation = 2 * 64 * 12 * 2 * 2  # cos and sin in bf16, once for q and once for k
+    rotation = 2 * 64 * 12 * 2  # cos and sin in bf16
     log_sums = positions * 4 * 4  # flash attention's fp32 logsumexp, 4 heads
     exact = positions * (14 * width + 4 * inner) + log_sums + rotation
     assert kept_bytes(lean, make_block()) == exact
