@@ -33,7 +33,7 @@ from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, Folder, VocabularyTree, find_tree_file
 
-RENAMED_WEIGHTS = {r"(?<!tables\.)\btable_": "tree_tables.table_"}  # since format 2
+RENAMED_WEIGHTS = {r"(?<!tables\.)table_": "tree_tables.table_"}  # since format 2
 
 
 @dataclass
