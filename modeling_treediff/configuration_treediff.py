@@ -114,6 +114,8 @@ class TreeDiffConfig(PreTrainedConfig):
             super().__post_init__(**kwargs)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"The config has a value that transformers does not understand: {error}.") from error
+        if self.dtype is not None and type(self.dtype).__name__ != "dtype":
+            raise ValueError(f"dtype must be a name such as 'float32', got {self.dtype!r}.")
         diffusion, masked = (f"modeling_treediff.TreeDiffFor{kind}LM" for kind in ("Diffusion", "Masked"))
         self.auto_map = {"AutoConfig": "configuration_treediff.TreeDiffConfig", "AutoModel": diffusion}
         self.auto_map |= {"AutoModelForMaskedLM": masked, "AutoModelForCausalLM": diffusion}
@@ -143,8 +145,6 @@ class TreeDiffConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not getattr(TreeDiffConfig, name) and not _is(value, kind):
                 raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}.")
-        if self.dtype is not None and not isinstance(self.dtype, str) and type(self.dtype).__name__ != "dtype":
-            raise ValueError(f"dtype must be a name such as 'float32', got {self.dtype!r}.")
 
     def _check_values(self) -> None:
         for name in COUNTS:

@@ -1,12 +1,14 @@
 """The config: what older formats become, and what it refuses."""
 
+import itertools
 import json
 
 import pytest
+import torch
 from helpers.models import IDS, TREES, tiny_model
 from transformers import AutoConfig
 
-from modeling_treediff import TreeDiffConfig
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.configuration_treediff import FORMAT_VERSION
@@ -57,6 +59,75 @@ def test_a_field_of_an_older_format_is_refused_with_its_new_name(name):
 def test_a_newer_format_is_refused():
     with pytest.raises(ValueError, match=f"saved in format {FORMAT_VERSION + 1}, .* reads up to {FORMAT_VERSION}"):
         TreeDiffConfig(format_version=FORMAT_VERSION + 1)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+WRONG_VALUES = {
+    "not whole numbers": (["vocab_size", "tree_depth", "hidden_size", "num_timesteps"], ["8192", True, 1.5, [8], {}]),
+    "not numbers": (
+        ["rope_theta", "rms_norm_eps", "initializer_range"],
+        ["1", True, None, NAN, INFINITY, []],
+    ),
+    "not positive": (["rope_theta", "rms_norm_eps", "initializer_range", "head_rank", "num_hidden_layers"], [0, -1]),
+    "beyond all sizes": (["vocab_size", "tree_depth", "hidden_size", "head_rank", "num_timesteps"], [10**12, 10**400]),
+    "not texts": (["head", "schedule", "tree_sha256", "tokenizer_sha256"], [1, True, ["node"], {}]),
+    "no choice": (["head", "schedule", "time_warp", "node_embedding"], ["", "leaves"]),
+    "no version": (["format_version"], [None, "3", 2.5, [3], 10**12]),
+    "no durations": (["level_durations"], ["31", [True, 1], ["3"], [INFINITY, 1], 3]),
+    "no type of numbers": (["dtype"], [1, True, [], ["float32"], "float99"]),
+    "what transformers reads": (["id2label", "torch_dtype"], ["x", 5]),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_VALUES)
+@pytest.mark.parametrize("load", [TreeDiffConfig.from_pretrained, AutoConfig.from_pretrained])
+def test_a_config_of_wrong_types_or_ranges_is_refused_in_a_sentence(tmp_path, kind, load):
+    names, values = WRONG_VALUES[kind]
+    good = TreeDiffConfig.from_tree(random_tree(20, 6, 2)).to_dict()
+    for name, value in itertools.product(names, values):
+        (tmp_path / "config.json").write_text(json.dumps(good | {name: value}))
+        with pytest.raises(ValueError) as error:
+            load(tmp_path)
+        assert "\n" not in str(error.value) and 10 < len(str(error.value)) < 600, (name, value)
+        if name not in ("format_version", "torch_dtype", "id2label"):
+            assert name in str(error.value) or str(value) in str(error.value), (name, value, error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_branching": 4}, "20 tokens do not fit a tree of depth 2 with fan-out 4"),
+        ({"max_branching": 21}, "20 tokens do not fit a tree of depth 2 with fan-out 21"),
+        ({"tree_depth": 21}, "20 tokens do not fit a tree of depth 21"),
+        ({"num_tree_nodes": 21}, "num_tree_nodes=21 is impossible for 20 leaves at depth 2"),
+        ({"num_tree_nodes": 42}, "num_tree_nodes=42 is impossible for 20 leaves at depth 2"),
+        ({"num_attention_heads": 5}, "hidden_size=768 must be an even multiple of num_attention_heads=5"),
+        ({"level_durations": [3, 1]}, "level_durations belong to schedule='sequential'"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(fields, message):
+    good = TreeDiffConfig.from_tree(random_tree(20, 6, 2)).to_dict()
+    assert TreeDiffConfig(**good).to_dict() == good
+    with pytest.raises(ValueError, match=message):
+        TreeDiffConfig(**(good | fields))
+
+
+def test_whole_numbers_are_numbers():
+    assert (
+        TreeDiffConfig(rope_theta=100, initializer_range=1, schedule="sequential", level_durations=[2]).rope_theta
+        == 100
+    )
+
+
+def test_outputs_as_tuples_are_what_a_config_may_ask_for(tmp_path):
+    model = tiny_model(TREES[1])
+    text = model.generate(max_new_tokens=4, num_steps=4, generator=torch.Generator().manual_seed(0))
+    model.config.return_dict = False
+    model.save_pretrained(tmp_path)
+    loaded = TreeDiffForDiffusionLM.from_pretrained(tmp_path)
+    assert isinstance(loaded(text), tuple)
+    again = loaded.generate(max_new_tokens=4, num_steps=4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again, text)
 
 
 @pytest.mark.parametrize("tree", TREES, ids=IDS)

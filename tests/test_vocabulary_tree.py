@@ -1,9 +1,12 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from helpers.models import SHAPES
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -126,3 +129,47 @@ def test_damaged_and_changed_files_are_refused(tree, tmp_path):
             VocabularyTree.from_pretrained(tmp_path)
     with pytest.raises(OSError):
         VocabularyTree.from_pretrained(tmp_path / "nowhere")
+
+
+def rewritten(file, tables=None, **facts):
+    """The same file with other tables, or other facts in its header."""
+    with safe_open(file, framework="pt") as archive:
+        before = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 -- no mapping
+        header = json.loads(archive.metadata()["vocabulary_tree"])
+    save_file(before | (tables or {}), file, metadata={"vocabulary_tree": json.dumps(header | facts)})
+
+
+@pytest.mark.parametrize("fan_out", [10**7, 10**30, 1e30, 101, 0, -1, "5", None, [5]])
+def test_a_fan_out_that_no_tree_has_is_refused_before_anything_is_allocated(tree, tmp_path, fan_out):
+    tree.save_pretrained(tmp_path)
+    rewritten(tmp_path / "vocabulary_tree.safetensors", max_branching=fan_out)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="is damaged, or was changed"):
+        VocabularyTree.from_pretrained(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"paths": torch.zeros(8, 10**5, dtype=torch.int32)},  # deeper than any tree of 8 tokens
+        {"paths": torch.zeros(100, 3).to(torch.float8_e4m3fn)},
+        {"paths": torch.zeros(100, 3)},
+        {"paths": torch.zeros(100, dtype=torch.int32)},
+        {"representative": torch.zeros(1, dtype=torch.int32)},
+        {"representative": torch.full((131,), 2**31 - 1, dtype=torch.int32)},
+    ],
+    ids=lambda tables: " ".join(f"{name} {tuple(one.shape)} {one.dtype}" for name, one in tables.items()),
+)
+def test_tables_of_another_shape_or_type_are_refused(tree, tmp_path, tables):
+    tree.save_pretrained(tmp_path)
+    rewritten(tmp_path / "vocabulary_tree.safetensors", tables)
+    with pytest.raises(ValueError, match="is damaged, or was changed"):
+        VocabularyTree.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("paths", "fan_out"), [([[0], [1]], 3), ([[0, 0, 0], [0, 0, 1]], 2)])
+def test_more_children_or_levels_than_tokens_are_refused(paths, fan_out):
+    with pytest.raises(ValueError, match="is more than 2 tokens can use"):
+        VocabularyTree.from_paths(paths, fan_out)
