@@ -161,3 +161,18 @@ def test_ids_outside_the_tree_are_refused():
     for bad in (-1, model.tree.num_nodes):
         with pytest.raises(ValueError, match=rf"0\.\.{model.tree.num_nodes - 1} \(nodes of the tree\)"):
             model(torch.tensor([[0, bad]]))
+
+
+def test_a_text_longer_than_the_model_is_refused():
+    """By the forward pass, so in likelihoods and pipelines as well; one of just that length is not."""
+    fits, long = torch.full((1, 8), V), torch.full((1, 9), V)
+    for kind in (TreeDiffForMaskedLM, TreeDiffForDiffusionLM):
+        model = tiny_model(TREES[2], kind, max_position_embeddings=8)
+
+        def bound(nodes, model=model):
+            model.nelbo(nodes - 1, num_samples=2)
+
+        for use in (model, model.token_log_probs, bound, model.model, model.generate):
+            use(fits)
+            with pytest.raises(ValueError, match="9 positions are more than the model's 8"):
+                use(long)

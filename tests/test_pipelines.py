@@ -176,3 +176,12 @@ def test_pipelines_in_a_fresh_process(folder, fill, write, tmp_path, package):
         assert {name: answer[name] for name in expected} == expected
     torch.manual_seed(0)
     assert texts == write("we must", max_new_tokens=5, return_full_text=False, num_return_sequences=2)
+
+
+def test_a_text_beyond_the_window_is_refused_and_cut_where_that_is_asked_for(fill):
+    long = "<|mask|> we must pay it, " * WINDOW
+    with pytest.raises(ValueError, match=f"positions are more than the model's {WINDOW}"):
+        fill(long)
+    answers = fill(long, tokenizer_kwargs={"truncation": True})
+    ids = fill.tokenizer(long, truncation=True)["input_ids"]
+    assert len(ids) == WINDOW and len(answers) == ids.count(V)

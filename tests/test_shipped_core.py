@@ -225,3 +225,36 @@ def test_the_suffix_marks_what_transformers_looks_up_or_subclasses():
             and {name for name in siblings if name.endswith("_treediff")} <= {"configuration_treediff"}
         )  # fmt: skip
         assert file.stem.endswith("_treediff") != theory, file.name
+
+
+VERSIONS = """
+import json, sys
+sys.modules["modeling_treediff"] = None
+import torch
+from transformers import AutoModel
+folders, nodes = sys.argv[1:], torch.arange(64, 68)[None]
+scores = [AutoModel.from_pretrained(one, trust_remote_code=True)(nodes).logits[0, 0, 0].item() for one in folders]
+print(json.dumps(scores))
+"""
+
+
+def test_checkpoints_in_folders_of_one_name_each_run_their_own_code(tmp_path):
+    """One changes its head, one the model itself; the first is loaded once more at the end."""
+    changes = {
+        "one": None,
+        "two": ("heads_treediff.py", "return logits_BTK.masked_fill(", "return 2 * logits_BTK.masked_fill("),
+        "three": ("modeling_treediff.py", "output.logits = self.head(", "output.logits = 3 * self.head("),
+    }
+    model = tiny_model(tiny_tree())
+    for name, change in changes.items():
+        model.save_pretrained(tmp_path / name / "model")
+        if change:
+            file, before, after = change
+            text = (tmp_path / name / "model" / file).read_text(encoding="utf-8")
+            assert text.count(before) == 1
+            (tmp_path / name / "model" / file).write_text(text.replace(before, after), encoding="utf-8")
+    folders = [tmp_path / name / "model" for name in (*changes, "one")]
+    ran = run_python(*folders, code=VERSIONS, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
+    assert ran.returncode == 0, ran.stderr
+    scores = json.loads(ran.stdout.splitlines()[-1])
+    assert scores == pytest.approx([scores[0] * factor for factor in (1, 2, 3, 1)], rel=1e-5) and abs(scores[0]) > 0.01

@@ -3,16 +3,19 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.processes import run_python
 from helpers.tiny_run import equal, logged, losses, tiny_run
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.training.run.checkpoints import CheckpointStore, checkpoint_steps, find_damage
 from modeling_treediff.training.run.preflight import LOCK_NAME
 
@@ -277,3 +280,28 @@ def test_run_json_says_what_the_run_was(tmp_path):
     facts = json.loads((tmp_path / "checkpoint-0000006" / "run.json").read_text())
     assert facts["step"] == 6 and facts["nelbo"] == logged(tmp_path)[-1]["nelbo"]
     assert facts["identity"]["windows per step"] == 4 and "model.safetensors" in facts["files"]
+
+
+class Executed:
+    """A pickle of it makes a file when it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("name", ["custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl", "optimizer.bin"])
+def test_a_run_of_others_runs_no_code_when_it_is_resumed(tmp_path, name):
+    """Also where the file's hash in run.json is right, as a run's maker can make it."""
+    tiny_run(tmp_path, max_steps=2, save_every=2)
+    checkpoint = tmp_path / "checkpoint-0000002"
+    assert (checkpoint / name).exists()
+    torch.save(Executed(tmp_path / "executed"), checkpoint / name)
+    facts = json.loads((checkpoint / "run.json").read_text())
+    facts["files"][name] = (checkpoint / name).stat().st_size, file_sha256(checkpoint / name)
+    (checkpoint / "run.json").write_text(json.dumps(facts))
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        tiny_run(tmp_path, resume=True, max_steps=4, save_every=2)
+    assert not (tmp_path / "executed").exists()

@@ -1,6 +1,8 @@
 """Bad runs end before they begin, in one line, and leave nothing behind."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import StreamedWindows, TrainingConfig, check_run
 from modeling_treediff.training.run import preflight
-from modeling_treediff.training.run.preflight import check_workers, make_accelerator
+from modeling_treediff.training.run.preflight import LOCK_NAME, check_workers, hold_folder, make_accelerator
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
@@ -108,3 +110,40 @@ def test_batch_sizes_are_not_tried_on_a_sharded_model(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.Accelerator, "is_fsdp2", True)
     with pytest.raises(ValueError, match="for FSDP2 use treediff plan-memory --fsdp"):
         make_accelerator(TrainingConfig(tmp_path, max_steps=1, find_batch_size=True))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from accelerate import PartialState
+from modeling_treediff.training.run.preflight import hold_folder
+PartialState(cpu=True)
+with hold_folder(Path(sys.argv[1]), False):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_one_runs_until_it_ends_or_is_killed(tmp_path):
+    """A second run is refused before it changes a file; afterwards the folder is free, as it is after a kill."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match="Another run trains into .*run: wait, or take another --output"):
+                tiny_run(tmp_path / "run", resume=resume)
+        with pytest.raises(FileExistsError, match="Another run trains into"):
+            check_run(TrainingConfig(tmp_path / "run", 1), False)
+        assert [file.name for file in (tmp_path / "run").iterdir()] == [LOCK_NAME]
+        tiny_run(tmp_path / "elsewhere")
+        other.kill()
+    tiny_run(tmp_path / "run", max_steps=2, save_every=2)
+    tiny_run(tmp_path / "run", resume=True, max_steps=4, save_every=2)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_that_fails_lets_its_folder_go(tmp_path):
+    with pytest.raises(RuntimeError, match="on purpose"):
+        with hold_folder(tmp_path / "run", False):
+            raise RuntimeError("on purpose")
+    with hold_folder(tmp_path / "run", False):
+        pass
