@@ -81,7 +81,7 @@ def test_gaps_are_filled_and_the_rest_stays(page, tokenizer):
 @pytest.mark.parametrize(
     ("text", "new_tokens", "fields", "message"),
     [
-        ("We " * 12, 12, FIELDS, "max_position_embeddings"),
+        ("We " * 12, 12, FIELDS, "positions are more than the model"),
         ("We", 6, [1, *FIELDS[1:]], "num_steps"),
         ("We", 6, [*FIELDS[:2], "<b>", *FIELDS[3:]], "&lt;b&gt;"),
     ],
@@ -89,6 +89,34 @@ def test_gaps_are_filled_and_the_rest_stays(page, tokenizer):
 def test_impossible_requests_are_shown(page, text, new_tokens, fields, message):
     shown, (_, _, recorder) = last_of(page.continue_text(VISITOR, text, new_tokens, *fields))
     assert 'role="alert"' in shown and message in shown and recorder is None
+
+
+def test_a_text_too_long_to_be_read_is_refused_in_the_box_and_on_the_server(app, page, model, tokenizer, monkeypatch):
+    monkeypatch.setattr(page, "tokenizer", None)  # which is not asked
+    most = app.CHARACTERS_PER_POSITION * model.config.max_position_embeddings
+    for respond, text in ((page.continue_text, "a" * (most + 1)), (page.fill_in, "_" * 10**7)):
+        shown, _ = last_of(respond(VISITOR, text, 6, *FIELDS))
+        assert f"{len(text):,} characters; this page takes {most:,} at most" in shown
+    boxes = [one["props"] for one in app.build_page(model, tokenizer).config["components"] if one["type"] == "textbox"]
+    assert boxes and all(box["max_length"] == most for box in boxes)
+
+
+def test_texts_of_several_visitors_are_written_side_by_side(app, page, monkeypatch):
+    """While one is being looked at the others go on: each holds the model for a pass, not until it is finished."""
+    monkeypatch.setattr(app, "SECONDS_PER_TEXT", 60)  # ten between two passes
+    visitors = [SimpleNamespace(session_hash=str(number)) for number in range(4)]
+    answers = [page.continue_text(visitor, "We", 6, *FIELDS) for visitor in visitors]
+    assert all("pass 0" in next(answer)[0] for answer in answers)  # none has come further, and all have begun
+    for visitor in visitors:
+        page.stop(visitor)
+    for answer in answers:
+        list(answer)
+    assert page.passes.acquire(blocking=False)  # and nobody holds the model
+
+
+def test_all_texts_have_room_in_the_queue(app, model, tokenizer):
+    limits = [one.concurrency_limit for one in app.build_page(model, tokenizer).fns.values() if one.fn and one.queue]
+    assert limits.count(app.VISITORS) == 2
 
 
 def test_a_missing_gap_is_shown(page):

@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
+import yaml
 from helpers.cards import numbers, record, section
+from markdown_it import MarkdownIt
 
 from modeling_treediff.hub.card import render_card
 
@@ -49,3 +51,44 @@ def test_records_of_older_versions_are_read(loaded, checkpoint):
     older["licence"] = older.pop("license")
     (checkpoint / "result.json").write_text(json.dumps(older))
     assert render_card(loaded, checkpoint) == card
+
+
+HOSTILE = {
+    "an image": "![x](https://example.org/pixel.png)",
+    "a link": "[safe](https://example.org)",
+    "an address": "https://example.org www.example.org someone@example.org",
+    "a tag": "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "characters that turn the text": "a\u202ebc\u2066d",
+    "characters that end texts": "a\x00b\x1b[31mc\x7f",
+    "the end of a cell and of a line": "a|b\n| c | d |\n\n# Heading",
+    "code": "``` ` \\` ```",
+    "a picture by reference": "![x][y]\n\n[y]: https://example.org/pixel.png",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_others_wrote_stays_text(loaded, checkpoint, monkeypatch, kind):
+    """In the tree's metadata and in the record of the training: nothing in the card becomes active."""
+    hostile, before = HOSTILE[kind], set(re.findall(r"<(\w+)", as_html(render_card(loaded, checkpoint))))
+    tables = loaded.base_model.tree_tables
+    monkeypatch.setattr(
+        tables, "metadata", dict.fromkeys(("method", "source", "license", "tokenizer", "seed"), hostile)
+    )
+    training = record(checkpoint)
+    source = {"name": hostile, "on_hub": False, "split": hostile, "configuration": hostile}
+    changed = {"text": source, "base_model": source, "hold_out_every": hostile, "seed": hostile, "commit": hostile}
+    training |= changed | {"device": hostile, "versions": {hostile: hostile}, "command": hostile, "license": hostile}
+    training.pop("validation_text", None)
+    (checkpoint / "result.json").write_text(json.dumps(training))
+    html = as_html(card := render_card(loaded, checkpoint))
+    assert all(character.isprintable() for character in card.replace("\n", ""))
+    assert set(re.findall(r"<(\w+)", html)) == before and not re.findall(r'(?:href|src)="[^"]*example', html)
+    # Addresses, of which GitHub's Markdown makes links, stand in code alone.
+    assert not re.search(r"://example|www\.|\w@\w", re.sub(r"`[^`\n]*`", "", card.partition("\n---\n")[2]))
+
+
+def as_html(card):
+    """A card's text as a parser of CommonMark and GitHub's tables reads it; its head is YAML."""
+    head, _, text = card.removeprefix("---\n").partition("\n---\n")
+    assert isinstance(yaml.safe_load(head), dict)
+    return MarkdownIt("commonmark").enable("table").render(text)
