@@ -4,7 +4,7 @@ import re
 import tomllib
 
 import yaml
-from helpers.processes import REPOSITORY
+from helpers.processes import REPOSITORY, TESTS
 
 import modeling_treediff
 
@@ -48,3 +48,10 @@ def test_the_workflow_runs_the_pythons_that_are_supported():
 def test_the_scheduled_tests_are_there():
     named = re.findall(r"tests/[\w./*]+", (REPOSITORY / ".ci/scheduled").read_text(encoding="utf-8"))
     assert named and [path for path in named if not list(REPOSITORY.glob(path))] == []
+
+
+def test_what_the_page_about_tests_names_is_there():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (TESTS / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for file, test in named:
+        assert re.search(rf"^ *def {test}\(", (TESTS / file).read_text(encoding="utf-8"), re.MULTILINE), (file, test)
