@@ -50,7 +50,15 @@ CONTENDERS: dict[str, Contender] = {
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
 }
-OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256")  # fields of a config
+# Fields of a config.
+OF_TREE = (
+    "vocab_size",
+    "tree_depth",
+    "max_branching",
+    "num_tree_nodes",
+    "tree_sha256",
+    "tokenizer_sha256",
+)  # fields of a config
 REFERENCE = "mdlm"
 AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
 

@@ -99,7 +99,7 @@ def test_coarse_constraints_hold_under_everything(model):
         ({"input_ids": torch.zeros(1, 20, dtype=torch.long)}, "20 positions are more than the model's 16"),
         (
             {"input_ids": torch.full((1, 30), 100), "block_length": 4, "max_new_tokens": 4},
-            "An open position lies more than",
+            "An open position lies over",
         ),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 from helpers.models import tiny_model
@@ -73,6 +74,7 @@ def test_the_config_knows_the_tokenizer_where_the_tree_has_no_file_of_its_own(tm
 
 
 def test_a_tree_that_does_not_know_its_tokenizer_is_warned_of(caplog):
+    logging.Logger.warning_once.cache_clear()  # said once in a process
     check_tokenizer(VocabularyTree.flat(20), permuted(20))
     assert "does not record which token has which id" in caplog.text
 
