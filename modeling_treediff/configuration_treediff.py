@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
-from .vocabulary_tree import VocabularyTree
+from .vocabulary_tree import MOST_PLACES, VocabularyTree
 
 if TYPE_CHECKING:  # transformers tells checkpoints apart by the code that this file names, here all of it
     from .modeling_treediff import TreeDiffForDiffusionLM  # noqa: F401
@@ -18,11 +18,8 @@ HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free")
 SCHEDULES = ("sequential", "binomial", "poisson")
 TIME_WARPS = ("linear", "cosine")
-COUNTS = (
-    "vocab_size", "tree_depth", "max_branching", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "max_position_embeddings", "head_rank", "num_timesteps",
-)  # fmt: skip
-LARGEST_COUNT = 2**24
+LARGEST_COUNT, LARGEST_VOCABULARY = 2**20, 2**25
+OF_THE_VOCABULARY = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes")
 
 
 class TreeDiffConfig(PreTrainedConfig):
@@ -88,7 +85,7 @@ class TreeDiffConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set derived fields, validate, and name the classes that load this config from a Hub repository."""
-        if _is(self.format_version, int) and self.format_version > FORMAT_VERSION:
+        if _is(self.format_version, int) and not 1 <= self.format_version <= FORMAT_VERSION:
             raise ValueError(
                 f"The model was saved in format {self.format_version}, this version of modeling-treediff reads up to "
                 f"{FORMAT_VERSION}: upgrade the package, or load with trust_remote_code=True where it is not imported, "
@@ -110,6 +107,7 @@ class TreeDiffConfig(PreTrainedConfig):
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
         self._check_values()
+        kwargs.pop("num_labels", None)  # there are none, and transformers would name each
         try:
             super().__post_init__(**kwargs)
         except (AttributeError, TypeError) as error:
@@ -142,24 +140,24 @@ class TreeDiffConfig(PreTrainedConfig):
 
     def _check_types(self) -> None:
         for name, kind in TreeDiffConfig.__annotations__.items():
-            value = getattr(self, name)
-            if value is not getattr(TreeDiffConfig, name) and not _is(value, kind):
-                raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}.")
+            if (value := getattr(self, name)) is getattr(TreeDiffConfig, name):
+                continue
+            said, most = repr(value)[:40], LARGEST_VOCABULARY if name in OF_THE_VOCABULARY else LARGEST_COUNT
+            if not _is(value, kind):
+                raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {said}.")
+            if (kind is int or name == "num_timesteps") and value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
+            if kind is float and value <= 0:
+                raise ValueError(f"{name} must be positive, got {said}.")
 
     def _check_values(self) -> None:
-        for name in COUNTS:
-            if (count := getattr(self, name)) is not None and not 1 <= count <= LARGEST_COUNT:
-                raise ValueError(f"{name} must be at least 1, and at most {LARGEST_COUNT:,}, got {count}.")
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            if (value := getattr(self, name)) <= 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % (2 * heads):  # rotation takes pairs of features
             raise ValueError(f"hidden_size={width} must be an even multiple of num_attention_heads={heads}.")
         tokens, depth, fan_out, nodes = self.vocab_size, self.tree_depth, self.max_branching, self.num_tree_nodes
         if max(depth, fan_out) > tokens or fan_out ** min(depth, tokens.bit_length()) < tokens:
             raise ValueError(f"{tokens} tokens do not fit a tree of depth {depth} with fan-out {fan_out}.")
-        if not tokens + depth <= nodes <= tokens * depth + 1:
+        if not tokens + depth <= nodes <= min(tokens * depth + 1, tokens + MOST_PLACES // fan_out):
             raise ValueError(f"num_tree_nodes={nodes} is impossible for {tokens} leaves at depth {depth}.")
         choices = {"head": HEADS, "node_embedding": NODE_EMBEDDINGS, "schedule": SCHEDULES, "time_warp": TIME_WARPS}
         for name, known in choices.items():

@@ -1,8 +1,6 @@
 """The forward process (tokens lose depth in the tree) and its exact continuous-time bound.
 
-Source: Rethinking Token Prediction: Tree-Structured Diffusion Language Model (arXiv 2604.03537); on the flat tree,
-Simple and Effective Masked Diffusion Language Models (MDLM, arXiv 2406.07524).
-
+Source: Tree-Structured Diffusion Language Model (TDLM, arXiv 2604.03537); on the flat tree MDLM (arXiv 2406.07524).
 Shape legend: B sequences, T positions, V tokens, D depth of the leaves, K largest fan-out.
 
 Positions are independent. With alpha_k(t) = P(depth at t >= k), pi_k = alpha_k - alpha_{k+1} and the flux

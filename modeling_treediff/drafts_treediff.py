@@ -106,10 +106,9 @@ class TokenWeights:
     """The constraints `allowed_tokens` and `suppress_tokens`: tokens with weight 1 or 0, the same at all positions.
 
     Drawing a token with weights w means p'(x) proportional to p(x) w(x). On the way down the tree each child c then
-    has p'(c) proportional to p(c) E[w(x) | x below c], so that exactly p' results and no choice leads to a dead end.
-    (Closing the nodes without an allowed token, and normalising over the others, would give whole clusters' probability
-    to the one allowed token in them.) The expectation is over the model's distribution below c as it sees c alone,
-    without the rest of the text: one pass for each 1024 internal nodes, exact where positions are independent.
+    has p'(c) proportional to p(c) E[w(x) | x below c], so that exactly p' results and no choice is a dead end. The
+    expectation is over the model's distribution below c as it sees c alone, without the rest of the text: one pass for
+    each 1024 internal nodes, exact where positions are independent.
     """
 
     num_forward_passes = 0

@@ -253,10 +253,8 @@ def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) 
         raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter{hint}.")
     if block_length is None:
         return [slice(0, length)]
-    if block_length > limit:
-        raise ValueError(f"block_length={block_length} is more than the model's {limit} positions.")
-    if block_length == limit and length > limit:
-        raise ValueError(f"block_length={block_length} leaves no room for what stands before it: choose a smaller one.")
+    if block_length > limit - (length > limit):
+        raise ValueError(f"block_length={block_length} leaves no room in {limit} positions: choose a smaller one.")
     ends = [*range(length - draft.num_new + block_length, length, block_length), length]
     unseen = max(0, ends[0] - limit)
     if (draft.real & (draft.node_ids >= config.vocab_size))[:, :unseen].any():

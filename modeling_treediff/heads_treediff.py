@@ -1,7 +1,6 @@
 """Prediction heads: hidden states in, scores of the children of each position's node out. They know no diffusion.
 
 Sources: TDLM (arXiv 2604.03537); HDLM (Next Semantic Scale Prediction via Hierarchical Diffusion Language Models).
-
 Shape legend: B sequences, T positions, n = B T, E hidden size, V tokens, I internal nodes, N = V + I nodes, P = I - 1,
 D depth of the leaves, K largest fan-out, R head rank, G blocks, C positions per block.
 
@@ -48,8 +47,7 @@ class NodeHead(nn.Module):
 
     Unlike in `ChildHead`, a score does not depend on the number of the slot that a child happens to take; P_d is shared
     by all parents of depth d. Below the root each position has its own children, whose vectors would be (n, K, R)
-    numbers: positions are sorted by parent and cut into blocks of one parent instead, which takes (G, K, R) with
-    G < n / C + P. Where n <= P, C is 1 and the gather (n, K, R), no larger than the table of all vectors (P, K, R).
+    numbers: positions are sorted by parent and cut into blocks of one parent, (G, K, R) with G < n / C + P.
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:

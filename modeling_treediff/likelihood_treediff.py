@@ -86,8 +86,7 @@ class TreeDiffLikelihoodMixin:
         Each forward pass sees one level k of one sequence with N tokens: at a time drawn from the flux of that level,
         all positions take depths from the schedule, one of them, drawn evenly, is put at depth k-1, and N times the
         mean cross-entropy of all positions at depth k-1 is an unbiased estimate of the level's share. No weight is
-        unbounded, as f_k / pi_{k-1} is. Levels and times are stratified over the corruptions. With S >= D every
-        sequence sees every level; with fewer, chance decides which, so do that only with many sequences of like length.
+        unbounded. Levels and times are stratified. With S >= D every sequence sees every level, with fewer by chance.
 
         Args:
             token_ids: (B, T) clean tokens.

@@ -63,6 +63,10 @@ class TreeTables(nn.Module):
         for name, shape in zip(VocabularyTree.TABLES, shapes, strict=True):
             self.register_buffer(f"table_{name}", torch.zeros(shape, dtype=torch.long))
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.verified = False
+        super()._load_from_state_dict(*args, **kwargs)
+
     def view(self) -> VocabularyTree:
         """Return the tree, whose tables are these buffers, unchecked."""
         tables = {name: getattr(self, f"table_{name}") for name in VocabularyTree.TABLES}
@@ -113,7 +117,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     @property
     def tree(self) -> VocabularyTree:
         """The vocabulary tree with its provenance; its tables are the model's buffers. ValueError if there is none."""
-        if not self.base_model.tree_tables.verified:
+        if not (self.base_model.tree_tables.verified or torch.compiler.is_compiling()):
             self._verify_tree()
         return self.base_model.tree_tables.view()
 
@@ -136,6 +140,9 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             said = "save_pretrained writes the model alone and does not push"
             raise ValueError(f"{said}: use push_to_hub, tokenizer.save_pretrained, or modeling_treediff.hub for all.")
         self._verify_tree()
+        type(self.config)(**self.config.to_dict())  # which refuses values that were set since
+        if self.can_generate():
+            self._settings(None, {})  # type: ignore[operator]
         folder = Path(save_directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +151,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
                 super().save_pretrained(place, is_main_process=is_main_process, **kwargs)
                 if is_main_process:
                     self.tree.save_pretrained(place)
-                _move_into(folder, Path(partial))
+                _move_into(folder, Path(partial), kwargs.get("variant"))
         except (SafetensorError, OSError) as error:
             said = f"The model could not be written to {folder}, whose files stay as they were"
             raise OSError(f"{said} ({error}): make room there, or save elsewhere.") from error
@@ -164,7 +171,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
             if source is not None:
                 _check_shards(source, kwargs.get("variant"), where)
             needed: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-            needed |= {"ignore_mismatched_sizes": True, "key_mapping": RENAMED_WEIGHTS | kwargs.get("key_mapping", {})}
+            names = RENAMED_WEIGHTS | (kwargs.get("key_mapping") or {})
+            needed |= {"ignore_mismatched_sizes": True, "key_mapping": names}
             loaded: Any = super().from_pretrained(source, *args, **{**kwargs, **needed})
         model, info = loaded
         model._check_weights(source, info, anew=kwargs.get("ignore_mismatched_sizes", False))
@@ -179,9 +187,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """Raise ValueError unless all weights were there, fit, and are numbers; with `anew`, only for the tree's."""
         wrong = {kind: {str(key) for key in info[f"{kind}_keys"]} for kind in ("missing", "unexpected", "mismatched")}
         wrong = {kind: {key for key in keys if not anew or "tree_tables" in key} for kind, keys in wrong.items()}
-        floats = {name: weight for name, weight in self.named_parameters() if weight.is_floating_point()}
-        known = {name: weight for name, weight in floats.items() if weight.itemsize > 1 and not weight.is_meta}
-        wrong["infinite or NaN"] = {name for name, weight in known.items() if not weight.isfinite().all()}
+        known = [pair for pair in self.named_parameters() if pair[1].dtype.itemsize > 1 and not pair[1].is_meta]
+        wrong["infinite or NaN"] = {name for name, weight in known if not (anew or weight.isfinite().all())}
         if found := "; ".join(f"{kind}: {', '.join(sorted(keys)[:3])}" for kind, keys in wrong.items() if keys):
             hint = "Restore the original files, or start what misses at random with ignore_mismatched_sizes=True"
             raise ValueError(f"The weights in {source} are not those of its config.json, {found}. {hint}.")
@@ -348,25 +355,35 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 
-def _move_into(folder: Path, partial: Path) -> None:
-    """Move all files from a subfolder into its folder, weights last; older weights in other files go the other way."""
-    weights, new = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"), set(os.listdir(partial))
-    if any(map(weights.fullmatch, new)):
-        for name in filter(weights.fullmatch, {*os.listdir(folder)} - new):
-            os.replace(folder / name, partial / f"older-{name}")
-    for name in sorted(new, key=lambda name: (weights.fullmatch(name) is not None, name)):
+def _move_into(folder: Path, partial: Path, variant: str | None) -> None:
+    """Move all files from a subfolder into its folder, weights last, and set aside older weights in other files."""
+    name, end = (f"model.{variant}", f".{variant}.json") if variant else ("model", ".json")
+    shards = rf"{re.escape(name)}(-\d{{5}}-of-\d{{5}})?\.safetensors"
+    weights = re.compile(rf"{shards}|model\.safetensors\.index{re.escape(end)}")
+    new = sorted(os.listdir(partial), key=lambda name: (weights.fullmatch(name) is not None, name))
+    if blocked := [name for name in new if (folder / name).is_dir()]:
+        raise IsADirectoryError(f"{folder / blocked[0]} is a folder")
+    older = filter(weights.fullmatch, os.listdir(folder) if any(map(weights.fullmatch, new)) else ())
+    stale = set(older) - set(new)
+    for name in new:
         os.replace(partial / name, folder / name)
+    for name in stale:
+        os.replace(folder / name, partial / name)
 
 
 def _check_shards(source: Folder, variant: str | None, where: dict[str, Any]) -> None:
     """Raise ValueError if there is an index of shards that is damaged, or names a file that is no safetensors."""
     name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
     index = cached_file(os.fspath(source), name, _raise_exceptions_for_missing_entries=False, **where)
+    if index is None:
+        return
     try:
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        facts = json.loads(Path(index).read_text(encoding="utf-8"))
+        shards = facts["weight_map"].values()
+        next(iter(shards)), facts["metadata"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(f"{index} is damaged: it has no weight_map. Restore the original file.") from error
-    if others := [name for name in shards if not str(name).endswith(".safetensors")]:
+    if others := [name for name in shards if not re.fullmatch(r"[^/\\]+\.safetensors", str(name))]:
         raise ValueError(f"{index} names {others[0]}: only safetensors are loaded, since a pickle can run code.")
 
 
@@ -378,7 +395,8 @@ def _what_is_wrong_with(source: object) -> Iterator[None]:
     except (SafetensorError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(f"The weights in {source} are damaged ({error}). Save or download them again.") from error
+        wrong = f"The weights in {source} are damaged, or not those of its config.json ({error})"
+        raise ValueError(f"{wrong}. Save or download them again.") from error
     except OSError as error:
         if (name := re.search(r"(?<![-.\w])model[-.\w]*\.safetensors", str(error))) is None:
             raise

@@ -6,10 +6,9 @@ A position loses depth one level at a time while t goes from 0 (token) to 1 (roo
 pi_k = alpha_k - alpha_{k+1} is the probability of depth k, and the flux f_k = -alpha_k' that of falling from depth k to
 k-1 per unit time. The reverse jump rate from depth k-1 to k is f_k / pi_{k-1}, the weight of the bound.
 
-Sources: sequential, Rethinking Token Prediction: Tree-Structured Diffusion Language Model (TDLM, arXiv 2604.03537), on
-the flat tree MDLM (arXiv 2406.07524); binomial and poisson, on trees of depth 2, Next Semantic Scale Prediction via
-Hierarchical Diffusion Language Models (HDLM) with gamma = 2 and 1; discrete time, Structured Denoising Diffusion Models
-in Discrete State-Spaces (D3PM, arXiv 2107.03006).
+Sources: sequential, Tree-Structured Diffusion Language Model (TDLM, arXiv 2604.03537), on the flat tree MDLM (arXiv
+2406.07524); binomial and poisson, on trees of depth 2, Hierarchical Diffusion Language Models (HDLM) with gamma = 2
+and 1; discrete time, D3PM (arXiv 2107.03006).
 """
 
 import math
@@ -76,8 +75,8 @@ class LevelSchedule(ABC):
         """Draw (B,) times, each uniform on its own, together spread evenly over [0, 1] (low discrepancy).
 
         No time lies closer than `sampling_eps` of an interval to its start, where the weight is unbounded. A larger
-        value trades bias for less variance of gradients (clipped schedules, arXiv 2503.09573): the expected weight of
-        level k becomes alpha_k(s) / (1 - s) for binomial and poisson, s = sampling_eps; it stays 1 for sequential.
+        value trades bias for less variance (arXiv 2503.09573): the expected weight of level k becomes alpha_k(s) /
+        (1 - s) for binomial and poisson, s = sampling_eps; it stays 1 for sequential.
         """
         device = generator.device if generator is not None else None
         # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.
@@ -191,10 +190,7 @@ class SequentialSchedule(LevelSchedule):
 
 
 class BinomialSchedule(LevelSchedule):
-    """Every level is lost at a time of its own, uniform in [0, 1]: the depth is Binomial(D, 1 - t).
-
-    Weight (D - k + 1) / t. Depth 2 is HDLM with gamma = 2.
-    """
+    """Every level is lost at a time of its own, uniform in [0, 1]: Binomial(D, 1 - t). Depth 2 is HDLM with gamma 2."""
 
     def alpha(self, timesteps: torch.Tensor) -> torch.Tensor:
         pi_BD = self._binomial(self.depth, timesteps)
@@ -292,10 +288,7 @@ class PoissonSchedule(LevelSchedule):
 
 
 class CosineWarp(LevelSchedule):
-    """Another schedule with time running as tau(t) = 1 - cos(pi t / 2): on the flat tree alpha_1 = cos(pi t / 2).
-
-    It changes which times are drawn in training and where generation makes its steps, but not the bound.
-    """
+    """Another schedule with time running as 1 - cos(pi t / 2): other times to train and generate at, the same bound."""
 
     def __init__(self, schedule: LevelSchedule) -> None:
         super().__init__(schedule.depth)

@@ -20,10 +20,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> torch.Tensor:
-    """Return (B, T, *shape) numbers from U[0, 1) where asked for, 0 elsewhere; float64 where the device has it.
-
-    They are the same for a text alone and in a batch, with padding or without, if each text has a generator of its own.
-    """
+    """Return (B, T, *shape) from U[0, 1) where asked for, else 0; of each text alone if it has its own generator."""
     counts = where_BT.sum(dim=1).tolist()
     if generator is None or isinstance(generator, torch.Generator):
         drawn = uniform((sum(counts), *shape), generator, where_BT.device)

@@ -6,8 +6,7 @@ Node ids. A leaf's id is its token id, 0..V-1. Internal nodes follow level by le
 of one level are numbered by their parent and then by their slot. A clean text is therefore a valid sequence of nodes.
 
 A tree is stored as its *paths*: the (V, D) child slots that lead from the root to each token. Any V distinct paths
-with slots in 0..K-1 are a valid tree (two parents, cycles and leaves at a wrong depth cannot be written down), and
-every table below follows from them.
+with slots in 0..K-1 are a valid tree, and every table below follows from them.
 """
 
 import hashlib
@@ -29,6 +28,7 @@ from transformers.utils import cached_file
 TREE_WEIGHTS_NAME = "vocabulary_tree.safetensors"  # the tables and, in its header, the facts
 TREE_CONFIG_NAME = "vocabulary_tree.json"  # the same facts, for people and for web pages
 FORMAT_VERSION = 1  # of these two files
+MOST_PLACES = 2**27  # internal nodes times the largest fan-out: 1 GiB of numbers
 # What says where on the Hub a file is found; passed on from `from_pretrained`.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 Table = np.ndarray | torch.Tensor
@@ -74,6 +74,8 @@ class VocabularyTree:
             path = path_VD[token].tolist()
             raise ValueError(f"Token {token} has the path {path}: a fan-out of at most {max_branching} was asked for.")
         ancestor_VD, slot_N = _number_nodes(path_VD, max_branching)
+        if (places := (len(slot_N) - vocab_size) * max_branching) > MOST_PLACES:
+            raise ValueError(f"{places:,} places for children, most of them empty, are over {MOST_PLACES:,}.")
         depth_N = np.full(len(slot_N), depth)
         children_IK = np.full((len(slot_N) - vocab_size, max_branching), -1)
         for level in range(depth):
@@ -201,12 +203,13 @@ class VocabularyTree:
             hint = "name a folder or repository that a tree or model was saved to; offline, one downloaded before"
             raise OSError(f"{directory_or_repo} holds no {TREE_WEIGHTS_NAME}: {hint}.")
         try:
-            tables, facts, recorded = _read_tree_file(file)
+            tables, facts, beside = _read_tree_file(file)
             tree = cls.from_paths(tables["paths"], index(facts["max_branching"]))
-            tree.representative.copy_(torch.from_numpy(tables["representative"].astype(np.int64)))
+            tree.representative.copy_(torch.from_numpy(as_int64(tables["representative"], "representative")))
             tree.validate()
-            for expected in recorded - {tree.sha256}:
-                raise ValueError(f"its sha256 is {tree.sha256}, recorded is {expected}")
+            structure = tree._structure()
+            if (recorded := {name: facts[name] for name in structure}) != structure or beside != tree.sha256:
+                raise ValueError(f"it is {structure}, recorded are {recorded} and {beside}")
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             wrong = f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved"
             raise ValueError(f"{wrong} ({error}). Restore the original files.") from error
@@ -224,17 +227,16 @@ def find_tree_file(directory_or_repo: Folder, **hub_kwargs: HubOption) -> Path |
     return None if found is None else Path(found)
 
 
-def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], set[str]]:
-    """Return tables, facts, and the fingerprints that the file and the json beside it, if there is one, record."""
+def _read_tree_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str | None]:
+    """Return tables, facts, and the fingerprint that the json beside the file, if there is one, records."""
     with safe_open(file, framework="np") as archive:
         facts = json.loads((archive.metadata() or {})["vocabulary_tree"])
         if facts["format_version"] > FORMAT_VERSION:
             raise OSError(f"{file} has a newer format than {FORMAT_VERSION}: upgrade modeling-treediff.")
         tables = {name: archive.get_tensor(name) for name in ("paths", "representative")}
-    recorded, readable = {facts["sha256"]}, file.with_name(TREE_CONFIG_NAME)
-    if readable.exists():
-        recorded.add(json.loads(readable.read_text(encoding="utf-8"))["sha256"])
-    return tables, facts, recorded
+    readable = file.with_name(TREE_CONFIG_NAME)
+    beside = json.loads(readable.read_text(encoding="utf-8"))["sha256"] if readable.exists() else facts["sha256"]
+    return tables, facts, beside
 
 
 def as_int64(table: Table, name: str) -> np.ndarray:

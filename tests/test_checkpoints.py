@@ -13,6 +13,7 @@ from helpers.processes import run_python
 from helpers.vocabularies import numbered_words
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, TreeDiffForMaskedLM, TreeDiffModel, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -192,6 +193,79 @@ def test_a_full_disk_leaves_a_folder_as_it_was(model, checkpoint, tmp_path, monk
     assert contents(checkpoint) == before and not list((tmp_path / "new").iterdir())
     other.save_pretrained(checkpoint)
     assert contents(checkpoint)["model.safetensors"] != before["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary_tree.safetensors", "model.safetensors.index.json"])
+def test_a_folder_in_the_way_of_a_file_costs_no_weights(model, tmp_path, name):
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    with pytest.raises(OSError, match=f"{name} is a folder"):
+        tiny_model(model.tree, seed=1).save_pretrained(tmp_path, max_shard_size="40KB")
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+
+
+def test_weights_of_a_variant_replace_their_own_alone(model, checkpoint):
+    for seed, size in enumerate(("20KB", "40KB", "1GB", "40KB"), start=1):
+        other = tiny_model(model.tree, seed=seed)
+        other.save_pretrained(checkpoint, max_shard_size=size, variant="low")
+        again = TreeDiffForDiffusionLM.from_pretrained(checkpoint, variant="low")
+        assert torch.equal(again.model.embed_nodes.weight, other.model.embed_nodes.weight)
+        index = checkpoint / "model.safetensors.index.low.json"
+        named = (
+            set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.low.safetensors"}
+        )
+        assert {file.name for file in checkpoint.glob("model.low*")} == named
+    assert torch.equal(
+        TreeDiffForDiffusionLM.from_pretrained(checkpoint).model.embed_nodes.weight, model.model.embed_nodes.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rope_theta", float("nan")), ("schedule", "foo"), ("num_timesteps", 0), ("hidden_size", "a"), ("vocab_size", 4)],
+)
+def test_a_config_that_would_not_load_is_not_saved(model, tmp_path, name, value):
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=f"{name}|{value}|4 tokens"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_generation_config_of_transformers_is_not_saved(model, tmp_path):
+    model.generation_config = GenerationConfig(num_beams=2)
+    with pytest.raises(ValueError, match="must be a TreeDiffGenerationConfig, got GenerationConfig"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_are_no_numbers_load_when_asked_for(model, tmp_path):
+    """A run that diverged can be looked at."""
+    with torch.no_grad():
+        model.model.embed_nodes.weight[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="infinite or NaN"):
+        TreeDiffForDiffusionLM.from_pretrained(tmp_path)
+    assert (
+        TreeDiffForDiffusionLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True).tree.sha256 == model.tree.sha256
+    )
+
+
+def test_weights_given_by_a_state_dict_are_verified_anew(model):
+    state = model.state_dict()
+    other = tiny_model(random_tree(100, 5, 3, seed=2))
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="not the one of the config"):
+        other(torch.tensor([[100]]))
+
+
+def test_a_model_made_of_config_and_state_dict_compiles_whole(model):
+    twin = TreeDiffForDiffusionLM(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    compiled = torch.compile(twin, fullgraph=True, backend="eager")
+    nodes = torch.arange(100, 112)[None]
+    torch.testing.assert_close(compiled(nodes).logits, model(nodes).logits)
 
 
 def test_weights_in_other_files_replace_those_that_were_there(model, checkpoint):

@@ -5,6 +5,7 @@ the data in pickles. They are read so that they run no code, but for those of sh
 """
 
 import ast
+import re
 
 from helpers.processes import REPOSITORY
 from helpers.tiny_run import tiny_network, tiny_run, tiny_tokenizer, tiny_tree
@@ -54,6 +55,19 @@ def defaults_of(name):
                 pairs = [*zip(arguments[::-1], node.args.defaults[::-1], strict=False)]
                 pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
                 yield from (ast.literal_eval(default) for one, default in pairs if one.arg == name and default)
+
+
+def test_whoever_loads_by_an_auto_class_says_whether_code_is_trusted():
+    """Left open, transformers asks on the terminal."""
+    silent = [
+        (file.relative_to(REPOSITORY).as_posix(), ast.unparse(node))
+        for file in CODE
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and re.fullmatch(r"Auto\w+\.from_pretrained", ast.unparse(node.func))
+        and "trust_remote_code" not in {word.arg for word in node.keywords}
+    ]
+    assert silent == []
 
 
 def test_no_code_trusts_the_code_of_others_unasked():

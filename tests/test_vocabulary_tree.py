@@ -169,6 +169,22 @@ def test_tables_of_another_shape_or_type_are_refused(tree, tmp_path, tables):
         VocabularyTree.from_pretrained(tmp_path)
 
 
+def test_mostly_empty_places_are_refused_before_they_are_allocated():
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="places for children, most of them empty, are over"):
+        VocabularyTree.from_paths(np.stack([np.arange(20_000), np.zeros(20_000, np.int64)], axis=1), 20_000)
+    assert tracemalloc.get_traced_memory()[1] < 10**8
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("facts", [{"vocab_size": 99}, {"tree_depth": 2}, {"num_tree_nodes": 5}, {"format_version": 0}])
+def test_facts_that_are_not_the_trees_are_refused(tree, tmp_path, facts):
+    tree.save_pretrained(tmp_path)
+    rewritten(tmp_path / "vocabulary_tree.safetensors", **facts)
+    with pytest.raises(ValueError, match="is damaged, or was changed"):
+        VocabularyTree.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("paths", "fan_out"), [([[0], [1]], 3), ([[0, 0, 0], [0, 0, 1]], 2)])
 def test_more_children_or_levels_than_tokens_are_refused(paths, fan_out):
     with pytest.raises(ValueError, match="is more than 2 tokens can use"):

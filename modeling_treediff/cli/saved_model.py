@@ -16,7 +16,7 @@ def load_config(source: str) -> TreeDiffConfig:
         ValueError: it is a model of another kind.
 
     """
-    config = AutoConfig.from_pretrained(check_source(source, "saved model"))
+    config = AutoConfig.from_pretrained(check_source(source, "saved model"), trust_remote_code=False)
     if not isinstance(config, TreeDiffConfig):
         raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
     return config

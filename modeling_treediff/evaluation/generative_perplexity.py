@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_treediff.text.tree_tokenizer import load_tokenizer
 
 from .intervals import Interval, exponential, finite, normal_interval, ratio_and_error
 
@@ -88,8 +90,8 @@ class GenerativePerplexity:
     @classmethod
     def from_pretrained(cls, judge: str | Path, device: str | torch.device = "cpu") -> "GenerativePerplexity":
         """Load a judge, in fp32, from a folder or the Hub."""
-        model = AutoModelForCausalLM.from_pretrained(judge, dtype=torch.float32).eval()
-        return cls(torch.nn.Module.to(model, device), AutoTokenizer.from_pretrained(judge))
+        model = AutoModelForCausalLM.from_pretrained(judge, dtype=torch.float32, trust_remote_code=False).eval()
+        return cls(torch.nn.Module.to(model, device), load_tokenizer(str(judge)))
 
     def read(self, texts: Sequence[str], batch_size: int = 16) -> GenerativePerplexityResult:
         """Measure texts.

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -42,7 +42,7 @@ except ModuleNotFoundError as error:
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.generation_config_treediff import ORDERED
 from modeling_treediff.text.mask_token import refuse_mask
-from modeling_treediff.text.tree_tokenizer import check_tokenizer
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 from modeling_treediff.vocabulary_tree import HUB_OPTIONS
 
 from .greedy import is_greedy
@@ -111,7 +111,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             if not (source := tokenizer or self.model.config.name_or_path):
                 raise ValueError("A model that was not loaded needs its tokenizer beside it.")
             hub = {name: loading[name] for name in HUB_OPTIONS if name in loading}
-            tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+            tokenizer = load_tokenizer(str(source), **hub)
         check_tokenizer(self.model.eval().tree, tokenizer)
         self.tokenizer, self.seed, self.batch_size = tokenizer, seed, int(batch_size)
         self.num_samples, self.rolling_samples = num_samples, rolling_samples

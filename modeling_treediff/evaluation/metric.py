@@ -10,9 +10,10 @@ try:
     from evaluate import Metric, MetricInfo
 except ModuleNotFoundError as error:
     raise ImportError("The metric needs evaluate: pip install 'modeling-treediff[eval]'.") from error
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text.tree_tokenizer import load_tokenizer
 
 from .perplexity import evaluate_texts
 from .windows import WindowProtocol
@@ -67,7 +68,7 @@ class TreeDiffPerplexity(Metric):  # type: ignore[misc]  # evaluate has no types
     ) -> dict[str, Any]:
         """Measure the texts; see INPUTS_DESCRIPTION."""
         if isinstance(model, str | Path):
-            tokenizer = AutoTokenizer.from_pretrained(model) if tokenizer is None else tokenizer
+            tokenizer = load_tokenizer(str(model)) if tokenizer is None else tokenizer
             loaded = TreeDiffForDiffusionLM.from_pretrained(model)
             loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         elif tokenizer is None:

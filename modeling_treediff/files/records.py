@@ -1,12 +1,14 @@
 """Records: JSON files that hold what was measured beside the command, seed, commit and versions that made it."""
 
+import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -46,11 +48,16 @@ def command_line() -> str:
 
 
 def _inside(word: str) -> str:
-    """Return a word of a command line; of a path that is absolute, in a home or above this folder, the last part."""
-    flag, separator, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
-    path = Path(value)
-    leads_out = path.is_absolute() or value.startswith("~") or ".." in path.parts
-    return f"{flag}{separator}{path.name if leads_out else value}"
+    """Return a word of a command line; of paths that are absolute, in a home or above this folder, the last parts."""
+    if re.match(r"\w+://", word) and not word.startswith("file:"):
+        return re.sub(r"//[^/@\s]*@", "//", word)  # no names and passwords of addresses
+    return "".join(map(_last_of_outside, re.split(r"([\s,;=:@]|^-\w(?=[/~]))", word)))
+
+
+def _last_of_outside(part: str) -> str:
+    path = PureWindowsPath(part)  # which knows both separators
+    leads_out = part.startswith(("/", "\\", "~")) or ".." in path.parts
+    return path.name if leads_out else part
 
 
 def _device() -> str:
@@ -75,6 +82,7 @@ def current_commit() -> str | None:
             capture_output=True,
             text=True,
             check=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
         )
     except (OSError, subprocess.CalledProcessError):
         return None

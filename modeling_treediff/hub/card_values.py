@@ -20,7 +20,6 @@ from .records import is_number, number
 from .tree_sketch import sketch_tree
 
 PIPE = "\\|"
-PIPE = "\\|"  # in a cell
 NOT_MEASURED, NOT_STATED = "not measured", "not stated"
 GIBIBYTE = 2**30
 # Of a generation config: no settings of sampling.

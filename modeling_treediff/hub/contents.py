@@ -1,23 +1,23 @@
 """Selection of the files that a push uploads: those of a model or a tree, by a closed list of names."""
 
-import json
 from pathlib import Path
 
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.conversion.report import REPORT_NAME
-from modeling_treediff.text.tree_tokenizer import check_tokenizer
+from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
 from .card import CARD_NAME, renewed_card
-from .records import RECORD_NAMES, weights_files
+from .records import RECORD_NAMES, loaded_weights
 from .retired_code import retired_code
 from .upload import TOKENIZER_FILES, Files
 
 CODE_NAME = "modeling_treediff.py"
+_OWN = Path(__file__).parents[1] / CODE_NAME
+SHIPPED = {CODE_NAME, *(Path(file).name for file in get_relative_import_files(str(_OWN)))}
 # What may go, beside code and weights: a closed list, so that nothing that merely lies there does.
 NAMES = (
     *(CONFIG_NAME, "generation_config.json", CARD_NAME, "LICENSE", "LICENSE.tokenizer"),
@@ -40,7 +40,7 @@ def contents(folder: Path) -> Files:
     model = TreeDiffForDiffusionLM.from_pretrained(folder) if (folder / CONFIG_NAME).is_file() else None
     tree = model.tree if model is not None else VocabularyTree.from_pretrained(folder)
     if (folder / "tokenizer_config.json").is_file():
-        check_tokenizer(tree, AutoTokenizer.from_pretrained(folder))
+        check_tokenizer(tree, load_tokenizer(str(folder)))
     files: dict[str, Path | bytes] = dict(_listed(folder))
     if model is not None:
         files |= _code(folder)
@@ -50,20 +50,14 @@ def contents(folder: Path) -> Files:
 
 
 def _listed(folder: Path) -> dict[str, Path]:
-    files = {file for pattern in NAMES for file in folder.glob(pattern)} | {
-        folder / name for name in weights_files(folder)
-    }
-    for file in files:
-        if file.is_symlink():
-            raise ValueError(
-                f"{file} is a link: what it points to may be no part of the model. Put the file there itself."
-            )
-    files = {file for file in files if file.is_file()}
+    files = {file for pattern in NAMES for file in folder.glob(pattern)}
+    files |= {folder / name for name in loaded_weights(folder)}
+    files = {file for file in files if _no_link(file, folder).is_file()}
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def _code(folder: Path) -> dict[str, Path]:
-    """Return the modules that `auto_map` in config.json names, and those that they import."""
+    """Return the model's own modules."""
     if not (folder / CODE_NAME).is_file():
         raise ValueError(
             f"{folder} holds no {CODE_NAME}: load the model and save it again with hub.save_checkpoint, which does."
@@ -73,7 +67,17 @@ def _code(folder: Path) -> dict[str, Path]:
             f"{folder} was saved by version 0.1.0: load the model and save it again with hub.save_checkpoint, so that "
             "code and card are of one version."
         )
-    classes = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("auto_map", {}).values()
-    entries = {folder / f"{name.split('.')[0]}.py" for name in classes}
-    modules = entries | {Path(file) for entry in entries for file in get_relative_import_files(entry)}
-    return {file.name: file for file in modules}
+    modules = [folder / CODE_NAME, *map(Path, get_relative_import_files(str(folder / CODE_NAME)))]
+    if others := sorted({file.name for file in modules} - SHIPPED):
+        raise ValueError(f"{folder / others[0]} is no code of this package, and is not pushed: save the model again.")
+    return {file.name: _no_link(file, folder) for file in modules}
+
+
+def _no_link(file: Path, folder: Path) -> Path:
+    """Return a file of a folder; ValueError if it, or a folder on the way, is a link."""
+    for path in (file, *(parent for parent in file.parents if folder in parent.parents)):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a link: what it points to may be no part of the model. Put the file there itself."
+            )
+    return file

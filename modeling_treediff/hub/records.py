@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.files.json_files import read_json
@@ -35,6 +35,15 @@ def is_weights(name: str) -> bool:
 def weights_files(folder: Path) -> set[str]:
     """Return the names of the weights in a folder, with the index of shards."""
     return {file.name for file in folder.glob("model*") if is_weights(file.name)}
+
+
+def loaded_weights(folder: Path) -> set[str]:
+    """Return the names of the weights that are loaded from a folder: one file, or an index and the shards it names."""
+    found = weights_files(folder)
+    if SAFE_WEIGHTS_NAME in found or SAFE_WEIGHTS_INDEX_NAME not in found:
+        return found & {SAFE_WEIGHTS_NAME}
+    shards = read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values()
+    return found & {SAFE_WEIGHTS_INDEX_NAME, *shards}
 
 
 def weights_sha256(folder: Path) -> dict[str, str]:

@@ -34,6 +34,13 @@ def test_a_command_is_recorded_as_it_is_typed(monkeypatch, module, typed, expect
         ("--text=/home/alice/secret/text.txt", "--text=text.txt"),
         ("~/secret/text.txt", "text.txt"),
         ("../../alice/text.txt", "text.txt"),
+        ("file:///home/alice/text.txt", "file:text.txt"),
+        ("json:/home/alice/text.json", "json:text.json"),
+        ("a.txt,/home/alice/b.txt", "a.txt,b.txt"),
+        ("-o/home/alice/x", "-ox"),
+        ("@/home/alice/options", "@options"),
+        ("C:\\Users\\alice\\text.txt", "C:text.txt"),
+        ("https://alice:secret@example.org/text.txt", "https://example.org/text.txt"),
         ("someone/a-model", "someone/a-model"),
         ("runs/model", "runs/model"),
         ("--learning-rate=1e-3", "--learning-rate=1e-3"),
@@ -56,6 +63,8 @@ def test_a_commit_is_recorded_of_the_packages_own_checkout_alone(tmp_path, monke
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "private"], check=True)
     monkeypatch.setattr("modeling_treediff.files.records.__file__", str(folder / "records.py"))
+    assert (current_commit() is None) == place.startswith("env")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))  # as in a hook of another repository
     assert (current_commit() is None) == place.startswith("env")
 
 

@@ -11,7 +11,7 @@ from helpers.pushes import REPO
 
 from modeling_treediff.hub import preview_push, push, save_checkpoint, weights_sha256
 from modeling_treediff.hub.card import MARK
-from modeling_treediff.hub.contents import contents
+from modeling_treediff.hub.contents import SHIPPED, contents
 
 
 @pytest.fixture
@@ -63,7 +63,17 @@ def test_nothing_that_goes_says_where_on_this_machine_it_was_made(hub, measured)
             assert f"sha256 {hashlib.sha256(content).hexdigest()}" in shown
 
 
-@pytest.mark.parametrize("name", ["curves.png", "README.md", "model.safetensors", "tokenizer.json"])
+LINKED = [
+    "curves.png",
+    "README.md",
+    "model.safetensors",
+    "tokenizer.json",
+    "vocabulary_tree.py",
+    "modeling_treediff.py",
+]
+
+
+@pytest.mark.parametrize("name", LINKED)
 def test_a_link_is_refused(checkpoint, tmp_path, name):
     """What it points to may be a key."""
     (tmp_path / "key").write_bytes((checkpoint / name).read_bytes() if (checkpoint / name).exists() else b"key")
@@ -71,6 +81,39 @@ def test_a_link_is_refused(checkpoint, tmp_path, name):
     (checkpoint / name).symlink_to(tmp_path / "key")
     with pytest.raises(ValueError, match=f"{name} is a link: .* Put the file there itself"):
         contents(checkpoint)
+
+
+def test_a_folder_that_is_a_link_is_refused(checkpoint, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key.jinja").write_text("key")
+    (checkpoint / "additional_chat_templates").symlink_to(tmp_path / "secrets")
+    with pytest.raises(ValueError, match="additional_chat_templates is a link"):
+        contents(checkpoint)
+
+
+@pytest.mark.parametrize("entry", ["private_notes.X", "/home/someone/secret.X", "../secret.X"])
+def test_code_that_a_config_names_beside_the_models_own_stays(checkpoint, entry):
+    (checkpoint / "private_notes.py").write_text("class X: ...")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": entry}}))
+    assert {name for name in contents(checkpoint) if name.endswith(".py")} == SHIPPED
+
+
+def test_code_that_the_models_own_imports_must_be_this_packages(checkpoint):
+    (checkpoint / "private_notes.py").write_text("class X: ...")
+    with (checkpoint / "heads_treediff.py").open("a") as code:
+        code.write("\nfrom .private_notes import X\n")
+    with pytest.raises(ValueError, match="private_notes.py is no code of this package, and is not pushed"):
+        contents(checkpoint)
+
+
+def test_shards_that_no_index_names_stay(checkpoint, tree):
+    (checkpoint / "model-00007-of-00009.safetensors").write_bytes(b"secret")
+    assert "model-00007-of-00009.safetensors" not in contents(checkpoint)
+    save_checkpoint(tiny_model(tree), checkpoint, max_shard_size="20KB")
+    (checkpoint / "model-00007-of-00900.safetensors").write_bytes(b"secret")
+    names = {name for name in contents(checkpoint) if name.startswith("model-")}
+    assert len(names) > 1 and "model-00007-of-00900.safetensors" not in names
 
 
 @pytest.mark.parametrize("name", ["model_backup_private", "model-private", "modelling", "model.secret", "model-1-of-2"])

@@ -305,6 +305,15 @@ WRONG = {
         lambda files, *_: with_index(files, weight_map=["model"]),
         "is damaged: it has no weight_",
     ),
+    "an index of nothing": (lambda files, *_: with_index(files, weight_map={}), "is damaged: it has no weight_map"),
+    "an index without metadata": (
+        lambda files, *_: with_index(files, metadata=None),
+        "is damaged: it has no weight_map",
+    ),
+    "an index of files elsewhere": (
+        lambda files, *_: with_index(files, weight_map={"head": "../model.safetensors"}),
+        "names ../model.safetensors: only safetensors are",
+    ),
     "an index that is no JSON": (
         lambda files, *_: files | {"model.safetensors.index.json": b"{"},
         "is damaged: it has no weight_map. Restore the original file",
@@ -319,7 +328,7 @@ WRONG = {
     ),
     "a truncated shard": (
         lambda files, *_: files | {first_shard(files): files[first_shard(files)][:-100]},
-        "are damaged .* Save or download them again",
+        "are damaged, or not those of its config.json .* Save or download them again",
     ),
     "a missing shard": (
         lambda files, *_: {name: content for name, content in files.items() if name != first_shard(files)},

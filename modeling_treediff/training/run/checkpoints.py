@@ -1,7 +1,6 @@
 """Checkpoints of a run: folders written atomically; the newest few and the best are kept."""
 
 import os
-import pickle
 import re
 import shutil
 import sys
@@ -81,7 +80,7 @@ class CheckpointStore:
         final = self.path(step)
         partial = self.folder / f".{final.name}.partial"
         try:
-            on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
+            on_main(lambda: _make_anew(partial))
             together(lambda: self.accelerator.save_state(str(partial)))
             on_main(lambda: self._commit(partial, final, {"step": step, "nelbo": nelbo}))
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
@@ -190,13 +189,21 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
 
 
+def _make_anew(folder: Path) -> None:
+    """Make an empty folder in place of what a kill has left, or of a link, which is not followed."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
 def _refuse_code(checkpoint: Path) -> None:
     """Raise ValueError for a pickle that would run code; accelerate looks out for that itself in all but these."""
     for file in checkpoint.glob("custom_checkpoint_*.pkl"):
         try:
             load(file, map_location="cpu")  # weights_only
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{file} would run code when it is loaded: resume only runs of your own.") from error
+        except Exception as error:  # a damaged file fails in many ways
+            raise ValueError(f"{file} is damaged, or would run code: resume only runs of your own.") from error
 
 
 def find_damage(checkpoint: Path, facts: dict[str, Any]) -> str:

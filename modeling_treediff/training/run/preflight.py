@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -32,7 +33,6 @@ from .trained_model import TrainedModel
 LOGS_NAME = "logs"
 LOCK_NAME = ".training.lock"
 LOCK_SECONDS = 0.1
-PROBE_NAME = ".can-be-written"
 PROBE_BYTES = 2**16
 
 
@@ -72,6 +72,8 @@ def hold_folder(folder: Path, resume: bool) -> Iterator[None]:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
+        if (folder / LOCK_NAME).is_symlink():
+            (folder / LOCK_NAME).unlink()
         try:
             stack.enter_context(WeakFileLock(folder / LOCK_NAME, timeout=LOCK_SECONDS))
         except TimeoutError as error:
@@ -154,25 +156,22 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def _check_folder(folder: Path, resume: bool) -> None:
+    if (folder / LOCK_NAME).exists():
+        with _held(folder):
+            pass
     has_model, has_checkpoint = (folder / "model.safetensors").exists(), bool(checkpoint_steps(folder))
     if not resume and (has_model or has_checkpoint or (folder / METRICS_NAME).exists()):
         raise FileExistsError(f"{folder} holds an earlier run: go on with --resume, or take another --output.")
     if has_model and not has_checkpoint:
         raise FileExistsError(f"{folder} holds a finished model but no checkpoint to resume: take another --output.")
     _probe(folder)
-    if (folder / LOCK_NAME).exists():
-        with _held(folder):
-            pass
 
 
 def _probe(folder: Path) -> None:
     """Write a file and remove it, in the folder or in the nearest one above it that exists."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    probe = existing / PROBE_NAME
     try:
-        probe.write_bytes(bytes(PROBE_BYTES))
+        with TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(PROBE_BYTES))
     except OSError as error:
         raise OSError(f"{existing} cannot be written ({error.strerror}): take another --output.") from error
-    finally:
-        if probe.exists():
-            probe.unlink()

@@ -147,3 +147,18 @@ def test_a_run_that_fails_lets_its_folder_go(tmp_path):
             raise RuntimeError("on purpose")
     with hold_folder(tmp_path / "run", False):
         pass
+
+
+def test_links_with_the_names_of_a_runs_own_files_are_not_followed(tmp_path):
+    """Lock, probe and unfinished checkpoints: what they point to stays as it is, and the run is whole."""
+    (tmp_path / "key").write_text("a key")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text("theirs")
+    (tmp_path / "run").mkdir()
+    for name in (LOCK_NAME, ".can-be-written"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "key")
+    (tmp_path / "run" / ".checkpoint-0000002.partial").symlink_to(tmp_path / "theirs")
+    tiny_run(tmp_path / "run", max_steps=2, save_every=2)
+    assert (tmp_path / "key").read_text() == "a key"
+    assert [file.read_text() for file in (tmp_path / "theirs").iterdir()] == ["theirs"]
+    assert not (tmp_path / "run" / "checkpoint-0000002").is_symlink()
