@@ -73,7 +73,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(script.model or script.tree, trust_remote_code=script.trust_remote_code)
     model = load_model(script, tokenizer)
     make_lean(model)  # backward keeps less; what is saved is the plain model
-    length = model.config.max_position_embeddings
+    length = tokenizer.model_max_length = model.config.max_position_embeddings
     training, held_out = (token_windows(documents, tokenizer, length) for documents in read_texts(script))
     trainer = DiffusionTrainer(
         adapted(model, script.lora_rank),

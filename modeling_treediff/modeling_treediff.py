@@ -180,7 +180,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         if source is not None and find_tree_file(source, **where):  # which also has the tree's provenance
             beside = VocabularyTree.from_pretrained(source, **where)
             model._check_sha256(TREE_WEIGHTS_NAME, beside.sha256)
-            model.base_model.tree_tables.metadata |= beside.metadata
+            model.base_model.tree_tables.metadata = beside.metadata | model.base_model.tree_tables.metadata
         return (model, info) if wants_info else model
 
     def _check_weights(self, source: object, info: dict[str, Any], anew: bool) -> None:

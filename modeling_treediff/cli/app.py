@@ -121,7 +121,7 @@ class Page:
 
     def continue_text(self, request: gradio.Request, prompt: str, new_tokens: float, *fields: Any) -> Iterator[Answer]:
         """Write after a prompt, or from nothing."""
-        yield from self.respond(request, {"prompt": prompt or None, "infill": None}, int(new_tokens), fields)
+        yield from self.respond(request, {"prompt": prompt or None, "infill": None}, new_tokens, fields)
 
     def fill_in(self, request: gradio.Request, infill: str, new_tokens: float, *fields: Any) -> Iterator[Answer]:
         """Fill the gaps of a text."""
@@ -131,7 +131,7 @@ class Page:
         self,
         request: gradio.Request,
         text: dict[str, str | None],
-        new_tokens: int | None,
+        new_tokens: float | None,
         fields: tuple[Any, ...],
     ) -> Iterator[Answer]:
         """Generate for the page; give its text, its level slider, and the drafts kept for that slider."""
@@ -140,11 +140,11 @@ class Page:
             if (length := max(len(part or "") for part in text.values())) > self.longest:
                 raise ValueError(f"The text has {length:,} characters; this page takes {self.longest:,} at most.")
             node_ids = starting_nodes(self.tokenizer, self.model.config.mask_token_id, **text)
-            settings = self.settings(node_ids, new_tokens, *fields)
+            settings = self.settings(node_ids, None if new_tokens is None else int(new_tokens), *fields)
             for draft in self.drafts(request.session_hash, recorder, settings):
                 yield draft_html(draft), gradio.update(visible=False), None
             yield gradio.skip(), gradio.update(visible=True, value=self.model.config.tree_depth), recorder
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             yield f'<p class="draft-error" role="alert">{escape(str(error))}</p>', gradio.update(visible=False), None
 
 
