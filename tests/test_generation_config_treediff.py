@@ -67,7 +67,7 @@ def test_holes_in_infilling_keep_their_places_under_padding(model):
 
 def test_a_block_leaves_room_for_what_stands_before(model):
     for settings in ({"max_new_tokens": 32}, {"input_ids": torch.tensor([[7]]), "max_new_tokens": 16}):
-        with pytest.raises(ValueError, match="block_length=16 leaves no room for what stands before"):
+        with pytest.raises(ValueError, match="block_length=16 leaves no room in 16 positions"):
             model.generate(block_length=16, num_steps=3, **settings)
 
 

@@ -77,7 +77,7 @@ def test_coarse_constraints_hold_under_everything(model):
         ({"allowed_tokens": [5], "bad_words_ids": [[5, 5]]}, "cannot be filled"),
         ({"logits_processor": lambda ids, scores: scores / 0.7}, "may only add"),
         ({"logits_processor": lambda ids, scores: scores - torch.inf}, "no token"),
-        ({"block_length": 17}, "block_length=17 is more than"),
+        ({"block_length": 17}, "block_length=17 leaves no room in 16 positions"),
         ({"block_length": 0}, "block_length must be a positive"),
         ({"sampling_dtype": "bfloat16"}, "Unknown sampling_dtype"),
         ({"num_steps": None}, "num_steps must be a positive whole number, got None"),

@@ -78,7 +78,6 @@ def record_step(step: TrainingStep) -> Ledger:
     """Run a step on a model of its config and return what it allocated, as one of several processes if it has some."""
     with torch.device("meta"):
         model = TreeDiffForDiffusionLM(step.model_config).train()
-    model.model.tree_tables.verified = True  # fake tensors have no values to look at
     if step.lean:
         make_lean(model, step.recompute_mlp, step.loss_chunk)
     if step.gradient_checkpointing:
@@ -125,6 +124,7 @@ def _make_state(
     """Give the meta model fake tensors; return the average of its parameters, if wanted."""
     state = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in shapes.items()}
     model.load_state_dict(state, assign=True)
+    model.model.tree_tables.verified = True  # fake tensors have no values to look at
     average = [torch.empty_like(parameter) for parameter in model.parameters() if ema]
     ledger.file_tensors("EMA", average)
     return average
