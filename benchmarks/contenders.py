@@ -51,14 +51,7 @@ CONTENDERS: dict[str, Contender] = {
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
 }
 # Fields of a config.
-OF_TREE = (
-    "vocab_size",
-    "tree_depth",
-    "max_branching",
-    "num_tree_nodes",
-    "tree_sha256",
-    "tokenizer_sha256",
-)  # fields of a config
+OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")
 REFERENCE = "mdlm"
 AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
 

@@ -173,8 +173,7 @@ class TreeDiffGenerationMixin:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         elif attention_mask.shape != input_ids.shape:
-            shapes = tuple(attention_mask.shape), tuple(input_ids.shape)
-            raise ValueError("attention_mask {} and input_ids {} differ.".format(*shapes))
+            raise ValueError(f"attention_mask {tuple(attention_mask.shape)} and input_ids differ in shape.")
         new_tokens = settings.max_new_tokens
         if new_tokens is None:  # fill what is open; where nothing is, continue the text
             is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)

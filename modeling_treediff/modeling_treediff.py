@@ -2,7 +2,6 @@
 
 In a checkpoint the tree lives as persistent integer buffers in the weights, which alone are enough to run, and in a
 file beside them with its provenance. Loading compares both with the fingerprint in the config.
-
 Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
 """
 
@@ -151,7 +150,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
                 super().save_pretrained(place, is_main_process=is_main_process, **kwargs)
                 if is_main_process:
                     self.tree.save_pretrained(place)
-                _move_into(folder, Path(partial), kwargs.get("variant"))
+                _move_into(folder, Path(partial), weights_pattern(kwargs.get("variant")))
         except (SafetensorError, OSError) as error:
             said = f"The model could not be written to {folder}, whose files stay as they were"
             raise OSError(f"{said} ({error}): make room there, or save elsewhere.") from error
@@ -355,16 +354,18 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 
-def _move_into(folder: Path, partial: Path, variant: str | None) -> None:
+def weights_pattern(variant: str | None = None) -> re.Pattern[str]:
+    """Return the pattern of the names of a model's weights: one file, or shards and their index."""
+    part = re.escape(f".{variant}") if variant else ""
+    return re.compile(rf"model{part}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{part}\.json")
+
+
+def _move_into(folder: Path, partial: Path, weights: re.Pattern[str]) -> None:
     """Move all files from a subfolder into its folder, weights last, and set aside older weights in other files."""
-    name, end = (f"model.{variant}", f".{variant}.json") if variant else ("model", ".json")
-    shards = rf"{re.escape(name)}(-\d{{5}}-of-\d{{5}})?\.safetensors"
-    weights = re.compile(rf"{shards}|model\.safetensors\.index{re.escape(end)}")
     new = sorted(os.listdir(partial), key=lambda name: (weights.fullmatch(name) is not None, name))
     if blocked := [name for name in new if (folder / name).is_dir()]:
         raise IsADirectoryError(f"{folder / blocked[0]} is a folder")
-    older = filter(weights.fullmatch, os.listdir(folder) if any(map(weights.fullmatch, new)) else ())
-    stale = set(older) - set(new)
+    stale = set(filter(weights.fullmatch, os.listdir(folder) if any(map(weights.fullmatch, new)) else ())) - set(new)
     for name in new:
         os.replace(partial / name, folder / name)
     for name in stale:

@@ -19,8 +19,8 @@ DEPTH = 2  # of a tree that is built here
 
 def run(conversion: Conversion, process: Process) -> None:
     """Convert and save."""
-    source = load_source(conversion.checkpoint)
-    tree = get_tree(conversion.tree, source)
+    source = load_source(conversion.checkpoint, conversion.trust_remote_code)
+    tree = get_tree(conversion.tree, source, conversion.trust_remote_code)
     torch.manual_seed(conversion.seed)
     model, report = convert(source, tree, conversion.layers, **vars(process))
     save_checkpoint(model, conversion.output, source.tokenizer)
@@ -30,7 +30,7 @@ def run(conversion: Conversion, process: Process) -> None:
     print(f"{conversion.output}: {copied:,} of {model.num_parameters():,} parameters start with those of {source.name}")
 
 
-def get_tree(name: str | None, source: Source) -> VocabularyTree:
+def get_tree(name: str | None, source: Source, trust_remote_code: bool = False) -> VocabularyTree:
     """Return the tree asked for, or one built from the source's embeddings."""
     facts, vocab_size = tokenizer_facts(source.name, source.tokenizer), tokenizer_size(source.tokenizer)
     if name is None:
@@ -42,5 +42,5 @@ def get_tree(name: str | None, source: Source) -> VocabularyTree:
     name = find_tree(name)
     tree = VocabularyTree.from_pretrained(name)
     if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
-        check_same_vocabulary(source.tokenizer, load_tokenizer(name))
+        check_same_vocabulary(source.tokenizer, load_tokenizer(name, trust_remote_code))
     return tree

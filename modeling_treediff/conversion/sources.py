@@ -56,11 +56,12 @@ class Source:
         return vector_VE[:size]
 
 
-def load_source(name: str, **hub_kwargs: Any) -> Source:
+def load_source(name: str, trust_remote_code: bool = False, **hub_kwargs: Any) -> Source:
     """Read a checkpoint of one of the `FAMILIES` from a folder or the Hub.
 
     Args:
         name: folder or Hub id.
+        trust_remote_code: let the tokenizer run the code of its own repository.
         hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, as in transformers.
 
     Raises:
@@ -77,7 +78,7 @@ def load_source(name: str, **hub_kwargs: Any) -> Source:
     kind = facts.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"{name} is a model of type {kind!r}; those that can be converted: {', '.join(FAMILIES)}.")
-    tokenizer = load_tokenizer(name, **hub_kwargs)
+    tokenizer = load_tokenizer(name, trust_remote_code, **hub_kwargs)
     model, missing = _load_model(name, hub_kwargs)
     files = _weight_files(name, hub_kwargs)
     embedding = model.get_input_embeddings().weight

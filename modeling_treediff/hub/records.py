@@ -6,7 +6,6 @@ bytes}. It counts only beside these very weights.
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,17 +18,16 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.files.json_files import read_json
+from modeling_treediff.modeling_treediff import weights_pattern
 
 TRAINING_RECORD = "result.json"
 EVALUATION_RECORD = "evaluation.json"
 RECORD_NAMES = (TRAINING_RECORD, EVALUATION_RECORD)
-# The files of one set of weights: `model.safetensors`, or shards and their index.
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def is_weights(name: str) -> bool:
     """Tell whether a file of this name belongs to the weights that a model is loaded from by default."""
-    return _WEIGHTS.fullmatch(name) is not None
+    return weights_pattern().fullmatch(name) is not None
 
 
 def weights_files(folder: Path) -> set[str]:

@@ -60,8 +60,11 @@ def save_checkpoint(
     stale = weights_files(target)
     older_code = retired_code({file.name for file in target.glob("*.py")})
     with update_folder(target, written_last=is_weights) as staged:
-        with _under_its_own_class(model):
-            model.save_pretrained(staged, state_dict=state_dict, max_shard_size=max_shard_size)
+        try:
+            with _under_its_own_class(model):
+                model.save_pretrained(staged, state_dict=state_dict, max_shard_size=max_shard_size)
+        except OSError as error:  # names the temporary folder, which nobody knows
+            raise OSError(str(error).replace(str(staged), str(target))) from error
         if tokenizer is not None:
             write_tokenizer(tokenizer, staged, model.config.max_position_embeddings)
         written = weights_files(staged)  # none where an adapter alone is saved: those that are there stay

@@ -1,5 +1,6 @@
 """What of a folder goes to the Hub. What stays, and what a command says of it, is in tests/cli/test_push.py."""
 
+import getpass
 import hashlib
 import json
 import os
@@ -59,6 +60,9 @@ def test_nothing_that_goes_says_where_on_this_machine_it_was_made(hub, measured)
     for name, content in files.items():
         for folder in (measured.parent, measured.parents[1], Path.home()):
             assert os.fsencode(f"{folder}/") not in content and os.fsencode(f'{folder}"') not in content, name
+        assert (
+            f"pytest-of-{getpass.getuser()}".encode() not in content
+        )  # the name of the user, in the folder of this test
         if name != ".gitattributes":
             assert f"sha256 {hashlib.sha256(content).hexdigest()}" in shown
 

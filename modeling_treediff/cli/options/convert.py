@@ -7,7 +7,7 @@ Without --tree, the checkpoint's own embeddings say which tokens are alike. A tr
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fields import REQUIRED, operand, option
+from .fields import REQUIRED, operand, option, trust_option
 from .model import Process
 
 EXAMPLES = """
@@ -26,6 +26,7 @@ class Conversion:
     tree: str | None = option(None, "tree folder or Hub repository, or `flat` (MDLM) (default: build one)")
     layers: int | None = option(None, "number of layers to keep, the first ones (default: all)")
     seed: int = option(0, "seed of the parameters that are initialised at random")
+    trust_remote_code: bool = trust_option()
 
 
 OPTIONS = (Conversion, Process)
