@@ -2,8 +2,10 @@
 
 import torch
 from helpers.models import TREES, corrupted, tiny_model
+from helpers.untraced import untraced
 
 
+@untraced
 def test_padding_changes_nothing_on_either_side():
     model = tiny_model(TREES[1])
     nodes = torch.randint(0, model.config.num_tree_nodes, (1, 6), generator=torch.Generator().manual_seed(0))

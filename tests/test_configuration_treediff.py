@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from helpers.models import IDS, TREES, tiny_model
+from helpers.untraced import untraced
 from transformers import AutoConfig
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
@@ -79,6 +80,7 @@ WRONG_VALUES = {
 }
 
 
+@untraced
 @pytest.mark.parametrize("kind", WRONG_VALUES)
 @pytest.mark.parametrize("load", [TreeDiffConfig.from_pretrained, AutoConfig.from_pretrained])
 def test_a_config_of_wrong_types_or_ranges_is_refused_in_a_sentence(tmp_path, kind, load):

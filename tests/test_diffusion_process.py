@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.quadrature import quadrature
 from helpers.schedules import DEPTHS, SCHEDULES
+from helpers.untraced import untraced
 from torch.nn import functional as F
 
 from modeling_treediff import VocabularyTree, corrupt
@@ -166,6 +167,7 @@ def test_bound_of_the_bayes_optimal_model_is_the_entropy(tree, kind):
     assert math.isclose(bound, entropy, rel_tol=1e-6)
 
 
+@untraced
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_level_corruption_reweighs_the_forward_process_as_stated(kind, depth):

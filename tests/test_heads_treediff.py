@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.heads import TREES, built, gradients, largest_seen, layouts, slots_of
+from helpers.untraced import untraced
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
@@ -170,6 +171,7 @@ def test_a_position_without_a_way_to_a_loss_leaves_no_nan():
             gradients(probabilities.square().sum(), hidden, head)
 
 
+@untraced
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_heads_compile_without_a_graph_break_and_once(name, backend):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.quadrature import quadrature
+from helpers.untraced import untraced
 
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
@@ -129,6 +130,7 @@ def test_the_estimate_agrees_with_enumeration(tree, fields):
     assert math.isclose(sum(estimates[0].level_losses), estimates[0].value)
 
 
+@untraced
 @pytest.mark.parametrize(("tree", "fields"), CASES)
 def test_the_bound_is_above_the_exact_negative_log_likelihood(tree, fields):
     model = make_model(tree, fields)
@@ -170,6 +172,7 @@ def test_the_estimator_agrees_with_the_plain_one_within_the_stated_errors(fields
     assert abs(estimate.value - float(plain.mean())) < 4 * error + 2e-3 * estimate.value  # the second: times below 1e-3
 
 
+@untraced
 @pytest.mark.parametrize("samples", [1, 3, 4, 12])
 def test_stated_errors_are_not_too_small(samples):
     """Uneven lengths, any number of samples: the spread of 200 estimates is at most 1.2 times what they state."""
@@ -277,6 +280,7 @@ def uneven():
     return model, tokens, mask, model.nelbo(tokens, mask, num_samples=3000, batch_size=3000, generator=seeded(0))
 
 
+@untraced
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 7])
 def test_few_corruptions_of_uneven_sequences_are_unbiased_and_know_it(samples, uneven):
     """B = 6, lengths 1 to 11, D = 3: mean of 400 estimates, of the value and of each sequence, within 4.5 errors."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.models import IDS, TREES, check_compiled_step, corrupted, tiny_model
 from helpers.shapes import Shapes
+from helpers.untraced import untraced
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
@@ -202,6 +203,7 @@ def test_bad_calls_say_what_is_wrong():
             TreeDiffForDiffusionLM.from_tree(TREES[1], **({"num_attention_heads": 4, "hidden_size": 32} | fields))
 
 
+@untraced
 @pytest.mark.parametrize(
     "fields",
     [

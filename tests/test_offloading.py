@@ -4,6 +4,7 @@ import accelerate
 import pytest
 import torch
 from helpers.models import TREES, tiny_model
+from helpers.untraced import untraced
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM
 
@@ -31,6 +32,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@untraced
 @pytest.mark.parametrize(("tree", "fields"), FAMILY)
 def test_part_of_a_model_stays_on_disk(tree, fields, tmp_path):
     model = tiny_model(tree, **fields)
@@ -48,6 +50,7 @@ def test_part_of_a_model_stays_on_disk(tree, fields, tmp_path):
     torch.testing.assert_close(masked.token_log_probs(nodes), model.token_log_probs(nodes), rtol=1e-4, atol=1e-5)
 
 
+@untraced
 @pytest.mark.parametrize(("tree", "fields"), FAMILY)
 def test_weights_come_from_elsewhere_for_each_layer(tree, fields, tmp_path):
     expected = answers(tiny_model(tree, **fields))

@@ -4,6 +4,7 @@ import json
 
 from helpers.models import SMALL_CONFIG
 from helpers.processes import SAMPLE, last_line, run_here, run_treediff
+from helpers.untraced import untraced
 from transformers import GPT2Config
 
 from modeling_treediff import TreeDiffConfig
@@ -11,6 +12,7 @@ from modeling_treediff.training import plan_memory
 from modeling_treediff.training.memory.tracker import GIBIBYTE
 
 
+@untraced
 def test_a_model_of_gpt2s_size(tmp_path):
     picture, file = tmp_path / "step.png", tmp_path / "plan.json"
     model = ("--tree", "flat", "--vocab-size", 50257, "--hidden-size", 768, "--heads", 12, "--layers", 12)
@@ -24,6 +26,7 @@ def test_a_model_of_gpt2s_size(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@untraced
 def test_the_batch_for_a_device_and_nonsense():
     ran = run_here("plan-memory", "--gpu", "1GB")
     assert ran.returncode == 0 and "largest batch" in ran.stdout, ran.stderr

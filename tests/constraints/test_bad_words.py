@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from helpers.untraced import untraced
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.constraints.bad_words import BadWords
@@ -176,6 +177,7 @@ def random_pass(case: Case, node_ids: torch.Tensor, draw: random.Random, greedy:
     return after, moved
 
 
+@untraced
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("climbs", [0, 5])
 def test_any_loop_ends_in_a_clean_text_and_holds_back_only_what_it_must(greedy, climbs):

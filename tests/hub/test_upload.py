@@ -7,6 +7,7 @@ import torch
 from helpers.hub_double import TOKEN
 from helpers.models import tiny_model
 from helpers.pushes import REPO, assert_same, commits
+from helpers.untraced import untraced
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -118,6 +119,7 @@ def test_the_token_given_is_the_one_sent_and_only_to_the_hub(hub, model, monkeyp
     assert "hf_wrong_token" not in str(error.value)
 
 
+@untraced
 def test_a_push_that_broke_off_anywhere_leaves_no_trace_and_is_repeated(hub, model):
     """Each request in turn fails, before or after its effect: main is whole each time, and the next push completes."""
     push(model, REPO, max_shard_size="80KB", revision="dev")

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from helpers.models import check_compiled_step, tiny_model
+from helpers.untraced import untraced
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -364,6 +365,7 @@ def test_a_forward_that_something_else_has_replaced_stays():
     assert block.forward is forward and "forward" not in vars(model.model.backbone.layers[1])
 
 
+@untraced
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("recompute", "chunk"), [(0, None), (1, None), (2, 30)])
 def test_the_compiled_step_is_the_eager_one(recompute, chunk, checkpointing):
@@ -381,6 +383,7 @@ def loss_of(forward, length=10):
     return lambda block, hidden, rotation: forward(**batch).loss
 
 
+@untraced
 @pytest.mark.parametrize("recompute", [0, 2])
 def test_the_compiled_step_keeps_no_more(recompute):
     model = lean_model(recompute, max_position_embeddings=64)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.models import SMALL_CONFIG, tiny_model
 from helpers.processes import REPOSITORY, run_python
+from helpers.untraced import untraced
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
@@ -46,11 +47,13 @@ def test_the_reference_models_have_equal_budgets():
     assert abs(tree - flat) <= 0.01 * flat and reference_tree().num_hidden_layers == 17
 
 
+@untraced
 def test_the_tree_halves_the_peak_with_free_savings_alone():
     """B=32, L=512, d=768, V=50,257, bf16, AdamW, the same lean backbone on both sides."""
     assert reference_peak(True) <= 0.50 * reference_peak(False)
 
 
+@untraced
 def test_the_recorded_figures_are_what_is_planned():
     rows = json.loads((REPOSITORY / "benchmarks" / "results" / "memory.json").read_text())["rows"]
     at_reference = {"batch_size": 32, "vocab_size": 50_257, "hidden_size": 768}
@@ -104,6 +107,7 @@ def test_torchs_own_tracker_sees_the_same_peak():
     assert plan_memory(SMALL_CONFIG, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
 
 
+@untraced
 def test_every_way_to_save_memory_saves_it():
     flat = TreeDiffConfig(vocab_size=5000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
     plan = plan_memory(flat, 16, 64)
@@ -142,6 +146,7 @@ def test_processes_divide_what_is_sharded():
     assert 0 < sharded.timeline["exchange"].max() < parameters and sharded.timeline["exchange"][-1] == 0
 
 
+@untraced
 @pytest.mark.parametrize("batch", [1, 7, 40])
 def test_the_largest_batch_fits_and_the_next_does_not(batch):
     step = TrainingStep(SMALL_CONFIG, 1, 64)
