@@ -13,6 +13,8 @@ from benchmarks.quality.packed_data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
 from modeling_treediff.building.balanced import random_tree, smallest_branching, tree_from_order
+from modeling_treediff.building.unseen_tokens import frequency_order
+from modeling_treediff.text import token_names
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 ALIGNMENT_ROUNDS = 8
@@ -32,6 +34,11 @@ class TreeSources:
         row = self.data.rows[TRAINING]
         documents = np.split(row, np.flatnonzero(row == self.data.tokenizer.eos_token_id) + 1)
         return count_text(documents, self.vocab_size)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """How each token reads."""
+        return token_names(self.data.tokenizer, self.vocab_size)
 
     @cached_property
     def text_embeddings(self) -> np.ndarray:
@@ -66,15 +73,23 @@ class TreeSources:
         """Return a tree whose siblings are ordered by frequency."""
         token_counts = self.counts.token_counts
         if source == "frequency":
-            return tree_from_order(np.argsort(-token_counts, kind="stable"), branching, depth)
+            return tree_from_order(frequency_order(token_counts), branching, depth)
         if source == "random":
             tree = random_tree(self.vocab_size, branching, depth)
             counts = np.repeat(token_counts[:, None], depth + 1, axis=1)
             below_N = np.bincount(tree.ancestors.numpy().ravel(), counts.ravel(), minlength=tree.num_nodes)
             return reordered(tree, lambda children: np.argsort(np.argsort(-below_N[children], kind="stable")))
-        method = source if source == "class-bigrams" else "balanced-kmeans"
-        embeddings, follows = self._embeddings(source), self.counts.follows
-        return build_tree(embeddings, branching, depth, method, token_counts=token_counts, follows=follows)
+        closed = source == "closed"  # tokens that the text lacks are clustered as if it had each of them once
+        method = "class-bigrams" if source in ("class-bigrams", "closed") else "balanced-kmeans"
+        return build_tree(
+            self._embeddings(source),
+            branching,
+            depth,
+            method,
+            token_counts=np.maximum(token_counts, 1) if closed else token_counts,
+            follows=self.counts.follows,
+            names=self.names,
+        )
 
 
 def reordered(tree: VocabularyTree, slots: Callable[[np.ndarray], np.ndarray]) -> VocabularyTree:

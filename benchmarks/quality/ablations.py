@@ -7,6 +7,8 @@ python -m benchmarks.quality.ablations collect            # benchmarks/results/a
 Both with `--part trees`: where clusters come from, in every order of siblings. With `--part candidates`: what may
 become a default, trained as long as the contenders of `benchmarks.quality.perplexity` and with its seeds; when it is
 chosen by the same windows as all others, also measured on what that reports, and on windows of which a part is given.
+With `--part unseen`: what helps tokens that the training text does not have, trained and measured as the candidates,
+and with a uniform share of every choice (p -> (1 - e) p + e / children), see SHARES.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -15,6 +17,7 @@ tokens under the name `embedding`.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,16 +38,25 @@ from benchmarks.quality.perplexity import PROTOCOLS
 from benchmarks.quality.record import OF_TRAINING, check_same, estimate, read_runs
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
-from modeling_treediff import VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
-BASE, TREE = "base", "tree"  # a variant, a group
+BASE, TREE, GROUP_UNSEEN = "base", "tree", "unseen tokens"  # a variant, groups
+BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")
 # The variant that differs in nothing but the schedule.
 SEQUENTIAL = {"binomial": BASE, "binomial-node": "node-64", "poisson": BASE, "poisson-node": "node-64"}
-RECORDS = {"choices": "ablations", "trees": "ablations_trees", "candidates": "ablations_candidates"}  # by part
+UNSEEN = ("mdlm", "mdlm-shared", "binomial-node", "closed", "shared", "closed-shared")
+SHARES = (0.0, 0.001, 0.01, 0.05)
+RECORDS = {  # by part
+    "choices": "ablations",
+    "trees": "ablations_trees",
+    "candidates": "ablations_candidates",
+    "unseen": "ablations_unseen",
+}
+LONG = {"candidates": CANDIDATES, "unseen": UNSEEN}  # parts that are trained as long as the contenders, with all seeds
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Variant:
         order: of siblings, see ORDERS.
         depth, branching: of the tree, 1 for MDLM; the fan-out by default the smallest possible.
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
+        uniform_share: of every choice in training, see `sharing`.
         settings: of the training.
 
     """
@@ -71,6 +84,7 @@ class Variant:
     depth: int = 2
     branching: int | None = None
     level_weights: tuple[float, ...] | None = None
+    uniform_share: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -128,6 +142,15 @@ VARIANTS: dict[str, Variant] = {
     "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"sampling_eps": 1e-3}),
     "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
     "early": Variant("training times", "from 0.001 of a window", settings={"sampling_eps": 1e-3}),
+    **{
+        name: Variant(GROUP_UNSEEN, title, BINOMIAL_NODE, source=source, uniform_share=share)
+        for name, title, source, share in (
+            ("closed", "clustered as the others", "closed", 0.0),
+            ("shared", "beside seen ones, 1 % shared in training", "class-bigrams", 0.01),
+            ("closed-shared", "clustered as the others, 1 % shared in training", "closed", 0.01),
+        )
+    },
+    "mdlm-shared": Variant(GROUP_UNSEEN, "flat, 1 % shared in training", depth=1, uniform_share=0.01),
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
@@ -153,9 +176,10 @@ def main() -> None:
 
 def wanted_runs(part: str) -> list[tuple[str, int]]:
     """Return variants and seeds of a part."""
-    if part == "candidates":
-        return [(name, seed) for seed in SEEDS for name in CANDIDATES]
-    names = [name for name in VARIANTS if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
+    if part in LONG:
+        return [(name, seed) for seed in SEEDS for name in LONG[part]]
+    short = [name for name in VARIANTS if VARIANTS[name].group != GROUP_UNSEEN]
+    names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
 
@@ -184,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
 def run(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Train one variant, measure it, and write the record."""
     variant, protocol = VARIANTS[name], PROTOCOLS[options.form]
-    if options.part != "candidates":
+    if options.part not in LONG:
         protocol = shortened(protocol)
     data = PackedData.load(Path("runs", "quality", options.form, "data"))
     settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed, **variant.settings)
@@ -195,11 +219,15 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
             tree = make_tree(variant, data, options.embeddings)
             budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
             config = budget_config(variant.contender, tree, budget, **protocol.sizes)
-            with weighted_levels(variant.level_weights):
+            with weighted_levels(variant.level_weights), sharing(variant.uniform_share):
                 train_model(config, tree, data, protocol, settings)
         model = load_model(settings.output_dir)
         windows = data.measured_windows(SELECTION, protocol.sequence_length, protocol.measured_windows)
-        facts = model_sizes(model) | measured_text(model, windows, protocol.samples)
+        facts = model_sizes(model)
+        if options.part == "unseen":
+            facts["shares"] = measured_shares(model, data, protocol)
+        else:
+            facts |= measured_text(model, windows, protocol.samples)
         if options.part == "candidates":
             others = [text for text in data.measured if text != SELECTION]
             measured = [
@@ -214,6 +242,19 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
         write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
+
+
+def measured_shares(model: TreeDiffForDiffusionLM, data: PackedData, protocol: Protocol) -> list[dict[str, Any]]:
+    """Return what a model gives on every text with each of the shares."""
+    windows = {
+        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
+    }
+    rows = []
+    for share in SHARES:
+        with sharing(share):
+            texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
+        rows.append({"share": share, "texts": texts})
+    return rows
 
 
 def given_places(length: int) -> dict[str, torch.Tensor]:
@@ -252,6 +293,24 @@ def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager
         return terms_BTD * torch.tensor(weights, device=terms_BTD.device)
 
     return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
+
+
+def sharing(share: float) -> AbstractContextManager[object]:
+    """Return the context in which every choice is (1 - share) of the model's and share of a uniform one."""
+    if not share:
+        return nullcontext()
+    own = TreeDiffForDiffusionLM.child_cross_entropy
+
+    def shared(
+        model: TreeDiffForDiffusionLM, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        nats, tree = own(model, hidden, input_ids, slots), model.tree
+        children_N = torch.cat((torch.ones(tree.vocab_size, device=nats.device), (tree.children >= 0).sum(dim=1)))
+        uniform = (share / children_N)[input_ids].log().to(nats.dtype)
+        mixed = -torch.logaddexp(math.log1p(-share) - nats, uniform)
+        return torch.where((slots >= 0) & (input_ids >= tree.vocab_size), mixed, nats)
+
+    return patch.object(TreeDiffForDiffusionLM, "child_cross_entropy", shared)
 
 
 def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:

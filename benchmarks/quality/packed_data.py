@@ -23,7 +23,14 @@ from modeling_treediff import VocabularyTree
 from modeling_treediff.building import build_tree, count_text, token_embeddings
 from modeling_treediff.building.balanced import random_tree, smallest_branching
 from modeling_treediff.files.atomic_files import write_atomically
-from modeling_treediff.text import TokenWindows, is_held_out, pack_windows, read_documents, tokenize_documents
+from modeling_treediff.text import (
+    TokenWindows,
+    is_held_out,
+    pack_windows,
+    read_documents,
+    token_names,
+    tokenize_documents,
+)
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
 TRAINING, VALIDATION, ZERO_SHOT = "training", "validation", "zero_shot"
@@ -176,7 +183,7 @@ def build_trees(
     """Build a tree of each depth from the training tokens, and a random one of depth 2; return their hashes."""
     vocab_size = tokenizer_size(tokenizer)
     counts = count_text(np.split(training, np.flatnonzero(training == tokenizer.eos_token_id) + 1), vocab_size)
-    embeddings = token_embeddings(counts.follows)
+    embeddings, names = token_embeddings(counts.follows), token_names(tokenizer, vocab_size)
     trees = {
         f"d{depth}": build_tree(
             embeddings,
@@ -185,6 +192,7 @@ def build_trees(
             "class-bigrams",
             token_counts=counts.token_counts,
             follows=counts.follows,
+            names=names,
         )
         for depth in depths
     }

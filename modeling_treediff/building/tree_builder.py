@@ -20,6 +20,7 @@ from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise
 from .class_bigrams import ROUNDS, Neighbours, cluster_by_neighbours, neighbour_classes
 from .embedding_matrix import checked_embeddings
 from .representatives import with_representatives
+from .unseen_tokens import place_unseen, spelling_features
 
 METHODS = ("balanced-kmeans", "class-bigrams")
 BAR = "{desc}: {percentage:3.0f}% {bar} {elapsed}<{remaining}"
@@ -35,13 +36,15 @@ def build_tree(
     follows: sparse.csr_array | None = None,
     metadata: dict[str, Any] | None = None,
     progress: bool = False,
+    names: Sequence[str] | None = None,
 ) -> VocabularyTree:
     """Build a tree whose siblings have similar embeddings, or similar neighbours in a text.
 
     A node with n leaves and d levels below it gets as many children as the d-th root of n asks for, each with at most
     branching**(d-1) leaves: the tree always fits, and a branching above the minimum buys clusters of natural size.
-    Siblings are ordered by frequency, so slot 0 is a node's most frequent child. The result depends on the arguments
-    alone, not on the machine or its threads (see `balanced_kmeans`).
+    Siblings are ordered by frequency, so slot 0 is a node's most frequent child. Tokens without counts go to seen ones
+    that are like them: where there are counts, some token below every internal node has one, if that many have. The
+    result depends on the arguments alone, not on the machine or its threads (see `balanced_kmeans`).
 
     Args:
         embeddings: (V, E) of any floating type. Their lengths count: normalise them first to cluster by angle.
@@ -55,6 +58,7 @@ def build_tree(
         follows: (V, V) counts; row a, column b: how often b directly follows a, as in `TextCounts`.
         metadata: provenance to keep with the tree; `method` and `seed` are added.
         progress: show a progress bar on stderr.
+        names: (V,) how each token reads, as `text.token_names` has it: the likeness of tokens without counts.
 
     Raises:
         ValueError: unknown method, embeddings that are not (V, E) finite numbers, K^D < V, counts that are not
@@ -74,6 +78,8 @@ def build_tree(
     splitter = _Splitter(
         point_VE=quantise(embedding_VE),
         weight_V=quantise_weights(np.sqrt(count_V)),
+        seen_V=count_V > 0 if count_V.any() else np.ones(vocab_size, dtype=bool),
+        spelling_VF=None if names is None else spelling_features(names),
         generator=np.random.Generator(np.random.PCG64(seed)),
         neighbours=(follows, follows.T.tocsr()) if follows is not None and method == "class-bigrams" else None,
     )
@@ -88,15 +94,52 @@ class _Splitter:
 
     point_VE: np.ndarray
     weight_V: np.ndarray
+    seen_V: np.ndarray  # whether the text has a token; all, without a text
+    spelling_VF: sparse.csr_array | None  # features of the tokens' names
     generator: np.random.Generator
     neighbours: Neighbours | None  # None: clusters follow the points alone
     context_VC: sparse.csr_array | None = None  # neighbours by class of the first level, once that stands
 
-    def split(self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable[..., object]) -> np.ndarray:
-        """Return the cluster of each of the tokens, 0..num_clusters-1.
+    def split(
+        self, tokens: np.ndarray, num_clusters: int, capacity: int, below: int, advance: Callable[..., object]
+    ) -> np.ndarray:
+        """Return the cluster of each of the tokens, 0..num_clusters-1, all of which hold a seen token if they can.
 
-        Tokens of which nothing is known, no embedding and no neighbour, go together: they fill as many clusters as
-        they can, in the order of their ids, and the rest of them free places. (To an auction they would all be alike.)
+        The seen tokens are clustered, with free places left in every cluster; then the others take these.
+
+        Args:
+            tokens: of the group.
+            num_clusters: as many, or fewer if there are not as many seen tokens.
+            capacity: the most tokens of a cluster.
+            below: the most tokens of a cluster's children, each of which is to hold a seen token in its turn.
+            advance: of the progress bar.
+
+        """
+        seen_N = self.seen_V[tokens] if self.seen_V[tokens].any() else np.ones(len(tokens), dtype=bool)
+        num_seen, num_unseen = int(seen_N.sum()), int((~seen_N).sum())
+        num_clusters = max(-(-len(tokens) // capacity), min(num_clusters, num_seen))
+        cluster_N = np.full(len(tokens), -1)
+        left = capacity - num_unseen // num_clusters
+        cluster_N[seen_N] = self._split_seen(tokens[seen_N], num_clusters, left, advance)
+        if num_unseen:
+            cluster_N[seen_N] = _without_empty(cluster_N[seen_N], num_clusters)
+            seen_K = np.bincount(cluster_N[seen_N], minlength=num_clusters)
+            room_K = np.minimum(capacity, seen_K * below) - seen_K
+            if room_K.sum() < num_unseen:
+                room_K = capacity - seen_K
+            spelling_NF = None if self.spelling_VF is None else self.spelling_VF[tokens]
+            cluster_N = place_unseen(cluster_N, seen_N, room_K, spelling_NF, self.point_VE[tokens])
+        if self.neighbours is not None and self.context_VC is None:
+            self.context_VC = neighbour_classes(self.neighbours, cluster_N, num_clusters)
+        return cluster_N
+
+    def _split_seen(
+        self, tokens: np.ndarray, num_clusters: int, capacity: int, advance: Callable[..., object]
+    ) -> np.ndarray:
+        """Cluster tokens of a text, or all where there is none.
+
+        Those of which nothing is known, no embedding and no neighbour, go together: they fill as many clusters as they
+        can, in the order of their ids, and the rest of them free places. (To an auction they would all be alike.)
         """
         known_N = self.point_VE[tokens].any(axis=1)
         if self.neighbours is not None:
@@ -108,8 +151,6 @@ class _Splitter:
         free_K = capacity - np.bincount(cluster_N[known_N], minlength=num_clusters)
         places = np.repeat(np.arange(num_clusters)[::-1], free_K[::-1])
         cluster_N[~known_N] = places[: (~known_N).sum()]
-        if self.neighbours is not None and self.context_VC is None:
-            self.context_VC = neighbour_classes(self.neighbours, cluster_N, num_clusters)
         return cluster_N
 
     def _split_known(
@@ -140,7 +181,9 @@ def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, 
                 cluster = np.arange(len(tokens))  # on the last level, and where there is nothing to choose
                 num_children = smallest_branching(len(tokens), depth - level)
                 if num_children < len(tokens):
-                    cluster = splitter.split(tokens, num_children, branching ** (depth - level - 1), bar.update)
+                    capacity = branching ** (depth - level - 1)
+                    below = capacity // branching if level < depth - 2 else capacity  # leaves may be unseen
+                    cluster = splitter.split(tokens, num_children, capacity, below, bar.update)
                 slot = _slots_by_frequency(cluster, count_V[tokens])
                 path_VD[tokens, level] = slot
                 if level < depth - 1:
@@ -149,6 +192,16 @@ def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, 
                 bar.update(min(placed * rounds, bar.total) - bar.n)
             groups = parts
     return path_VD
+
+
+def _without_empty(cluster_N: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Give each empty cluster the last token of the largest one, as far as there are tokens."""
+    cluster_N = cluster_N.copy()
+    for empty in np.setdiff1d(np.arange(num_clusters), cluster_N):
+        size_K = np.bincount(cluster_N, minlength=num_clusters)
+        if size_K.max(initial=0) > 1:
+            cluster_N[np.flatnonzero(cluster_N == size_K.argmax())[-1]] = empty
+    return cluster_N
 
 
 def _slots_by_frequency(cluster_N: np.ndarray, count_N: np.ndarray) -> np.ndarray:

@@ -30,9 +30,10 @@ from modeling_treediff.building.balanced import (
     tree_from_order,
 )
 from modeling_treediff.building.extension import extend_tree
+from modeling_treediff.building.unseen_tokens import frequency_order
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sources import public_name
-from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents
+from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents, token_names
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size, write_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
@@ -140,7 +141,7 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
         with stage("text"):
             counts = count_tokens(read(similarity.text, job.dataset), tokenizer, vocab_size)
     if job.method == "frequency":
-        order = np.arange(vocab_size) if counts is None else np.argsort(-counts.token_counts, kind="stable")
+        order = np.arange(vocab_size) if counts is None else frequency_order(counts.token_counts)
         return tree_from_order(order, branching, depth, {"method": "frequency"} | metadata)
     token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
     if embeddings is None:
@@ -149,7 +150,16 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
             embeddings = token_embeddings(follows)
     with stage("tree"):
         return build_tree(
-            embeddings, branching, depth, job.method, job.new.seed, token_counts, follows, metadata, progress=True
+            embeddings,
+            branching,
+            depth,
+            job.method,
+            job.new.seed,
+            token_counts,
+            follows,
+            metadata,
+            progress=True,
+            names=token_names(tokenizer, vocab_size),
         )
 
 

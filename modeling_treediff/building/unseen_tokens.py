@@ -1,0 +1,95 @@
+"""Places for tokens that a text does not have: beside seen tokens that are like them, so that no cluster is unseen.
+
+A cluster of tokens that training never shows is closed off: the network learns to give it probability zero, and with it
+all tokens below. Likeness is by spelling, as character n-grams, by the classes of the characters, and by embeddings.
+
+Shape legend: V tokens, N tokens of a group, U of them unseen, F features, K clusters, E dimensions of an embedding.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import sparse
+
+from .balanced_kmeans import membership
+
+LONGEST_GRAM = 3
+SCORE_UNIT = 2**20  # scores are rounded to integers, so that sums in another order do not decide
+
+
+def spelling_features(names: Sequence[str]) -> sparse.csr_array:
+    """Return (V, F) rows of length one: the n-grams of each token's name, and those of its characters' classes.
+
+    Rare n-grams weigh more, by the logarithm of how many names have them.
+    """
+    grams = [sorted(set(_grams(name))) for name in names]
+    number = {gram: index for index, gram in enumerate(sorted({gram for some in grams for gram in some}))}
+    columns = np.array([number[gram] for some in grams for gram in some], dtype=np.int64)
+    starts = np.cumsum([0, *map(len, grams)])
+    weight_F = np.log1p(len(names) / np.bincount(columns, minlength=len(number)))
+    length_V = np.sqrt(np.add.reduceat(weight_F[columns] ** 2, starts[:-1]))
+    cells = (weight_F[columns] / np.repeat(length_V, np.diff(starts)), columns, starts)
+    return sparse.csr_array(cells, shape=(len(names), len(number)))
+
+
+def _grams(name: str) -> Iterator[str]:
+    kinds = "".join(map(_kind, name))
+    for kind, text in (("text", f"^{name}$"), ("kind", f"^{kinds}$")):
+        for size in range(1, LONGEST_GRAM + 1):
+            yield from (f"{kind} {text[start : start + size]}" for start in range(len(text) - size + 1))
+
+
+def _kind(character: str) -> str:
+    if character.isalpha():
+        return ("A" if character.isupper() else "a") if character.isascii() else "é"
+    return "0" if character.isdigit() else "_" if character == "▁" or character.isspace() else "."
+
+
+def place_unseen(
+    cluster_N: np.ndarray,
+    seen_N: np.ndarray,
+    room_K: np.ndarray,
+    spelling_NF: sparse.csr_array | None,
+    point_NE: np.ndarray,
+) -> np.ndarray:
+    """Put each unseen token into the cluster whose seen tokens are most like it and that has room; likest first.
+
+    Args:
+        cluster_N: (N,) clusters 0..K-1 of the seen tokens; of the others anything.
+        seen_N: (N,) bool.
+        room_K: (K,) how many more tokens each cluster takes; together at least as many as are unseen.
+        spelling_NF: (N, F) from `spelling_features`; None where tokens have no names.
+        point_NE: (N, E) embeddings, zeros for tokens without one.
+
+    Returns:
+        (N,) clusters of all tokens.
+
+    """
+    unseen_U, num_clusters = np.flatnonzero(~seen_N), len(room_K)
+    member_KN = membership(np.where(seen_N, cluster_N, num_clusters), num_clusters + 1)[:num_clusters]
+    share_KN = sparse.diags_array(1 / np.maximum(member_KN.sum(axis=1), 1)) @ member_KN
+    score_UK = np.zeros((len(unseen_U), num_clusters))
+    for feature_N in (spelling_NF, sparse.csr_array(_unit_rows(point_NE))):
+        if feature_N is not None:
+            score_UK += (feature_N[unseen_U] @ (share_KN @ feature_N).T).toarray()
+    placed_N, room_K = cluster_N.copy(), room_K.copy()
+    waiting_U = np.ones(len(unseen_U), dtype=bool)
+    for pair in np.argsort(-np.rint(SCORE_UNIT * score_UK), axis=None, kind="stable"):
+        index, cluster = divmod(int(pair), num_clusters)
+        if waiting_U[index] and room_K[cluster]:
+            placed_N[unseen_U[index]] = cluster
+            room_K[cluster] -= 1
+            waiting_U[index] = False
+    return placed_N
+
+
+def _unit_rows(point_NE: np.ndarray) -> np.ndarray:
+    length_N1 = np.sqrt((point_NE * point_NE).sum(axis=1, keepdims=True))
+    return np.divide(point_NE, length_N1, out=np.zeros_like(point_NE), where=length_N1 > 0)
+
+
+def frequency_order(count_V: np.ndarray) -> np.ndarray:
+    """Return (V,) tokens by falling count, those without one at equal distances among the others."""
+    by_count = np.argsort(-count_V, kind="stable")
+    seen, unseen = np.split(by_count, [np.count_nonzero(count_V)])
+    return np.insert(seen, np.linspace(0, len(seen), len(unseen) + 1)[1:].astype(np.int64), unseen)
