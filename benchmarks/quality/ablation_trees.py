@@ -12,8 +12,7 @@ from transformers import AutoTokenizer
 from benchmarks.quality.packed_data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
-from modeling_treediff.building.balanced import random_tree, smallest_branching, tree_from_order
-from modeling_treediff.building.unseen_tokens import frequency_order
+from modeling_treediff.building.balanced import frequency_tree, random_tree, smallest_branching
 from modeling_treediff.text import token_names
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
@@ -73,7 +72,7 @@ class TreeSources:
         """Return a tree whose siblings are ordered by frequency."""
         token_counts = self.counts.token_counts
         if source == "frequency":
-            return tree_from_order(frequency_order(token_counts), branching, depth)
+            return frequency_tree(token_counts, branching, depth)
         if source == "random":
             tree = random_tree(self.vocab_size, branching, depth)
             counts = np.repeat(token_counts[:, None], depth + 1, axis=1)

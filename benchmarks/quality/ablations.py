@@ -8,7 +8,8 @@ Both with `--part trees`: where clusters come from, in every order of siblings. 
 become a default, trained as long as the contenders of `benchmarks.quality.perplexity` and with its seeds; when it is
 chosen by the same windows as all others, also measured on what that reports, and on windows of which a part is given.
 With `--part unseen`: what helps tokens that the training text does not have, trained and measured as the candidates,
-and with a uniform share of every choice (p -> (1 - e) p + e / children), see SHARES.
+and with a uniform share of every choice (p -> (1 - e) p + e / children). With `--part shares`: the same share in
+training, too.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -17,7 +18,6 @@ tokens under the name `embedding`.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 
 from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters
@@ -35,10 +34,11 @@ from benchmarks.quality.ablation_trees import TreeSources
 from benchmarks.quality.autoregressive import WEIGHTS_NAME
 from benchmarks.quality.packed_data import SELECTION, PackedData
 from benchmarks.quality.perplexity import PROTOCOLS
-from benchmarks.quality.record import OF_TRAINING, check_same, estimate, read_runs
+from benchmarks.quality.record import OF_TRAINING, check_same, difference, estimate, read_runs
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, summarised_shares
+from modeling_treediff import VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
 
@@ -48,13 +48,13 @@ BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")
 # The variant that differs in nothing but the schedule.
 SEQUENTIAL = {"binomial": BASE, "binomial-node": "node-64", "poisson": BASE, "poisson-node": "node-64"}
-UNSEEN = ("mdlm", "mdlm-shared", "binomial-node", "closed", "shared", "closed-shared")
-SHARES = (0.0, 0.001, 0.01, 0.05)
+UNSEEN = ("mdlm", "binomial-node", "closed")
 RECORDS = {  # by part
     "choices": "ablations",
     "trees": "ablations_trees",
     "candidates": "ablations_candidates",
     "unseen": "ablations_unseen",
+    "shares": "ablations_shares",
 }
 LONG = {"candidates": CANDIDATES, "unseen": UNSEEN}  # parts that are trained as long as the contenders, with all seeds
 
@@ -71,7 +71,7 @@ class Variant:
         order: of siblings, see ORDERS.
         depth, branching: of the tree, 1 for MDLM; the fan-out by default the smallest possible.
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
-        uniform_share: of every choice in training, see `sharing`.
+        uniform_share: of every choice in training, see the module `uniform_share`.
         settings: of the training.
 
     """
@@ -142,15 +142,9 @@ VARIANTS: dict[str, Variant] = {
     "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"sampling_eps": 1e-3}),
     "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
     "early": Variant("training times", "from 0.001 of a window", settings={"sampling_eps": 1e-3}),
-    **{
-        name: Variant(GROUP_UNSEEN, title, BINOMIAL_NODE, source=source, uniform_share=share)
-        for name, title, source, share in (
-            ("closed", "clustered as the others", "closed", 0.0),
-            ("shared", "beside seen ones, 1 % shared in training", "class-bigrams", 0.01),
-            ("closed-shared", "clustered as the others, 1 % shared in training", "closed", 0.01),
-        )
-    },
-    "mdlm-shared": Variant(GROUP_UNSEEN, "flat, 1 % shared in training", depth=1, uniform_share=0.01),
+    "closed": Variant(GROUP_UNSEEN, "unseen tokens clustered as the others", BINOMIAL_NODE, source="closed"),
+    **{f"shared-{e:g}": Variant(GROUP_UNSEEN, f"tree, {e:g}", BINOMIAL_NODE, uniform_share=e) for e in SHARES if e},
+    **{f"mdlm-shared-{e:g}": Variant(GROUP_UNSEEN, f"flat, {e:g}", depth=1, uniform_share=e) for e in SHARES if e},
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
@@ -178,6 +172,8 @@ def wanted_runs(part: str) -> list[tuple[str, int]]:
     """Return variants and seeds of a part."""
     if part in LONG:
         return [(name, seed) for seed in SEEDS for name in LONG[part]]
+    if part == "shares":
+        return [(name, SEEDS[0]) for name, variant in VARIANTS.items() if name in UNSEEN[:2] or variant.uniform_share]
     short = [name for name in VARIANTS if VARIANTS[name].group != GROUP_UNSEEN]
     names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
@@ -224,8 +220,9 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         model = load_model(settings.output_dir)
         windows = data.measured_windows(SELECTION, protocol.sequence_length, protocol.measured_windows)
         facts = model_sizes(model)
-        if options.part == "unseen":
-            facts["shares"] = measured_shares(model, data, protocol)
+        if options.part in ("unseen", "shares"):
+            shares = SHARES if options.part == "unseen" else (variant.uniform_share,)
+            facts["shares"] = measured_shares(model, data, protocol, shares)
         else:
             facts |= measured_text(model, windows, protocol.samples)
         if options.part == "candidates":
@@ -242,19 +239,6 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
         write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
-
-
-def measured_shares(model: TreeDiffForDiffusionLM, data: PackedData, protocol: Protocol) -> list[dict[str, Any]]:
-    """Return what a model gives on every text with each of the shares."""
-    windows = {
-        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
-    }
-    rows = []
-    for share in SHARES:
-        with sharing(share):
-            texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
-        rows.append({"share": share, "texts": texts})
-    return rows
 
 
 def given_places(length: int) -> dict[str, torch.Tensor]:
@@ -295,24 +279,6 @@ def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager
     return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
 
 
-def sharing(share: float) -> AbstractContextManager[object]:
-    """Return the context in which every choice is (1 - share) of the model's and share of a uniform one."""
-    if not share:
-        return nullcontext()
-    own = TreeDiffForDiffusionLM.child_cross_entropy
-
-    def shared(
-        model: TreeDiffForDiffusionLM, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor
-    ) -> torch.Tensor:
-        nats, tree = own(model, hidden, input_ids, slots), model.tree
-        children_N = torch.cat((torch.ones(tree.vocab_size, device=nats.device), (tree.children >= 0).sum(dim=1)))
-        uniform = (share / children_N)[input_ids].log().to(nats.dtype)
-        mixed = -torch.logaddexp(math.log1p(-share) - nats, uniform)
-        return torch.where((slots >= 0) & (input_ids >= tree.vocab_size), mixed, nats)
-
-    return patch.object(TreeDiffForDiffusionLM, "child_cross_entropy", shared)
-
-
 def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:
     """Write all wanted runs into one record, with differences to the base, or to MDLM among its variants, and to MDLM.
 
@@ -329,7 +295,8 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
     rows = []
     for name, seed in wanted:
         base = "mdlm" if name.startswith("mdlm") else BASE
-        others = {"difference": base, "to_mdlm": "mdlm", "to_sequential": SEQUENTIAL.get(name, "")}
+        flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
+        others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}
         rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))
     order = list(VARIANTS)
     rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
@@ -345,7 +312,10 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
 def summarised(record: dict[str, Any], others: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """Return a run as the record keeps it: figures in place of windows, with differences to others that there are."""
     own = ("variant", "group", "title", "seed", "num_hidden_layers", "parameters", "head_parameters", "branching")
-    row = {name: record[name] for name in (*own, "level_losses", "tree_sha256")} | estimate(record["windows"])
+    row = {name: record[name] for name in (*own, "tree_sha256")}
+    if "shares" in record:
+        return row | {"shares": summarised_shares(record, others["to_mdlm"] or record)}
+    row |= {"level_losses": record["level_losses"]} | estimate(record["windows"])
     row |= {name: difference(record, other) for name, other in others.items() if other is not None}
     if "further" in record and (mdlm := others["to_mdlm"]) is not None:
         row["further"] = {
@@ -353,11 +323,6 @@ def summarised(record: dict[str, Any], others: Mapping[str, dict[str, Any] | Non
             for title, text in record["further"].items()
         }
     return row
-
-
-def difference(text: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return by how many nats per token two measurements of the same windows differ, paired."""
-    return estimate(np.subtract(text["windows"], other["windows"]))
 
 
 if __name__ == "__main__":

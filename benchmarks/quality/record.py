@@ -121,6 +121,11 @@ def estimate(windows: Sequence[float]) -> Record:
     return {"nats": mean, "standard_error": error, "interval": [mean - half, mean + half]}
 
 
+def difference(text: Record, other: Record) -> Record:
+    """Return by how many nats per token two measurements of the same windows differ, paired."""
+    return estimate(np.subtract(text["windows"], other["windows"]))
+
+
 def ratios(record: Record, runs: list[Record]) -> dict[str, Any]:
     """Return the perplexity of each text over that of MDLM with the same seed, with its 95 % interval.
 
@@ -130,11 +135,8 @@ def ratios(record: Record, runs: list[Record]) -> dict[str, Any]:
     reference = next(one for one in _all_seeds(best, runs) if one["seed"] == record["seed"])
     found = {}
     for text, figures in record["texts"].items():
-        difference = estimate(np.subtract(figures["windows"], reference["texts"][text]["windows"]))
-        found[text] = {
-            "ratio": math.exp(difference["nats"]),
-            "interval": [math.exp(end) for end in difference["interval"]],
-        }
+        gap = difference(figures, reference["texts"][text])
+        found[text] = {"ratio": math.exp(gap["nats"]), "interval": [math.exp(end) for end in gap["interval"]]}
     return found
 
 

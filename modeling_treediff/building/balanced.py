@@ -30,8 +30,6 @@ def random_tree(
 def tree_from_order(order: Table, branching: int, depth: int, metadata: dict[str, Any] | None = None) -> VocabularyTree:
     """Return a balanced tree whose leaves, from the first slots to the last, are the tokens in `order`, (V,).
 
-    With tokens in order of frequency, siblings are tokens equally frequent and nothing else.
-
     Raises:
         ValueError: not a permutation of 0..V-1, or branching**depth leaves are fewer than the vocabulary.
 
@@ -42,6 +40,36 @@ def tree_from_order(order: Table, branching: int, depth: int, metadata: dict[str
     check_feasible(len(order_V), branching, depth)
     paths = _even_paths(order_V, branching, depth)
     return with_representatives(VocabularyTree.from_paths(paths, branching, metadata), -np.argsort(order_V))
+
+
+def frequency_tree(
+    token_counts: np.ndarray, branching: int, depth: int, metadata: dict[str, Any] | None = None
+) -> VocabularyTree:
+    """Return a balanced tree whose siblings are tokens equally frequent in a text, and nothing else.
+
+    Tokens that the text lacks are shared out evenly: where there are enough others, each node has one of these below.
+
+    Args:
+        token_counts: (V,) how often the text has each token.
+        branching: K, the largest fan-out.
+        depth: D, the depth of every leaf.
+        metadata: provenance to keep with the tree.
+
+    Raises:
+        ValueError: branching**depth leaves are fewer than the vocabulary.
+
+    """
+    check_feasible(len(token_counts), branching, depth)
+    places = np.arange(len(token_counts))
+    _, parent_V = np.unique(_even_paths(places, branching, depth)[:, :-1], axis=0, return_inverse=True)
+    first_V = np.diff(parent_V, prepend=-1) > 0
+    num_seen = int(np.count_nonzero(token_counts))
+    firsts = _evenly(places[first_V], min(num_seen, int(first_V.sum())))
+    seen_V = np.isin(places, np.concatenate([firsts, _evenly(places[~first_V], num_seen - len(firsts))]))
+    order = np.empty_like(places)
+    order[seen_V], order[~seen_V] = np.split(np.argsort(-token_counts, kind="stable"), [num_seen])
+    order = order[np.lexsort((~seen_V, parent_V))]  # seen ones first among siblings
+    return tree_from_order(order, branching, depth, {"method": "frequency"} | (metadata or {}))
 
 
 def check_feasible(vocab_size: int, branching: int, depth: int) -> None:
@@ -70,6 +98,11 @@ def smallest_depth(vocab_size: int, branching: int) -> int:
     while branching**depth < vocab_size:
         depth += 1
     return depth
+
+
+def _evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of the values, at equal distances."""
+    return values[np.arange(count) * len(values) // max(count, 1)]
 
 
 def _even_paths(order: np.ndarray, branching: int, depth: int) -> np.ndarray:

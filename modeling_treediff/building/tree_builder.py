@@ -100,6 +100,11 @@ class _Splitter:
     neighbours: Neighbours | None  # None: clusters follow the points alone
     context_VC: sparse.csr_array | None = None  # neighbours by class of the first level, once that stands
 
+    def num_clusters(self, tokens: np.ndarray, capacity: int, levels: int) -> int:
+        """Return into how many clusters tokens with so many levels below them are split: each is to hold a seen one."""
+        num_seen = int(np.count_nonzero(self.seen_V[tokens])) or len(tokens)
+        return max(-(-len(tokens) // capacity), min(smallest_branching(len(tokens), levels), num_seen))
+
     def split(
         self, tokens: np.ndarray, num_clusters: int, capacity: int, below: int, advance: Callable[..., object]
     ) -> np.ndarray:
@@ -109,26 +114,27 @@ class _Splitter:
 
         Args:
             tokens: of the group.
-            num_clusters: as many, or fewer if there are not as many seen tokens.
+            num_clusters: as many.
             capacity: the most tokens of a cluster.
-            below: the most tokens of a cluster's children, each of which is to hold a seen token in its turn.
+            below: the most tokens of a cluster for each seen one in it.
             advance: of the progress bar.
 
         """
         seen_N = self.seen_V[tokens] if self.seen_V[tokens].any() else np.ones(len(tokens), dtype=bool)
         num_seen, num_unseen = int(seen_N.sum()), int((~seen_N).sum())
-        num_clusters = max(-(-len(tokens) // capacity), min(num_clusters, num_seen))
         cluster_N = np.full(len(tokens), -1)
-        left = capacity - num_unseen // num_clusters
-        cluster_N[seen_N] = self._split_seen(tokens[seen_N], num_clusters, left, advance)
-        if num_unseen:
-            cluster_N[seen_N] = _without_empty(cluster_N[seen_N], num_clusters)
+        for most in (capacity - num_unseen // num_clusters, -(-num_seen // num_clusters)):  # seen ones of a cluster
+            cluster_N[seen_N] = self._split_seen(tokens[seen_N], num_clusters, most, advance)
+            if num_unseen:
+                cluster_N[seen_N] = _without_empty(cluster_N[seen_N], num_clusters)
             seen_K = np.bincount(cluster_N[seen_N], minlength=num_clusters)
             room_K = np.minimum(capacity, seen_K * below) - seen_K
-            if room_K.sum() < num_unseen:
-                room_K = capacity - seen_K
-            spelling_NF = None if self.spelling_VF is None else self.spelling_VF[tokens]
-            cluster_N = place_unseen(cluster_N, seen_N, room_K, spelling_NF, self.point_VE[tokens])
+            if room_K.sum() >= num_unseen:
+                break
+        else:
+            room_K = capacity - seen_K
+        spelling_NF = None if self.spelling_VF is None else self.spelling_VF[tokens]
+        cluster_N = place_unseen(cluster_N, seen_N, room_K, spelling_NF, self.point_VE[tokens])
         if self.neighbours is not None and self.context_VC is None:
             self.context_VC = neighbour_classes(self.neighbours, cluster_N, num_clusters)
         return cluster_N
@@ -179,10 +185,10 @@ def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, 
             parts = []
             for tokens in groups:
                 cluster = np.arange(len(tokens))  # on the last level, and where there is nothing to choose
-                num_children = smallest_branching(len(tokens), depth - level)
+                capacity = branching ** (depth - level - 1)
+                num_children = splitter.num_clusters(tokens, capacity, depth - level)
                 if num_children < len(tokens):
-                    capacity = branching ** (depth - level - 1)
-                    below = capacity // branching if level < depth - 2 else capacity  # leaves may be unseen
+                    below = branching if level < depth - 2 else capacity  # parents of leaves need a seen one each
                     cluster = splitter.split(tokens, num_children, capacity, below, bar.update)
                 slot = _slots_by_frequency(cluster, count_V[tokens])
                 path_VD[tokens, level] = slot

@@ -68,28 +68,40 @@ def place_unseen(
     unseen_U, num_clusters = np.flatnonzero(~seen_N), len(room_K)
     member_KN = membership(np.where(seen_N, cluster_N, num_clusters), num_clusters + 1)[:num_clusters]
     share_KN = sparse.diags_array(1 / np.maximum(member_KN.sum(axis=1), 1)) @ member_KN
-    score_UK = np.zeros((len(unseen_U), num_clusters))
+    score_UK = np.zeros((len(unseen_U), num_clusters), dtype=np.float32)
     for feature_N in (spelling_NF, sparse.csr_array(_unit_rows(point_NE))):
         if feature_N is not None:
             score_UK += (feature_N[unseen_U] @ (share_KN @ feature_N).T).toarray()
-    placed_N, room_K = cluster_N.copy(), room_K.copy()
-    waiting_U = np.ones(len(unseen_U), dtype=bool)
-    for pair in np.argsort(-np.rint(SCORE_UNIT * score_UK), axis=None, kind="stable"):
-        index, cluster = divmod(int(pair), num_clusters)
-        if waiting_U[index] and room_K[cluster]:
-            placed_N[unseen_U[index]] = cluster
-            room_K[cluster] -= 1
-            waiting_U[index] = False
+    placed_N = cluster_N.copy()
+    placed_N[unseen_U] = best_match(np.rint(SCORE_UNIT * score_UK).astype(np.int32), room_K)
     return placed_N
+
+
+def best_match(score_UK: np.ndarray, room_K: np.ndarray) -> np.ndarray:
+    """Match each row to a column with room, the pairs of the highest scores first (of equal ones, the first pair).
+
+    That is the one stable match (Gale and Shapley 1962), found by rounds of proposals: each free row asks the best
+    column that has not refused it; each column keeps the best of those that asked and frees the others.
+
+    Args:
+        score_UK: (U, K) int32, above -2**31.
+        room_K: (K,) places, U or more in all.
+
+    Returns:
+        (U,) columns.
+
+    """
+    refused, score_UK = np.iinfo(np.int32).min, score_UK.copy()
+    column_U = np.full(len(score_UK), -1)
+    while (free := np.flatnonzero(column_U < 0)).size:
+        column_U[free] = score_UK[free].argmax(axis=1)
+        for column in np.unique(column_U[free]):
+            rows = np.flatnonzero(column_U == column)
+            worst = rows[np.argsort(-score_UK[rows, column], kind="stable")][room_K[column] :]
+            score_UK[worst, column], column_U[worst] = refused, -1
+    return column_U
 
 
 def _unit_rows(point_NE: np.ndarray) -> np.ndarray:
     length_N1 = np.sqrt((point_NE * point_NE).sum(axis=1, keepdims=True))
     return np.divide(point_NE, length_N1, out=np.zeros_like(point_NE), where=length_N1 > 0)
-
-
-def frequency_order(count_V: np.ndarray) -> np.ndarray:
-    """Return (V,) tokens by falling count, those without one at equal distances among the others."""
-    by_count = np.argsort(-count_V, kind="stable")
-    seen, unseen = np.split(by_count, [np.count_nonzero(count_V)])
-    return np.insert(seen, np.linspace(0, len(seen), len(unseen) + 1)[1:].astype(np.int64), unseen)

@@ -24,13 +24,12 @@ from modeling_treediff.building import (
 )
 from modeling_treediff.building.balanced import (
     check_feasible,
+    frequency_tree,
     random_tree,
     smallest_branching,
     smallest_depth,
-    tree_from_order,
 )
 from modeling_treediff.building.extension import extend_tree
-from modeling_treediff.building.unseen_tokens import frequency_order
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sources import public_name
 from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents, token_names
@@ -141,8 +140,8 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
         with stage("text"):
             counts = count_tokens(read(similarity.text, job.dataset), tokenizer, vocab_size)
     if job.method == "frequency":
-        order = np.arange(vocab_size) if counts is None else frequency_order(counts.token_counts)
-        return tree_from_order(order, branching, depth, {"method": "frequency"} | metadata)
+        seen = np.ones(vocab_size, dtype=np.int64) if counts is None else counts.token_counts
+        return frequency_tree(seen, branching, depth, metadata)
     token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
     if embeddings is None:
         assert follows is not None
