@@ -9,7 +9,7 @@ become a default, trained as long as the contenders of `benchmarks.quality.perpl
 chosen by the same windows as all others, also measured on what that reports, and on windows of which a part is given.
 With `--part unseen`: what helps tokens that the training text does not have, trained and measured as the candidates,
 and with a uniform share of every choice (p -> (1 - e) p + e / children). With `--part shares`: the same share in
-training, too.
+training, too. With `--part times`: how early training times may be, also measured by single open words.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters
@@ -38,23 +39,26 @@ from benchmarks.quality.record import OF_TRAINING, check_same, difference, estim
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
 from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, summarised_shares
-from modeling_treediff import VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
-BASE, TREE, GROUP_UNSEEN = "base", "tree", "unseen tokens"  # a variant, groups
+BASE, TREE, GROUP_UNSEEN, TIMES = "base", "tree", "unseen tokens", "times"  # a variant, groups
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
-CANDIDATES = (BASE, "node-64", "binomial", "binomial-node", "poisson-node", "mdlm")
+NODE = "binomial-node"  # the default
+WORDS = 8  # places of a window at which single words are measured
+CANDIDATES = (BASE, "node-64", "binomial", NODE, "poisson-node", "mdlm")
 # The variant that differs in nothing but the schedule.
 SEQUENTIAL = {"binomial": BASE, "binomial-node": "node-64", "poisson": BASE, "poisson-node": "node-64"}
-UNSEEN = ("mdlm", "binomial-node", "closed")
+UNSEEN = ("mdlm", NODE, "closed")
 RECORDS = {  # by part
     "choices": "ablations",
     "trees": "ablations_trees",
     "candidates": "ablations_candidates",
     "unseen": "ablations_unseen",
     "shares": "ablations_shares",
+    "times": "ablations_times",
 }
 LONG = {"candidates": CANDIDATES, "unseen": UNSEEN}  # parts that are trained as long as the contenders, with all seeds
 
@@ -71,6 +75,7 @@ class Variant:
         order: of siblings, see ORDERS.
         depth, branching: of the tree, 1 for MDLM; the fan-out by default the smallest possible.
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
+        weights_from: the time from which on weights are those of the bound; before it, those of that time.
         uniform_share: of every choice in training, see the module `uniform_share`.
         settings: of the training.
 
@@ -84,6 +89,7 @@ class Variant:
     depth: int = 2
     branching: int | None = None
     level_weights: tuple[float, ...] | None = None
+    weights_from: float = 0.0
     uniform_share: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,6 +151,17 @@ VARIANTS: dict[str, Variant] = {
     "closed": Variant(GROUP_UNSEEN, "unseen tokens clustered as the others", BINOMIAL_NODE, source="closed"),
     **{f"shared-{e:g}": Variant(GROUP_UNSEEN, f"tree, {e:g}", BINOMIAL_NODE, uniform_share=e) for e in SHARES if e},
     **{f"mdlm-shared-{e:g}": Variant(GROUP_UNSEEN, f"flat, {e:g}", depth=1, uniform_share=e) for e in SHARES if e},
+    **{
+        f"times-{eps:g}": Variant(TIMES, f"from {eps:g} of a window", BINOMIAL_NODE, settings={"sampling_eps": eps})
+        for eps in (0.03, 0.01, 0.001)
+    },
+    "times-capped": Variant(
+        TIMES,
+        "from 0.001 of a window, weights before 0.1 as at 0.1",
+        BINOMIAL_NODE,
+        settings={"sampling_eps": 1e-3},
+        weights_from=0.1,
+    ),
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
@@ -174,7 +191,9 @@ def wanted_runs(part: str) -> list[tuple[str, int]]:
         return [(name, seed) for seed in SEEDS for name in LONG[part]]
     if part == "shares":
         return [(name, SEEDS[0]) for name, variant in VARIANTS.items() if name in UNSEEN[:2] or variant.uniform_share]
-    short = [name for name in VARIANTS if VARIANTS[name].group != GROUP_UNSEEN]
+    if part == "times":
+        return [(name, seed) for seed in SEEDS for name in VARIANTS if name == NODE or VARIANTS[name].group == TIMES]
+    short = [name for name in VARIANTS if VARIANTS[name].group not in (GROUP_UNSEEN, TIMES)]
     names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
@@ -215,7 +234,8 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
             tree = make_tree(variant, data, options.embeddings)
             budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
             config = budget_config(variant.contender, tree, budget, **protocol.sizes)
-            with weighted_levels(variant.level_weights), sharing(variant.uniform_share):
+            weighted = changed_weights(variant.level_weights, variant.weights_from)
+            with weighted, sharing(variant.uniform_share):
                 train_model(config, tree, data, protocol, settings)
         model = load_model(settings.output_dir)
         windows = data.measured_windows(SELECTION, protocol.sequence_length, protocol.measured_windows)
@@ -236,6 +256,8 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
                 title: measured_text(model, windows, protocol.samples, given_T)
                 for title, given_T in given_places(protocol.sequence_length).items()
             }
+        if options.part == "times":
+            facts["further"] = {"one word, given all others": measured_words(model, windows, protocol.samples)}
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
         write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
@@ -254,6 +276,14 @@ def given_places(length: int) -> dict[str, torch.Tensor]:
     }
 
 
+def measured_words(model: TreeDiffForDiffusionLM, windows: torch.Tensor, samples: int) -> dict[str, Any]:
+    """Return nats per token of every window where a single token is open: the mean over places of the window."""
+    place_T = torch.arange(windows.shape[1])
+    places = place_T[len(place_T) // (2 * WORDS) :: len(place_T) // WORDS]
+    texts = [measured_text(model, windows, samples, place_T != place) for place in places]
+    return {name: np.mean([text[name] for text in texts], axis=0).tolist() for name in texts[0]}
+
+
 def make_tree(variant: Variant, data: PackedData, embeddings: str) -> VocabularyTree:
     """Return the tree of a variant."""
     sources = TreeSources(data, embeddings, str(ARTIFACTS / "gpt2"))
@@ -267,14 +297,20 @@ def shortened(protocol: Protocol) -> Protocol:
     return replace(protocol, steps=min(STEPS, protocol.steps))
 
 
-def weighted_levels(weights: tuple[float, ...] | None) -> AbstractContextManager[object]:
-    """Return the context in which the training loss has these weights for the levels; measuring has none."""
-    if weights is None:
+def changed_weights(levels: tuple[float, ...] | None, weights_from: float = 0.0) -> AbstractContextManager[object]:
+    """Return the context in which the training loss has other weights; measuring has none of them.
+
+    Args:
+        levels: of each level, coarsest first.
+        weights_from: the time before which weights are those of this time.
+
+    """
+    if levels is None and not weights_from:
         return nullcontext()
 
-    def weighted(*arguments: Any) -> torch.Tensor:
-        terms_BTD = nelbo_terms(*arguments)
-        return terms_BTD * torch.tensor(weights, device=terms_BTD.device)
+    def weighted(nats: torch.Tensor, nodes: torch.Tensor, times: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        terms_BTD = nelbo_terms(nats, nodes, times.clamp(min=weights_from), *arguments)
+        return terms_BTD if levels is None else terms_BTD * torch.tensor(levels, device=terms_BTD.device)
 
     return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
 
@@ -294,7 +330,7 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         )
     rows = []
     for name, seed in wanted:
-        base = "mdlm" if name.startswith("mdlm") else BASE
+        base = "mdlm" if name.startswith("mdlm") else NODE if VARIANTS[name].group == TIMES else BASE
         flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
         others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}
         rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))
@@ -317,9 +353,14 @@ def summarised(record: dict[str, Any], others: Mapping[str, dict[str, Any] | Non
         return row | {"shares": summarised_shares(record, others["to_mdlm"] or record)}
     row |= {"level_losses": record["level_losses"]} | estimate(record["windows"])
     row |= {name: difference(record, other) for name, other in others.items() if other is not None}
-    if "further" in record and (mdlm := others["to_mdlm"]) is not None:
+    if "further" in record:
         row["further"] = {
-            title: estimate(text["windows"]) | {"to_mdlm": difference(text, mdlm["further"][title])}
+            title: estimate(text["windows"])
+            | {
+                name: difference(text, other["further"][title])
+                for name, other in others.items()
+                if other is not None and name != "to_sequential"
+            }
             for title, text in record["further"].items()
         }
     return row

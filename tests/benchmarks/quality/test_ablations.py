@@ -24,11 +24,27 @@ def test_level_weights_change_the_training_loss_alone():
     batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(1))
     arguments = {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}
     plain = model(**arguments)
-    with ablations.weighted_levels((1.5, 0.5)):
+    with ablations.changed_weights((1.5, 0.5)):
         weighted = model(**arguments)
     torch.testing.assert_close(weighted.loss, plain.level_losses @ torch.tensor([1.5, 0.5]))
     assert weighted.loss != plain.loss
     torch.testing.assert_close(model(**arguments).loss, plain.loss)
+
+
+def test_capped_weights_are_those_of_the_time_where_they_begin():
+    model = tiny_model(random_tree(20, 5, 2), schedule="binomial").train()
+    tokens = torch.randint(0, 20, (16, 8), generator=torch.Generator().manual_seed(0))
+    batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(1))
+
+    def loss(times):
+        return model(input_ids=batch.input_ids, labels=batch.labels, timesteps=times).loss
+
+    early, late = torch.full_like(batch.timesteps, 0.01), torch.full_like(batch.timesteps, 0.25)
+    plain = loss(late)
+    assert loss(early) > plain
+    with ablations.changed_weights(None, 0.25):
+        torch.testing.assert_close(loss(early), plain)
+        torch.testing.assert_close(loss(batch.timesteps), loss(batch.timesteps.clamp(min=0.25)))
 
 
 def test_every_variant_changes_something_and_keeps_the_budget():
