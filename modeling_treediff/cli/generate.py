@@ -1,6 +1,5 @@
 """`treediff generate`: generates text, and shows drafts live, as snapshots, or in an animation."""
 
-import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.text import decode_nodes
+from modeling_treediff.text.mask_token import nodes_with_gaps
 from modeling_treediff.text.token_kinds import LINES, printable
 
 from .options.generate import Sampling, Shown, Text
@@ -90,9 +90,7 @@ def starting_nodes(
 ) -> torch.Tensor | None:
     """Return the (1, T) nodes to start from: the tokens of a prompt, or of a text whose every _ is open."""
     if infill is not None:
-        node_ids: list[int] = []
-        for part in re.findall(r"_|[^_]+", infill):
-            node_ids += [mask_token_id] if part == "_" else tokenizer(part, add_special_tokens=False)["input_ids"]
+        node_ids = nodes_with_gaps(infill, tokenizer, mask_token_id)
         if mask_token_id not in node_ids:
             raise ValueError("A text to fill in needs at least one _.")
         return torch.tensor([node_ids])

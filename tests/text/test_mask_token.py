@@ -14,7 +14,7 @@ from modeling_treediff import VocabularyTree
 from modeling_treediff.evaluation import evaluate_texts
 from modeling_treediff.hub import save_checkpoint, tokenizer_with_mask
 from modeling_treediff.text import encode_documents, tokenize_documents
-from modeling_treediff.text.mask_token import with_mask_token
+from modeling_treediff.text.mask_token import nodes_with_gaps, with_mask_token
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, tokenizer_size
 from modeling_treediff.training.data.chat import chat_windows
 
@@ -55,6 +55,27 @@ def test_a_word_replaced_by_the_mask_is_one_open_position(kind):
     place = ids.index(tokenizer(" pay", add_special_tokens=False)["input_ids"][0])
     ids[place] = masked.mask_token_id
     assert masked("We must <|mask|> it.")["input_ids"] == ids
+
+
+@pytest.mark.parametrize("text", ["We must ____ our ________.", "_ people_", "We_ must pay\n_ it", "no gap"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_text_with_gaps_is_tokenised_once_with_masks(kind, text):
+    """With and without a mask token in the tokenizer; words that bring their space along double none."""
+    tokenizer = TOKENIZERS[kind]()
+    root = len(tokenizer)
+    masked, pay = with_mask_token(tokenizer, root), tokenizer(" pay", add_special_tokens=False)["input_ids"]
+    nodes = nodes_with_gaps(text, tokenizer, root)
+    assert nodes == nodes_with_gaps(text, masked, root)
+    assert nodes == masked(text.replace("_", "<|mask|>"), add_special_tokens=False)["input_ids"]
+    assert nodes.count(root) == text.count("_")
+    filled = tokenizer.decode([one for node in nodes for one in (pay if node == root else [node])])
+    assert "  " not in filled and filled.count("pay") == text.count("_") + text.count("pay")
+
+
+def test_gaps_are_open_also_where_the_tokenizer_cannot_have_the_root_as_its_mask():
+    """Its new token gets the id of another one, or is one of its own words."""
+    assert nodes_with_gaps("_a_b__", word_tokenizer({"<eos>": 0, "a": 3, "b": 8}), 9) == [9, 3, 9, 8, 9, 9]
+    assert nodes_with_gaps("_b", word_tokenizer({"<eos>": 0, "<|mask|>": 1, "b": 2}), 3) == [3, 2]
 
 
 def test_tokens_filled_in_for_masks_are_read_as_text():
