@@ -142,6 +142,23 @@ def test_with_labels_it_trains_and_it_generates_as_the_diffusion_model():
     assert torch.equal(*texts) and type(model) is TreeDiffForMaskedLM
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"suppress_tokens": [1]}, {"unmasking": "margin", "remasking_steps": 2}], ids=str
+)
+@pytest.mark.parametrize("wrap", ["compiled", "replaced"])
+def test_it_generates_whatever_became_of_its_forward(wrap, settings):
+    """Which gives distributions over tokens, where generation needs scores of children."""
+    texts = []
+    for changed in (False, True):
+        model = masked_model(2)
+        if changed:
+            compiled = torch.compile(model.forward, backend="eager")
+            model.forward = compiled if wrap == "compiled" else lambda *inputs, **options: None
+        random = torch.Generator().manual_seed(0)
+        texts.append(model.generate(some_nodes(model.tree), generator=random, num_steps=6, **settings))
+    assert torch.equal(*texts)
+
+
 def test_the_folder_serves_both_classes(tmp_path):
     model = masked_model(2)
     model.generation_config.num_steps = 7
