@@ -12,6 +12,7 @@ ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
 SAMPLING_DTYPES = ("float32", "float64")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKENIZER_OUTPUTS = ("token_type_ids", "special_tokens_mask", "offset_mapping", "length")  # that no model here reads
 MOVED = ("bad_words_ids", "exact_constraints", "logits_processor")  # settings until version 0.2, saved as null
 
 

@@ -17,7 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import check_nodes
 from .drafts_treediff import Constraints, Draft, TokenWeights
-from .generation_config_treediff import SPECIAL_TOKENS, TreeDiffGenerationConfig
+from .generation_config_treediff import SPECIAL_TOKENS, TOKENIZER_OUTPUTS, TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
 from .sampling_treediff import Denoiser, Generators, Stage
 from .vocabulary_tree import HUB_OPTIONS, VocabularyTree
@@ -90,7 +90,7 @@ class TreeDiffGenerationMixin:
             constraints: what the tokens may be, beyond allowed_tokens and suppress_tokens, such as
                 `modeling_treediff.constraints.TokenConstraints`: no bad words, logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.
-            kwargs: single settings that override the config's.
+            kwargs: single settings that override the config's; what else a tokenizer returns is ignored.
 
         Returns:
             (B * num_return_sequences, T) token ids, or a TreeDiffGenerationOutput.
@@ -134,8 +134,7 @@ class TreeDiffGenerationMixin:
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **where):
             try:
-                loaded: Any = self.generation_config_class.from_pretrained(source, **where)
-                self.generation_config = loaded
+                self.generation_config = self.generation_config_class.from_pretrained(source, **where)  # type: ignore[assignment]
             except (OSError, TypeError) as error:
                 damaged = f"{GENERATION_CONFIG_NAME} of {source} is damaged ({error})"
                 raise ValueError(f"{damaged}. Restore it, or delete it for the defaults.") from error
@@ -143,13 +142,13 @@ class TreeDiffGenerationMixin:
     def _settings(
         self, generation_config: TreeDiffGenerationConfig | None, overrides: dict[str, Any]
     ) -> TreeDiffGenerationConfig:
-        own = self.generation_config
-        base = own if generation_config is None else generation_config
+        own, base = self.generation_config, generation_config or self.generation_config
         # By name: with remote code the same class may exist twice.
         if type(base).__name__ != (expected := self.generation_config_class.__name__):
             raise ValueError(f"generation_config must be a {expected}, got {type(base).__name__}; or give settings.")
         special = {name: getattr(own, name) for name in SPECIAL_TOKENS if getattr(base, name) is None}
-        settings = self.generation_config_class(**{**base.to_dict(), **special, **overrides})
+        meant = {name: value for name, value in overrides.items() if name not in TOKENIZER_OUTPUTS}
+        settings = self.generation_config_class(**{**base.to_dict(), **special, **meant})
         for name in SPECIAL_TOKENS:
             tokens = getattr(settings, name)
             for token in [tokens] if isinstance(tokens, int) else tokens or []:

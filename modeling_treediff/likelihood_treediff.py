@@ -143,6 +143,7 @@ class TreeDiffLikelihoodMixin:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Log-probability of every token at every position, by descending the tree as the diffusion does; dense.
 
@@ -157,6 +158,7 @@ class TreeDiffLikelihoodMixin:
             input_ids: (B, T) node ids; ValueError for ids outside the tree.
             attention_mask: (B, T), 0 at padding.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
+            kwargs: what else a tokenizer returns, ignored.
 
         Returns:
             (B, T, V) in float32 at least, without gradient; -inf for tokens that are not below a position's node, so

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
+from helpers.processes import REPOSITORY
+from transformers import AutoTokenizer
 
 from modeling_treediff import TreeDiffGenerationConfig, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -180,6 +182,22 @@ def test_sampling_options_shape_the_children_drawn(option, allowed):
 def test_impossible_requests_say_what_is_wrong(model, settings, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**settings)
+
+
+@pytest.mark.parametrize("more", [{}, {"return_special_tokens_mask": True}, {"return_offsets_mapping": True}], ids=str)
+def test_whatever_a_tokenizer_returns_can_be_passed_on(more):
+    """BERT's gives token types unasked."""
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "tree_artifacts" / "bert-base-uncased")
+    model = tiny_model(VocabularyTree.flat(len(tokenizer)), hidden_size=8)
+    text = tokenizer("we [MASK] it", return_tensors="pt", **more)
+    assert "token_type_ids" in text
+    texts = [
+        model.generate(**inputs, max_new_tokens=2, num_steps=3, generator=torch.Generator().manual_seed(0))
+        for inputs in (text, {name: text[name] for name in ("input_ids", "attention_mask")})
+    ]
+    assert torch.equal(*texts) and torch.equal(model.token_log_probs(**text), model.token_log_probs(text["input_ids"]))
+    with pytest.raises(ValueError, match="Unknown generation option token_types"):
+        model.generate(text["input_ids"], token_types=text["token_type_ids"])
 
 
 def test_generation_config_survives_saving(model, tmp_path):
