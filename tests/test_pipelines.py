@@ -111,6 +111,18 @@ def test_a_prompt_is_continued(write):
     assert write(prompt, max_new_tokens=4)[0]["generated_text"].startswith(prompt)
 
 
+@pytest.mark.parametrize("prompt", ["we must <|mask|> it", "<|mask|><|mask|> must pay", "we <|mask|> pay <|mask|>"])
+def test_gaps_in_a_prompt_are_filled_in_the_tokens(write, prompt):
+    """The pipeline's text is the prompt as it was given and what is new; docs/how_to/infill.md says so."""
+    ids = write.tokenizer(prompt)["input_ids"]
+    for more in ({}, {"max_new_tokens": 3}):
+        (answer,) = write(prompt, return_tensors=True, **more)
+        filled = answer["generated_token_ids"]
+        assert len(filled) == len(ids) + more.get("max_new_tokens", 0) and V not in filled
+        assert all(new == old for new, old in zip(filled, ids, strict=False) if old != V)
+    assert write(prompt)[0]["generated_text"] == prompt
+
+
 def test_the_models_generation_config_holds_and_calls_override_it(write, monkeypatch):
     """Greedy by its own config, two calls agree; drawn as the pipeline's defaults have it, long texts would not."""
     monkeypatch.setattr(write.model.generation_config, "do_sample", False)
