@@ -86,7 +86,7 @@ class TreeDiffGenerationMixin:
                 is behind it by `put_draft` if it has that (as `TextDiffusionStreamer`), with the most frequent token
                 below each internal node, and finished blocks by `put`.
             generator: source of the randomness; with a list of one for each returned text, a text does not depend on
-                the others of its batch.
+                the others of its batch (in half precision some do: scores round otherwise in another batch).
             constraints: what the tokens may be, beyond allowed_tokens and suppress_tokens, such as
                 `modeling_treediff.constraints.TokenConstraints`: no bad words, logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.

@@ -55,6 +55,16 @@ def test_a_batch_gives_what_each_text_gives_alone(tree, fields, unmasking, side)
         assert not together.log_probs[both][:, ~kept].any()
 
 
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 24), ("float16", 12), ("bfloat16", 12)])
+def test_rounding_of_half_precision_can_tell_a_batch_from_a_text_alone(tree, dtype, least):
+    """Of 24 texts, all are the same in single precision; docs/how_to/generation.md says so."""
+    model = tiny_model(tree, **SEQUENTIAL).to(getattr(torch, dtype))
+    settings = {"max_new_tokens": 8, "num_steps": 6}
+    together = model.generate(num_return_sequences=24, generator=seeded(*range(24)), **settings)
+    alone = torch.cat([model.generate(generator=seeded(seed), **settings) for seed in range(24)])
+    assert int((together == alone).all(dim=1).sum()) >= least
+
+
 def test_holes_in_infilling_keep_their_places_under_padding(model):
     mask_id = model.config.mask_token_id
     start = torch.tensor([[4, mask_id, 6, mask_id, 0, 0], [0, 0, mask_id, 5, mask_id, 9]])
