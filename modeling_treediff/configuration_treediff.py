@@ -85,7 +85,7 @@ class TreeDiffConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set derived fields, validate, and name the classes that load this config from a Hub repository."""
-        if _is(self.format_version, int) and not 1 <= self.format_version <= FORMAT_VERSION:
+        if is_of(self.format_version, int) and not 1 <= self.format_version <= FORMAT_VERSION:
             raise ValueError(
                 f"The model was saved in format {self.format_version}, this version of modeling-treediff reads up to "
                 f"{FORMAT_VERSION}: upgrade the package, or load with trust_remote_code=True where it is not imported, "
@@ -139,12 +139,11 @@ class TreeDiffConfig(PreTrainedConfig):
         return self.vocab_size
 
     def _check_types(self) -> None:
+        check_types(self, TreeDiffConfig)
         for name, kind in TreeDiffConfig.__annotations__.items():
             if (value := getattr(self, name)) is getattr(TreeDiffConfig, name):
                 continue
             said, most = repr(value)[:40], LARGEST_VOCABULARY if name in OF_THE_VOCABULARY else LARGEST_COUNT
-            if not _is(value, kind):
-                raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {said}.")
             if (kind is int or name == "num_timesteps") and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
             if kind is float and value <= 0:
@@ -167,12 +166,19 @@ class TreeDiffConfig(PreTrainedConfig):
             raise ValueError("level_durations belong to schedule='sequential': give both or neither.")
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value, of a config file, is of a type that a field is annotated with; a whole number is a float."""
+def check_types(settings: Any, owner: type) -> None:
+    """Raise ValueError for a setting that is neither its class's default nor of the type it is annotated with there."""
+    for name, kind in owner.__annotations__.items():
+        if (value := getattr(settings, name)) is not getattr(owner, name) and not is_of(value, kind):
+            raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {repr(value)[:40]}.")
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, as annotations write it; a whole number is a float, a tuple is a list."""
     if isinstance(kind, UnionType):
-        return any(_is(value, one) for one in get_args(kind))
+        return any(is_of(value, one) for one in get_args(kind))
     if get_origin(kind) is list:
-        return isinstance(value, list | tuple) and all(_is(one, get_args(kind)[0]) for one in value)
+        return isinstance(value, list | tuple) and all(is_of(one, get_args(kind)[0]) for one in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -53,7 +53,7 @@ def corrupt(
         uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
 
     """
-    check_tokens(token_ids, tree)
+    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms)
     if timesteps is None:
         timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
     elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
@@ -104,15 +104,29 @@ def corrupt_level(
     return node_ids, (depth_BT == above_B1) & counted
 
 
-def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree) -> None:
-    """Raise ValueError unless all of the tokens are leaves of the tree."""
+def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree, **beside: torch.Tensor | None) -> None:
+    """Raise ValueError unless these are (B, T) leaves of the tree, and the masks beside them have that shape."""
+    check_tensors("token_ids", token_ids, **beside)
     hint = " Is this the tokenizer the tree was built for?"
     _check_range(token_ids, tree.ancestors.shape[0], "Token ids", "the tree's leaves", hint)
 
 
-def check_nodes(node_ids: torch.Tensor, num_nodes: int) -> None:
-    """Raise ValueError unless all ids are nodes of a tree of this many."""
+def check_nodes(node_ids: torch.Tensor, num_nodes: int, **beside: torch.Tensor | None) -> None:
+    """Raise ValueError unless these are (B, T) node ids below num_nodes, and the masks beside them have that shape."""
+    check_tensors("input_ids", node_ids, **beside)
     _check_range(node_ids, num_nodes, "input_ids", "nodes of the tree")
+
+
+def check_tensors(name: str, ids: torch.Tensor, **beside: torch.Tensor | None) -> None:
+    """Raise ValueError unless these are (B, T) whole numbers and the others have that shape; reads no values."""
+    for place, value in ((name, ids), *beside.items()):
+        if not isinstance(value, torch.Tensor) and (value is not None or place == name):
+            raise ValueError(f"{place} must be a tensor, got {type(value).__name__}.")
+        if value is not None and value.shape != ids.shape:
+            raise ValueError(f"{place} {tuple(value.shape)} and {name} {tuple(ids.shape)} differ in shape.")
+    if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 2 or not len(ids):
+        got = f"{ids.dtype} of shape {tuple(ids.shape)}"
+        raise ValueError(f"{name} must be whole numbers of shape (batch, length), at least one text, got {got}.")
 
 
 def _check_range(ids: torch.Tensor, count: int, name: str, what: str, hint: str = "") -> None:
@@ -123,11 +137,8 @@ def _check_range(ids: torch.Tensor, count: int, name: str, what: str, hint: str 
 def counted_positions(
     token_ids: torch.Tensor, attention_mask: torch.Tensor | None, fixed_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return (B, T) bool: what is neither padding nor given; ValueError for masks of another shape."""
+    """Return (B, T) bool: what is neither padding nor given."""
     counted_BT = torch.ones_like(token_ids, dtype=torch.bool)
-    for mask in (attention_mask, fixed_mask):
-        if mask is not None and mask.shape != token_ids.shape:
-            raise ValueError(f"A mask has shape {tuple(mask.shape)}, the tokens {tuple(token_ids.shape)}.")
     if attention_mask is not None:
         counted_BT &= attention_mask.bool()
     if fixed_mask is not None:

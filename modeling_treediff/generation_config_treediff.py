@@ -1,12 +1,12 @@
 """Settings of `generate`, and their validation."""
 
 import math
-import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+
+from .configuration_treediff import check_types
 
 ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
@@ -16,42 +16,16 @@ TOKENIZER_OUTPUTS = ("token_type_ids", "special_tokens_mask", "offset_mapping", 
 MOVED = ("bad_words_ids", "exact_constraints", "logits_processor")  # settings until version 0.2, saved as null
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _is_number(value: Any, above: float = -math.inf, most: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most
-
-
-def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _are_counts(value: Any, least: int = 1) -> bool:
-    return _is_list(value) and all(_is_count(count, least) for count in value)
-
-
-def _are_special(value: Any) -> bool:
-    return value is None or _is_count(value, 0) or (_are_counts(value, 0) and len(value) > 0)
-
-
-# Settings, what they may be, and how that is said.
-RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("num_steps num_return_sequences remasking_levels", _is_count, "be a positive whole number"),
-    ("max_new_tokens block_length top_k", lambda v: v is None or _is_count(v), "be a positive whole number"),
-    (
-        "temperature",
-        lambda v: all(_is_number(one, 0, sys.float_info.max) for one in (v if _is_list(v) else [v])),
-        "be positive",
-    ),
-    ("top_p", lambda v: v is None or _is_number(v, 0, 1), "lie in (0, 1]"),
-    ("remasking_fraction", lambda v: _is_number(v, 0, 1), "lie in (0, 1]"),
-    ("remasking_steps", lambda v: _is_count(v, 0), "be a whole number, 0 or more"),
-    ("threshold", lambda v: v is None or (_is_number(v) and v >= 0), "not be negative"),
-    ("steps_per_level", lambda v: v in (None, "auto") or _are_counts(v), 'be "auto" or positive whole numbers'),
-    ("allowed_tokens suppress_tokens", lambda v: v is None or _are_counts(v, 0), "be a list of token ids"),
-    (" ".join(SPECIAL_TOKENS), _are_special, "be a token id or a list of some"),
+CHOICES = {"unmasking": UNMASKING, "sampling_dtype": SAMPLING_DTYPES, "steps_per_level": ("auto",)}
+ABOVE_0 = math.ulp(0.0)
+# Settings, the least and the largest that each of their numbers may be, and how that is said.
+RANGES = (
+    ("num_steps num_return_sequences remasking_levels", 1, math.inf, "be a positive whole number"),
+    ("max_new_tokens block_length top_k steps_per_level", 1, math.inf, "be a positive whole number"),
+    ("temperature", ABOVE_0, math.inf, "be positive"),
+    ("top_p remasking_fraction", ABOVE_0, 1, "lie in (0, 1]"),
+    ("remasking_steps threshold allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),
+    (" ".join(SPECIAL_TOKENS), 0, math.inf, "not be negative"),
 )
 
 
@@ -142,13 +116,17 @@ class TreeDiffGenerationConfig(GenerationConfig):
             name for name in vars(self).keys() - self.__annotations__.keys() - theirs if name[0] != "_"
         ):
             raise ValueError(f"Unknown generation option {', '.join(strange)}: it cannot be saved with the model.")
-        for names, is_valid, rule in RULES:
-            for name in names.split():
-                if not is_valid(value := getattr(self, name)):
-                    raise ValueError(f"{name} must {rule}, got {value!r}.")
-        for name, known in (("unmasking", UNMASKING), ("sampling_dtype", SAMPLING_DTYPES)):
-            if (value := getattr(self, name)) not in known:
+        check_types(self, TreeDiffGenerationConfig)
+        for name, known in CHOICES.items():
+            if isinstance(value := getattr(self, name), str) and value not in known:
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
+        for names, least, most, rule in RANGES:
+            for name in names.split():
+                numbers = value if isinstance(value := getattr(self, name), list | tuple) else [value]
+                if not all(least <= one <= most for one in numbers if isinstance(one, int | float)):
+                    raise ValueError(f"{name} must {rule}, got {repr(value)[:40]}.")
+        if self.eos_token_id in ([], ()):
+            raise ValueError("eos_token_id is an empty list: leave it out.")
         if self.threshold is not None and self.unmasking not in ORDERED:
             raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
 

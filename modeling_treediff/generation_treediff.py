@@ -162,17 +162,9 @@ class TreeDiffGenerationMixin:
         """Check the given nodes and lay them out, with max_new_tokens roots, once for each text asked for."""
         if input_ids is None:
             input_ids = torch.empty(1, 0, dtype=torch.long, device=self.device)
-        for name, given in (("input_ids", input_ids), ("attention_mask", attention_mask)):
-            if given is not None and not isinstance(given, torch.Tensor):
-                raise ValueError(f"{name} must be a tensor, got {type(given).__name__}.")
-        if input_ids.is_floating_point() or input_ids.ndim != 2 or not len(input_ids):
-            got = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
-            raise ValueError(f"input_ids must be whole numbers of shape (batch, length), at least one text, got {got}.")
-        check_nodes(input_ids, self.config.num_tree_nodes)
+        check_nodes(input_ids, self.config.num_tree_nodes, attention_mask=attention_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        elif attention_mask.shape != input_ids.shape:
-            raise ValueError(f"attention_mask {tuple(attention_mask.shape)} and input_ids differ in shape.")
         new_tokens = settings.max_new_tokens
         if new_tokens is None:  # fill what is open; where nothing is, continue the text
             is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .configuration_treediff import TreeDiffConfig
+from .configuration_treediff import TreeDiffConfig, is_of
 from .diffusion_process import check_nodes, check_tokens, child_slots, corrupt_level, counted_positions, uniform
 from .heads_treediff import TreeHead
 from .noise_schedules import LevelSchedule
@@ -102,14 +102,14 @@ class TreeDiffLikelihoodMixin:
             ValueError: ids outside the vocabulary, a mask of another shape, or no token to count in a sequence.
         """
         tree, depth = self.tree, self.config.tree_depth
-        check_tokens(token_ids, tree)
+        check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, segment_ids=segment_ids)
         counted = counted_positions(token_ids, attention_mask, fixed_mask).cpu()
-        total = len(token_ids) * num_samples
-        if min(num_samples, batch_size) < 1:
-            raise ValueError(f"num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}.")
+        if not all(is_of(count, int) and count >= 1 for count in (num_samples, batch_size)):
+            got = f"{num_samples!r} and {batch_size!r}"
+            raise ValueError(f"num_samples and batch_size must be whole numbers, at least 1, got {got}.")
         if not (some := counted.any(dim=1)).all():
             raise ValueError(f"There is nothing to measure in sequence {int((~some).nonzero()[0])}: no token to count.")
-        if total < depth:
+        if (total := len(token_ids) * num_samples) < depth:
             raise ValueError(f"{total} corruptions cannot visit the tree's {depth} levels: give more num_samples.")
         row, level, quantile = _strata(len(token_ids), num_samples, depth, generator)
         times = self.schedule.loss_times(level, quantile)
@@ -165,7 +165,7 @@ class TreeDiffLikelihoodMixin:
             at a token 0 for itself alone.
         """
         tree, masks = self.tree, (attention_mask, segment_ids)
-        check_nodes(input_ids, tree.num_nodes)
+        check_nodes(input_ids, tree.num_nodes, attention_mask=attention_mask, segment_ids=segment_ids)
         dtype = torch.promote_types(self.dtype, torch.float32)
         log_BTV = torch.full((*input_ids.shape, tree.vocab_size), -torch.inf, dtype=dtype, device=input_ids.device)
         # Nodes of one depth that positions may stand at: the sequence, the place in it, the node, its log-probability.

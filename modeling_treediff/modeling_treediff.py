@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file
 
 from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes, child_slots, nelbo_terms
+from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
 from .heads_treediff import HEAD_CLASSES, child_cross_entropy
 from .likelihood_treediff import TreeDiffLikelihoodMixin
@@ -223,6 +223,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
+        check_tensors("input_ids", input_ids, attention_mask=attention_mask, segment_ids=segment_ids)
         if (length := input_ids.shape[1]) > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
         embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
@@ -311,9 +312,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         self, hidden_BTE: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, timesteps: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the (B, T, D) terms of the bound, in nats."""
-        if timesteps is None:
-            raise ValueError("The loss needs `timesteps` beside `labels`: corrupt(...) returns both.")
-        if timesteps.dtype.itemsize < 4:
+        check_tensors("labels", labels, input_ids=input_ids)
+        if not isinstance(timesteps, torch.Tensor) or timesteps.shape != labels.shape[:1]:
+            raise ValueError(
+                "The loss needs `timesteps`, one for each text, beside `labels`: corrupt(...) returns both."
+            )
+        if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
             hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
             raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
         tree = self.tree

@@ -1,6 +1,8 @@
 """Every other option of `generate` changes what it should and nothing else; a batch changes nothing."""
 
 import itertools
+import math
+import re
 
 import pytest
 import torch
@@ -352,6 +354,55 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
     assert torch.equal(generate_recorded(model, **settings).sequences, plain)
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+WRONG_TYPES = {
+    "bool": (["yes", 1, None], "do_sample output_history eos_early_stop return_dict_in_generate"),
+    "int": ([True, 2.0, "3", None], "num_steps num_return_sequences remasking_steps remasking_levels"),
+    "int | None": ([True, 2.0, "3", [1], b"1"], "max_new_tokens block_length top_k bos_token_id pad_token_id"),
+    "int | list[int] | None": ([True, "<eos>", [1.0], range(3), {1}], "eos_token_id"),
+    "list[int] | None": ([3, "12", range(3), [True], torch.tensor([1]), b"12"], "allowed_tokens suppress_tokens"),
+    "float": ([True, "0.1", None, math.nan], "remasking_fraction"),
+    "float | list[float]": ([b"1", "1", None, True, range(1, 3), math.inf, torch.ones(2)], "temperature"),
+    "float | None": (["0.9", b"1", [0.9], math.nan], "top_p threshold"),
+    "str": ([None, ["random"], 64], "unmasking sampling_dtype"),
+    "str | list[int] | None": ([b"12", 3, [1.5], range(1, 3)], "steps_per_level"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TYPES)
+def test_a_setting_of_another_type_is_refused_in_a_sentence(kind):
+    """By the annotations, of every setting; so a word is not taken for True, nor bytes for a list of numbers."""
+    values, names = WRONG_TYPES[kind]
+    for name, value in itertools.product(names.split(), values):
+        with pytest.raises(ValueError, match=rf"^{name} must be {re.escape(kind)}, got "):
+            TreeDiffGenerationConfig(**{name: value})
+    with pytest.raises(ValueError, match=f"^{names.split()[0]} must be "):
+        tiny_model(TREES[1]).generate(**{names.split()[0]: values[0]})
+
+
+def test_every_setting_has_a_type_that_is_tested():
+    tested = {name: kind for kind, (_, names) in WRONG_TYPES.items() for name in names.split()}
+    kinds = {
+        name: getattr(kind, "__name__", str(kind)) for name, kind in TreeDiffGenerationConfig.__annotations__.items()
+    }
+    assert tested == {name: kind for name, kind in kinds.items() if name != "transformers_version"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"allowed_tokens": [3, -1]}, "allowed_tokens must not be negative"),
+        ({"eos_token_id": [-1]}, "eos_token_id must not be negative"),
+        ({"eos_token_id": []}, "eos_token_id is an empty list"),
+        ({"temperature": [1.0, 0.0]}, "temperature must be positive"),
+        ({"steps_per_level": "even"}, "Unknown steps_per_level 'even'; known: auto"),
+        ({"top_p": 1.01}, r"top_p must lie in \(0, 1\]"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_in_a_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TreeDiffGenerationConfig(**settings)
 
 
 def test_every_setting_survives_saving(tmp_path):

@@ -304,7 +304,10 @@ def test_what_cannot_be_measured_is_refused():
         ({"num_samples": 0}, "at least 1, got 0 and 32"),
         ({"batch_size": 0}, "at least 1, got 1 and 0"),
         ({"attention_mask": torch.tensor([[1, 1], [0, 0]])}, "nothing to measure in sequence 1"),
-        ({"fixed_mask": torch.ones(2, 3)}, r"shape \(2, 3\)"),
+        ({"fixed_mask": torch.ones(2, 3)}, r"fixed_mask \(2, 3\) and token_ids \(2, 2\) differ in shape"),
+        ({"num_samples": 2.0}, "whole numbers, at least 1, got 2.0 and 32"),
+        ({"num_samples": True}, "whole numbers, at least 1, got True and 32"),
+        ({"batch_size": "8"}, "whole numbers, at least 1, got 1 and '8'"),
     ):
         with pytest.raises(ValueError, match=message):
             model.nelbo(tokens, **arguments)

@@ -1,5 +1,6 @@
 """The model: what it computes, what it refuses, and what its training graph holds."""
 
+import functools
 import itertools
 
 import pytest
@@ -176,6 +177,50 @@ def test_nelbo_reproduces_by_seed_and_counts_tokens_only():
     assert draws[0].standard_error > 0
 
 
+NO_IDS = {
+    "a list": ([[1, 2]], "must be a tensor, got list"),
+    "nothing": (None, "must be a tensor, got NoneType"),
+    "floats": (torch.tensor([[1.0, 2.0]]), r"must be whole numbers .* got torch.float32 of shape \(1, 2\)"),
+    "bools": (torch.tensor([[True, False]]), "must be whole numbers .* got torch.bool"),
+    "bytes": (torch.tensor([[1, 2]], dtype=torch.uint8), "must be whole numbers .* got torch.uint8"),
+    "one text as it is": (torch.tensor([1, 2]), r".* shape \(batch, length\), .* of shape \(2,\)"),
+    "a dimension more": (torch.ones(1, 2, 3, dtype=torch.long), r".* of shape \(1, 2, 3\)"),
+    "no text": (torch.ones(0, 2, dtype=torch.long), r".* at least one text, got .* \(0, 2\)"),
+}
+NO_MASKS = {
+    "a list": ([[1, 1]], "must be a tensor, got list"),
+    "a bool": (True, "must be a tensor, got bool"),
+    "one dimension": (torch.ones(2), r"\(2,\).* differ in shape"),
+    "another length": (torch.ones(1, 3), r"\(1, 3\).* differ in shape"),
+    "for each head": (torch.ones(1, 1, 2, 2), r"\(1, 1, 2, 2\).* differ in shape"),
+}
+DOORS = {  # and the masks that each takes
+    "forward": (lambda model: model, "attention_mask segment_ids labels"),
+    "body": (lambda model: model.model, "attention_mask segment_ids"),
+    "generate": (lambda model: model.generate, "attention_mask"),
+    "token_log_probs": (lambda model: model.token_log_probs, "attention_mask segment_ids"),
+    "nelbo": (lambda model: functools.partial(model.nelbo, num_samples=2), "attention_mask segment_ids fixed_mask"),
+    "corrupt": (
+        lambda model: lambda ids, **masks: corrupt(ids, model.tree, model.schedule, **masks),
+        "attention_mask fixed_mask uniforms",
+    ),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_are_no_ids_or_masks_is_refused_in_a_sentence(door):
+    model, (of, masks), ids = tiny_model(TREES[1]), DOORS[door], torch.tensor([[1, 2]])
+    enter = of(model)
+    enter(ids.int()), enter(ids)
+    for value, message in NO_IDS.values():
+        if not (value is None and door == "generate"):  # which then writes from nothing
+            with pytest.raises(ValueError, match=f"^(input|token)_ids {message}"):
+                enter(value)
+    for mask, (value, message) in itertools.product(masks.split(), NO_MASKS.values()):
+        with pytest.raises(ValueError, match=message):
+            enter(ids, **{mask: value})
+
+
 def test_bad_calls_say_what_is_wrong():
     model = tiny_model(TREES[1])
     nodes = model.config.num_tree_nodes
@@ -186,10 +231,14 @@ def test_bad_calls_say_what_is_wrong():
         model(torch.tensor([[20]]), labels=torch.tensor([[20]]), timesteps=torch.ones(1))
     with pytest.raises(ValueError, match="nothing to measure"):
         model.nelbo(torch.tensor([[1]]), attention_mask=torch.tensor([[0]]))
-    with pytest.raises(ValueError, match="needs `timesteps`"):
-        model(torch.tensor([[20]]), labels=torch.tensor([[1]]))
-    with pytest.raises(ValueError, match="bfloat16, too coarse"):
-        model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=torch.bfloat16))
+    for timesteps in (None, [1.0], torch.ones(2), torch.ones(1, 1)):
+        with pytest.raises(ValueError, match="needs `timesteps`, one for each text"):
+            model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=timesteps)
+    for dtype in (torch.bfloat16, torch.int64):
+        with pytest.raises(ValueError, match=f"{dtype}, too coarse"):
+            model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=dtype))
+    with pytest.raises(ValueError, match="labels must be whole numbers .* got torch.float32"):
+        model(torch.tensor([[20]]), labels=torch.ones(1, 1), timesteps=torch.ones(1))
     with pytest.raises(ValueError, match="extend_tree, then from_tree"):
         model.resize_token_embeddings(30)
     for fields, message in (

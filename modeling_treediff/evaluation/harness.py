@@ -98,8 +98,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
         """
         super().__init__()
-        if not str(batch_size).isdecimal():
-            raise ValueError(f"treediff needs a number as --batch_size, got {batch_size!r}.")
+        if not str(batch_size).isdecimal() or not int(batch_size):
+            raise ValueError(f"treediff needs a number as --batch_size, at least 1, got {batch_size!r}.")
         if isinstance(pretrained, TreeDiffForDiffusionLM):
             self.model = pretrained
         else:

@@ -218,8 +218,9 @@ def test_a_text_ends_at_its_end(harness):
 
 
 def test_errors_say_what_to_do(harness, small):
-    with pytest.raises(ValueError, match="number as --batch_size, got 'auto'"):
-        harness.HarnessModel(small.model, small.tokenizer, batch_size="auto")
+    for batch_size in ("auto", 0, "0", -1, True, 1.5):
+        with pytest.raises(ValueError, match=f"number as --batch_size, at least 1, got {batch_size!r}"):
+            harness.HarnessModel(small.model, small.tokenizer, batch_size=batch_size)
     with pytest.raises(ValueError, match="needs its tokenizer"):
         harness.HarnessModel(small.model)
     with pytest.raises(ValueError, match="Unknown generation option num_beams"):
