@@ -40,14 +40,16 @@ class TreeDiffGenerationConfig(GenerationConfig):
         block_length: append the new tokens in blocks of this length, each finished before the next begins and seeing
             the last max_position_embeddings (semi-autoregressive, arXiv 2503.09573). By default all at once.
         num_steps: steps of the text, or of each block, at least D. A step is one forward pass; with unmasking="random"
-            none where nothing moves, and one for each level that some position descends.
+            none where nothing moves, and one for each level that some position descends. A new model in discrete time
+            (D3PM) has its own T here.
         steps_per_level: for the sequential schedule, in place of num_steps: D numbers of steps, coarsest level first;
             "auto" divides num_steps in proportion to the bits that a level decides, log2 of its mean fan-out.
-        unmasking: which positions descend in a step. "random": exactly as in the reverse process of the model's
-            schedule. "first_hitting": one position and level per pass, in the order of that process (arXiv 2409.02908),
-            without the error of time steps and whatever num_steps. The others take equal shares in num_steps passes,
-            surest first: by the probability of the child drawn ("confidence", arXiv 2202.04200), by its lead over the
-            second ("margin"), or by the lowest "entropy".
+        unmasking: which positions descend in a step. "random": as in the reverse process of the model's schedule, those
+            of one step each on its own: what the bound describes as steps grow, or in discrete time in T steps.
+            "first_hitting": one position and level per pass, in the order of that process (arXiv 2409.02908), exact
+            in continuous time whatever num_steps. The others take equal shares in num_steps passes, surest first: by
+            the probability of the child drawn ("confidence", arXiv 2202.04200), by its lead over the second
+            ("margin"), or by the lowest "entropy".
         threshold: with confidence, margin or entropy, all positions that are this sure descend as well (probability or
             lead at least this, entropy at most this many nats); num_steps is then the largest number of steps.
         remasking_steps: steps of num_steps spent on corrections (on top of steps_per_level and first_hitting): when a
@@ -143,5 +145,6 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "TreeDiffGenerationConfig":
-        """Take the special tokens over from a TreeDiffConfig."""
-        return cls(**{name: getattr(model_config, name, None) for name in SPECIAL_TOKENS})
+        """Take the special tokens, and the T steps of discrete time, over from a TreeDiffConfig."""
+        steps = getattr(model_config, "num_timesteps", None) or cls.num_steps
+        return cls(num_steps=steps, **{name: getattr(model_config, name, None) for name in SPECIAL_TOKENS})

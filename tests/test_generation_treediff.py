@@ -210,6 +210,19 @@ def test_generation_config_survives_saving(model, tmp_path):
     assert again == model.generation_config
 
 
+@pytest.mark.parametrize(
+    ("fields", "steps"), [({}, 64), ({"num_timesteps": 6}, 6), (SEQUENTIAL | {"num_timesteps": 90}, 90)]
+)
+def test_steps_are_by_default_those_of_discrete_time(tree, fields, steps, tmp_path):
+    model = tiny_model(tree if "schedule" in fields else VocabularyTree.flat(20), **fields)
+    assert model.generation_config.num_steps == steps
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).generation_config.num_steps == steps
+    assert TreeDiffGenerationConfig().num_steps == 64
+    limit = model.config.max_position_embeddings * model.tree.tree_depth
+    assert model.generate(return_dict_in_generate=True).num_forward_passes <= min(steps, limit)
+
+
 @pytest.mark.parametrize("content", ['{"num_steps": 9, "top', "[1, 2]"], ids=["cut", "a list"])
 def test_a_damaged_generation_config_is_no_default_one(model, tmp_path, content):
     model.save_pretrained(tmp_path)
@@ -221,8 +234,12 @@ def test_a_damaged_generation_config_is_no_default_one(model, tmp_path, content)
     assert type(model).from_pretrained(tmp_path).generation_config.num_steps == TreeDiffGenerationConfig().num_steps
 
 
-def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution():
-    """Positions refined in one pass are drawn independently; refined one by one they follow each other."""
+@pytest.mark.parametrize("discrete", [False, True])
+def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution(discrete):
+    """Positions refined in one pass are drawn independently; refined one by one they follow each other.
+
+    In discrete time the model's own T steps are the default: its bound is that of this process.
+    """
     tree = VocabularyTree.flat(2)
 
     class Copier(type(tiny_model(tree))):
@@ -235,16 +252,12 @@ def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution(
             )
             return super().forward(input_ids, attention_mask).__class__(logits=logits)
 
-    model = tiny_model(tree)
-    model.__class__ = Copier
     agreement = []
     for steps in (1, 4, 32):
-        pairs = model.generate(
-            max_new_tokens=2,
-            num_steps=steps,
-            num_return_sequences=4000,
-            generator=torch.Generator().manual_seed(0),
-        )
+        model = tiny_model(tree, num_timesteps=steps if discrete else None)
+        model.__class__ = Copier
+        settings = {"max_new_tokens": 2, "num_return_sequences": 4000} | ({} if discrete else {"num_steps": steps})
+        pairs = model.generate(generator=torch.Generator().manual_seed(0), **settings)
         agreement.append(float((pairs[:, 0] == pairs[:, 1]).double().mean()))
     # In n equal steps both positions move in the same pass with probability 1/n; then they agree half of the time.
     for steps, share in zip((1, 4, 32), agreement, strict=True):

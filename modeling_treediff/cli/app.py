@@ -202,7 +202,7 @@ def setting_fields(model: TreeDiffForDiffusionLM) -> list[gradio.components.Comp
     with gradio.Accordion("Settings"):
         with gradio.Row():
             length = slider(1, longest, min(48, longest), step=1, label="New tokens")
-            passes = slider(depth, 512, max(own.num_steps, depth), step=1, label="Steps")
+            passes = slider(depth, max(512, own.num_steps), max(own.num_steps, depth), step=1, label="Steps")
             remasking_steps = slider(0, 64, own.remasking_steps, step=1, label="Remasking steps, of these")
         with gradio.Row():
             temperatures = [
