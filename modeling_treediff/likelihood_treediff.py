@@ -111,7 +111,7 @@ class TreeDiffLikelihoodMixin:
             raise ValueError(f"There is nothing to measure in sequence {int((~some).nonzero()[0])}: no token to count.")
         if (total := len(token_ids) * num_samples) < depth:
             raise ValueError(f"{total} corruptions cannot visit the tree's {depth} levels: give more num_samples.")
-        row, level, quantile = _strata(len(token_ids), num_samples, depth, generator)
+        row, level, quantile = strata(len(token_ids), num_samples, depth, generator)
         times = self.schedule.loss_times(level, quantile)
         visit = row * depth + level
         # Of each corruption in its level's mean: over its sequence's, or over those that it could have had.
@@ -215,7 +215,7 @@ def _given_at(
     return row_n, place_n, input_ids[row_n, place_n], torch.zeros_like(row_n, dtype=dtype)
 
 
-def _strata(
+def strata(
     num_sequences: int, num_samples: int, depth: int, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Spread corruptions over levels and times; return sequence, level 1..D and quantile of the time of each, (n,).

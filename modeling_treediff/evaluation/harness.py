@@ -45,6 +45,7 @@ from modeling_treediff.text.mask_token import refuse_mask
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 from modeling_treediff.vocabulary_tree import HUB_OPTIONS
 
+from .answer_bound import AnswerBound, answer_bound
 from .greedy import is_greedy
 from .perplexity import evaluate_texts
 from .windows import EvaluationWindows, WindowProtocol, cut_windows
@@ -186,13 +187,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         greedy = self._are_greedy(windows)
         answers = []
         for (request, *_), cut in zip(tqdm(requests, "loglikelihood", disable=disable_tqdm), windows, strict=True):
-            generator = torch.Generator(self.device).manual_seed(request_seed(self.seed, request[0]))
-            inputs = (cut.token_ids, cut.attention_mask, cut.fixed_mask)
-            bound = self.model.nelbo(*inputs, self.num_samples, self.batch_size, generator)
-            self.standard_errors["loglikelihood"].append(bound.standard_error * bound.num_tokens)
-            answers.append((-bound.value * bound.num_tokens, all([next(greedy) for _ in range(len(cut))])))
+            bound = self._bound(cut, torch.Generator(self.device).manual_seed(request_seed(self.seed, request[0])))
+            self.standard_errors["loglikelihood"].append(bound.standard_error)
+            answers.append((-bound.nats, all([next(greedy) for _ in range(len(cut))])))
             self.cache_hook.add_partial("loglikelihood", request, answers[-1])
         return answers
+
+    def _bound(self, cut: EvaluationWindows, generator: torch.Generator) -> AnswerBound:
+        """Return the bound of a continuation: in one window `answer_bound`, in several `nelbo`."""
+        settings = (self.num_samples, self.batch_size, generator)
+        if len(cut) == 1:
+            return answer_bound(self.model, cut.token_ids, cut.fixed_mask, *settings)
+        found = self.model.nelbo(cut.token_ids, cut.attention_mask, cut.fixed_mask, *settings)
+        return AnswerBound(found.value * found.num_tokens, found.standard_error * found.num_tokens)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return for each whole text the bound on its log-probability: `evaluate_texts` of that text alone.

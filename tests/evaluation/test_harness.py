@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.evaluation import WindowProtocol, cut_windows, evaluate_texts, tokenize_texts
+from modeling_treediff.evaluation.answer_bound import answer_bound
 from modeling_treediff.hub import save_checkpoint
 
 TASKS = REPOSITORY / "examples" / "harness_tasks"
@@ -69,8 +70,7 @@ def test_a_continuation_has_the_conditional_bound(harness, small):
         row = torch.tensor([encode(context) + encode(continuation)])
         given = (torch.arange(row.shape[1]) < len(encode(context)))[None]
         generator = torch.Generator().manual_seed(harness.request_seed(0, context))
-        bound = small.model.nelbo(row, None, given, 6, 4, generator)
-        assert bound.num_tokens == len(encode(continuation)) and answer == -bound.value * bound.num_tokens
+        assert answer == -answer_bound(small.model, row, given, 6, 4, generator).nats
     assert small.loglikelihood(requests(("a b the", " é"))) == [answers[2]]
     errors = small.get_model_info()["mean_standard_error_nats"]
     assert (
@@ -79,16 +79,16 @@ def test_a_continuation_has_the_conditional_bound(harness, small):
 
 
 def test_what_does_not_fit_is_cut_on_the_left_and_long_continuations_are_cut_into_windows(harness, small):
-    def bound(inputs):
-        generator = torch.Generator().manual_seed(harness.request_seed(0, LONG))
-        result = small.model.nelbo(*inputs, 6, 4, generator)
-        return -result.value * result.num_tokens
+    seed = harness.request_seed(0, LONG)
 
     ((near, _), (far, _)) = small.loglikelihood(requests((LONG, " é c"), (LONG, " " + LONG)))
     row = torch.tensor([encode(LONG)[-14:] + encode("é c")])
-    assert near == bound((row, torch.ones_like(row), (torch.arange(16) < 14)[None]))
+    given = (torch.arange(16) < 14)[None]
+    assert near == -answer_bound(small.model, row, given, 6, 4, torch.Generator().manual_seed(seed)).nats
     windows = cut_windows(tokenize_texts([LONG], small.tokenizer, eos=False), WindowProtocol(16, 16))
-    assert far == bound((windows.token_ids, windows.attention_mask, windows.fixed_mask)) and len(windows) == 3
+    inputs = (windows.token_ids, windows.attention_mask, windows.fixed_mask)
+    bound = small.model.nelbo(*inputs, 6, 4, torch.Generator().manual_seed(seed))
+    assert far == -bound.value * bound.num_tokens and len(windows) == 3
 
 
 @pytest.mark.parametrize("tree", [BINARY, FLAT])
