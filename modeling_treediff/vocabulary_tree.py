@@ -102,6 +102,11 @@ class VocabularyTree:
         """Return the same tree with its tables on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in self.TABLES})
 
+    def __repr__(self) -> str:
+        """Return sizes and provenance, without the tables."""
+        sizes = f"{self.vocab_size} tokens, depth {self.tree_depth}, fan-out {self.max_branching}"
+        return f"VocabularyTree({sizes}, {self.num_nodes} nodes, metadata={self.metadata})"
+
     @property
     def vocab_size(self) -> int:
         """V, the number of tokens."""

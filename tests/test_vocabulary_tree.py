@@ -189,3 +189,10 @@ def test_facts_that_are_not_the_trees_are_refused(tree, tmp_path, facts):
 def test_more_children_or_levels_than_tokens_are_refused(paths, fan_out):
     with pytest.raises(ValueError, match="is more than 2 tokens can use"):
         VocabularyTree.from_paths(paths, fan_out)
+
+
+@pytest.mark.parametrize("tree", [VocabularyTree.flat(5), random_tree(3000, 55, 2), random_tree(20, 3, 3)], ids=str)
+def test_a_tree_is_printed_as_its_sizes_and_provenance(tree):
+    shown = f"{tree.vocab_size} tokens, depth {tree.tree_depth}, fan-out {tree.max_branching}, {tree.num_nodes} nodes"
+    assert repr(tree) == str(tree) == f"VocabularyTree({shown}, metadata={tree.metadata})"
+    assert "tensor" not in repr(tree) and "meta" in repr(tree.to("meta"))

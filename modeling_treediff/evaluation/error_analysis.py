@@ -195,25 +195,26 @@ def right_choices(text: ComparedText, level: int) -> Facts:
 def confusions(text: ComparedText) -> list[Facts]:
     """Return, for each level above the tokens, the pairs of clusters of which the wrong one is oftenest the likeliest.
 
-    Each look counts with its weight in the bound over the corruptions, so that the counts are tokens of the text: one
-    that is mistaken at half of the noise counts as half a token.
+    Looks count with their weights in the bound. A pair's share is of all looks at its cluster, so that the shares of a
+    cluster add up to 1 at most; times the cluster's tokens in the text it is a number of tokens.
     """
     rows = []
     for level in range(1, text.tree.tree_depth):
         found = _mistakes(text.model.looks, level)
         beside = {} if text.reference is None else _mistakes(text.reference.looks, level)
         nodes_N = text.tree.ancestors[text.token_ids, level].numpy(force=True)
-        for (child, best), (tokens, probability) in sorted(found.items(), key=lambda item: -item[1][0])[:SHOWN]:
-            size = int((nodes_N == child).sum())
+        size = np.bincount(nodes_N, minlength=text.tree.num_nodes)
+        largest = sorted(found.items(), key=lambda item: -item[1][0] * size[item[0][0]])[:SHOWN]
+        for (child, best), (share, probability) in largest:
             rows.append(
                 {
                     "level": level,
                     "node": child,
                     "taken_for": best,
-                    "tokens": tokens,
-                    "share": tokens / size,
-                    "probability": probability / tokens,
-                    "reference_share": beside.get((child, best), (0.0, 0.0))[0] / size if text.reference else None,
+                    "tokens": share * int(size[child]),
+                    "share": share,
+                    "probability": probability,
+                    "reference_share": beside.get((child, best), (0.0, 0.0))[0] if text.reference else None,
                 }
             )
     return rows
@@ -245,13 +246,16 @@ def name_nodes(rows: list[Facts], tree: VocabularyTree, names: list[str], counts
 
 
 def _mistakes(looks: Looks, level: int) -> dict[tuple[int, int], tuple[float, float]]:
-    """Return {(true node, likeliest node): (weight, weight x probability of the true one)} where they differ."""
-    wrong = (looks.level == level) & (looks.best != looks.child)
+    """Return {(true node, likeliest node): (share of the looks at it, mean probability of the true one)}, if other."""
+    here = looks.level == level
+    looked = np.bincount(looks.child[here], looks.weight[here])
+    wrong = here & (looks.best != looks.child)
     pairs, where = np.unique(np.stack([looks.child[wrong], looks.best[wrong]]), axis=1, return_inverse=True)
     where, weight = where.reshape(-1), looks.weight[wrong]
-    sums = (np.bincount(where, some, minlength=pairs.shape[1]) for some in (weight, weight * looks.probability[wrong]))
+    count = np.bincount(where, weight, minlength=pairs.shape[1])
+    probability = np.bincount(where, weight * looks.probability[wrong], minlength=pairs.shape[1]) / count
     keys = [(int(child), int(best)) for child, best in pairs.T]
-    return dict(zip(keys, zip(*(one.tolist() for one in sums), strict=True), strict=True))
+    return dict(zip(keys, zip((count / looked[pairs[0]]).tolist(), probability.tolist(), strict=True), strict=True))
 
 
 def _estimates(nats_nD: np.ndarray, window_n: np.ndarray, windows: np.ndarray) -> Facts:

@@ -54,6 +54,22 @@ def test_known_confusions_and_losses_are_found():
     assert facts["difference"]["levels"][1]["value"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("fields", [{}, {"schedule": "binomial"}, {"schedule": "poisson"}], ids=str)
+def test_shares_of_a_cluster_add_up_to_one_at_most(fields):
+    """Weights of single looks do not: of a cluster of few tokens they are far from its number of tokens."""
+    row = torch.randint(0, 30, (96,), generator=torch.Generator().manual_seed(0)).numpy()
+    windows = cut_windows(row, WindowProtocol(8, 8))
+    model = tiny_model(TREE, **fields)
+    terms = measure_levels(model, TREE, windows, num_samples=3)
+    text = ComparedText(TREE, row, np.arange(96) // 8, terms, terms)
+    shares: dict = {}
+    for one in confusions(text):
+        shares[one["node"]] = shares.get(one["node"], 0) + one["share"]
+        size = int((TREE.ancestors[row, one["level"]] == one["node"]).sum())
+        assert one["share"] == one["reference_share"] == pytest.approx(one["tokens"] / size)
+    assert max(shares.values()) == pytest.approx(1)
+
+
 def test_errors_of_differences_are_those_of_the_jackknife():
     """Leaving out one window at a time, an independent estimate to second order: within 5 %."""
     random = np.random.default_rng(0)

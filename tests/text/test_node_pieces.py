@@ -88,10 +88,11 @@ def test_kinds_and_depths(tokenizer, sample_tree):
 
 def test_a_cluster_of_white_space_has_a_name(tokenizer):
     tree = random_tree(300, branching=300, depth=2)
-    newline = tokenizer("\n")["input_ids"][0]
-    cluster = torch.tensor([int(tree.ancestors[newline, 1])])
-    tree.representative[cluster] = newline
-    assert node_pieces(cluster, tree, tokenizer)[0].text == "<↵>"
+    for text, name in (("\n", "<↵>"), ("\t", "<␣>"), (" ", " <␣>")):
+        blank = tokenizer(text)["input_ids"][0]
+        cluster = torch.tensor([int(tree.ancestors[blank, 1])])
+        tree.representative[cluster] = blank
+        assert node_pieces(cluster, tree, tokenizer)[0].text == name
 
 
 def test_drafts_are_read_at_any_level(tokenizer):

@@ -68,13 +68,14 @@ class MemoryPlan:
         return {name: int(course[event]) for name, course in self.timeline.items()}
 
     def __str__(self) -> str:
-        rows = [("at the peak", "memory", "share")]
-        rows += [(name, readable(size), f"{size / self.peak:.0%}") for name, size in self.parts.items()]
+        rows = [("memory", "at the peak", "share", "at most")]
+        for name, size in self.parts.items():
+            rows.append((name, readable(size), f"{size / self.peak:.0%}", readable(self.timeline[name].max())))
         step, config = self.step, self.step.model_config
         return (
             f"{sum(count_parameters(config).values()) / 1e6:.1f}M parameters in {config.num_hidden_layers} layers, "
             f"{step.batch_size} windows of {step.sequence_length} tokens, {step.precision}; per process, the peak is "
-            f"in {self.peak_phase}:\n{text_table([*rows, ('all', readable(self.peak), '100%')])}"
+            f"in {self.peak_phase}:\n{text_table([*rows, ('all', readable(self.peak), '100%', readable(self.peak))])}"
         )
 
     def summary(self) -> dict[str, Any]:

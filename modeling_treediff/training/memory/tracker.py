@@ -133,6 +133,8 @@ def memory_report(processes: Sequence[Mapping[str, PeakMemory]]) -> str:
 
 def readable(size: float) -> str:
     """Return a number of bytes as text."""
+    if 0 < size < MEBIBYTE / 10:
+        return f"{size / 1024:.3g} KiB"
     return f"{size / GIBIBYTE:.3g} GiB" if size >= GIBIBYTE / 10 else f"{size / MEBIBYTE:.3g} MiB"
 
 

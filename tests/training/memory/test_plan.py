@@ -1,6 +1,7 @@
 """The plan of a step's memory: what the design promises of trees, and what must hold of any plan."""
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from modeling_treediff.training.memory import plan as memory_plan
 from modeling_treediff.training.memory.fake_step import TrainingStep, norms_as_on_cuda
 from modeling_treediff.training.memory.ledger import BLOCK
 from modeling_treediff.training.memory.plan import USABLE, largest_batch, plan_memory, plan_step
+from modeling_treediff.training.memory.tracker import readable
 
 REFERENCE = {"hidden_size": 768, "num_attention_heads": 12}
 
@@ -105,6 +107,17 @@ def test_torchs_own_tracker_sees_the_same_peak():
             tracker.reset_mod_stats()
         peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     assert plan_memory(SMALL_CONFIG, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 128), (2, 32), (64, 128)])
+def test_what_is_printed_agrees_with_the_picture(batch, length):
+    """What is nearly nothing at the peak, as the head's of a small batch, was more before: both are there."""
+    plan = plan_memory(SMALL_CONFIG, batch, length)
+    rows = [re.split(r"  +", line) for line in str(plan).splitlines()[1:]]
+    assert rows[0] == ["memory", "at the peak", "share", "at most"]
+    assert rows[-1] == ["all", readable(plan.peak), "100%", readable(plan.peak)]
+    expected = [[name, readable(plan.parts[name]), readable(course.max())] for name, course in plan.timeline.items()]
+    assert [[name, size, most] for name, size, _, most in rows[1:-1]] == expected
 
 
 @untraced

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_treediff.training.memory import tracker as memory
-from modeling_treediff.training.memory.tracker import PROCESS_RESET, MemoryTracker, PeakMemory, memory_report
+from modeling_treediff.training.memory.tracker import PROCESS_RESET, MemoryTracker, PeakMemory, memory_report, readable
 
 MEBIBYTE = 2**20
 needs_reset = pytest.mark.skipif(not os.access(PROCESS_RESET, os.W_OK), reason="the peak RSS cannot be reset here")
@@ -108,3 +108,8 @@ def test_phases_on_the_gpu():
         pass
     peaks = tracker.phases()
     assert peaks["large"].allocated - peaks["idle"].allocated >= 60 * MEBIBYTE
+
+
+def test_sizes_read_as_numbers_of_three_digits():
+    shown = [readable(size) for size in (0, 1024, 100_000, 200_000, 3 * 2**20, 2**30)]
+    assert shown == ["0 MiB", "1 KiB", "97.7 KiB", "0.191 MiB", "3 MiB", "1 GiB"]
