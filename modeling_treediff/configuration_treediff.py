@@ -141,8 +141,7 @@ class TreeDiffConfig(PreTrainedConfig):
     def _check_types(self) -> None:
         check_types(self, TreeDiffConfig)
         for name, kind in TreeDiffConfig.__annotations__.items():
-            if (value := getattr(self, name)) is getattr(TreeDiffConfig, name):
-                continue
+            value = getattr(self, name)
             said, most = repr(value)[:40], LARGEST_VOCABULARY if name in OF_THE_VOCABULARY else LARGEST_COUNT
             if (kind is int or name == "num_timesteps") and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")

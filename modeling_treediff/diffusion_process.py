@@ -138,12 +138,8 @@ def counted_positions(
     token_ids: torch.Tensor, attention_mask: torch.Tensor | None, fixed_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Return (B, T) bool: what is neither padding nor given."""
-    counted_BT = torch.ones_like(token_ids, dtype=torch.bool)
-    if attention_mask is not None:
-        counted_BT &= attention_mask.bool()
-    if fixed_mask is not None:
-        counted_BT &= ~fixed_mask.bool()
-    return counted_BT
+    real_BT = torch.ones_like(token_ids) if attention_mask is None else attention_mask
+    return real_BT.bool() if fixed_mask is None else real_BT.bool() & ~fixed_mask.bool()
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
