@@ -49,6 +49,7 @@ class TreeDiffConfig(PreTrainedConfig):
         head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, "node" = an output vector
             for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
         head_rank: size of the output vectors of the "node" head; the others have none.
+        uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone. Both have one vector per node.
     """
@@ -78,6 +79,7 @@ class TreeDiffConfig(PreTrainedConfig):
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
     head_rank: int = 64
+    uniform_share: float = 0.0
     node_embedding: str = "path"
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -145,10 +147,12 @@ class TreeDiffConfig(PreTrainedConfig):
             said, most = repr(value)[:40], LARGEST_VOCABULARY if name in OF_THE_VOCABULARY else LARGEST_COUNT
             if (kind is int or name == "num_timesteps") and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
-            if kind is float and value <= 0:
+            if kind is float and value <= 0 and name != "uniform_share":
                 raise ValueError(f"{name} must be positive, got {said}.")
 
     def _check_values(self) -> None:
+        if not 0 <= self.uniform_share < 1:
+            raise ValueError(f"uniform_share must be at least 0 and less than 1, got {self.uniform_share}.")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % (2 * heads):  # rotation takes pairs of features
             raise ValueError(f"hidden_size={width} must be an even multiple of num_attention_heads={heads}.")

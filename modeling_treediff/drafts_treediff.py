@@ -54,8 +54,7 @@ class Draft:
         new = real.new_ones(len(real), num_new)
         given = torch.cat([input_ids, new * tree.root_id], dim=1)
         real = torch.cat([real, new], dim=1)
-        place = real.argsort(dim=1, stable=True)  # padding first
-        place = place[:, given.shape[1] - int(real.sum(dim=1).max()) :]
+        place = real.argsort(dim=1, stable=True)[:, given.shape[1] - int(real.sum(dim=1).max()) :]  # padding first
         node_ids = given.gather(1, place)
         log_probs = torch.zeros(*node_ids.shape, tree.tree_depth, device=node_ids.device)
         real = real.gather(1, place).bool()
@@ -110,8 +109,6 @@ class TokenWeights:
     expectation is over the model's distribution below c as it sees c alone, without the rest of the text: one pass for
     each 1024 internal nodes, exact where positions are independent.
     """
-
-    num_forward_passes = 0
 
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
         """Take the tokens from the settings; ValueError for tokens outside the vocabulary, or if none is left."""

@@ -14,8 +14,6 @@ SAMPLING_DTYPES = ("float32", "float64")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TOKENIZER_OUTPUTS = ("token_type_ids", "special_tokens_mask", "offset_mapping", "length")  # that no model here reads
 MOVED = ("bad_words_ids", "exact_constraints", "logits_processor")  # settings until version 0.2, saved as null
-
-
 CHOICES = {"unmasking": UNMASKING, "sampling_dtype": SAMPLING_DTYPES, "steps_per_level": ("auto",)}
 ABOVE_0 = math.ulp(0.0)
 # Settings, the least and the largest that each of their numbers may be, and how that is said.
@@ -107,16 +105,16 @@ class TreeDiffGenerationConfig(GenerationConfig):
             hint = "give generate constraints=modeling_treediff.constraints.TokenConstraints(...) with it"
             raise ValueError(f"{', '.join(moved)} is no setting: {hint} (pip install modeling-treediff).")
         if kwargs:
-            known = sorted(name for name in self.__dict__ if not name.startswith("_"))
-            raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {', '.join(known)}.")
+            known = ", ".join(sorted(self.__class__.__annotations__))
+            raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {known}.")
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise ValueError for values that no model could use, and for attributes that would be lost in saving."""
-        theirs = vars(GenerationConfig()).keys()  # which mean nothing here, and are not saved
-        if strange := sorted(
-            name for name in vars(self).keys() - self.__annotations__.keys() - theirs if name[0] != "_"
-        ):
+        fields = (
+            self.__annotations__.keys() | vars(GenerationConfig()).keys()
+        )  # theirs mean nothing here, nor are saved
+        if strange := sorted(name for name in vars(self).keys() - fields if name[0] != "_"):
             raise ValueError(f"Unknown generation option {', '.join(strange)}: it cannot be saved with the model.")
         check_types(self, TreeDiffGenerationConfig)
         for name, known in CHOICES.items():

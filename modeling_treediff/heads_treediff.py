@@ -10,6 +10,7 @@ there, too. All parameters are those of Linear layers, so that transformers' own
 `initial_std` on one of them asks for another standard deviation than the config's.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -120,6 +121,12 @@ def child_cross_entropy(
     """
     logits_nK = _at_least_fp32(head(hidden.flatten(0, -2), input_ids.flatten(), tree))
     return F.cross_entropy(logits_nK, slots.flatten(), reduction="none").view_as(slots)
+
+
+def mix_uniform(log_probs: torch.Tensor, nodes: torch.Tensor, tree: VocabularyTree, share: float) -> torch.Tensor:
+    """(n,) or (n, K) log-probabilities of children of (n,) nodes -> log((1 - share) p + share / number of children)."""
+    uniform_n = (share / (tree.children[nodes - tree.root_id] >= 0).sum(dim=-1).to(log_probs.dtype)).log()
+    return torch.logaddexp(log_probs + math.log1p(-share), uniform_n[(...,) + (None,) * (log_probs.ndim - 1)])
 
 
 @dataclass(frozen=True)

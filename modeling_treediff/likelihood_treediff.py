@@ -12,7 +12,7 @@ import torch
 
 from .configuration_treediff import TreeDiffConfig, is_of
 from .diffusion_process import check_nodes, check_tokens, child_slots, corrupt_level, counted_positions, uniform
-from .heads_treediff import TreeHead
+from .heads_treediff import TreeHead, mix_uniform
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
@@ -129,10 +129,11 @@ class TreeDiffLikelihoodMixin:
             hidden_nE = self.model(node_ids, *seen).last_hidden_state[refined]
             node_n, token_n = node_ids[refined], tokens[refined]
             slot_n = child_slots(node_n, token_n, tree)
-            nats_1n = self.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])
+            log_n = -self.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])[0]
+            nats_n = -mix_uniform(log_n, node_n, tree, self.config.uniform_share)
             within, position = refined.cpu().nonzero(as_tuple=True)
             weight = mask.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[part]
-            nats[part[within], position] = nats_1n[0].cpu().double() * weight[within]
+            nats[part[within], position] = nats_n.cpu().double() * weight[within]
             if callback is not None:
                 callback(NelboStep(row[part[within]], position, weight[within], node_n, token_n, hidden_nE))
         return _estimate(nats, share, row, level, counted, depth)
@@ -202,9 +203,10 @@ class TreeDiffLikelihoodMixin:
         self, nodes: torch.Tensor, masks: Masks, row_m: torch.Tensor, place_m: torch.Tensor
     ) -> torch.Tensor:
         """Run sequences once; return (m, K) log-probabilities of the children at some of their positions."""
-        hidden_1mE = self.model(nodes, *masks).last_hidden_state[row_m, place_m][None]
-        logits_mK = self.head(hidden_1mE, nodes[row_m, place_m][None], self.tree)[0]
-        return logits_mK.to(torch.promote_types(logits_mK.dtype, torch.float32)).log_softmax(dim=-1)
+        hidden_mE, node_m = self.model(nodes, *masks).last_hidden_state[row_m, place_m], nodes[row_m, place_m]
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        log_mK = self.head(hidden_mE[None], node_m[None], self.tree)[0].log_softmax(dim=-1, dtype=dtype)
+        return mix_uniform(log_mK, node_m, self.tree, self.config.uniform_share)
 
 
 def _given_at(

@@ -314,9 +314,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """Return the (B, T, D) terms of the bound, in nats."""
         check_tensors("labels", labels, input_ids=input_ids)
         if not isinstance(timesteps, torch.Tensor) or timesteps.shape != labels.shape[:1]:
-            raise ValueError(
-                "The loss needs `timesteps`, one for each text, beside `labels`: corrupt(...) returns both."
-            )
+            raise ValueError("The loss needs `timesteps`, one for each text, beside `labels`: `corrupt` returns both.")
         if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
             hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
             raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.models import SEQUENTIAL, tiny_model
+from helpers.models import SEQUENTIAL, as_likelihoods_have_it, tiny_model
 from helpers.quadrature import quadrature
 from helpers.untraced import untraced
 
@@ -32,6 +32,7 @@ CASES = [
     for kind, fields in SCHEDULES.items()
     if kind != "uneven" or tree.tree_depth > 1
 ]
+CASES += [pytest.param(tree, {"uniform_share": 0.3}, id=f"{name} with a uniform share") for name, tree in TREES.items()]
 
 
 def make_model(tree, fields, **more):
@@ -45,8 +46,8 @@ def child_log_probs(model):
     tree = model.tree
     nodes = torch.tensor(list(itertools.product(range(tree.num_nodes), repeat=LENGTH)))
     with torch.no_grad():
-        logits = model(nodes).logits
-    return dict(zip(map(tuple, nodes.tolist()), logits.log_softmax(dim=-1), strict=True))
+        log_probs = as_likelihoods_have_it(model, nodes)
+    return dict(zip(map(tuple, nodes.tolist()), log_probs, strict=True))
 
 
 def exact_bound(model, tokens):

@@ -22,7 +22,7 @@ FAMILY = [
     {},
     {"schedule": "binomial", "node_embedding": "free"},
     {"schedule": "poisson", "head": "leaf"},
-    {"head": "node", "head_rank": 3},
+    {"head": "node", "head_rank": 3, "uniform_share": 0.2},
 ]
 
 

@@ -19,6 +19,7 @@ import torch
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.diffusion_process import check_tokens, child_slots, uniform
+from modeling_treediff.heads_treediff import mix_uniform
 from modeling_treediff.likelihood_treediff import strata
 
 CPU = torch.device("cpu")
@@ -113,8 +114,9 @@ def _cross_entropy(
     hidden_nE = model.model(nodes_BT).last_hidden_state[:, place_N][open_BN]
     node_n = nodes_BN[open_BN]
     slot_n = child_slots(node_n, answer_BN[open_BN], tree)
-    nats_1n = model.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])
-    return torch.zeros(depth_BN.shape, dtype=torch.float64).masked_scatter(open_BN, nats_1n[0].double().cpu())
+    log_n = -model.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])[0]
+    nats_n = -mix_uniform(log_n, node_n, tree, model.config.uniform_share)
+    return torch.zeros(depth_BN.shape, dtype=torch.float64).masked_scatter(open_BN, nats_n.double().cpu())
 
 
 def _estimate(nats_S: torch.Tensor, stratum_S: torch.Tensor, passes_D: torch.Tensor) -> AnswerBound:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from modeling_treediff import NelboStep, TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.heads_treediff import subtree_logsumexp
+from modeling_treediff.heads_treediff import mix_uniform, subtree_logsumexp
 
 from .perplexity import estimate_windows
 from .windows import EvaluationWindows
@@ -112,6 +112,14 @@ def check_readable(model: TreeDiffForDiffusionLM, tree: VocabularyTree) -> None:
         )
 
 
+def _log_probs(model: TreeDiffForDiffusionLM, hidden_nE: torch.Tensor, node_n: torch.Tensor) -> torch.Tensor:
+    """Return (n, K) log-probabilities of the nodes' children, as the bound has them; -inf where there is no child."""
+    logits_nK = model.head(hidden_nE[None], node_n[None], model.tree)[0]
+    log_nK = logits_nK.to(torch.promote_types(logits_nK.dtype, torch.float32)).log_softmax(dim=-1)
+    missing_nK = model.tree.children[node_n - model.tree.root_id] < 0
+    return mix_uniform(log_nK, node_n, model.tree, model.config.uniform_share).masked_fill(missing_nK, -torch.inf)
+
+
 class _Collector:
     """Adds up the terms of each forward pass of `nelbo`."""
 
@@ -134,11 +142,10 @@ class _Collector:
         """Yield parents (n,) and the scores (n, K) of their children: one choice a position, or one for each level."""
         model, tree = self.model, self.tree
         if not self.reads_flat:
-            yield node_n, model.head(hidden_nE[None], node_n[None], tree)[0]
+            yield node_n, _log_probs(model, hidden_nE, node_n)
             return
-        logits_1nK = model.head(hidden_nE[None], torch.full_like(node_n, model.tree.root_id)[None], model.tree)
-        score_nV = logits_1nK[0][:, model.tree.child_slot[: tree.vocab_size]]
-        score_nV = score_nV.to(torch.promote_types(score_nV.dtype, torch.float32))
+        log_nK = _log_probs(model, hidden_nE, torch.full_like(node_n, model.tree.root_id))
+        score_nV = log_nK[:, model.tree.child_slot[: tree.vocab_size]]
         score_nN = torch.cat([score_nV, subtree_logsumexp(score_nV, tree)], dim=1)
         for depth in range(tree.tree_depth):
             parent_n = tree.ancestors[token_n, depth]

@@ -13,7 +13,7 @@ from modeling_treediff.evaluation.answer_bound import answer_bound
 TEXT, GIVEN = torch.tensor([[3, 7, 1, 12, 9, 5, 2]]), torch.tensor([[1, 1, 0, 0, 1, 0, 1]])
 PROCESSES = {
     "binomial": (TREES[2], {"schedule": "binomial"}),
-    "poisson": (TREES[1], {"schedule": "poisson", "head": "leaf"}),
+    "poisson": (TREES[1], {"schedule": "poisson", "head": "leaf", "uniform_share": 0.1}),
     "cosine": (TREES[1], {"schedule": "binomial", "time_warp": "cosine"}),
     "sequential": (TREES[2], SEQUENTIAL | {"level_durations": [3.0, 1.0, 2.0]}),
     "discrete": (VocabularyTree.flat(20), {"num_timesteps": 4}),

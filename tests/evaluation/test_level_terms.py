@@ -37,6 +37,8 @@ def some_windows(window: int = 8, tokens: int = 45):
         (FLAT, {}),
         (FLAT, {"head": "node"}),
         (FLAT, {"head": "leaf"}),
+        (TREE, {"uniform_share": 0.2}),
+        (FLAT, {"uniform_share": 0.2}),
     ],
 )
 def test_terms_of_the_levels_add_up_to_the_bound(tree, fields):

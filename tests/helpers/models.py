@@ -78,6 +78,14 @@ def check_compiled_step(model, batches, **tolerance):
     torch._dynamo.reset()
 
 
+def as_likelihoods_have_it(model, nodes) -> torch.Tensor:
+    """(B, T) nodes -> (B, T, K) log-probabilities of their children, the uniform share in them; none at leaves."""
+    present = model.tree.children[(nodes - model.tree.root_id).clamp(min=0)] >= 0
+    uniform = present / present.sum(dim=-1, keepdim=True)
+    share = model.config.uniform_share
+    return ((1 - share) * model.child_logits(nodes).softmax(dim=-1) + share * uniform).log()
+
+
 def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
     """(V,) log-probabilities at a place of (T,) node ids: one forward for each node on the way to a token.
 
@@ -96,7 +104,7 @@ def tokens_by_enumeration(model, node_ids, place: int) -> torch.Tensor:
                     node = int(tree.parent[node])
                 seen[index] = node
         seen[place] = parent
-        return model.child_logits(seen[None])[0, place].log_softmax(-1)
+        return as_likelihoods_have_it(model, seen[None])[0, place]
 
     for token in range(tree.vocab_size):
         path = tree.ancestors[token].tolist()
