@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from modeling_treediff.building.balanced import (
 from modeling_treediff.building.extension import extend_tree
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sources import public_name
-from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, iterate_documents, token_names
+from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, token_names
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size, write_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
@@ -80,8 +79,8 @@ def stage(name: str) -> Iterator[None]:
 
 def read(texts: list[str], dataset: Dataset) -> Iterator[str]:
     """Stream the documents of all texts."""
-    place = (dataset.split, dataset.text_column, dataset.configuration, PIECE_CHARACTERS)
-    return chain.from_iterable(iterate_documents(text, *place) for text in texts)
+    corpora = (dataset.corpus(text) for text in texts)
+    return (text for corpus in corpora for _, text in corpus.documents(max_characters=PIECE_CHARACTERS))
 
 
 def shape(job: Job, vocab_size: int) -> tuple[int, int]:

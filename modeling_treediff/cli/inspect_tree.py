@@ -21,9 +21,7 @@ from modeling_treediff.building import (
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.files.sample import find_tree
 from modeling_treediff.text import (
-    PIECE_CHARACTERS,
     find_tokens,
-    iterate_documents,
     leading_tokens,
     printable,
     token_kinds,
@@ -33,7 +31,7 @@ from modeling_treediff.text.tree_tokenizer import load_tokenizer
 from modeling_treediff.viewing.tree_map import render_page
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
-from .build_tree import count_tokens
+from .build_tree import count_tokens, read
 from .options.inspect_tree import InspectedTree, Measured, Shown
 from .options.text import Dataset
 
@@ -108,8 +106,7 @@ def count(
     """Count the tokens of the text, if there is one, and which follows which."""
     if text is None or tokenizer is None:
         return None
-    place = (dataset.split, dataset.text_column, dataset.configuration, PIECE_CHARACTERS)
-    return count_tokens(iterate_documents(text, *place), tokenizer, vocab_size)
+    return count_tokens(read([text], dataset), tokenizer, vocab_size)
 
 
 def title(source: str, tree: VocabularyTree) -> str:

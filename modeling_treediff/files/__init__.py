@@ -1,1 +1,1 @@
-"""Files: atomic writes, JSON, fingerprints, and records of measurements."""
+"""Files: atomic writes, JSON, fingerprints, kinds of texts, and records of measurements."""

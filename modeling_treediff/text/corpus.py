@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .documents import check_exists, check_split, file_format, iterate_rows, number_documents
-from .text_files import is_text
+from modeling_treediff.files.kinds import TEXT, FileKind, check_file, file_kind
+
+from .dataset_rows import iterate_rows
+from .text_files import cut_at_spaces, iterate_text
 
 
 class TextSource(Protocol):
@@ -30,11 +32,13 @@ class Corpus:
     """A file or dataset of text, read lazily.
 
     Attributes:
-        source: a UTF-8 text file (.txt, .md, .text; also .xz, .gz, .bz2), in which blank lines separate documents; or
-            anything `datasets.load_dataset` takes: a Hub id, a folder, a .jsonl, .csv or .parquet file.
+        source: a UTF-8 text file (.txt, .md, .text), in which blank lines separate documents; a table (.jsonl, .json,
+            .csv, .parquet); either may be compressed (.xz, .gz, .bz2 behind the other ending); or anything else that
+            `datasets.load_dataset` takes: a folder or a Hub id.
         split: the split of a dataset; a file has no other than `train`.
         text_column: the column of a dataset that holds the text.
         configuration: the configuration (subset) of a Hub dataset that has several.
+        text_format: the format of a file whose ending does not say it: `text`, `json`, `csv` or `parquet`.
 
     """
 
@@ -42,10 +46,15 @@ class Corpus:
     split: str = "train"
     text_column: str = "text"
     configuration: str | None = None
+    text_format: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a split that a file cannot have."""
-        check_split(self.source, self.split)
+        """Refuse what a file cannot have: another format than its ending says, or a split, which would be ignored."""
+        if self._kind is not None and self.split != "train":
+            raise ValueError(
+                f"The file {self.source} has no split {self.split!r}: leave the split out, or give another file (as "
+                "held-out text with --validation-text)."
+            )
 
     def __str__(self) -> str:
         return str(self.source)
@@ -61,20 +70,53 @@ class Corpus:
             "split": None if path.is_file() else self.split,
         }
 
-    def documents(self, first: int = 0) -> Iterator[tuple[int, str]]:
-        """Read (number, text) from document number `first` on, errors as of `iterate_documents`."""
-        return number_documents(self.source, self.split, self.text_column, self.configuration, first=first)
+    def documents(self, first: int = 0, max_characters: int | None = None) -> Iterator[tuple[int, str]]:
+        """Read (number, text) from document number `first` on; the corpus is never held whole.
+
+        Numbers count empty documents too, so that a reader can come back to any place. A text file is read from its
+        start.
+
+        Args:
+            first: number of the first document.
+            max_characters: longer documents come in pieces of at most this length, cut at white space where there is
+                any, which share a number. It bounds the memory whatever the text file; without it the longest
+                document does.
+
+        Yields:
+            The documents in the order of the corpus, stripped, without empty ones.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: no text in it, bytes that are not UTF-8, a damaged archive, a file that holds something else
+                than its ending says, no such column, or a max_characters below 1.
+
+        """
+        if max_characters is not None and max_characters < 1:
+            raise ValueError(f"max_characters must be at least 1, got {max_characters}.")
+        kind = self._checked_kind()
+        if kind is not None and kind.format == TEXT:
+            pieces = iterate_text(Path(self.source), kind, max_characters, first)
+        else:
+            pieces = self._iterate_column(kind, max_characters, first)
+        empty = True
+        for number, piece in pieces:
+            if stripped := piece.strip():
+                empty = False
+                yield number, stripped
+        if empty and not first:
+            raise ValueError(f"{self.source} holds no text.")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read the rows of a dataset, all columns.
 
         Raises:
-            ValueError: the source is a text file, which has no rows.
+            FileNotFoundError: there is no such file.
+            ValueError: the source is a text file, which has no rows, or holds something else than its ending says.
 
         """
-        if is_text(self.source):
+        if self._kind is not None and self._kind.format == TEXT:
             raise ValueError(f"{self.source} is plain text; conversations come from .jsonl, .parquet or the Hub.")
-        return iterate_rows(self.source, self.split, self.configuration)
+        return iterate_rows(self.source, self._checked_kind(), self.split, self.configuration)
 
     def fingerprint(self) -> str:
         """Return what changes whenever the documents do: a hash of the content and of how it is read.
@@ -85,16 +127,41 @@ class Corpus:
 
         Raises:
             FileNotFoundError: there is no such file or dataset.
+            ValueError: a file that holds something else than its ending says.
 
         """
-        check_exists(self.source)
-        content = self._file_facts() if Path(self.source).is_file() else self._dataset_facts()
+        kind = self._checked_kind()
+        content = self._dataset_facts() if kind is None else self._file_facts(kind)
         facts = [*content, self.split, self.text_column, self.configuration]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def _file_facts(self) -> list[str]:
+    @property
+    def _kind(self) -> FileKind | None:
+        return file_kind(self.source, self.text_format)
+
+    def _checked_kind(self) -> FileKind | None:
+        if self._kind is not None:
+            check_file(Path(self.source), self._kind)
+        return self._kind
+
+    def _iterate_column(
+        self, kind: FileKind | None, max_characters: int | None, first: int
+    ) -> Iterator[tuple[int, str]]:
+        """Yield the texts of a dataset's column with their numbers; the pieces of a text have the same number."""
+        for number, row in enumerate(iterate_rows(self.source, kind, self.split, self.configuration, first), first):
+            if number == first and self.text_column not in row:
+                raise ValueError(f"{self.source} has no column {self.text_column!r}; it has {', '.join(row)}.")
+            text = row.get(self.text_column) or ""
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"The column {self.text_column!r} of {self.source} holds {type(text).__name__}, not text."
+                )
+            for piece in cut_at_spaces(text, max_characters):
+                yield number, piece
+
+    def _file_facts(self, kind: FileKind) -> list[str]:
         with Path(self.source).open("rb") as stream:
-            return [file_format(self.source), hashlib.file_digest(stream, "sha256").hexdigest()]
+            return [str(kind), hashlib.file_digest(stream, "sha256").hexdigest()]
 
     def _dataset_facts(self) -> list[str | None]:
         from datasets import load_dataset_builder

@@ -1,32 +1,24 @@
 """UTF-8 text files, possibly compressed, in which blank lines separate documents; read block by block."""
 
-import bz2
 import codecs
-import gzip
-import lzma
-import os
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-TEXT_SUFFIXES = (".txt", ".md", ".text")
-OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+from modeling_treediff.files.kinds import ARCHIVE_ERRORS, OPENERS, FileKind
+
 BLANK_LINES = re.compile(r"\n\s*\n")
 BLOCK_BYTES = 2**20  # a file is read in blocks of at least this size
 
 
-def is_text(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a text file by its name, not a dataset."""
-    return not {suffix.lower() for suffix in Path(source).suffixes[-2:]}.isdisjoint(TEXT_SUFFIXES)
-
-
-def iterate_text(path: Path, max_characters: int | None = None, first: int = 0) -> Iterator[tuple[int, str]]:
+def iterate_text(
+    path: Path, kind: FileKind, max_characters: int | None = None, first: int = 0
+) -> Iterator[tuple[int, str]]:
     """Yield the documents of a file with their numbers, as they stand there, from document number `first` on.
 
     Args:
-        path: of the file; its last ending says how it is compressed.
+        path: of the file.
+        kind: says how it is compressed.
         max_characters: longer documents come in pieces of at most this length, which share a number.
         first: number of the first document; those before it are read and left out.
 
@@ -37,7 +29,7 @@ def iterate_text(path: Path, max_characters: int | None = None, first: int = 0) 
     text_of = _Utf8Decoder(path)
     number, rest, block = 0, "", b" "
     try:
-        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as stream:
+        with OPENERS.get(kind.compression, open)(path, "rb") as stream:
             while block:
                 # Blocks grow with an unfinished document, so that it is searched a few times only, however long.
                 block = stream.read(max(BLOCK_BYTES, len(rest)))
@@ -49,7 +41,7 @@ def iterate_text(path: Path, max_characters: int | None = None, first: int = 0) 
                 *pieces, rest = cut_at_spaces(rest, max_characters)
                 if number >= first:
                     yield from ((number, piece) for piece in pieces)
-    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+    except ARCHIVE_ERRORS as error:
         raise ValueError(f"{path} cannot be decompressed: {error}.") from error
     if number >= first:
         yield number, rest

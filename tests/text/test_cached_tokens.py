@@ -120,15 +120,22 @@ def replace(file, content):
     file.write_bytes(content)
 
 
+def smaller_count(file):
+    """An index that says one token less, of both parts, each of which has 35."""
+    content = file.read_bytes()
+    assert content.count(b'"count": 35') == 4
+    replace(file, content.replace(b'"count": 35', b'"count": 34'))
+
+
 def info(file):
     return file.parent / "dataset_info.json"
 
 
 @pytest.mark.parametrize(
     "damage",
-    [flip, lambda file: replace(file, file.read_bytes()[:-300]), lambda file: replace(file, b""),
+    [flip, smaller_count, lambda file: replace(file, file.read_bytes()[:-300]), lambda file: replace(file, b""),
      lambda file: file.unlink(), lambda file: info(file).write_text("{"), lambda file: info(file).unlink()],
-    ids=["a bit", "cut off", "empty", "gone", "info damaged", "info gone"],
+    ids=["a bit", "smaller count", "cut off", "empty", "gone", "info damaged", "info gone"],
 )  # fmt: skip
 def test_damage_is_seen_and_repaired(tmp_path, damage, caplog):
     make = Maker()

@@ -259,7 +259,7 @@ def test_bad_input_is_named(corpus, conversations, tokenizer, options, tmp_path,
         (corpus, {"hold_out_every": 50}, "too few documents to hold out one in 50"),
         (corpus, {"length": 10_000}, "less than one window of 10000"),
         (Corpus(tmp_path / "none.txt"), {}, "no text file"),
-        (Corpus(tmp_path / "none.jsonl"), {}, "no file"),
+        (Corpus(tmp_path / "none.jsonl"), {}, "no json file"),
         (Corpus(conversations.source, text_column="body"), {}, "no column 'body'; it has messages"),
         (conversations, {"chat": True}, "has no chat template"),
     ):
