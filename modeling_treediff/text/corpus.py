@@ -13,6 +13,9 @@ from modeling_treediff.files.kinds import TEXT, FileKind, check_file, file_kind
 from .dataset_rows import iterate_rows
 from .text_files import cut_at_spaces, iterate_text
 
+LAYOUT = 1  # of what is read; a new number where the same file gives other documents than before
+BYTE_ORDER_MARK = "\ufeff"  # what some editors write before a text
+
 
 class TextSource(Protocol):
     """The interface that training reads text by: `Corpus`, or an object like it."""
@@ -83,7 +86,8 @@ class Corpus:
                 document does.
 
         Yields:
-            The documents in the order of the corpus, stripped, without empty ones.
+            The documents in the order of the corpus, without empty ones; each without white space around it and
+            without a byte-order mark before it, which files that were joined have inside, too.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -100,9 +104,9 @@ class Corpus:
             pieces = self._iterate_column(kind, max_characters, first)
         empty = True
         for number, piece in pieces:
-            if stripped := piece.strip():
+            if text := piece.strip().removeprefix(BYTE_ORDER_MARK).lstrip():
                 empty = False
-                yield number, stripped
+                yield number, text
         if empty and not first:
             raise ValueError(f"{self.source} holds no text.")
 
@@ -132,7 +136,7 @@ class Corpus:
         """
         kind = self._checked_kind()
         content = self._dataset_facts() if kind is None else self._file_facts(kind)
-        facts = [*content, self.split, self.text_column, self.configuration]
+        facts = [LAYOUT, *content, self.split, self.text_column, self.configuration]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from modeling_treediff.files.kinds import ARCHIVE_ERRORS, OPENERS, FileKind
 
 BLANK_LINES = re.compile(r"\n\s*\n")
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLOCK_BYTES = 2**20  # a file is read in blocks of at least this size
 
 
@@ -59,9 +60,10 @@ class _Utf8Decoder:
             text = self.decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             position = self.bytes_read - pending + error.start
+            found = "utf-16" if position == 0 and error.object[:2] in UTF_16_MARKS else "latin1"
             raise ValueError(
                 f"{self.path} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}. Convert it first, "
-                "for example with iconv -f latin1 -t utf-8."
+                f"for example with iconv -f {found} -t utf-8."
             ) from error
         self.bytes_read += len(block)
         return text

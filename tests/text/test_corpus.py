@@ -1,6 +1,7 @@
 """A corpus: the same documents from any number on, and a fingerprint of all that decides on them."""
 
 import gzip
+import json
 import os
 
 import pytest
@@ -100,3 +101,31 @@ def test_a_text_file_is_read_and_packed_without_datasets():
     ran = run_python(SAMPLE, code=code)
     assert ran.stdout.splitlines()[0] == "64 64", ran.stderr
     assert "Reading the dataset a-hub-id needs pip install" in ran.stdout
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.md", "a.jsonl", "a.csv", "folder"])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, name):
+    """Before the file, and before the documents of files that were joined; inside a text the character stays."""
+    texts, file = ["First – one.", "Second\ufeff one.", "Third."], tmp_path / name
+    if name == "folder":
+        file.mkdir()
+        (file / "train.txt").write_text("\n".join(texts), encoding="utf-8-sig")
+    elif name.endswith("l"):
+        file.write_text("\n".join(json.dumps({"text": f"\ufeff{text}"}) for text in texts), encoding="utf-8-sig")
+    elif name.endswith("v"):
+        Dataset.from_dict({"text": texts}).to_csv(file, encoding="utf-8-sig")
+    else:
+        joined = "\n\n".join(f"\ufeff{text}" for text in texts).encode()
+        file.write_bytes(gzip.compress(joined) if name.endswith("gz") else joined)
+    assert [text for _, text in Corpus(file).documents()] == texts
+    assert "".join(piece for _, piece in Corpus(file).documents(max_characters=5)).count("\ufeff") == 1
+
+
+def test_a_text_of_nothing_but_marks_is_empty_and_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf \n\n\xef\xbb\xbf\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        read_documents(tmp_path / "a.txt")
+    for order in ("le", "be"):
+        (tmp_path / "a.txt").write_bytes("\ufeffOne".encode(f"utf-16-{order}"))
+        with pytest.raises(ValueError, match="not UTF-8: byte 0 is .*iconv -f utf-16"):
+            read_documents(tmp_path / "a.txt")
