@@ -18,6 +18,7 @@ from typing import Any
 TEXT = "text"
 FORMATS = (TEXT, "json", "csv", "parquet")
 FORMAT_OF_ENDING = {".txt": TEXT, ".md": TEXT, ".text": TEXT, ".jsonl": "json"} | {f".{one}": one for one in FORMATS}
+DOCUMENT_BOUNDS = {"blank-lines": r"\n\s*\n", "lines": r"\n", "whole-file": r"(?!)"}  # between those of a text file
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 ARCHIVE_ERRORS = (lzma.LZMAError, zlib.error, EOFError, OSError)  # what those raise for a damaged file
 SIGNATURES = {  # how files begin that are no plain text, and the ending that says so

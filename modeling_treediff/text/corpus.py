@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from modeling_treediff.files.kinds import TEXT, FileKind, check_file, file_kind
+from modeling_treediff.files.kinds import DOCUMENT_BOUNDS, TEXT, FileKind, check_file, file_kind
 
-from .dataset_rows import iterate_rows
+from .dataset_rows import dataset_builder, iterate_rows
+from .short_documents import watch_documents
 from .text_files import cut_at_spaces, iterate_text
 
 LAYOUT = 1  # of what is read; a new number where the same file gives other documents than before
+DEFAULT_BOUNDS = next(iter(DOCUMENT_BOUNDS))
 BYTE_ORDER_MARK = "\ufeff"  # what some editors write before a text
 
 
@@ -42,6 +44,8 @@ class Corpus:
         text_column: the column of a dataset that holds the text.
         configuration: the configuration (subset) of a Hub dataset that has several.
         text_format: the format of a file whose ending does not say it: `text`, `json`, `csv` or `parquet`.
+        document_bounds: what bounds the documents in a text file: `blank-lines`, the default, or `lines`, or
+            `whole-file` for none; in a folder of text files `lines` are the default.
 
     """
 
@@ -50,9 +54,16 @@ class Corpus:
     text_column: str = "text"
     configuration: str | None = None
     text_format: str | None = None
+    document_bounds: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what a file cannot have: another format than its ending says, or a split, which would be ignored."""
+        """Refuse what a file cannot have, and what would be ignored: another format than its own, a split, bounds."""
+        if self.document_bounds not in (None, *DOCUMENT_BOUNDS):
+            raise ValueError(
+                f"Unknown bounds of documents {self.document_bounds!r}; known: {', '.join(DOCUMENT_BOUNDS)}."
+            )
+        if self.document_bounds is not None and self._kind is not None and not self._is_text:
+            raise ValueError(f"Each row of {self.source} is a document: leave out --documents (document_bounds).")
         if self._kind is not None and self.split != "train":
             raise ValueError(
                 f"The file {self.source} has no split {self.split!r}: leave the split out, or give another file (as "
@@ -97,18 +108,8 @@ class Corpus:
         """
         if max_characters is not None and max_characters < 1:
             raise ValueError(f"max_characters must be at least 1, got {max_characters}.")
-        kind = self._checked_kind()
-        if kind is not None and kind.format == TEXT:
-            pieces = iterate_text(Path(self.source), kind, max_characters, first)
-        else:
-            pieces = self._iterate_column(kind, max_characters, first)
-        empty = True
-        for number, piece in pieces:
-            if text := piece.strip().removeprefix(BYTE_ORDER_MARK).lstrip():
-                empty = False
-                yield number, text
-        if empty and not first:
-            raise ValueError(f"{self.source} holds no text.")
+        documents = self._iterate(first, max_characters)
+        return watch_documents(documents, str(self.source)) if first == 0 and self._bounds_are_guessed else documents
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read the rows of a dataset, all columns.
@@ -118,7 +119,7 @@ class Corpus:
             ValueError: the source is a text file, which has no rows, or holds something else than its ending says.
 
         """
-        if self._kind is not None and self._kind.format == TEXT:
+        if self._is_text:
             raise ValueError(f"{self.source} is plain text; conversations come from .jsonl, .parquet or the Hub.")
         return iterate_rows(self.source, self._checked_kind(), self.split, self.configuration)
 
@@ -136,23 +137,54 @@ class Corpus:
         """
         kind = self._checked_kind()
         content = self._dataset_facts() if kind is None else self._file_facts(kind)
-        facts = [LAYOUT, *content, self.split, self.text_column, self.configuration]
+        bounds = self._bounds if self._is_text else self.document_bounds
+        facts = [LAYOUT, *content, self.split, self.text_column, self.configuration, bounds]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def _kind(self) -> FileKind | None:
         return file_kind(self.source, self.text_format)
 
+    @property
+    def _is_text(self) -> bool:
+        return self._kind is not None and self._kind.format == TEXT
+
+    @property
+    def _bounds(self) -> str:
+        return self.document_bounds or DEFAULT_BOUNDS
+
+    @property
+    def _bounds_are_guessed(self) -> bool:
+        """Whether nobody said what bounds documents of plain text, in a file or in a folder's files."""
+        if self.document_bounds is not None:
+            return False
+        return self._is_text or (Path(self.source).is_dir() and dataset_builder(self.source).name == TEXT)
+
     def _checked_kind(self) -> FileKind | None:
         if self._kind is not None:
             check_file(Path(self.source), self._kind)
         return self._kind
 
+    def _iterate(self, first: int, max_characters: int | None) -> Iterator[tuple[int, str]]:
+        kind = self._checked_kind()
+        if kind is not None and self._is_text:
+            pieces = iterate_text(Path(self.source), kind, self._bounds, max_characters, first)
+        else:
+            pieces = self._iterate_column(kind, max_characters, first)
+        empty = True
+        for number, piece in pieces:
+            if text := piece.strip().removeprefix(BYTE_ORDER_MARK).lstrip():
+                empty = False
+                yield number, text
+        if empty and not first:
+            raise ValueError(f"{self.source} holds no text.")
+
     def _iterate_column(
         self, kind: FileKind | None, max_characters: int | None, first: int
     ) -> Iterator[tuple[int, str]]:
         """Yield the texts of a dataset's column with their numbers; the pieces of a text have the same number."""
-        for number, row in enumerate(iterate_rows(self.source, kind, self.split, self.configuration, first), first):
+        rows = iterate_rows(self.source, kind, self.split, self.configuration, self.document_bounds, first)
+        for number, row in enumerate(rows, first):
             if number == first and self.text_column not in row:
                 raise ValueError(f"{self.source} has no column {self.text_column!r}; it has {', '.join(row)}.")
             text = row.get(self.text_column) or ""
@@ -168,7 +200,5 @@ class Corpus:
             return [str(kind), hashlib.file_digest(stream, "sha256").hexdigest()]
 
     def _dataset_facts(self) -> list[str | None]:
-        from datasets import load_dataset_builder
-
-        builder = load_dataset_builder(os.fspath(self.source), self.configuration)
+        builder = dataset_builder(self.source, self.configuration, self.document_bounds)
         return [builder.name, builder.dataset_name, builder.config_id, builder.hash]

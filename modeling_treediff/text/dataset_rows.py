@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from modeling_treediff.files.kinds import ARCHIVE_ERRORS, FileKind
+from modeling_treediff.files.kinds import ARCHIVE_ERRORS, DOCUMENT_BOUNDS, FileKind
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, DatasetBuilder, IterableDataset
+
+SAMPLE_BY = dict(zip(DOCUMENT_BOUNDS, ("paragraph", "line", "document"), strict=True))  # as `datasets` calls them
 
 
 def iterate_rows(
@@ -15,6 +18,7 @@ def iterate_rows(
     kind: FileKind | None = None,
     split: str = "train",
     configuration: str | None = None,
+    bounds: str | None = None,
     first: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Read the rows of a dataset one by one, from row number `first` on; a Hub dataset is not downloaded whole.
@@ -25,33 +29,58 @@ def iterate_rows(
         split: of a folder or Hub dataset. `train[:10%]` and `train+test` work too, but then `datasets` does download
             and keep the whole on disk.
         configuration: of a Hub dataset that has several.
+        bounds: of the documents in text files of a folder or Hub dataset, one of DOCUMENT_BOUNDS; by default lines.
         first: those before it are skipped as `datasets` does it.
 
     Raises:
-        ValueError: a file that is not of its kind, named.
+        ImportError: the package `datasets` is not there.
+        ValueError: a file that is not of its kind, or bounds for what is no text.
 
     """
-    try:
-        dataset = open_dataset(source, kind, split, configuration)
-        yield from dataset.skip(first) if first else dataset
-    except StopIteration:  # what an empty file raises
-        return
-    except (ValueError, *ARCHIVE_ERRORS) as error:
-        if kind is None:
-            raise
-        raise ValueError(f"{os.fspath(source)} cannot be read as {kind}: {error}") from error
+    with _plain_errors(source, kind):
+        try:
+            dataset = _open_dataset(source, kind, split, configuration, bounds)
+            yield from dataset.skip(first) if first else dataset
+        except StopIteration:  # what an empty file raises
+            return
 
 
-def open_dataset(
-    source: str | os.PathLike[str], kind: FileKind | None, split: str, configuration: str | None
+def dataset_builder(
+    source: str | os.PathLike[str], configuration: str | None = None, bounds: str | None = None
+) -> "DatasetBuilder":
+    """Return what reads a folder or Hub dataset, with its hash; arguments and errors as of `iterate_rows`."""
+    with _plain_errors(source):
+        from datasets import load_dataset_builder
+
+        return load_dataset_builder(os.fspath(source), configuration, **_text_options(bounds))
+
+
+def _open_dataset(
+    source: str | os.PathLike[str], kind: FileKind | None, split: str, configuration: str | None, bounds: str | None
 ) -> "Dataset | IterableDataset":
-    """Return a dataset, arguments as of `iterate_rows`; ImportError without the package `datasets`."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(f"Reading the dataset {source} needs pip install 'modeling-treediff[train]'.") from error
+    from datasets import load_dataset
+
     name = os.fspath(source)
     if kind is not None:
         return load_dataset(kind.format, data_files=name, split="train", streaming=True)
     sliced = bool(set(split) & set("[+"))  # such as train[:10%] or train+test, which datasets does not stream
-    return load_dataset(name, configuration, split=split, streaming=not sliced)
+    return load_dataset(name, configuration, split=split, streaming=not sliced, **_text_options(bounds))
+
+
+def _text_options(bounds: str | None) -> dict[str, str]:
+    return {} if bounds is None else {"sample_by": SAMPLE_BY[bounds]}
+
+
+@contextmanager
+def _plain_errors(source: str | os.PathLike[str], kind: FileKind | None = None) -> Iterator[None]:
+    """Say in a sentence what `datasets` raises, or that it is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f"Reading the dataset {source} needs pip install 'modeling-treediff[train]'.") from error
+    except (ValueError, *ARCHIVE_ERRORS) as error:
+        if "doesn't have a 'sample_by' key" in str(error):
+            raise ValueError(f"Each row of {source} is a document: leave out --documents (document_bounds).") from error
+        if kind is None:
+            raise
+        raise ValueError(f"{source} cannot be read as {kind}: {error}") from error

@@ -52,7 +52,7 @@ def split_documents(documents: list[str], held_out_every: int) -> tuple[list[str
     held_out = [text for number, text in enumerate(documents) if is_held_out(number, held_out_every)]
     if not held_out:
         raise ValueError(
-            f"{len(documents)} documents are too few to hold out one in {held_out_every}. Separate documents by blank "
-            "lines, or give a validation text of its own."
+            f"{len(documents)} documents are too few to hold out one in {held_out_every}. Say what "
+            "bounds them by --documents (document_bounds), or give a validation text of its own."
         )
     return [text for number, text in enumerate(documents) if not is_held_out(number, held_out_every)], held_out

@@ -1,25 +1,25 @@
-"""UTF-8 text files, possibly compressed, in which blank lines separate documents; read block by block."""
+"""UTF-8 text files, possibly compressed: their documents, between blank lines or others; read block by block."""
 
 import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from modeling_treediff.files.kinds import ARCHIVE_ERRORS, OPENERS, FileKind
+from modeling_treediff.files.kinds import ARCHIVE_ERRORS, DOCUMENT_BOUNDS, OPENERS, FileKind
 
-BLANK_LINES = re.compile(r"\n\s*\n")
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLOCK_BYTES = 2**20  # a file is read in blocks of at least this size
 
 
 def iterate_text(
-    path: Path, kind: FileKind, max_characters: int | None = None, first: int = 0
+    path: Path, kind: FileKind, bounds: str, max_characters: int | None = None, first: int = 0
 ) -> Iterator[tuple[int, str]]:
     """Yield the documents of a file with their numbers, as they stand there, from document number `first` on.
 
     Args:
         path: of the file.
         kind: says how it is compressed.
+        bounds: of the documents, one of DOCUMENT_BOUNDS.
         max_characters: longer documents come in pieces of at most this length, which share a number.
         first: number of the first document; those before it are read and left out.
 
@@ -27,14 +27,14 @@ def iterate_text(
         ValueError: bytes that are not UTF-8, or a damaged archive.
 
     """
-    text_of = _Utf8Decoder(path)
+    text_of, bound = _Utf8Decoder(path), re.compile(DOCUMENT_BOUNDS[bounds])
     number, rest, block = 0, "", b" "
     try:
         with OPENERS.get(kind.compression, open)(path, "rb") as stream:
             while block:
                 # Blocks grow with an unfinished document, so that it is searched a few times only, however long.
                 block = stream.read(max(BLOCK_BYTES, len(rest)))
-                *documents, rest = BLANK_LINES.split(rest + text_of(block))
+                *documents, rest = bound.split(rest + text_of(block))
                 for document in documents:
                     if number >= first:
                         yield from ((number, piece) for piece in cut_at_spaces(document, max_characters))

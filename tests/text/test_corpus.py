@@ -9,7 +9,7 @@ from datasets import Dataset
 from helpers.documents import DOCUMENTS
 from helpers.processes import SAMPLE, run_python
 
-from modeling_treediff.text import Corpus, read_documents
+from modeling_treediff.text import Corpus, read_documents, text_files
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "folder"])
@@ -129,3 +129,46 @@ def test_a_text_of_nothing_but_marks_is_empty_and_another_encoding_is_named(tmp_
         (tmp_path / "a.txt").write_bytes("\ufeffOne".encode(f"utf-16-{order}"))
         with pytest.raises(ValueError, match="not UTF-8: byte 0 is .*iconv -f utf-16"):
             read_documents(tmp_path / "a.txt")
+
+
+BOUNDED = {
+    "blank-lines": ["One\nand two", "three\n four"],
+    "lines": ["One", "and two", "three", "four"],
+    "whole-file": ["One\nand two\n \nthree\n four"],
+}
+
+
+@pytest.mark.parametrize("bounds", BOUNDED)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "folder"])
+def test_documents_are_bounded_as_asked(tmp_path, monkeypatch, name, bounds):
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 3)
+    text, file = b"One\nand two\n \nthree\n four\n", tmp_path / name
+    if name == "folder":
+        file.mkdir()
+        (file / "train.txt").write_bytes(text.replace(b"\n \n", b"\n\n"))
+    else:
+        file.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    corpus = Corpus(file, document_bounds=bounds)
+    documents = [document for _, document in corpus.documents()]
+    assert [text.replace("\n \n", "\n\n") for text in BOUNDED[bounds]] == [
+        text.replace("\n \n", "\n\n") for text in documents
+    ]
+    for number, _ in corpus.documents():
+        assert list(corpus.documents(number)) == [one for one in corpus.documents() if one[0] >= number]
+
+
+def test_other_bounds_are_another_text_and_rows_have_none(tmp_path):
+    (tmp_path / "a.txt").write_text("One\n\ntwo")
+    bounds = (None, *BOUNDED)
+    fingerprints = [Corpus(tmp_path / "a.txt", document_bounds=one).fingerprint() for one in bounds]
+    assert fingerprints[0] == fingerprints[1] and len(set(fingerprints)) == 3
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a"}')
+    for read in (Corpus.fingerprint, lambda corpus: next(corpus.documents())):
+        with pytest.raises(ValueError, match="Each row of .* is a document: leave out --documents"):
+            read(Corpus(folder, document_bounds="lines"))
+    with pytest.raises(ValueError, match="Each row of .*jsonl is a document: leave out --documents"):
+        Corpus(folder / "train.jsonl", document_bounds="lines")
+    with pytest.raises(ValueError, match="Unknown bounds of documents 'pages'; known: blank-lines, lines, whole-file"):
+        Corpus("a.txt", document_bounds="pages")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modeling_treediff.files.kinds import FORMATS
+from modeling_treediff.files.kinds import DOCUMENT_BOUNDS, FORMATS
 
 from .fields import option
 
@@ -23,6 +23,12 @@ class Dataset:
     configuration: str | None = option(None, "configuration (subset) of a Hub dataset that has several")
     text_column: str = option("text", "column that holds the text")
     text_format: str | None = option(None, "format of a file whose ending does not say it", choices=FORMATS)
+    document_bounds: str | None = option(
+        None,
+        "what bounds the documents in text files (default: blank-lines; of a folder lines)",
+        flag="documents",
+        choices=tuple(DOCUMENT_BOUNDS),
+    )
 
     def corpus(self, source: str) -> Corpus:
         """Return a text by its file or name, read like this."""

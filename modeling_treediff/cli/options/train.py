@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from modeling_treediff.training.data.options import DataOptions
 from modeling_treediff.training.run.settings import TrainingConfig
 
-from .fields import check_exclusive, option, same_as, trust_option
+from .fields import check_exclusive, given, option, same_as, trust_option
 from .model import SEQUENCE_LENGTH, Model, Process, check_source
 from .text import Dataset
 
@@ -75,6 +75,8 @@ def check(
 ) -> None:
     """Raise ValueError for options that contradict each other."""
     check_exclusive(text, "validation_text", "validation_split", "hold_out_every")
+    if text.text is None and (without := given(dataset)):
+        raise ValueError(f"{', '.join(without)}: say of which text, with --text.")
     check_exclusive(config, "gradient_accumulation_steps", "global_batch_size")
     check_source(model, process)
     text.data_options(SEQUENCE_LENGTH if model.sequence_length is None else model.sequence_length)

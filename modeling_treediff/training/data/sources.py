@@ -71,7 +71,7 @@ def open_training_data(
 
 def _too_few(corpus: TextSource, hold_out_every: int | None) -> ValueError:
     return ValueError(
-        f"{corpus} has too few documents to hold out one in {hold_out_every}. Separate documents by blank lines, or "
+        f"{corpus} has too few documents to hold out one in {hold_out_every}. Say what bounds them (--documents), or "
         "give a validation text of its own."
     )
 

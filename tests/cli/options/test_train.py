@@ -14,6 +14,7 @@ from modeling_treediff.training import DataOptions
         (["--validation-text", "a", "--hold-out-every", "5"], "--validation-text and --hold-out-every exclude"),
         (["--gradient-accumulation-steps", "2", "--global-batch-size", "8"], "exclude each other"),
         (["--pad-answers"], "give chat, too"),
+        (["--documents", "lines", "--split", "test"], "--split, --documents: say of which text, with --text"),
         (["--chat", "--streaming"], "Conversations are not streamed"),
         (["--sequence-length", "0"], "at least one token"),
         (["--max-steps", "0"], "max_steps must be at least 1"),
