@@ -11,6 +11,11 @@ BY_BLOCK = (
     "{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+STRICT = (  # as Gemma's and Mistral's: no system's message, user and assistant in turn
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}{% endfor %}" + BY_PREFIX
+)
 WITHOUT_EOS = BY_PREFIX.replace("{{ eos_token }}", "")
 CONVERSATION = {
     "messages": [

@@ -19,6 +19,8 @@ Message = dict[str, Any]
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TRUNCATED, DROPPED, EXAMPLES = "answers cut off", "dropped, no room for an answer", "examples"
 NOT_FOUND = "dropped, beginning of the answer not found"
+REFUSED = "dropped, refused by the chat template"  # and its reason
+LONGEST_REASON = 100  # characters
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -64,7 +66,8 @@ def chat_windows(
         input_ids, fixed_mask and, with `pad_answers`, attention_mask, each (T,).
 
     Raises:
-        ValueError: no chat template, a row of another form, or one that holds the tokenizer's mask.
+        ValueError: no chat template, a row of another form, or one that holds the tokenizer's mask. What the template
+            refuses, such as a system's message, is only counted.
 
     """
     check_chat_template(tokenizer)
@@ -73,7 +76,11 @@ def chat_windows(
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        ids, start = _encode(messages[: turn + 1], tokenizer)
+        try:
+            ids, start = _encode(messages[: turn + 1], tokenizer)
+        except Exception as error:  # a template is code of others, and not for every conversation
+            counts[f"{REFUSED} ({' '.join(str(error).split())[:LONGEST_REASON]})"] += 1
+            continue
         refuse_mask(ids, tokenizer, f"Row {number}")
         if start is None:
             counts[NOT_FOUND] += 1

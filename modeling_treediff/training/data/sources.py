@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from modeling_treediff.text import (
 from modeling_treediff.text.cached_tokens import CacheEntry, Chunk, cached_tokens
 from modeling_treediff.text.tokenizing import TokenPiece, end_of_sequence, token_type
 
-from .chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED, chat_windows, check_chat_template
+from .chat import EXAMPLES, NOT_FOUND, REFUSED, chat_windows, check_chat_template
 from .options import DataOptions
 from .streaming import StreamedWindows
 
@@ -121,13 +121,21 @@ def _cached(
             types["segment_ids"] = np.dtype(np.uint32)
         make = partial(_document_chunks, corpus, tokenizer, options.separate_documents, hold_out_every)
     entry = cached_tokens(facts, types, make, options.cache_folder)
-    names = (EXAMPLES, TRUNCATED, DROPPED, NOT_FOUND)
-    if any(entry.counts.get(name, 0) for name in names[1:]) and PartialState().is_main_process:
-        counts = ", ".join(f"{entry.counts.get(name, 0)} {name}" for name in names)
+    found = {name: count for name, count in entry.counts.items() if count}
+    if options.chat and found.keys() - {EXAMPLES} and PartialState().is_main_process:
         logger.warning(
-            "Not all answers in %s are used whole in windows of %d tokens: %s.", corpus, options.sequence_length, counts
+            "Not all answers in %s are used whole in windows of %d tokens: %s.",
+            corpus,
+            options.sequence_length,
+            _listed(found),
         )
     return entry
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """Say how many answers became examples, then what became of the others."""
+    order = sorted(counts, key=lambda name: (name != EXAMPLES, name))
+    return ", ".join(f"{counts[name]} {name}" for name in order)
 
 
 def _columns_of(piece: TokenPiece, separate_documents: bool) -> dict[str, np.ndarray]:
@@ -162,6 +170,11 @@ def _chat_chunks(
         part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
         for window in chat_windows(row, number, tokenizer, options.sequence_length, options.pad_answers, counts):
             yield part, window
+    if not counts[EXAMPLES] and any(name.startswith(REFUSED) for name in counts):
+        raise ValueError(
+            f"No answer in {corpus} can be used: {_listed(counts)}. Change the conversations, or take another "
+            "chat template."
+        )
     if counts[NOT_FOUND] and not counts[EXAMPLES]:
         raise ValueError(
             f"In {corpus} the beginning of no answer is found, since the chat template changes what stands before it: "

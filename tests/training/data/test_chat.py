@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers.conversations import BY_BLOCK, BY_PREFIX, CONVERSATION, WITHOUT_EOS
+from helpers.conversations import BY_BLOCK, BY_PREFIX, CONVERSATION, STRICT, WITHOUT_EOS
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.noise_schedules import SequentialSchedule
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator, chat_windows
-from modeling_treediff.training.data.chat import DROPPED, EXAMPLES, NOT_FOUND, TRUNCATED
+from modeling_treediff.training.data.chat import DROPPED, EXAMPLES, NOT_FOUND, REFUSED, TRUNCATED
 
 LENGTH = 64
 
@@ -46,6 +46,35 @@ def test_every_answer_has_all_before_it_as_its_prompt(chat_tokenizer, template):
     later, answer = parts(second, chat_tokenizer)
     assert later == f"{prompt} The President of the United States.{end}\n[user] To whom?\n[assistant]"
     assert answer.rstrip("\n") == " The Congress."
+
+
+U, A = ({"role": role, "content": "Peace."} for role in ("user", "assistant"))
+BROKEN = "{% for message in messages %}{{ message['content'] }}{% endfo %}"
+JOINING = BY_PREFIX.replace("}}{% if", "+ '' }}{% if")
+REFUSALS = {
+    "system": (STRICT, [{"role": "system", "content": "Be brief."}, U, A], 0, "System role not supported"),
+    "two users": (STRICT, [U, U, A], 0, "Roles must alternate"),
+    "two users later": (STRICT, [U, A, U, U, A, U, A], 1, "Roles must alternate"),
+    "no user": (STRICT, [A], 0, "Roles must alternate"),
+    "a list for a text": (JOINING, [{**U, "content": ["a"]}, A], 0, "concatenate"),
+    "no content": (
+        JOINING,
+        [{**U, "content": None}, A],
+        0,
+        "no attribute 'content'",
+    ),
+    "a template that is none": (BROKEN, [U, A], 0, "unknown tag 'endfo'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_the_template_refuses_is_dropped_and_counted_with_its_reason(chat_tokenizer, name):
+    """Answer by answer: those before the message that is refused are kept."""
+    chat_tokenizer.chat_template, messages, kept, reason = REFUSALS[name]
+    windows, counts = windows_of({"messages": messages}, chat_tokenizer)
+    (refused,) = (name for name in counts if name.startswith(REFUSED))
+    assert len(windows) == counts[EXAMPLES] == kept and reason in refused and len(refused) < 160
+    assert counts[refused] == sum(message["role"] == "assistant" for message in messages) - kept
 
 
 def test_blocks_find_answers_where_prefixes_do_not(chat_tokenizer):

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers.conversations import BY_PREFIX, CONVERSATION
+from helpers.conversations import BY_PREFIX, CONVERSATION, STRICT
 from helpers.processes import SAMPLE
 from tokenizers import normalizers
 
@@ -252,6 +252,24 @@ def test_conversations_become_windows(conversations, tokenizer, options, monkeyp
     )
     changed, _ = open_training_data(conversations, tokenizer, options(64, chat=True))
     assert changed.fingerprint != training.fingerprint
+
+
+def test_conversations_that_the_template_refuses_are_counted_and_some_must_remain(
+    tmp_path, tokenizer, options, monkeypatch, caplog
+):
+    monkeypatch.setattr(tokenizer, "chat_template", STRICT)
+    file, good = tmp_path / "strict.jsonl", json.dumps({"messages": CONVERSATION["messages"][1:]})
+    file.write_text("\n".join([good, json.dumps(CONVERSATION)] * 5))
+    for _ in range(2):  # made, and found again
+        training, _ = open_training_data(Corpus(file), tokenizer, options(64, chat=True), Corpus(file))
+        said = "10 examples, 10 dropped, refused by the chat template (System role not supported)."
+        assert len(training) == 10 and said in caplog.text
+        caplog.clear()
+    file.write_text(json.dumps(CONVERSATION))
+    with pytest.raises(
+        ValueError, match=r"No answer in .*strict.jsonl can be used: 2 dropped, refused .*\(System role"
+    ):
+        open_training_data(Corpus(file), tokenizer, options(64, chat=True), Corpus(file))
 
 
 def test_bad_input_is_named(corpus, conversations, tokenizer, options, tmp_path, monkeypatch):
