@@ -33,6 +33,7 @@ from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sources import public_name
 from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, token_names
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size, write_tokenizer
+from modeling_treediff.text.unknown_tokens import unknown_id, warn_of_unknown
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
 
 from .options.build_tree import NewTree, Similarity, Vocabulary
@@ -165,6 +166,8 @@ def count_tokens(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, v
     """Count the tokens of documents, and which follows which; say how many rare neighbours did not fit."""
     bar = tqdm(documents, desc="text", unit=" texts", leave=False)
     counts = count_text(encode_documents(tokenizer, bar), vocab_size)
+    if (unknown := unknown_id(tokenizer)) is not None:
+        warn_of_unknown(int(counts.token_counts[unknown]), int(counts.token_counts.sum()), "The text")
     if counts.dropped:
         print(f"text: {counts.dropped} of {counts.token_counts.sum()} neighbours left out, of the rarest kinds")
     return counts

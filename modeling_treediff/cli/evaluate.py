@@ -81,7 +81,10 @@ def as_table(results: dict[str, LikelihoodResult], protocol: str) -> Table:
     shown = Table(
         title="Bounds on the likelihood (± and ranges: 95 % Monte Carlo intervals)",
         title_justify="left",
-        caption=f"Protocol: {protocol}. Bits per byte count the nats of EOS, and no byte for it.",
+        caption="\n".join(
+            [f"Protocol: {protocol}. Bits per byte count the nats of EOS, and no byte for it."]
+            + [f"* {text}: {result.warning}." for text, result in results.items() if result.warning]
+        ),
         caption_justify="left",
     )
     shown.add_column("text", overflow="fold")
@@ -95,7 +98,7 @@ def as_table(results: dict[str, LikelihoodResult], protocol: str) -> Table:
             f"{result.num_bytes:,}",
             spread(result.nelbo, result.confidence_interval),
             f"≤ {result.perplexity:.4g} ({low:.4g}–{high:.4g})",
-            spread(result.bits_per_byte, result.bits_per_byte_interval),
+            spread(result.bits_per_byte, result.bits_per_byte_interval) + " *" * bool(result.warning),
             " + ".join(f"{nats:.3f}" for nats in result.level_losses),
         )
     return shown

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from modeling_treediff.files.sources import public_name
 from modeling_treediff.hub import weights_sha256, write_card
 from modeling_treediff.text import Corpus, unigram_entropy
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer, tokenizer_facts, tokenizer_size
+from modeling_treediff.text.unknown_tokens import count_unknown, unknown_note
 from modeling_treediff.training import (
     TrainingConfig,
     TrainingResult,
@@ -64,7 +66,7 @@ def run(
     result = train(network, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
         origin = provenance(options.license, model.source, text, corpus, held_out)
-        report(network, result, unigram_entropy(validation.counted_ids), config, origin)
+        report(network, result, text_facts(validation.counted_ids, tokenizer), config, origin)
         write_card(network, config.output_dir)
     PartialState().wait_for_everyone()  # a process that left while another still worked could die of its connections
     PartialState().destroy_process_group()
@@ -144,26 +146,33 @@ def provenance(
 def report(
     model: TreeDiffForDiffusionLM,
     result: TrainingResult,
-    entropy: float,
+    text: dict[str, Any],
     config: TrainingConfig,
     provenance: dict[str, Any],
 ) -> None:
-    """Write `result.json` and print what it says."""
+    """Write `result.json` and print what it says; `text` are the `text_facts` of what was held out."""
     settings = {
         "steps": config.max_steps,
         "loss_chunk": config.loss_chunk,
         "recompute_mlp": config.recompute_mlp,
     }
     facts = {"weights_sha256": weights_sha256(config.output_dir), **provenance, **model_facts(model), **settings}
-    facts |= measured_facts(result) | {"unigram_entropy": entropy}
+    facts |= measured_facts(result) | text
     write_record(config.output_dir / "result.json", facts, config.seed)
     bound = result.validation
+    note = unknown_note(text["num_unknown"], bound.num_tokens)
     print(
         f"\n{memory_report(result.peak_memory_of_phases)}"
         f"\nvalidation NELBO {bound.value:.3f} +- {bound.standard_error:.3f} nats/token, perplexity <= "
-        f"{bound.perplexity:.1f}, on {bound.num_tokens} tokens; unigram entropy of the held-out text {entropy:.3f}\n"
+        f"{bound.perplexity:.1f}, on {bound.num_tokens} tokens; unigram entropy of the held-out text "
+        f"{text['unigram_entropy']:.3f}{note and f'; {note}'}\n"
         f"{result.seconds:.0f} s for {config.max_steps} steps; model in {config.output_dir}"
     )
+
+
+def text_facts(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what a record says of the tokens (N,) that are measured."""
+    return {"unigram_entropy": unigram_entropy(token_ids), "num_unknown": count_unknown(token_ids, tokenizer)}
 
 
 def model_facts(model: TreeDiffForDiffusionLM) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import NelboEstimate, NelboStep, TreeDiffForDiffusionLM
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
+from modeling_treediff.text.unknown_tokens import count_unknown, unknown_note
 
 from .intervals import Interval, exponential, finite, normal_interval
 from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
@@ -100,12 +101,18 @@ class LikelihoodResult:
         """Bits per byte that one nat per token makes."""
         return self.num_tokens / (math.log(2) * self.num_bytes)
 
+    @property
+    def warning(self) -> str:
+        """What keeps the figures from being compared, in a sentence: unknown tokens; "" if nothing does."""
+        return unknown_note(self.num_unknown, self.num_tokens)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures under their names, ready for JSON: what is not finite becomes None."""
+        """Return all figures under their names, ready for JSON: what is not finite, or no warning, becomes None."""
         facts = asdict(self) | {"level_losses": list(self.level_losses)}
         facts["protocol"]["description"] = str(self.protocol)
         for name in ("perplexity", "perplexity_standard_error", "bits_per_byte", "bits_per_byte_standard_error"):
             facts[name] = getattr(self, name)
+        facts["warning"] = self.warning or None
         for name in ("confidence_interval", "perplexity_interval", "bits_per_byte_interval"):
             facts[name] = [finite(end) for end in getattr(self, name)]
         return {name: finite(value) for name, value in facts.items()}
@@ -158,7 +165,7 @@ def evaluate_texts(
         level_losses=levels,
         num_texts=len(texts),
         num_tokens=len(token_ids),
-        num_unknown=_count_unknown(token_ids, tokenizer),
+        num_unknown=count_unknown(token_ids, tokenizer),
         num_bytes=sum(len(text.encode()) for text in texts),
         num_windows=len(windows),
         protocol=protocol,
@@ -212,9 +219,3 @@ def _pool(estimates: list[NelboEstimate]) -> tuple[float, float, tuple[float, ..
     error = np.linalg.norm(share * [estimate.standard_error for estimate in estimates])
     levels = share @ np.array([estimate.level_losses for estimate in estimates])
     return float(value), float(error), tuple(levels.tolist())
-
-
-def _count_unknown(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Count unknown tokens; byte-level vocabularies often name their EOS as such, though nothing is unknown to them."""
-    unknown = tokenizer.unk_token_id
-    return 0 if unknown in (None, tokenizer.eos_token_id) else int((token_ids == unknown).sum())

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text import encode_documents, tokenize_pieces
+from modeling_treediff.text.unknown_tokens import count_unknown, warn_of_unknown
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos
     if eos and tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no eos_token to put after each text: use a protocol with eos=False.")
     pieces = tokenize_pieces(enumerate(texts), tokenizer, eos, whole=True)
-    return np.concatenate([piece.token_ids for piece in pieces]).astype(np.int64)
+    row = np.concatenate([piece.token_ids for piece in pieces]).astype(np.int64)
+    warn_of_unknown(count_unknown(row, tokenizer), len(row), f"The texts, which begin {texts[0][:30]!r}")
+    return row
 
 
 def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:

@@ -73,12 +73,16 @@ def _evaluation_results(record: Mapping[str, Any]) -> Iterator[EvalResult]:
 def _results(measured: Mapping[str, Any], source: Mapping[str, Any], limit: int | None = None) -> Iterator[EvalResult]:
     """Yield what was measured on a text, or on its first `limit` documents, unrounded."""
     part = f", of the first {limit:,} documents" if limit else ""
+    unknown = number(measured, "num_unknown")
+    if unknown:
+        part += f", with {unknown:,} unknown tokens"
     nats = number(measured, "nelbo")
     error = number(measured, "nelbo_standard_error") or number(measured, "standard_error")
     metrics = {
         "perplexity": ("Perplexity, upper bound", None if nats is None else _finite_exp(nats)),
         "nelbo": ("NELBO, nats per token", nats),
-        "bits_per_byte": ("Bits per byte, upper bound", number(measured, "bits_per_byte")),
+        # Results of other tokenizers' models stand beside these: with unknown tokens bits per byte do not compare.
+        "bits_per_byte": ("Bits per byte, upper bound", None if unknown else number(measured, "bits_per_byte")),
     }
     for kind, (name, value) in metrics.items():
         if value is not None:

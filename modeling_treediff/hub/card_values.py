@@ -86,7 +86,7 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
         "nelbo": _with_error(nats, error, " nats per token"),
         "level_losses": " + ".join(_figure(nats) for nats in record.get("level_losses", [])) or NOT_MEASURED,
         "perplexity": _bound(perplexity, None if perplexity is None or error is None else perplexity * error),
-        "validation_tokens": _count(record, "validation_tokens"),
+        "validation_tokens": _count(record, "validation_tokens") + _unknown(record),
         "unigram_entropy": _with_error(number(record, "unigram_entropy"), None, " nats per token"),
         "training_speed": speed,
         "peak_memory": _memory(record),
@@ -112,7 +112,9 @@ def _evaluation_row(row: Mapping[str, Any], limit: int | None) -> str:
     bounds = [_in_interval(number(row, name), row.get(interval)) for name, interval in figures]
     bits = _in_interval(number(row, "bits_per_byte"), row.get("bits_per_byte_interval"))
     text = _source(row["source"]) + (f", first {limit:,} documents" if limit else "")
-    return f"| {text} | {_count(row, 'num_tokens')} | {bounds[0]} | {bounds[1]} | {bits} |"
+    if unknown := _unknown(row):
+        bits += ", not comparable with other tokenizers'"
+    return f"| {text} | {_count(row, 'num_tokens')}{unknown} | {bounds[0]} | {bounds[1]} | {bits} |"
 
 
 def _run_values(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
@@ -160,6 +162,11 @@ def _in_interval(value: float | None, interval: Sequence[object] | None) -> str:
 def _count(record: Mapping[str, Any], name: str) -> str:
     value = number(record, name)
     return NOT_MEASURED if value is None else f"{value:,}"
+
+
+def _unknown(record: Mapping[str, Any]) -> str:
+    unknown = number(record, "num_unknown")
+    return f", of which {unknown:,} unknown to the tokenizer" if unknown else ""
 
 
 def _rounded(count: int) -> str:

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 from helpers.cards import numbers, record, section
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from modeling_treediff.hub.card import render_card
@@ -34,6 +35,22 @@ def test_a_number_in_a_record_is_the_cards(loaded, checkpoint, name, path):
     inner[path[-1]] = None  # as JSON has what was not finite
     (checkpoint / name).write_text(json.dumps(changed))
     assert len(numbers(render_card(loaded, checkpoint))) < len(numbers(before))
+
+
+def test_unknown_tokens_stand_beside_the_figures_that_they_spoil(loaded, checkpoint):
+    measured = record(checkpoint, "evaluation.json")
+    measured["texts"][0]["num_unknown"] = 17
+    (checkpoint / "evaluation.json").write_text(json.dumps(measured))
+    (checkpoint / "result.json").write_text(json.dumps(record(checkpoint) | {"num_unknown": 23}))
+    card = render_card(loaded, checkpoint)
+    spoilt, other = section(card, "Likelihood of further texts").strip().splitlines()[2:4]
+    assert "of which 17 unknown" in spoilt and "not comparable" in spoilt and "unknown" not in other
+    assert "of which 23 unknown to the tokenizer" in section(card, "Training")
+    names = [(result.dataset_name, result.metric_name) for result in ModelCard(card).data.eval_results]
+    first, second = (row["source"]["name"] for row in measured["texts"][:2])
+    assert sum(name.startswith("Bits per byte") for text, name in names if text == first) == 0
+    assert sum(name.startswith("Bits per byte") for text, name in names if text == second) == 1
+    assert all("17 unknown tokens" in name for text, name in names if text == first)
 
 
 def test_what_a_record_holds_cannot_break_a_table_or_be_a_tag(loaded, checkpoint):

@@ -20,12 +20,14 @@ from modeling_treediff.text import (
 )
 from modeling_treediff.text.cached_tokens import CacheEntry, Chunk, cached_tokens
 from modeling_treediff.text.tokenizing import TokenPiece, end_of_sequence, token_type
+from modeling_treediff.text.unknown_tokens import count_unknown, warn_of_unknown
 
 from .chat import EXAMPLES, NOT_FOUND, REFUSED, chat_windows, check_chat_template
 from .options import DataOptions
 from .streaming import StreamedWindows
 
 TRAINING, HELD_OUT = "training", "held_out"
+TOKENS, UNKNOWN = "tokens", "unknown tokens"  # counts of a text
 STREAMED_HELD_OUT_WINDOWS = 512
 
 Windows = TokenWindows | StreamedWindows  # what a run trains on
@@ -121,21 +123,31 @@ def _cached(
             types["segment_ids"] = np.dtype(np.uint32)
         make = partial(_document_chunks, corpus, tokenizer, options.separate_documents, hold_out_every)
     entry = cached_tokens(facts, types, make, options.cache_folder)
-    found = {name: count for name, count in entry.counts.items() if count}
-    if options.chat and found.keys() - {EXAMPLES} and PartialState().is_main_process:
-        logger.warning(
-            "Not all answers in %s are used whole in windows of %d tokens: %s.",
-            corpus,
-            options.sequence_length,
-            _listed(found),
-        )
+    if PartialState().is_main_process:
+        _warn(entry.counts, str(corpus), options)
     return entry
+
+
+def _warn(counts: Mapping[str, int], name: str, options: DataOptions) -> None:
+    """Tell what of a text is not learned as it stands there."""
+    warn_of_unknown(counts.get(UNKNOWN, 0), counts.get(TOKENS, 0), name)
+    answers = {what: count for what, count in counts.items() if count and what not in (TOKENS, UNKNOWN)}
+    if options.chat and answers.keys() - {EXAMPLES}:
+        length = options.sequence_length
+        logger.warning(
+            "Not all answers in %s are used whole in windows of %d tokens: %s.", name, length, _listed(answers)
+        )
 
 
 def _listed(counts: Mapping[str, int]) -> str:
     """Say how many answers became examples, then what became of the others."""
     order = sorted(counts, key=lambda name: (name != EXAMPLES, name))
     return ", ".join(f"{counts[name]} {name}" for name in order)
+
+
+def _count_tokens(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> None:
+    counts[TOKENS] += len(token_ids)
+    counts[UNKNOWN] += count_unknown(token_ids, tokenizer)
 
 
 def _columns_of(piece: TokenPiece, separate_documents: bool) -> dict[str, np.ndarray]:
@@ -154,7 +166,7 @@ def _document_chunks(
     counts: Counter[str],
 ) -> Iterator[Chunk]:
     for piece in tokenize_pieces(corpus.documents(), tokenizer):
-        counts["documents"] += piece.offset == 0
+        _count_tokens(piece.token_ids, tokenizer, counts)
         part = HELD_OUT if is_held_out(piece.document, hold_out_every) else TRAINING
         yield part, _columns_of(piece, separate_documents)
 
@@ -169,6 +181,7 @@ def _chat_chunks(
     for number, row in enumerate(corpus.rows()):
         part = HELD_OUT if is_held_out(number, hold_out_every) else TRAINING
         for window in chat_windows(row, number, tokenizer, options.sequence_length, options.pad_answers, counts):
+            _count_tokens(window["input_ids"], tokenizer, counts)
             yield part, window
     if not counts[EXAMPLES] and any(name.startswith(REFUSED) for name in counts):
         raise ValueError(
