@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.constraints import TokenConstraints
+from modeling_treediff.files.utf8 import check_utf8
 from modeling_treediff.text import decode_nodes
 from modeling_treediff.text.mask_token import nodes_with_gaps
 from modeling_treediff.text.token_kinds import LINES, printable
@@ -89,6 +90,7 @@ def starting_nodes(
     tokenizer: PreTrainedTokenizerBase, mask_token_id: int, prompt: str | None, infill: str | None
 ) -> torch.Tensor | None:
     """Return the (1, T) nodes to start from: the tokens of a prompt, or of a text whose every _ is open."""
+    check_utf8(infill or prompt or "")
     if infill is not None:
         node_ids = nodes_with_gaps(infill, tokenizer, mask_token_id)
         if mask_token_id not in node_ids:

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.files.utf8 import check_utf8
 from modeling_treediff.text.mask_token import refuse_mask
 
 PIECE_CHARACTERS = 2**18  # longer documents are tokenised in pieces
@@ -49,7 +50,8 @@ def tokenize_pieces(
             white space, where tokens of most tokenizers begin anyway.
 
     Raises:
-        ValueError: EOS is asked for and the tokenizer has none, or a text holds the tokenizer's mask.
+        ValueError: EOS is asked for and the tokenizer has none, or a text holds the tokenizer's mask or is no
+            Unicode.
 
     """
     end = [end_of_sequence(tokenizer)] if eos else []
@@ -107,6 +109,7 @@ def _cut_documents(documents: Iterable[tuple[int, str]], whole: bool) -> Iterato
     for number, text in documents:
         pieces = [text] if whole else cut_text(text, PIECE_CHARACTERS)
         for index, piece in enumerate(pieces, 1):
+            check_utf8(piece)
             yield number, piece, index == len(pieces)
 
 

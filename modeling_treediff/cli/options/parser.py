@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
+from modeling_treediff.files.utf8 import check_utf8
+
 from .fields import flag_of
 from .files import words_of_file
 
@@ -78,6 +80,8 @@ class OptionParser(HfArgumentParser):
         try:
             switches = [flag for one in self._actions if one.nargs == 0 for flag in one.option_strings]
             from_file = [] if file is None else [*words_of_file(file, switches), f"--config={file}"]
+            for word in (*from_file, *line):
+                check_utf8(word)
             _, *read, unknown = self.parse_args_into_dataclasses(
                 [*from_file, *line], return_remaining_strings=True, look_for_args_file=False
             )
