@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from modeling_treediff.files.sources import check_source
 from modeling_treediff.text.tree_tokenizer import most_rows
 
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -56,6 +57,8 @@ def load_embeddings(
         return _read_npy(path, vocab_size)
     if path.suffix != ".safetensors" and path.is_file():
         raise ValueError(f"{path} has an unknown ending; known: .npy, .safetensors.")
+    if not path.is_file() and not hub_kwargs:
+        check_source(os.fspath(source), "checkpoint")
     try:
         checkpoint = _Checkpoint(source, hub_kwargs)
         return checkpoint.read(tensor or checkpoint.find_embeddings(vocab_size), vocab_size)

@@ -30,7 +30,8 @@ from modeling_treediff.building.balanced import (
 )
 from modeling_treediff.building.extension import extend_tree
 from modeling_treediff.files.atomic_files import update_folder
-from modeling_treediff.files.sources import public_name
+from modeling_treediff.files.sample import find_tree
+from modeling_treediff.files.sources import check_source, public_name
 from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, token_names
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size, write_tokenizer
 from modeling_treediff.text.unknown_tokens import unknown_id, warn_of_unknown
@@ -101,7 +102,9 @@ def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
     """Return the tokenizer asked for; an impossible tree is refused before any long work."""
     size = job.vocabulary.train_tokenizer
     if size is None:
-        return load_tokenizer(str(job.vocabulary.tokenizer), job.vocabulary.trust_remote_code)
+        return load_tokenizer(
+            check_source(str(job.vocabulary.tokenizer), "tokenizer"), job.vocabulary.trust_remote_code
+        )
     shape(job, size)
     return train_tokenizer(
         tqdm(read(job.similarity.text or [], job.dataset), desc="words", unit=" texts", leave=False), size
@@ -110,6 +113,7 @@ def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
 
 def extend(name: str, tokenizer: PreTrainedTokenizerBase, job: Job) -> VocabularyTree:
     """Add the tokens that the tokenizer has and the tree of this name has not."""
+    name = find_tree(name)
     tree, vocab_size = VocabularyTree.from_pretrained(name), tokenizer_size(tokenizer)
     if vocab_size <= tree.vocab_size:
         raise ValueError(f"{name} has {tree.vocab_size} tokens and the tokenizer {vocab_size}: none is new.")

@@ -8,6 +8,7 @@ from modeling_treediff.building import build_tree, reduce_embeddings
 from modeling_treediff.building.balanced import smallest_branching
 from modeling_treediff.conversion import Source, check_same_vocabulary, convert, load_source, load_tokenizer
 from modeling_treediff.files.sample import FLAT, find_tree
+from modeling_treediff.files.sources import check_source
 from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text.tree_tokenizer import tokenizer_facts, tokenizer_size
 
@@ -19,7 +20,7 @@ DEPTH = 2  # of a tree that is built here
 
 def run(conversion: Conversion, process: Process) -> None:
     """Convert and save."""
-    source = load_source(conversion.checkpoint, conversion.trust_remote_code)
+    source = load_source(check_source(conversion.checkpoint, "checkpoint"), conversion.trust_remote_code)
     tree = get_tree(conversion.tree, source, conversion.trust_remote_code)
     torch.manual_seed(conversion.seed)
     model, report = convert(source, tree, conversion.layers, **vars(process))

@@ -20,6 +20,7 @@ from modeling_treediff.building import (
 )
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.files.sample import find_tree
+from modeling_treediff.files.sources import check_source
 from modeling_treediff.text import (
     find_tokens,
     leading_tokens,
@@ -97,7 +98,7 @@ def find_tokenizer(tree: str, inspected: InspectedTree, needed: bool) -> PreTrai
             raise ValueError(f"Reading a text needs --tokenizer; there is none in {tree}.")
         print("No tokenizer beside the tree: tokens are shown by id (see --tokenizer).", file=sys.stderr)
         return None
-    return load_tokenizer(name or tree, inspected.trust_remote_code)
+    return load_tokenizer(check_source(name or tree, "tokenizer"), inspected.trust_remote_code)
 
 
 def count(

@@ -13,7 +13,7 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import write_record
 from modeling_treediff.files.sample import FLAT, TRAINING_TEXT, VALIDATION_TEXT, find_tree, sample_folder
-from modeling_treediff.files.sources import public_name
+from modeling_treediff.files.sources import check_source, public_name
 from modeling_treediff.hub import weights_sha256, write_card
 from modeling_treediff.text import Corpus, unigram_entropy
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer, tokenizer_facts, tokenizer_size
@@ -93,7 +93,11 @@ def load_tree(
 ) -> tuple[VocabularyTree, PreTrainedTokenizerBase, dict[str, Any]]:
     """Return the tree, the tokenizer whose tokens are its leaves, and the other fields of a new model's config."""
     name = find_tree(model.tree)
-    source = model.tokenizer or (str(sample_folder()) if name == FLAT else name)
+    source = (
+        check_source(model.tokenizer, "tokenizer")
+        if model.tokenizer
+        else (str(sample_folder()) if name == FLAT else name)
+    )
     tokenizer = load_tokenizer(source, trust_remote_code)
     if name == FLAT:
         origin = Path(source).name if Path(source).is_dir() else source

@@ -2,7 +2,18 @@
 
 from pathlib import Path
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of whichever HTTP library it uses
+    RepositoryNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+
+SECONDS_TO_ANSWER = 10.0  # for the Hub
 
 
 def public_name(source: str) -> str:
@@ -15,21 +26,41 @@ def public_name(source: str) -> str:
     return path.expanduser().resolve().name if local else source
 
 
-def check_source(name: str, what: str) -> str:
-    """Return the name of a folder or of a Hub repository as it is.
+def check_source(name: str, what: str, repo_type: str = "model") -> str:
+    """Return the name of a folder or of a Hub repository as it is; the Hub is asked once, and not for what is cached.
 
     Args:
         name: what a user typed.
         what: the thing that it should name, such as "model", for the error.
+        repo_type: of a repository: "model" or "dataset".
 
     Raises:
-        OSError: no folder is there, and the name is none that the Hub would take.
+        OSError: neither a folder nor a repository of this name can be found.
 
     """
-    if not Path(name).is_dir():
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            said = f"There is no folder {name}: name the folder of a {what}, or user/name on the Hub."
-            raise OSError(said) from error
+    if Path(name).is_dir():
+        return name
+    missing = f"There is no folder or Hub repository {name}: name the folder of a {what}, or user/name on the Hub"
+    try:
+        validate_repo_id(name)
+        if not _is_cached(name, repo_type):
+            HfApi().repo_info(name, repo_type=repo_type, timeout=SECONDS_TO_ANSWER)
+    except GatedRepoError:
+        return name  # it is there; whoever loads it is told how to ask for access
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise OSError(f"{missing}.") from error
+    except HfHubHTTPError:
+        return name  # the Hub has a trouble of its own, which loading tells
+    except (HTTPError, OSError) as error:
+        raise OSError(f"{missing} (which cannot be reached: only what was downloaded before is found).") from error
     return name
+
+
+def _is_cached(name: str, repo_type: str) -> bool:
+    """Tell whether something of a repository was downloaded before, by the Hub's library or by `datasets`."""
+    folders = [Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)]
+    if repo_type == "dataset":
+        from datasets.config import HF_DATASETS_CACHE
+
+        folders.append(Path(HF_DATASETS_CACHE) / name.replace("/", "___"))
+    return any(folder.is_dir() for folder in folders)

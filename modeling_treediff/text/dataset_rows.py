@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from modeling_treediff.files.kinds import ARCHIVE_ERRORS, DOCUMENT_BOUNDS, FileKind
+from modeling_treediff.files.sources import check_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -34,6 +35,7 @@ def iterate_rows(
 
     Raises:
         ImportError: the package `datasets` is not there.
+        OSError: nothing of this name.
         ValueError: a file that is not of its kind, or bounds for what is no text.
 
     """
@@ -52,7 +54,7 @@ def dataset_builder(
     with _plain_errors(source):
         from datasets import load_dataset_builder
 
-        return load_dataset_builder(os.fspath(source), configuration, **_text_options(bounds))
+        return load_dataset_builder(_checked(source), configuration, **_text_options(bounds))
 
 
 def _open_dataset(
@@ -60,11 +62,15 @@ def _open_dataset(
 ) -> "Dataset | IterableDataset":
     from datasets import load_dataset
 
-    name = os.fspath(source)
     if kind is not None:
-        return load_dataset(kind.format, data_files=name, split="train", streaming=True)
+        return load_dataset(kind.format, data_files=os.fspath(source), split="train", streaming=True)
     sliced = bool(set(split) & set("[+"))  # such as train[:10%] or train+test, which datasets does not stream
-    return load_dataset(name, configuration, split=split, streaming=not sliced, **_text_options(bounds))
+    return load_dataset(_checked(source), configuration, split=split, streaming=not sliced, **_text_options(bounds))
+
+
+def _checked(source: str | os.PathLike[str]) -> str:
+    name = os.fspath(source)
+    return name if "://" in name else check_source(name, "dataset", "dataset")
 
 
 def _text_options(bounds: str | None) -> dict[str, str]:

@@ -18,10 +18,3 @@ def test_a_model_of_another_kind_is_refused(command, tmp_path):
     GPT2Config().save_pretrained(tmp_path)
     ran = run_here(*COMMANDS[command](str(tmp_path)))
     assert last_line(ran).endswith(f"{tmp_path} is a gpt2 model, not one of treediff.")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_path_without_a_folder_is_refused(command):
-    assert "There is no folder no/such/folder: name the folder of" in last_line(
-        run_here(*COMMANDS[command]("no/such/folder"))
-    )
