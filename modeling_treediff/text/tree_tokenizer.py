@@ -25,6 +25,11 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, **hub_kwargs: Any
                 f"The tokenizer of {name} brings code of its own. If you trust its authors, run it by "
                 "--trust-remote-code (trust_remote_code=True)."
             ) from error
+        if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):  # as `save_pretrained` of a model leaves it
+            raise OSError(
+                f"No tokenizer could be loaded from {name}: this folder has none. Save the one that its model or tree "
+                "was made with there, by its save_pretrained; `save_checkpoint` saves both."
+            ) from error
         raise OSError(f"No tokenizer could be loaded from {name}: {error}") from error
 
 

@@ -117,3 +117,23 @@ def test_code_of_others_runs_where_it_is_trusted_alone(tmp_path):
     assert not (tmp_path / "ran").exists()
     assert load_tokenizer(str(tmp_path), trust_remote_code=True).get_vocab() == {"a": 0, "b": 1}
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("saved", ["a model, as a merged adapter is", "a tree", "nothing"])
+def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path, saved):
+    tokenizer, tree = numbered_words(30), random_tree(30, branching=6, depth=2)
+    model = tiny_model(tree)
+    if saved.startswith("a model"):
+        model.save_pretrained(tmp_path)
+    elif saved == "a tree":
+        tree.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=f"from {tmp_path}: this folder has none. Save .*`save_checkpoint` saves both"):
+        load_tokenizer(str(tmp_path))
+    if saved.startswith("a model"):
+        with pytest.raises(OSError, match="this folder has none"):
+            load_model(str(tmp_path))
+        save_checkpoint(model, tmp_path, tokenizer)
+        assert len(load_model(str(tmp_path))[1]) == 31
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(OSError, match="No tokenizer could be loaded from (?!.*has none)"):
+        load_tokenizer(str(tmp_path))
