@@ -3,6 +3,7 @@
 Shape legend: B windows of a batch, T tokens per window.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class DiffusionCollator:
 
     All noise of a window depends on the seed and its `position` alone, its number in the whole run: never on the batch
     it comes in, nor on the number of processes or loader workers. Without `position` in the features, as in HF's
-    Trainer, a batch gets consecutive positions from a start that torch's global generator draws.
+    Trainer, torch's global generator draws a start, and batches that processes make at once take turns from there: where
+    all have one seed, as the Trainer sets it, their positions together are consecutive.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class DiffusionCollator:
         if "position" in features[0]:
             positions = [int(feature["position"]) for feature in features]
         else:
-            start = int(torch.randint(2**62, ()))
-            positions = list(range(start, start + len(features)))
+            rank, processes = _process()
+            start = int(torch.randint(2**62, ())) + rank
+            positions = list(range(start, start + processes * len(features), processes))
         times = self.schedule.place_times(torch.from_numpy(time_uniforms(self.seed, positions)), self.sampling_eps)
         batch = corrupt(
             columns["input_ids"],
@@ -76,6 +79,15 @@ class DiffusionCollator:
         )
         forwarded = {name: columns[name] for name in FORWARDED if name in columns}
         return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps} | forwarded
+
+
+def _process() -> tuple[int, int]:
+    """Return this process's number and how many there are; a loader's worker, which joins no group, from what it has
+    inherited.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def time_uniforms(seed: int, positions: Sequence[int]) -> np.ndarray:

@@ -82,6 +82,19 @@ def test_features_without_a_position_are_noised_by_the_global_generator(tree, wi
     assert equal(batches[0], batches[1]) and not equal(batches[0], batches[2])
 
 
+def test_a_worker_that_joins_no_group_knows_its_process_by_what_the_launcher_set(tree, windows, monkeypatch):
+    """Two processes with one seed and 8 windows each draw what one process draws for 16."""
+    collate, rows = DiffusionCollator(tree, SequentialSchedule(2)), [{"input_ids": row} for row in windows.input_ids]
+    torch.manual_seed(0)
+    alone, parts = collate(rows[:16]), []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        torch.manual_seed(0)
+        parts.append(collate(rows[rank:16:2]))
+    assert equal(alone, {name: torch.stack([part[name] for part in parts], 1).flatten(0, 1) for name in alone})
+
+
 @pytest.mark.parametrize("count", [16, 100, 512])
 @pytest.mark.parametrize("start", [0, 12345, FAR])
 def test_times_of_consecutive_windows_are_spread_evenly(start, count):

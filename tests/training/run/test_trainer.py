@@ -2,7 +2,10 @@
 
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import socket
 
 import pytest
 import torch
@@ -16,7 +19,9 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.training import DiffusionCollator
+from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +110,56 @@ def test_mixed_precision_is_close_to_fp32(tmp_path, tree, windows):
         runs[-1].train()
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=0.02) and losses(runs[0]) != losses(runs[1])
     assert {value.dtype for value in runs[1].model.parameters()} == {torch.float32}
+
+
+def times_of_a_process(rank, folder, workers, windows):
+    """What a process of two draws under the Trainer, after it has set the seed."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ[name] = str(value)
+    os.environ["MASTER_PORT"] = (folder / "port").read_text()
+    times = []
+
+    class Recorded(Trainer):
+        def training_step(self, model, inputs, *more):
+            times.append(inputs["timesteps"])
+            return super().training_step(model, inputs, *more)
+
+    model = tiny_model(random_tree(100, 5, 3))
+    arguments = TrainingArguments(
+        str(folder / str(rank)), report_to=[], use_cpu=True, disable_tqdm=True, max_steps=2, save_strategy="no",
+        per_device_train_batch_size=16, dataloader_num_workers=workers,
+    )  # fmt: skip
+    Recorded(
+        model, arguments, train_dataset=windows, data_collator=DiffusionCollator(model.tree, model.schedule)
+    ).train()
+    torch.save(torch.stack(times), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_draw_different_times_that_are_spread_as_those_of_one(tmp_path, windows, workers):
+    """Without workers their generators are equal; the times of a step leave no gap that 32 of one process would not."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    context = multiprocessing.get_context("fork")
+    both = [
+        context.Process(target=times_of_a_process, args=(rank, tmp_path, workers, windows.remove_columns("position")))
+        for rank in (0, 1)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for step in range(2):
+        together = torch.cat([first[step], second[step]]).sort().values
+        assert len(together.unique()) == 32
+        if workers == 0:  # with workers the Trainer gives every process a seed of its own
+            uniform = (together - TRAINING_SAMPLING_EPS) / (1 - TRAINING_SAMPLING_EPS)
+            assert uniform.diff(append=uniform[:1] + 1).max() <= (1 + 2 / 5**0.5) / 32 + 1e-6
+    assert not torch.equal(first[0], first[1])
 
 
 @pytest.fixture
