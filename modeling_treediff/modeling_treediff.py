@@ -240,12 +240,12 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         Tokens share what their clusters know; the root's vector gives attention a constant for positional patterns.
         """
         level_D = torch.arange(self.config.tree_depth + 1, device=input_ids.device)
-        tree = self.tree
-        depth_BT1 = tree.depth[input_ids][..., None]
-        above_BTD = tree.ancestors[tree.representative[input_ids]]
-        path_BTD = torch.where(level_D < depth_BT1, above_BTD, input_ids[..., None])
-        # One lookup for all levels: a lookup each would add up as many gradients of the whole table.
-        return (self.embed_nodes(path_BTD) * (level_D <= depth_BT1)[..., None]).sum(dim=2)
+        tree, node_BT1 = self.tree, input_ids[..., None]
+        depth_BT1, above_BTD = tree.depth[node_BT1], tree.ancestors[tree.representative[input_ids]]
+        path_BTD = torch.where(level_D < depth_BT1, above_BTD, node_BT1)
+        # One lookup, since each adds up gradients of the whole table. NEFTune scales noise by the shape (B, T D, E).
+        vector_BTDE = self.embed_nodes(path_BTD.flatten(1)).unflatten(1, path_BTD.shape[1:])
+        return (vector_BTDE * (level_D <= depth_BT1)[..., None]).sum(dim=2)
 
 
 class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):  # type: ignore[misc]
@@ -294,8 +294,10 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             **kwargs: switches of other models, ignored.
 
         Raises:
-            ValueError: labels without timesteps, timesteps of 16 bits, or ids outside the tree.
+            ValueError: labels without timesteps or the reverse, timesteps of 16 bits, or ids outside the tree.
         """
+        if labels is None and timesteps is not None:
+            raise ValueError("The loss needs `labels` beside `timesteps`: leave out label smoothing and other losses.")
         hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         if labels is None or not self.training:
@@ -314,7 +316,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """Return the (B, T, D) terms of the bound, in nats."""
         check_tensors("labels", labels, input_ids=input_ids)
         if not isinstance(timesteps, torch.Tensor) or timesteps.shape != labels.shape[:1]:
-            raise ValueError("The loss needs `timesteps`, one for each text, beside `labels`: `corrupt` returns both.")
+            raise ValueError("The loss needs `timesteps`, one for each text, beside `labels`, as of corrupt(...).")
         if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
             hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
             raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
@@ -351,7 +353,7 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Return `token_log_probs` as logits (B, T, V); with labels, what the diffusion model's `forward` returns."""
-        if labels is not None:
+        if labels is not None or timesteps is not None:
             return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 

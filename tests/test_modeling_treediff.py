@@ -239,6 +239,8 @@ def test_bad_calls_say_what_is_wrong():
             model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=dtype))
     with pytest.raises(ValueError, match="labels must be whole numbers .* got torch.float32"):
         model(torch.tensor([[20]]), labels=torch.ones(1, 1), timesteps=torch.ones(1))
+    with pytest.raises(ValueError, match="needs `labels` beside `timesteps`"):
+        model(torch.tensor([[20]]), timesteps=torch.ones(1))
     with pytest.raises(ValueError, match="extend_tree, then from_tree"):
         model.resize_token_embeddings(30)
     for fields, message in (

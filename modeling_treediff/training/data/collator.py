@@ -25,8 +25,9 @@ class DiffusionCollator:
 
     All noise of a window depends on the seed and its `position` alone, its number in the whole run: never on the batch
     it comes in, nor on the number of processes or loader workers. Without `position` in the features, as in HF's
-    Trainer, torch's global generator draws a start, and batches that processes make at once take turns from there: where
-    all have one seed, as the Trainer sets it, their positions together are consecutive.
+    Trainer, torch's global generator draws a start, and processes take turns from there: where all have one seed, as
+    the Trainer sets it, the positions of their batches together are consecutive. The Trainer hands on `position` and
+    `fixed_mask` only with `remove_unused_columns=False`.
     """
 
     def __init__(
@@ -82,9 +83,7 @@ class DiffusionCollator:
 
 
 def _process() -> tuple[int, int]:
-    """Return this process's number and how many there are; a loader's worker, which joins no group, from what it has
-    inherited.
-    """
+    """Return this process's number and how many there are, also in a loader's worker that joins no group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.training import DiffusionCollator
 from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
@@ -110,6 +110,36 @@ def test_mixed_precision_is_close_to_fp32(tmp_path, tree, windows):
         runs[-1].train()
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=0.02) and losses(runs[0]) != losses(runs[1])
     assert {value.dtype for value in runs[1].model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", [TreeDiffForDiffusionLM, TreeDiffForMaskedLM])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_losses_that_are_not_the_models_own_are_refused(tmp_path, windows, kind, depth):
+    """Label smoothing and a loss function take the labels away: logits of children are no distribution over tokens."""
+    tree = VocabularyTree.flat(100) if depth == 1 else random_tree(100, 5, depth)
+    smoothed = trainer(tiny_model(tree, kind), tmp_path, windows, label_smoothing_factor=0.1)
+    replaced = trainer(tiny_model(tree, kind), tmp_path, windows)
+    replaced.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs["logits"].mean()
+    for run in (smoothed.train, smoothed.evaluate, replaced.train):
+        with pytest.raises(ValueError, match="needs `labels` beside `timesteps`: leave out label smoothing"):
+            run()
+
+
+@pytest.mark.parametrize("node_embedding", ["path", "free"])
+def test_noise_of_neftune_is_as_large_as_in_other_models(tmp_path, tree, windows, node_embedding):
+    """Uniform in +-alpha / sqrt(T E) at each number of a token's embedding, so alpha^2 / (3 T E) is its variance."""
+    model, seen = tiny_model(tree, node_embedding=node_embedding, hidden_size=64), []
+    settings = {"learning_rate": 0.0, "per_device_train_batch_size": 32, "remove_unused_columns": False}
+    trained = trainer(model, tmp_path, windows, neftune_noise_alpha=5.0, save_strategy="no", **settings)
+    nodes = model.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    embeddings = model.model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    trained.train()
+    nodes.remove()
+    model.eval()(seen[0])
+    embeddings.remove()
+    noise = (seen[1] - seen[-1])[seen[0] < tree.vocab_size]
+    variance = 5.0**2 / (3 * 16 * 64)
+    assert noise.var().item() == pytest.approx(variance, rel=0.05) and noise.numel() > 5000
 
 
 def times_of_a_process(rank, folder, workers, windows):
