@@ -2,6 +2,7 @@
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
 from modeling_treediff.files.sources import check_source
@@ -13,10 +14,18 @@ def load_config(source: str) -> TreeDiffConfig:
 
     Raises:
         OSError: nothing is there.
-        ValueError: it is a model of another kind.
+        ValueError: it is an adapter, or a model of another kind.
 
     """
-    config = AutoConfig.from_pretrained(check_source(source, "saved model"), trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(check_source(source, "saved model"), trust_remote_code=False)
+    except ValueError as error:
+        if find_adapter_config_file(source) is None:
+            raise
+        said = (
+            f"{source} is an adapter, not a whole model: merge it into its model (docs/how_to/training.md), name that."
+        )
+        raise ValueError(said) from error
     if not isinstance(config, TreeDiffConfig):
         raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
     return config

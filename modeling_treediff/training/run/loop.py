@@ -29,7 +29,15 @@ from .curves import CURVES_NAME, draw_curves
 from .divergence import report_divergence
 from .identity import run_identity
 from .optimization import make_learning_rate, make_optimizer
-from .preflight import check_room, check_run, check_windows, check_workers, hold_folder, make_accelerator
+from .preflight import (
+    check_room,
+    check_run,
+    check_trainable,
+    check_windows,
+    check_workers,
+    hold_folder,
+    make_accelerator,
+)
 from .processes import on_main
 from .run_log import RunLog
 from .settings import TrainingConfig
@@ -85,8 +93,8 @@ def train(
             number of processes may be another as long as the global batch is the same.
 
     Raises:
-        ValueError, FileExistsError, ImportError: see `check_run`; tokenizer and tree disagree, windows longer than the
-            model's positions, or a checkpoint of another run.
+        ValueError, FileExistsError, ImportError: see `check_run`; an adapter or a frozen model, tokenizer and tree
+            disagree, windows longer than the model's positions, or a checkpoint of another run.
         OSError: the output folder cannot be written, or the disk is full.
         MemoryError: out of memory, with advice.
         FloatingPointError: loss, gradient or parameters are no longer numbers.
@@ -95,6 +103,7 @@ def train(
 
     """
     check_run(config, resume)
+    check_trainable(model)
     check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)
     run: _Run | None = None

@@ -99,6 +99,17 @@ def check_settings(config: TrainingConfig) -> None:
     check_trackers(config.trackers)
 
 
+def check_trainable(model: TreeDiffForDiffusionLM) -> None:
+    """Raise ValueError for a model with adapters, of which a checkpoint would hold these alone, or wholly frozen."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "The model has an adapter, and whole models are trained here: save it merged (docs/how_to/training.md) and "
+            "take that, or train the adapter with transformers' Trainer."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("No parameter of the model is trained: set requires_grad of those that are to be.")
+
+
 def check_windows(model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> None:
     """Raise ValueError for windows longer than the model's positions, or a tokenizer that is not the tree's."""
     limit = model.config.max_position_embeddings
@@ -160,7 +171,9 @@ def _check_folder(folder: Path, resume: bool) -> None:
         with _held(folder):
             pass
     has_model, has_checkpoint = (folder / "model.safetensors").exists(), bool(checkpoint_steps(folder))
-    if not resume and (has_model or has_checkpoint or (folder / METRICS_NAME).exists()):
+    metrics = folder / METRICS_NAME
+    has_steps = metrics.exists() and metrics.stat().st_size > 0  # a run that took no step has nothing to lose
+    if not resume and (has_model or has_checkpoint or has_steps):
         raise FileExistsError(f"{folder} holds an earlier run: go on with --resume, or take another --output.")
     if has_model and not has_checkpoint:
         raise FileExistsError(f"{folder} holds a finished model but no checkpoint to resume: take another --output.")

@@ -60,7 +60,9 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def drop_later_steps(metrics: Path, step: int) -> None:
     """Keep the lines up to `step`. A kill may have cut the last line."""
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     write_atomically(metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
 

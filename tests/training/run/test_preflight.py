@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny_run import LENGTH, tiny_network, tiny_run, tiny_tree
+from peft import LoraConfig, get_peft_model
 
+from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import StreamedWindows, TrainingConfig, check_run
 from modeling_treediff.training.run import preflight
 from modeling_treediff.training.run.preflight import LOCK_NAME, check_workers, hold_folder, make_accelerator
+from modeling_treediff.training.run.run_log import METRICS_NAME
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
@@ -41,6 +45,51 @@ def test_windows_and_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a multiple of 4"):
         tiny_run(tmp_path / "new", global_batch_size=6)
     assert not (tmp_path / "new").exists()
+
+
+def adapted():
+    model = tiny_network(tiny_tree())
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    return model
+
+
+def loaded_with_its_adapter(folder):
+    save_checkpoint(tiny_network(tiny_tree()), folder / "base")
+    model = TreeDiffForDiffusionLM.from_pretrained(folder / "base")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / "adapter")
+    return TreeDiffForDiffusionLM.from_pretrained(folder / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: adapted(), "has an adapter, and whole models are trained here: save it merged"),
+        (loaded_with_its_adapter, "has an adapter, and whole models are trained here: save it merged"),
+        (lambda folder: tiny_network(tiny_tree()).requires_grad_(False), "No parameter of the model is trained"),
+    ],
+    ids=["with an adapter", "loaded with its adapter", "frozen"],
+)
+def test_a_model_of_which_nothing_would_be_trained_or_saved_is_refused(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_run(tmp_path / "run", model=make(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def fail(*arguments, **options):
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("place", ["update.Updater.take", "checkpoints.CheckpointStore.best", "loop.check_room"])
+def test_a_run_that_took_no_step_leaves_nothing_that_keeps_out_the_next(tmp_path, monkeypatch, place):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
+        patch.setattr(f"modeling_treediff.training.run.{place}", fail)
+        tiny_run(tmp_path)
+    tiny_run(tmp_path, max_steps=2)
+
+
+def test_an_empty_log_of_an_older_version_does_not_keep_out_the_next_run(tmp_path):
+    (tmp_path / METRICS_NAME).write_text("")
+    tiny_run(tmp_path, max_steps=2)
 
 
 def test_a_stream_with_several_workers_is_refused():
