@@ -27,6 +27,16 @@ def commit_folder(temporary: Path, path: Path) -> None:
     os.rename(temporary, path)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged to `damaged-NAME` beside it, in place of an earlier one; return where it is now."""
+    aside = path.with_name(f"damaged-{path.name}")
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink(missing_ok=True)
+    return path.rename(aside)
+
+
 @contextmanager
 def update_folder(path: Path, written_last: Callable[[str], bool]) -> Iterator[Path]:
     """Give a temporary folder whose files replace those in `path` one by one when the block ends without an error.

@@ -29,6 +29,9 @@ NAME = "modeling_treediff"  # of the folder below the cache of `datasets`
 Chunk = tuple[str, dict[str, np.ndarray]]  # name of a part, and flat pieces of equal length of all of its columns
 Make = Callable[[Counter[str]], Iterator[Chunk]]
 
+# What reading an entry of any other content ends in, `datasets`' own files of it included.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+
 logger = logging.getLogger(__name__)
 
 
@@ -120,7 +123,7 @@ def cached_tokens(
     try:
         try:
             return _check(load())
-        except (OSError, ValueError, LookupError) as error:
+        except DAMAGE as error:
             logger.warning("The cached tokens %s in %s are damaged (%s): making them again.", key, folder, error)
         for info in folder.glob(f"{NAME}/*{key}/*/{datasets.config.DATASET_INFO_FILENAME}"):
             info.unlink(missing_ok=True)  # without it `datasets` replaces the entry
@@ -195,13 +198,15 @@ class _Part:
 
 
 def _check(blocks: "Dataset") -> CacheEntry:
-    """Return what an entry holds; ValueError or LookupError if that is not what was written."""
+    """Return what an entry holds; an error of DAMAGE if that is not what was written."""
     index = json.loads(blocks.data.column("index")[-1].as_py() or "")
-    parts = {}
+    parts, counts = {}, {name: int(number) for name, number in index["counts"].items()}
+    if missing := set(blocks.data.column("part").to_pylist()) - {None, *index["parts"]}:
+        raise ValueError(f"the index does not name the part {min(missing)}")
     for part, columns in index["parts"].items():
         rows = {column: TokenRow(blocks, part, column) for column in columns}
         for column, row in rows.items():
             if row.facts() != columns[column]:
                 raise ValueError(f"the column {column} of the part {part} was changed")
         parts[part] = CachedRows(rows, hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest())
-    return CacheEntry(parts, index["counts"])
+    return CacheEntry(parts, counts)

@@ -71,7 +71,8 @@ def tiny_run(
 
 
 def logged(folder) -> list[dict]:
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    file = Path(folder) / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def losses(folder) -> list[float]:

@@ -150,6 +150,44 @@ def test_damage_is_seen_and_repaired(tmp_path, damage, caplog):
     assert make.calls == 2
 
 
+def with_index(file, text):
+    """Write another index into an entry, all else as it is."""
+    with pyarrow.memory_map(str(file)) as source:
+        table = pyarrow.ipc.open_stream(source).read_all()
+    number = table.schema.get_field_index("index")
+    column = pyarrow.array([*table.column(number).to_pylist()[:-1], text], table.schema.field(number).type)
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.set_column(number, table.schema.field(number), column))
+    replace(file, sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    "index",
+    [None, "", "{", "[]", "null", "3", "{}", '{"parts": null, "counts": {}}', '{"parts": [], "counts": {}}',
+     '{"parts": {"odd": 3}, "counts": {}}', '{"parts": {"odd": {"other": {}}}, "counts": {}}',
+     '{"parts": {}, "counts": {}}', '{"parts": {}}', '{"parts": {}, "counts": {"pieces": "many"}}'],
+)  # fmt: skip
+def test_an_entry_with_any_other_index_is_made_again(tmp_path, index, caplog):
+    make = Maker()
+    cached(make, tmp_path)
+    [file] = tmp_path.rglob("*.arrow")
+    with_index(file, index)
+    entry = cached(make, tmp_path)
+    assert make.calls == 2 and f"in {tmp_path} are damaged" in caplog.text
+    assert entry.counts == {"pieces": 10} and np.array_equal(entry.parts["odd"].columns["input_ids"][:], expected(1))
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b"null", b'{"splits": 3}', b'{"features": []}'])
+def test_an_entry_with_any_other_info_is_made_again(tmp_path, content, caplog):
+    make = Maker()
+    cached(make, tmp_path)
+    [file] = tmp_path.rglob("*.arrow")
+    info(file).write_bytes(content)
+    cached(make, tmp_path)
+    assert make.calls == 2 and "damaged" in caplog.text
+
+
 def make_and_wait(folder):
     def make(counts):
         for number in range(10**6):

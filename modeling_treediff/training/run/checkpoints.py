@@ -1,5 +1,6 @@
 """Checkpoints of a run: folders written atomically; the newest few and the best are kept."""
 
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import load
 from safetensors import SafetensorError
 
-from modeling_treediff.files.atomic_files import commit_folder, write_atomically
+from modeling_treediff.files.atomic_files import commit_folder, set_aside, write_atomically
 from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.files.json_files import read_json, write_json
 from modeling_treediff.hub.card import CARD_NAME
@@ -61,7 +62,7 @@ class CheckpointStore:
         measured = [
             (nelbo, step)
             for step in checkpoint_steps(self.folder)
-            if (nelbo := _read_facts(self.path(step)).get("nelbo")) is not None
+            if isinstance(nelbo := _read_facts(self.path(step)).get("nelbo"), float) and math.isfinite(nelbo)
         ]
         return (min(measured)[1], min(measured)[0]) if measured else None
 
@@ -112,6 +113,8 @@ class CheckpointStore:
         best = self.best()
         if best:
             link = self.folder / BEST_NAME
+            if link.is_dir() and not link.is_symlink():  # a copy that followed the link
+                set_aside(link)
             write_atomically(link, lambda temporary: os.symlink(self.path(best[0]).name, temporary))
         for step in checkpoint_steps(self.folder)[: -self.keep]:
             if best is None or step != best[0]:
@@ -160,10 +163,8 @@ class CheckpointStore:
         """Rename damaged checkpoints, so that the run can save them again."""
         for step, damage in damaged.items():
             name = self.path(step).name
-            aside = self.folder / f"damaged-{name}"
             print(f"{name} is damaged ({damage}): going on from {self.path(whole).name}.", file=sys.stderr)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(self.path(step), aside)
+            set_aside(self.path(step))
 
     def _check_identity(self, folder: Path, theirs: dict[str, Any]) -> None:
         differing = [
@@ -208,10 +209,14 @@ def _refuse_code(checkpoint: Path) -> None:
 
 def find_damage(checkpoint: Path, facts: dict[str, Any]) -> str:
     """Compare a checkpoint's files with what its facts say; return what is wrong, empty if nothing is."""
-    if "files" not in facts:
-        return f"{FACTS_NAME} is missing or cannot be read"
+    files = facts.get("files")
+    if not isinstance(files, dict) or not isinstance(facts.get("identity"), dict):
+        return f"{FACTS_NAME} is missing, cannot be read or is not whole"
     found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
-    for name, (size, sha256) in facts["files"].items():
+    for name, known in files.items():
+        if not isinstance(known, list | tuple) or len(known) != 2:
+            return f"{FACTS_NAME} does not say what {name} holds"
+        size, sha256 = known
         if name not in found:
             return f"{name} is missing"
         if (length := found[name].stat().st_size) != size:

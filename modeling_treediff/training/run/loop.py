@@ -296,7 +296,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
         validation = self._measure_finished(request)
         steps = self.log.read() if self.accelerator.is_main_process else []
-        if self.accelerator.is_main_process:
+        if steps:
             _draw(steps, self.config.output_dir / CURVES_NAME)
         return TrainingResult(
             validation=validation,

@@ -1,6 +1,7 @@
 """The log of a run: `metrics.jsonl` and experiment trackers."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 
-from modeling_treediff.files.atomic_files import write_atomically
+from modeling_treediff.files.atomic_files import set_aside, write_atomically
 from modeling_treediff.files.json_files import without_non_numbers
 
 PROJECT_NAME = "treediff"
@@ -43,7 +44,8 @@ class RunLog:
 
     def read(self) -> list[dict[str, Any]]:
         """Return the facts of all steps."""
-        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+        lines = self.file.read_bytes().splitlines() if self.file.exists() else []
+        return [facts for line in lines if (facts := parse_step(line)) is not None]
 
     def close(self) -> None:
         """Let the trackers write what they still hold."""
@@ -59,12 +61,29 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def drop_later_steps(metrics: Path, step: int) -> None:
-    """Keep the lines up to `step`. A kill may have cut the last line."""
+    """Keep the lines up to `step`. A kill may have cut the last line; a file with other damage is set aside."""
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_atomically(metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+    whole = [line for line in metrics.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    steps = [parse_step(line) for line in whole]
+    if damaged := steps.count(None):
+        aside = set_aside(metrics)
+        said = f"{metrics} has {damaged} damaged lines: going on without them, the file as it was is {aside.name}."
+        print(said, file=sys.stderr)
+    kept = [line for line, facts in zip(whole, steps, strict=True) if facts is not None and facts["step"] <= step]
+    write_atomically(metrics, lambda path: path.write_bytes(b"".join(kept)))
+
+
+def parse_step(line: bytes) -> dict[str, Any] | None:
+    """Return the facts in a line of `metrics.jsonl`; None unless all that a run's end reads is there."""
+    try:
+        facts = json.loads(line)
+        numbers = [facts[name] for name in ("step", "loss", "seconds")]
+        if facts.get("nelbo") is not None:
+            numbers += [facts["nelbo"], facts["nelbo_standard_error"] or 0.0, *facts["level_losses"]]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return facts if all(isinstance(number, int | float) for number in numbers) else None
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

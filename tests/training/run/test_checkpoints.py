@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers.processes import run_python
 from helpers.tiny_run import equal, logged, losses, tiny_run
 
@@ -93,16 +94,28 @@ def test_the_newest_and_the_best_stay_and_each_is_a_model(tmp_path, monkeypatch)
     assert not equal(final, best)
 
 
+def with_facts(**changed):
+    """Damage that leaves JSON: other values, None for a fact that is gone."""
+
+    def damage(folder):
+        facts = json.loads((folder / "run.json").read_text()) | changed
+        (folder / "run.json").write_text(json.dumps({name: value for name, value in facts.items() if value != "gone"}))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        with_facts(identity="gone"),
+        with_facts(files=["model.safetensors"], nelbo=[1]),
         lambda folder: (folder / "optimizer.bin").unlink(),
         lambda folder: (folder / "run.json").write_text("{"),
         lambda folder: (folder / "run.json").unlink(),
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]),
         lambda folder: (folder / "optimizer.bin").write_bytes(bytes((folder / "optimizer.bin").stat().st_size)),
     ],
-    ids=["missing file", "broken facts", "no facts", "shorter", "other content"],
+    ids=["no identity", "files a list", "missing file", "broken facts", "no facts", "shorter", "other content"],
 )
 def test_a_damaged_checkpoint_is_not_chosen(tmp_path, damage, capfd):
     whole, *_ = tiny_run(tmp_path)
@@ -112,6 +125,34 @@ def test_a_damaged_checkpoint_is_not_chosen(tmp_path, damage, capfd):
     assert "going on from checkpoint-0000004" in said
     assert equal(whole, resumed)
     assert names(tmp_path) == ["checkpoint-0000004", "checkpoint-0000006", "damaged-checkpoint-0000006"]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"files": {}}, {"identity": {}}, {"identity": [], "files": {}}, {"identity": {}, "files": None},
+     {"identity": {}, "files": ["a"]}, {"identity": {}, "files": {"a": None}}, {"identity": {}, "files": {"a": [1]}}],
+)  # fmt: skip
+def test_facts_of_another_shape_are_damage(tmp_path, facts):
+    (tmp_path / "a").write_text("1")
+    assert "run.json" in find_damage(tmp_path, facts)
+    assert not find_damage(tmp_path, {"identity": {}, "files": {"a": [1, file_sha256(tmp_path / "a")]}})
+
+
+@pytest.mark.parametrize("nelbo", ["low", [1.0], True, float("nan"), None])
+def test_the_best_is_found_among_facts_that_are_whole(tmp_path, nelbo):
+    for step, bound in ((2, 3.0), (4, nelbo), (6, 2.5), (8, 2.7)):
+        (tmp_path / f"checkpoint-000000{step}").mkdir()
+        (tmp_path / f"checkpoint-000000{step}" / "run.json").write_text(json.dumps({"nelbo": bound}))
+    assert CheckpointStore(Accelerator(cpu=True), None, tmp_path, 2, {}).best() == (6, 2.5)
+
+
+def test_a_best_checkpoint_that_is_no_link_is_set_aside(tmp_path):
+    """As copies of a run by tools that follow links have it."""
+    tiny_run(tmp_path, max_steps=2, validate_every=2)
+    (tmp_path / "checkpoint-best").unlink()
+    shutil.copytree(tmp_path / "checkpoint-0000002", tmp_path / "checkpoint-best")
+    tiny_run(tmp_path, resume=True, validate_every=2)
+    assert (tmp_path / "checkpoint-best").is_symlink() and (tmp_path / "damaged-checkpoint-best").is_dir()
 
 
 def test_no_whole_checkpoint_is_an_error_and_not_a_new_start(tmp_path):

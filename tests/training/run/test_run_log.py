@@ -45,12 +45,42 @@ def test_tensorboard_shows_what_was_measured_once_also_after_a_resume(tmp_path):
 
 def test_later_steps_and_half_a_line_are_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    lines = [json.dumps({"step": step, "loss": 1.5, "seconds": 0.1}) + "\n" for step in (1, 2, 3)]
     file.write_text("".join(lines) + '{"step": 4, "lo')
     drop_later_steps(file, 2)
     assert file.read_text() == "".join(lines[:2])
     drop_later_steps(tmp_path / "new.jsonl", 0)
     assert not (tmp_path / "new.jsonl").exists()
+
+
+DAMAGED = [
+    b"{", b"", b"\xff\xfe", b"null", b"[1, 2]", b"3", b'{"step": 3}', b'{"step": "3", "loss": 1, "seconds": 1}',
+    b'{"step": 3, "loss": null, "seconds": 1}', b'{"step": 3, "loss": 1, "seconds": 1, "nelbo": 2.0}',
+]  # fmt: skip
+
+
+def test_lines_damaged_in_the_middle_are_left_out_and_the_file_is_set_aside(tmp_path, capsys):
+    """The run goes on, measures its time and draws its curves without them."""
+    tiny_run(tmp_path, max_steps=4, validate_every=2)
+    file, aside = tmp_path / "metrics.jsonl", tmp_path / "damaged-metrics.jsonl"
+    before = file.read_bytes().splitlines()
+    damaged = b"\n".join([before[0], *DAMAGED, *before[1:]]) + b"\n"
+    file.write_bytes(damaged)
+    aside.write_text("of an earlier damage")
+    *_, result = tiny_run(tmp_path, resume=True, max_steps=5, validate_every=2, draw=True)
+    assert file.read_bytes().splitlines()[:4] == before and aside.read_bytes() == damaged
+    said = "metrics.jsonl has 10 damaged lines: going on without them, the file as it was is damaged-metrics.jsonl."
+    assert said in capsys.readouterr().err
+    assert len(logged(tmp_path)) == 5 and (tmp_path / "curves.png").exists() and result.seconds > 0
+
+
+def test_a_log_that_is_gone_begins_anew(tmp_path):
+    tiny_run(tmp_path, max_steps=2)
+    (tmp_path / "metrics.jsonl").unlink()
+    *_, result = tiny_run(tmp_path, resume=True, max_steps=2, draw=True)
+    assert result.seconds == 0
+    tiny_run(tmp_path, resume=True, max_steps=3)
+    assert [line["step"] for line in logged(tmp_path)] == [3]
 
 
 def test_what_is_no_number_is_null_at_any_depth(tmp_path):
