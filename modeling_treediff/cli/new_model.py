@@ -24,5 +24,5 @@ def model_fields(
     }
     if model.num_hidden_layers is not None:
         return fields | {"num_hidden_layers": model.num_hidden_layers}
-    config = budget_config(tree, int(model.parameters), **fields)
+    config = budget_config(tree, model.num_parameters, **fields)
     return fields | {name: getattr(config, name) for name in ("num_hidden_layers", "intermediate_size")}

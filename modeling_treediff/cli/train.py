@@ -23,6 +23,7 @@ from modeling_treediff.training import (
     TrainingResult,
     check_run,
     check_settings,
+    check_sizes,
     check_windows,
     largest_batch,
     memory_report,
@@ -58,8 +59,9 @@ def run(
     if model.source:
         network, tokenizer = load_model(model.source, trust_remote_code=options.trust_remote_code, dtype=torch.float32)
     else:
-        network, tokenizer = make_model(model, process, config.seed, options.trust_remote_code)
+        network, tokenizer = make_model(model, process, config, options.trust_remote_code)
     length = model.sequence_length or network.config.max_position_embeddings
+    check_sizes(network.config, config, length)
     check_windows(network, tokenizer, length)
     corpus, held_out = corpora(text, dataset)
     training, validation = open_training_data(corpus, tokenizer, text.data_options(length), held_out)
@@ -109,11 +111,12 @@ def load_tree(
 
 
 def make_model(
-    model: StartingModel, process: Process, seed: int, trust_remote_code: bool
+    model: StartingModel, process: Process, config: TrainingConfig, trust_remote_code: bool
 ) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a new model over the tree, and its tokenizer."""
+    """Return a new model over the tree, and its tokenizer; ValueError for one that cannot be trained here."""
     tree, tokenizer, fields = load_tree(model, process, trust_remote_code)
-    torch.manual_seed(seed)
+    check_sizes(TreeDiffConfig.from_tree(tree, **fields), config, fields["max_position_embeddings"])
+    torch.manual_seed(config.seed)
     network = TreeDiffForDiffusionLM.from_tree(tree, **fields)
     network.generation_config.top_p = TOP_P
     return network, tokenizer

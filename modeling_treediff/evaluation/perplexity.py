@@ -20,6 +20,7 @@ from modeling_treediff.text.unknown_tokens import count_unknown, unknown_note
 from .intervals import Interval, exponential, finite, normal_interval
 from .windows import EvaluationWindows, WindowProtocol, cut_windows, tokenize_texts
 
+MOST_TERMS = 2**28  # of a call of `nelbo`, 8 bytes each
 WINDOWS_PER_CALL = 128  # of `nelbo`: enough to stratify corruptions over, few enough to show progress
 
 
@@ -192,9 +193,18 @@ def estimate_windows(
         progress: show a bar.
         callback: as of `nelbo`; its sequences are numbered through all windows.
 
+    Raises:
+        ValueError: more corruptions of a part than can be kept at once.
+
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     parts = math.ceil(len(windows) / WINDOWS_PER_CALL)
+    kept = math.ceil(len(windows) / parts) * windows.token_ids.shape[1]
+    if kept * settings["num_samples"] > MOST_TERMS:
+        got, most = settings["num_samples"], MOST_TERMS // kept
+        raise ValueError(
+            f"{got} samples of {kept} tokens at a time need {kept * got * 8:.2g} bytes: take {most} at most."
+        )
     inputs = (windows.token_ids, windows.attention_mask, windows.fixed_mask)
     estimates: list[NelboEstimate] = []
     start = 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .run.loop import TrainingResult, train
     from .run.preflight import check_run, check_settings, check_windows
     from .run.settings import TrainingConfig
+    from .run.sizes import check_sizes
 
 if find_spec("accelerate") is None:
     raise ImportError("Training needs accelerate: pip install 'modeling-treediff[train]'.")
@@ -38,6 +39,7 @@ HOMES = {
     "run.loop": ("TrainingResult", "train"),
     "run.preflight": ("check_run", "check_settings", "check_windows"),
     "run.settings": ("TrainingConfig",),
+    "run.sizes": ("check_sizes",),
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "chat_windows",
     "check_run",
     "check_settings",
+    "check_sizes",
     "check_windows",
     "largest_batch",
     "make_lean",

@@ -134,6 +134,7 @@ def test_the_result_states_its_protocol(tokenizer):
         (["a"], {"protocol": WindowProtocol(17, 17)}, "17 tokens are longer than the model's 16"),
         (["a"], {"num_samples": 0}, "at least 1"),
         (["a"], {"batch_size": 0}, "at least 1"),
+        (["a"], {"num_samples": 10**9}, "1000000000 samples of 16 tokens at a time need 1.3e.11 bytes: take 16777216"),
     ],
 )
 def test_impossible_requests_say_what_is_wrong(tokenizer, texts, settings, message):

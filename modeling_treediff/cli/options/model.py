@@ -1,5 +1,6 @@
 """The model: a new one over a tree, with sizes, noise schedule and head, or a saved one."""
 
+import re
 from dataclasses import dataclass
 
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS, TreeDiffConfig
@@ -8,6 +9,7 @@ from modeling_treediff.files.sample import FLAT, SAMPLE_NAME
 from .fields import given, option, same_as
 
 SEQUENCE_LENGTH = 64  # of a new model
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}  # of a number of parameters
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Model:
         None, "a saved model instead of a new one, with its tree and its tokenizer", flag="from", metavar="CHECKPOINT"
     )
     tree: str = option(SAMPLE_NAME, f"folder or Hub repository of a tree, or `{FLAT}` (MDLM)")
-    parameters: float = option(3.43e6, "budget that sets the number of layers")
+    parameters: str = option("3.43M", "budget that sets the number of layers, such as 10M or 1.5e8")
     num_hidden_layers: int | None = option(None, "number of layers, instead of a budget", flag="layers")
     hidden_size: int = option(168, "width of the network")
     num_attention_heads: int = option(6, "attention heads", flag="heads")
@@ -28,6 +30,20 @@ class Model:
     sequence_length: int | None = option(
         None, f"tokens per sequence (default: {SEQUENCE_LENGTH}; with --from the model's longest)"
     )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes that are none."""
+        _ = self.num_parameters
+        if self.sequence_length is not None and self.sequence_length < 1:
+            raise ValueError(f"--sequence-length must be at least 1, got {self.sequence_length}.")
+
+    @property
+    def num_parameters(self) -> int:
+        """The budget as a number."""
+        match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d{1,2})?)([KMB]?)", self.parameters, re.IGNORECASE)
+        if match is None:
+            raise ValueError(f"--parameters must be a number such as 10M, 1.5B or 3.43e6, got {self.parameters!r}.")
+        return round(float(match[1]) * UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)

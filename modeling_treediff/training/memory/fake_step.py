@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from modeling_treediff.configuration_treediff import TreeDiffConfig
+from modeling_treediff.configuration_treediff import LARGEST_COUNT, TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .lean_blocks import checkpoint_activations, make_lean
@@ -22,6 +22,7 @@ from .lean_operations import BackwardContext
 from .ledger import Ledger
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MOST_LAYERS = 1000  # which take a few minutes
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,18 @@ class TrainingStep:
         """Refuse what no step can be."""
         chunk = () if self.loss_chunk is None else ("loss_chunk",)
         for name in ("batch_size", "sequence_length", "accumulation", "processes", *chunk):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) <= LARGEST_COUNT:
+                raise ValueError(f"{name} must be at least 1, at most {LARGEST_COUNT:,}, got {getattr(self, name)}.")
         if self.recompute_mlp < 0:
             raise ValueError(f"recompute_mlp must not be negative, got {self.recompute_mlp}.")
         if not self.lean and (self.recompute_mlp or chunk):
             raise ValueError("Only a lean step recomputes MLPs or cuts its loss into chunks.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}.")
+        if (layers := self.model_config.num_hidden_layers) > MOST_LAYERS:
+            raise ValueError(
+                f"{layers} layers are not planned, since the step goes through each: {MOST_LAYERS} at most."
+            )
         limit = self.model_config.max_position_embeddings
         if self.sequence_length > limit:
             raise ValueError(f"Windows of {self.sequence_length} tokens are longer than the model's {limit} positions.")

@@ -42,6 +42,7 @@ from .processes import on_main
 from .run_log import RunLog
 from .settings import TrainingConfig
 from .signals import StopRequest, exit_code
+from .sizes import check_sizes
 from .trained_model import TrainedModel
 from .update import Update, Updater
 from .validation import Validator
@@ -93,8 +94,8 @@ def train(
             number of processes may be another as long as the global batch is the same.
 
     Raises:
-        ValueError, FileExistsError, ImportError: see `check_run`; an adapter or a frozen model, tokenizer and tree
-            disagree, windows longer than the model's positions, or a checkpoint of another run.
+        ValueError, FileExistsError, ImportError: see `check_run` and `check_sizes`; an adapter or a frozen model,
+            tokenizer and tree disagree, windows longer than the model's positions, or a checkpoint of another run.
         OSError: the output folder cannot be written, or the disk is full.
         MemoryError: out of memory, with advice.
         FloatingPointError: loss, gradient or parameters are no longer numbers.
@@ -103,6 +104,7 @@ def train(
 
     """
     check_run(config, resume)
+    check_sizes(model.config, config, training.sequence_length)
     check_trainable(model)
     check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)

@@ -8,6 +8,7 @@ from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
+SEEDS = 2**32  # of numpy's older generator, which `set_seed` seeds as well
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be below {SEEDS}, got {self.seed}.")
         if not 0 < self.sampling_eps < 1:
             raise ValueError(f"sampling_eps must lie between 0 and 1, got {self.sampling_eps}.")
         if not 0 <= self.ema_decay < 1:

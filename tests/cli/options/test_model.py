@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+from helpers.options import refusal
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.cli.options.model import FAMILY, Model, Process, check_source
@@ -33,3 +34,24 @@ def test_a_saved_model_brings_its_own_along(model, process, named):
     with pytest.raises(ValueError, match=f"leave out {named}.$"):
         check_source(Model("my_model", **model), Process(**process))
     check_source(Model("my_model", sequence_length=32), Process())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("10M", 10_000_000), ("3.43e6", 3_430_000), ("1.5b", 1_500_000_000), ("812k", 812_000), ("5000", 5000)],
+)
+def test_budgets(text, number):
+    assert Model(parameters=text).num_parameters == number and Model().num_parameters == 3_430_000
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-3M", "10 MB", "1e400", "many", ""])
+@pytest.mark.parametrize("subcommand", ["train", "plan-memory"])
+def test_what_is_no_budget_is_refused(subcommand, text):
+    assert "--parameters must be a number such as 10M" in refusal(subcommand, f"--parameters={text}")
+
+
+@pytest.mark.parametrize("length", ["0", "-1"])
+@pytest.mark.parametrize("subcommand", ["train", "plan-memory"])
+@pytest.mark.parametrize("source", [[], ["--from", "my_model"]])
+def test_a_length_of_nothing_is_not_taken_for_the_default(subcommand, length, source):
+    assert "--sequence-length must be at least 1" in refusal(subcommand, f"--sequence-length={length}", *source)

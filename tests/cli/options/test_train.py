@@ -16,7 +16,7 @@ from modeling_treediff.training import DataOptions
         (["--pad-answers"], "give chat, too"),
         (["--documents", "lines", "--split", "test"], "--split, --documents: say of which text, with --text"),
         (["--chat", "--streaming"], "Conversations are not streamed"),
-        (["--sequence-length", "0"], "at least one token"),
+        (["--sequence-length", "0"], "--sequence-length must be at least 1"),
         (["--max-steps", "0"], "max_steps must be at least 1"),
         (["--trackers", "mlflow"], "invalid choice: 'mlflow'"),
         (["--from", "a", "--layers", "2"], "leave out --layers"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.models import SMALL_CONFIG, tiny_model
 
-from modeling_treediff import corrupt
+from modeling_treediff import TreeDiffConfig, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.training.memory import make_lean
 from modeling_treediff.training.memory.ledger import BLOCK
@@ -53,6 +53,10 @@ def test_the_activations_are_what_autograd_keeps():
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 10**9}, "batch_size must be at least 1, at most 1,048,576"),
+        ({"accumulation": 10**9}, "accumulation must be at least 1, at most"),
+        ({"processes": 10**9}, "processes must be at least 1, at most"),
+        ({"model_config": TreeDiffConfig(num_hidden_layers=10**6)}, "1000000 layers are not planned"),
         ({"recompute_mlp": -1}, "recompute_mlp must not be negative, got -1"),
         ({"loss_chunk": 0}, "loss_chunk must be at least 1"),
         ({"lean": False, "loss_chunk": 8}, "Only a lean step"),

@@ -16,6 +16,7 @@ from modeling_treediff.training import TrainingConfig
         ({"loss_chunk": 0}, "loss_chunk must be at least 1"),
         ({"recompute_mlp": -1}, "recompute_mlp must not be negative"),
         ({"save_every": -1}, "save_every must not be negative"),
+        ({"seed": 10**20}, "seed must be below 4294967296"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"sampling_eps": 1.0}, "sampling_eps must lie between"),
         ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1"),

@@ -1,0 +1,50 @@
+"""Sizes of a run that this machine cannot hold or serve: refused before any work, by what they would take at least."""
+
+import os
+
+from accelerate import PartialState
+
+from modeling_treediff.building.budget import count_parameters
+from modeling_treediff.configuration_treediff import TreeDiffConfig
+from modeling_treediff.training.memory.tracker import readable
+
+from .out_of_memory import device_memory
+from .settings import TrainingConfig
+
+STATE_BYTES = 16  # per parameter: value, gradient and AdamW's two moments, in fp32
+HIDDEN_BYTES = 2  # per number between two layers, which backward keeps in any setting; under autocast
+WINDOW_BYTES = 16  # per token of a step's windows, which are drawn before its first pass: input_ids and labels
+WORKERS_PER_CORE = 8  # more wait for one another, and each is a process
+
+
+def check_sizes(model: TreeDiffConfig, config: TrainingConfig, sequence_length: int) -> None:
+    """Refuse a run that cannot be, however it is planned; what comes nearer is for `plan_memory` to tell.
+
+    Args:
+        model: sizes of the model, which need not be made for it.
+        config: the settings.
+        sequence_length: tokens per window.
+
+    Raises:
+        ValueError: it takes more memory than the device has, or more workers than are of use.
+
+    """
+    state = PartialState()
+    memory, config = device_memory(state.device), config.on_processes(state.num_processes)
+    batch = 1 if config.find_batch_size else config.batch_size
+    windows = config.batch_size * config.gradient_accumulation_steps
+    least = {
+        "the model and its optimizer (--parameters, --layers, --hidden-size)": (
+            sum(count_parameters(model).values()) * STATE_BYTES // state.num_processes
+        ),
+        "a forward pass (--batch-size, --sequence-length)": (
+            batch * sequence_length * model.hidden_size * model.num_hidden_layers * HIDDEN_BYTES
+        ),
+        "the windows of a step (--batch-size, --gradient-accumulation-steps)": windows * sequence_length * WINDOW_BYTES,
+    }
+    for what, need in least.items():
+        if need > memory:
+            raise ValueError(f"At least {readable(need)} for {what}, of {readable(memory)} in all: take less.")
+    most = WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if config.workers > most:
+        raise ValueError(f"{config.workers} --workers are too many for this machine's cores: take at most {most}.")
