@@ -1,5 +1,6 @@
 """`treediff train`: reads text and tree, trains, and writes the model with its record and its card."""
 
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from .options.model import FAMILY, Process
 from .options.text import Dataset
 from .options.train import Run, StartingModel, TrainingText
 from .saved_model import load_config, load_model
+from .unfit_settings import unfit_settings
+
+logger = logging.getLogger(__name__)
 
 # Saved with a new model, for `generate`: brings the quickstart's texts to the entropy of real ones, and the judge likes
 # them better (benchmarks/results/generation_quality.json).
@@ -63,6 +67,9 @@ def run(
     length = model.sequence_length or network.config.max_position_embeddings
     check_sizes(network.config, config, length)
     check_windows(network, tokenizer, length)
+    if PartialState().is_main_process:
+        for sentence in unfit_settings(network.config, config, length, is_new=model.source is None):
+            logger.warning(sentence)
     corpus, held_out = corpora(text, dataset)
     training, validation = open_training_data(corpus, tokenizer, text.data_options(length), held_out)
     result = train(network, tokenizer, training, validation, config, options.resume)
