@@ -167,10 +167,10 @@ class CheckpointStore:
             set_aside(self.path(step))
 
     def _check_identity(self, folder: Path, theirs: dict[str, Any]) -> None:
-        differing = [
-            f"{name} was {theirs.get(name)}, is {self.identity.get(name)}"
-            for name in sorted(theirs.keys() | self.identity.keys())
-            if theirs.get(name) != self.identity.get(name)
+        differing = [  # an older version may have named less
+            f"{name} was {theirs[name]}, is {self.identity.get(name)}"
+            for name in sorted(theirs)
+            if theirs[name] != self.identity.get(name)
         ]
         if differing:
             raise ValueError(

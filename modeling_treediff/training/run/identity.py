@@ -1,10 +1,11 @@
-"""The identity of a run: the settings that must be equal for a checkpoint to be resumed."""
+"""The identity of a run: what must be equal for a checkpoint to be resumed, and for its bounds to be compared."""
 
 from dataclasses import asdict
 from typing import Any
 
 from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text.windows import TokenWindows
 from modeling_treediff.training.data.sources import Windows
 
 from .settings import TrainingConfig
@@ -12,8 +13,8 @@ from .settings import TrainingConfig
 # What changes no parameter but through the number of steps, or only how the windows of a step are split.
 FREE_SETTINGS = (
     "output_dir", "max_steps", "decay_steps", "batch_size", "gradient_accumulation_steps", "global_batch_size",
-    "find_batch_size", "gradient_checkpointing", "recompute_mlp", "loss_chunk", "validate_every",
-    "validation_windows", "save_every", "keep_checkpoints", "trackers", "workers",
+    "find_batch_size", "gradient_checkpointing", "recompute_mlp", "loss_chunk", "validate_every", "save_every",
+    "keep_checkpoints", "trackers", "workers",
 )  # fmt: skip
 FREE_FIELDS = (
     "format_version", "tree_sha256", "tokenizer_sha256", "max_position_embeddings", "initializer_range",
@@ -21,11 +22,14 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def run_identity(model: TreeDiffForDiffusionLM, training: Windows, config: TrainingConfig) -> dict[str, Any]:
-    """Return network, data, order, noise and updates as JSON facts by name."""
+def run_identity(
+    model: TreeDiffForDiffusionLM, training: Windows, validation: TokenWindows, config: TrainingConfig
+) -> dict[str, Any]:
+    """Return network, data, order, noise, updates and what bounds are measured on, as JSON facts by name."""
     return {
         "tree": model.tree.sha256,
         "training text": training.fingerprint,
+        "held-out text": validation.fingerprint,
         "tokens per window": training.sequence_length,
         **{name: getattr(model.config, name) for name in TreeDiffConfig.__annotations__ if name not in FREE_FIELDS},
         **{name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS},

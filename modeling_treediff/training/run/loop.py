@@ -147,7 +147,7 @@ class _Run:
             collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.sampling_eps)
             self.batches = StepBatches(self.accelerator, training, collator, self.config)
             self.accelerator.register_for_checkpointing(self.updater.learning_rate, self.batches)
-            identity = run_identity(model, training, config) | {
+            identity = run_identity(model, training, validation, config) | {
                 "windows per step": self.batches.windows_per_step,
                 "mixed_precision": self.accelerator.mixed_precision,  # also where the launcher has chosen it
                 "sharded": self.accelerator.is_fsdp2,  # optimizer states of the two kinds differ

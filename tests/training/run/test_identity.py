@@ -1,6 +1,8 @@
 """A checkpoint is continued by the same run alone, however its steps are split."""
 
+import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,15 +25,45 @@ from modeling_treediff.text import TokenWindows
         ({"tree": tiny_tree(9)}, "tree was"),
         ({"windows": ragged_windows(seed=1)}, "training text was"),
         ({"windows": TokenWindows(ragged_windows().input_ids)}, "training text was"),
+        ({"held_out": 5}, "held-out text was"),
+        ({"validation_windows": 3}, "validation_windows was 128, is 3"),
         ({"max_steps": 3}, "has done 6 steps already"),
     ],
-    ids=["seed", "batch", "rate", "average", "heads", "embedding", "tree", "text", "mask", "fewer steps"],
+    ids=[
+        "seed",
+        "batch",
+        "rate",
+        "average",
+        "heads",
+        "embedding",
+        "tree",
+        "text",
+        "mask",
+        "held-out text",
+        "held-out windows",
+        "fewer steps",
+    ],
 )
 def test_another_run_cannot_be_resumed(tmp_path, changes, message):
     before, *_ = tiny_run(tmp_path)
     with pytest.raises(ValueError, match=message):
         tiny_run(tmp_path, resume=True, **changes)
     assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+
+
+def test_another_held_out_text_cannot_be_resumed_and_none_was_named_before(tmp_path):
+    """Of two texts of one size the bounds differ, whatever the model; run folders of older versions name neither."""
+    windows = ragged_windows()
+    settings = {"max_steps": 2, "validate_every": 1, "windows": windows}
+    tiny_run(tmp_path, **settings)
+    with mock.patch.object(TokenWindows, "__getitem__", lambda *_: ragged_windows(6, seed=1)):
+        with pytest.raises(ValueError, match="held-out text was .* Restore these to resume it"):
+            tiny_run(tmp_path, resume=True, **settings)
+    file = tmp_path / "checkpoint-0000002" / "run.json"
+    facts = json.loads(file.read_text())
+    del facts["identity"]["held-out text"], facts["identity"]["validation_windows"]
+    file.write_text(json.dumps(facts))
+    tiny_run(tmp_path, resume=True, **settings, validation_windows=3)
 
 
 def test_a_precision_that_the_launcher_chose_is_part_of_the_run(tmp_path, monkeypatch, fresh_accelerate):
