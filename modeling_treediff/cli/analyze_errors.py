@@ -1,4 +1,4 @@
-"""`treediff analyze-errors`: measures loss by kind of token and level of the tree; prints and writes tables."""
+"""`treediff analyze-errors`: measures loss by kind of token and level of the tree; writes and prints tables."""
 
 import sys
 from functools import partial
@@ -29,7 +29,7 @@ from .saved_model import load_model
 
 
 def run(models: ComparedModels, text: AnalyzedText, dataset: Dataset, analysis: Analysis) -> None:
-    """Load, measure, print, write."""
+    """Load, measure, write, print."""
     if analysis.output is not None:
         analysis.output.mkdir(parents=True, exist_ok=True)
     load = partial(load_model, trust_remote_code=models.trust_remote_code, device=PartialState().device)
@@ -61,9 +61,11 @@ def run(models: ComparedModels, text: AnalyzedText, dataset: Dataset, analysis: 
         "counts_of": Path(text.counts_of or text.text).name,
         "models": compared,
     } | facts
-    show(record)
     if analysis.output is not None:
         write(analysis.output, record, analysis.seed)
+    show(record)
+    if analysis.output is not None:
+        print(f"{analysis.output}: errors.json, errors.md, errors.png")
 
 
 def count(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> np.ndarray:
@@ -116,4 +118,3 @@ def write(folder: Path, record: dict[str, Any], seed: int) -> None:
     text = error_markdown(record)
     write_atomically(folder / "errors.md", lambda path: path.write_text(text, encoding="utf-8"))
     draw_errors(record, folder / "errors.png")
-    print(f"{folder}: errors.json, errors.md, errors.png")

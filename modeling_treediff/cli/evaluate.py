@@ -1,4 +1,4 @@
-"""`treediff evaluate`: measures each text under a model, prints a table, writes the figures."""
+"""`treediff evaluate`: measures each text under a model, writes the figures, prints a table."""
 
 import sys
 from itertools import islice
@@ -24,7 +24,7 @@ from .saved_model import load_model
 
 
 def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Measurement) -> None:
-    """Load, measure each text, print, write."""
+    """Load, measure each text, write, print."""
     model, tokenizer = load_model(
         measured.model,
         measured.tokenizer,
@@ -45,14 +45,14 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
         )
         for source in measured.texts
     }
-    console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
-    console.print(as_table(results, f"tokenizer of {measured.tokenizer or measured.model}; {protocol}"))
     if how.json is not None:
         facts = describe(measured, dataset, model, results) | {"limit": text.limit}
         write_record(how.json, facts, how.seed)
         folder = model_folder(measured.model)
         if how.json.resolve() == folder.resolve() / EVALUATION_RECORD:  # where the card looks for it
             write_card(model, folder)
+    console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+    console.print(as_table(results, f"tokenizer of {measured.tokenizer or measured.model}; {protocol}"))
 
 
 def model_folder(name: str) -> Path:

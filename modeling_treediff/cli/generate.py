@@ -67,16 +67,18 @@ def view(
     settings: dict[str, Any],
 ) -> None:
     """Generate, drawing each draft live or into a file."""
-    recorder = viewing.DraftRecorder(model.tree, tokenizer)
+    recorder, written = viewing.DraftRecorder(model.tree, tokenizer), None
     if shown.watch:
         with viewing.TerminalView() as terminal:
             recorder.show = terminal.show
             model.generate(**settings, callback=recorder)
     else:
         written = model.generate(**settings, callback=recorder)[0]
-        print(printable(str(tokenizer.decode(written)), keep=LINES))
     if shown.animation is not None:
         viewing.write_animation(shown.animation, recorder.drafts, f"A text by {Path(text.model).name}")
+    if written is not None:
+        print(printable(str(tokenizer.decode(written)), keep=LINES))
+    if shown.animation is not None:
         print(f"{shown.animation}: {shown.animation.stat().st_size / 1e3:.0f} kB, {len(recorder)} drafts")
 
 

@@ -1,4 +1,4 @@
-"""`treediff inspect-tree`: loads a tree, measures it, and prints and writes the report."""
+"""`treediff inspect-tree`: loads a tree, measures it, and writes and prints the report."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ MATCHES = 3  # tokens shown for one search
 
 
 def run(inspected: InspectedTree, measured: Measured, dataset: Dataset, shown: Shown) -> None:
-    """Load, measure, print, write."""
+    """Load, measure, write, print."""
     source = find_tree(inspected.tree)
     tree = VocabularyTree.from_pretrained(source)
     tokenizer = find_tokenizer(source, inspected, needed=measured.text is not None)
@@ -54,12 +54,14 @@ def run(inspected: InspectedTree, measured: Measured, dataset: Dataset, shown: S
     if measured.embeddings:
         embeddings = load_embeddings(measured.embeddings, tree.vocab_size, measured.tensor)
     report = report_tree(tree, tokenizer, follows, embeddings, measured.seed, token_counts)
-    show(tree, names, token_counts, report, searched, shown)
     if shown.json is not None:
         write_text(shown.json, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
     if shown.html is not None:
         kinds = None if tokenizer is None else token_kinds(tokenizer, tree.vocab_size)
         write_text(shown.html, render_page(tree, names, report, title(source, tree), kinds, token_counts))
+    show(tree, names, token_counts, report, searched, shown)
+    for file in filter(None, (shown.json, shown.html)):
+        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 
 def show(
@@ -85,9 +87,8 @@ def show(
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a whole file or nothing, and say so."""
+    """Write a whole file or nothing."""
     write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 
 def find_tokenizer(tree: str, inspected: InspectedTree, needed: bool) -> PreTrainedTokenizerBase | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import modeling_treediff
+from modeling_treediff.files.standard_streams import lossy_output
 
 SUBCOMMANDS = {
     "build-tree": "build a vocabulary tree for a tokenizer, from text or embeddings",
@@ -27,6 +28,7 @@ EXTRAS = {  # what the subcommands need; the others "train"
     **dict.fromkeys(("evaluate", "analyze-errors"), "eval"),
     **dict.fromkeys(("generate", "app"), "demo"),
 }
+PRINTING = ("inspect-tree", "plan-memory", "evaluate", "analyze-errors", "generate")  # whose result is what they print
 HELP = """usage: treediff SUBCOMMAND [options]
 
 Tree-structured diffusion language models: build, train, measure, write, share.
@@ -46,10 +48,21 @@ def main(line: Sequence[str] | None = None) -> None:
 
     """
     line = list(sys.argv[1:] if line is None else line)
-    name = read_subcommand(line[:1])
+    with lossy_output() as output:
+        name = read_subcommand(line[:1])
+        run_subcommand(name, line[1:])
+        output.flush()
+        lost = output.error
+        if lost is not None and not isinstance(lost, BrokenPipeError):  # a reader may leave when it has enough
+            said = f"treediff {name}: not all could be printed: {lost.strerror}"
+            sys.exit(said) if name in PRINTING else print(said, file=sys.stderr)
+
+
+def run_subcommand(name: str, line: Sequence[str]) -> None:
+    """Run a subcommand with its options; errors as of `main`."""
     module, prog = name.replace("-", "_"), f"treediff {name}"
     try:
-        options = read_options(f"modeling_treediff.cli.options.{module}", prog, line[1:])
+        options = read_options(f"modeling_treediff.cli.options.{module}", prog, line)
         modeling_treediff.register()
         importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
     except EXPECTED as error:

@@ -17,7 +17,7 @@ from .saved_model import load_config
 
 
 def run(model: PlannedModel, process: Process, step: PlannedStep, result: Result) -> None:
-    """Plan, print, and write what was asked for."""
+    """Plan, write what was asked for, and print."""
     config = make_config(model, process)
     plan = plan_memory(
         config,
@@ -32,17 +32,17 @@ def run(model: PlannedModel, process: Process, step: PlannedStep, result: Result
         processes=step.processes,
         sharded=step.fsdp,
     )
-    print(plan)
-    facts = plan.summary()
+    facts, said = plan.summary(), [str(plan)]
     if (device := result.gpu_bytes) is not None:
         facts["largest_batch"] = largest_batch(plan.step, device)
-        print(f"largest batch for {USABLE:.0%} of {readable(device)}: {facts['largest_batch']}")
-        print(plan.advice(device))
+        said.append(f"largest batch for {USABLE:.0%} of {readable(device)}: {facts['largest_batch']}")
+        said.append(plan.advice(device))
     if result.json is not None:
         text = json.dumps(facts, indent=2) + "\n"
         write_atomically(result.json, lambda path: path.write_text(text, encoding="utf-8"))
     if result.picture is not None:
         draw(plan, result.picture)
+    print("\n".join(said))
 
 
 def make_config(model: PlannedModel, process: Process) -> TreeDiffConfig:

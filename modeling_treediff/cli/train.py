@@ -75,8 +75,10 @@ def run(
     result = train(network, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
         origin = provenance(options.license, model.source, text, corpus, held_out)
-        report(network, result, text_facts(validation.counted_ids, tokenizer), config, origin)
+        measured_text = text_facts(validation.counted_ids, tokenizer)
+        write_result(network, result, measured_text, config, origin)
         write_card(network, config.output_dir)
+        print(summary(result, measured_text, config))
     PartialState().wait_for_everyone()  # a process that left while another still worked could die of its connections
     PartialState().destroy_process_group()
 
@@ -157,14 +159,14 @@ def provenance(
     }
 
 
-def report(
+def write_result(
     model: TreeDiffForDiffusionLM,
     result: TrainingResult,
     text: dict[str, Any],
     config: TrainingConfig,
     provenance: dict[str, Any],
 ) -> None:
-    """Write `result.json` and print what it says; `text` are the `text_facts` of what was held out."""
+    """Write `result.json`; `text` are the `text_facts` of what was held out."""
     settings = {
         "steps": config.max_steps,
         "loss_chunk": config.loss_chunk,
@@ -173,9 +175,13 @@ def report(
     facts = {"weights_sha256": weights_sha256(config.output_dir), **provenance, **model_facts(model), **settings}
     facts |= measured_facts(result) | text
     write_record(config.output_dir / "result.json", facts, config.seed)
+
+
+def summary(result: TrainingResult, text: dict[str, Any], config: TrainingConfig) -> str:
+    """Return the lines that say what `result.json` holds."""
     bound = result.validation
     note = unknown_note(text["num_unknown"], bound.num_tokens)
-    print(
+    return (
         f"\n{memory_report(result.peak_memory_of_phases)}"
         f"\nvalidation NELBO {bound.value:.3f} +- {bound.standard_error:.3f} nats/token, perplexity <= "
         f"{bound.perplexity:.1f}, on {bound.num_tokens} tokens; unigram entropy of the held-out text "

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object, set_seed
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from modeling_treediff.files.standard_streams import lossy_output
 from modeling_treediff.likelihood_treediff import NelboEstimate
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text.windows import TokenWindows
@@ -99,8 +100,8 @@ def train(
         OSError: the output folder cannot be written, or the disk is full.
         MemoryError: out of memory, with advice.
         FloatingPointError: loss, gradient or parameters are no longer numbers.
-        SystemExit: SIGTERM or SIGINT was received and a checkpoint saved, or, after the last step, the finished model;
-            the code is 143 or 130.
+        SystemExit: SIGTERM, SIGINT or SIGHUP was received and a checkpoint saved, or, after the last step, the model;
+            the code is 143, 130 or 129.
 
     """
     check_run(config, resume)
@@ -115,7 +116,7 @@ def train(
         return out_of_memory.advice(model.config, run.config if run else config, training.sequence_length, memory)
 
     try:
-        with hold_folder(config.output_dir, resume), out_of_memory.advised(advice):
+        with lossy_output(), hold_folder(config.output_dir, resume), out_of_memory.advised(advice):
             run = _Run(model, tokenizer, training, validation, config, resume)
             with StopRequest() as request:
                 run.take_steps(request)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the run to save and stop, a later one ends the process at once."""
+"""SIGTERM, SIGINT, SIGHUP: the first asks the run to save and stop, a later one ends the process at once."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP is a terminal that was closed; Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # A launcher passes on the signal that a cluster or a terminal has sent to its workers already: that is one request.
 SAME_REQUEST_SECONDS = 3.0
 # Set by `accelerate launch` and by torchrun.
@@ -34,7 +35,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS if not _by_nohup(number)}
         return self
 
     def __exit__(
@@ -55,6 +56,11 @@ class StopRequest:
         self._before = {}
 
 
+def _by_nohup(number: signal.Signals) -> bool:
+    """Tell whether this is SIGHUP and the process was started to outlive its terminal."""
+    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+
+
 def leave_to_parent(worker: int) -> None:
     """Ignore the signals in a process that loads data: who is sent one with its whole group still needs its batches."""
     for number in SIGNALS:
@@ -62,5 +68,5 @@ def leave_to_parent(worker: int) -> None:
 
 
 def exit_code(number: int) -> int:
-    """Return what shells and clusters take for the end by this signal: 143 for SIGTERM, 130 for SIGINT."""
+    """Return what shells and clusters take for the end by this signal: 143 for SIGTERM, 130 for SIGINT, 129 SIGHUP."""
     return 128 + number

@@ -10,7 +10,7 @@ from modeling_treediff.training.run import signals
 from modeling_treediff.training.run.signals import StopRequest, exit_code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_and_those_right_after_it_are_one_request(number):
     before = signal.getsignal(number)
     with StopRequest() as request:
@@ -47,5 +47,20 @@ def test_threads_other_than_the_first_train_without_handlers():
     assert seen == [0]
 
 
+def test_a_process_that_is_to_outlive_its_terminal_does():
+    """As nohup starts it; SIGINT, which shells ignore for what runs in the background, still stops it."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.number == 0
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.number == signal.SIGINT
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_exit_codes_are_those_of_a_shell():
-    assert exit_code(signal.SIGTERM) == 143 and exit_code(signal.SIGINT) == 130
+    assert exit_code(signal.SIGTERM) == 143 and exit_code(signal.SIGINT) == 130 and exit_code(signal.SIGHUP) == 129
