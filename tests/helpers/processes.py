@@ -52,8 +52,11 @@ def run_python(*arguments: str | Path, code: str | None = None, timeout: int = 3
     )
 
 
-def run_here(*arguments: str | Path | float) -> subprocess.CompletedProcess:
-    """Run `treediff` with these arguments in this process, without the seconds that a fresh one imports for."""
+def run_here(*arguments: str | Path | float, output: io.TextIOBase | None = None) -> subprocess.CompletedProcess:
+    """Run `treediff` with these arguments in this process, without the seconds that a fresh one imports for.
+
+    What it prints is kept, or goes to `output`.
+    """
     words, stdout, stderr, code = [str(word) for word in arguments], io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
@@ -61,7 +64,7 @@ def run_here(*arguments: str | Path | float) -> subprocess.CompletedProcess:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setenv("ACCELERATE_USE_CPU", "true")
         forget_accelerate()
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stdout(output or stdout), contextlib.redirect_stderr(stderr):
             try:
                 main(words)
             except SystemExit as stop:
