@@ -31,13 +31,11 @@ def test_what_cannot_be_written_is_dropped_and_known(kind, error, text):
         output.close()
 
 
-@pytest.mark.parametrize(
-    ("encoding", "written"), [("ascii", b"\\u2264 \\xb1 \\u4e09"), ("cp1252", b"\\u2264 \xb1 \\u4e09")]
-)
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", b"\\u2264 \\xb1"), ("cp1252", b"\\u2264 \xb1")])
 def test_characters_that_the_output_does_not_have_are_spelled(encoding, written):
-    kept = io.BytesIO()
-    print("≤ ± 三", end="", file=LossyStream(io.TextIOWrapper(kept, encoding, write_through=True)))
-    assert kept.getvalue() == written
+    output = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
+    print("≤ ±", end="", file=LossyStream(output))
+    assert output.buffer.getvalue() == written
 
 
 def test_a_process_without_outputs_prints_nothing(monkeypatch):
