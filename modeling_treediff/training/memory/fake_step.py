@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from modeling_treediff.configuration_treediff import LARGEST_COUNT, TreeDiffConfig
+from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 
 from .lean_blocks import checkpoint_activations, make_lean
@@ -62,8 +62,8 @@ class TrainingStep:
         """Refuse what no step can be."""
         chunk = () if self.loss_chunk is None else ("loss_chunk",)
         for name in ("batch_size", "sequence_length", "accumulation", "processes", *chunk):
-            if not 1 <= getattr(self, name) <= LARGEST_COUNT:
-                raise ValueError(f"{name} must be at least 1, at most {LARGEST_COUNT:,}, got {getattr(self, name)}.")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.recompute_mlp < 0:
             raise ValueError(f"recompute_mlp must not be negative, got {self.recompute_mlp}.")
         if not self.lean and (self.recompute_mlp or chunk):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from modeling_treediff.building.budget import count_parameters
-from modeling_treediff.configuration_treediff import TreeDiffConfig
+from modeling_treediff.configuration_treediff import LARGEST_COUNT, TreeDiffConfig
 
 from .fake_step import TrainingStep, record_step
 from .ledger import BLOCK, CATEGORIES, Ledger
@@ -108,10 +108,14 @@ def plan_memory(model_config: TreeDiffConfig, batch_size: int, sequence_length: 
         options: the other fields of `TrainingStep`.
 
     Raises:
-        ValueError: an unknown precision, sizes below 1, or windows longer than the model's positions.
+        ValueError: an unknown precision, sizes below 1 or above a million, windows longer than the positions.
 
     """
-    return plan_step(TrainingStep(model_config, batch_size, sequence_length, **options))
+    step = TrainingStep(model_config, batch_size, sequence_length, **options)
+    for name in ("batch_size", "accumulation", "processes"):
+        if getattr(step, name) > LARGEST_COUNT:
+            raise ValueError(f"{name} must be at most {LARGEST_COUNT:,}, got {getattr(step, name)}.")
+    return plan_step(step)
 
 
 def plan_step(step: TrainingStep) -> MemoryPlan:
