@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .configuration_treediff import check_types
+from .configuration_treediff import LARGEST_COUNT, check_types
 
 ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
@@ -18,8 +18,18 @@ CHOICES = {"unmasking": UNMASKING, "sampling_dtype": SAMPLING_DTYPES, "steps_per
 ABOVE_0 = math.ulp(0.0)
 # Settings, the least and the largest that each of their numbers may be, and how that is said.
 RANGES = (
-    ("num_steps num_return_sequences remasking_levels", 1, math.inf, "be a positive whole number"),
-    ("max_new_tokens block_length top_k steps_per_level", 1, math.inf, "be a positive whole number"),
+    (
+        "num_steps num_return_sequences remasking_levels",
+        1,
+        LARGEST_COUNT,
+        "be a positive whole number, a million at most",
+    ),
+    (
+        "max_new_tokens block_length top_k steps_per_level",
+        1,
+        LARGEST_COUNT,
+        "be a positive whole number, a million at most",
+    ),
     ("temperature", ABOVE_0, math.inf, "be positive"),
     ("top_p remasking_fraction", ABOVE_0, 1, "lie in (0, 1]"),
     ("remasking_steps threshold allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),

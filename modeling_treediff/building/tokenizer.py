@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from modeling_treediff.configuration_treediff import LARGEST_COUNT
+
 END_OF_TEXT = "<|endoftext|>"
 BYTES = 256
 
@@ -20,11 +22,12 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
         vocab_size: tokens wanted, the 256 bytes and the special token included.
 
     Raises:
-        ValueError: vocab_size is below 257, or the texts have too few distinct words for that many tokens.
+        ValueError: vocab_size is below 257 or above a million, or the texts have too few distinct words for it.
 
     """
-    if vocab_size < BYTES + 1:
-        raise ValueError(f"vocab_size must be at least {BYTES + 1} (all bytes and {END_OF_TEXT}), got {vocab_size}.")
+    if not BYTES < vocab_size <= LARGEST_COUNT:
+        least = f"{BYTES + 1} (all bytes and {END_OF_TEXT})"
+        raise ValueError(f"vocab_size must be at least {least}, and at most {LARGEST_COUNT:,}, got {vocab_size}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

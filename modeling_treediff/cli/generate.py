@@ -29,7 +29,8 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
         return
     result: Any = model.generate(**settings, output_history=True, return_dict_in_generate=True)
     last = len(result.history) - 1
-    for step in sorted({round(last * index / shown.snapshots) for index in range(shown.snapshots)}):
+    count = shown.snapshots
+    for step in range(last + 1) if count > last else sorted({round(last * index / count) for index in range(count)}):
         draft = str(decode_nodes(result.history[step][0], model.tree, tokenizer))
         print(f"step {step:3d}/{last}: {printable(draft, keep=LINES)}")
     print(f"\n{printable(str(tokenizer.decode(result.sequences[0])), keep=LINES)}")

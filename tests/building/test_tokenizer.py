@@ -27,3 +27,5 @@ def test_too_small_text():
         train_tokenizer(["a few words"], 9000)
     with pytest.raises(ValueError, match="at least 257"):
         train_tokenizer(["a few words"], 256)
+    with pytest.raises(ValueError, match="at most 1,048,576, got 1000000000"):
+        train_tokenizer(["text"], 10**9)
