@@ -18,18 +18,8 @@ CHOICES = {"unmasking": UNMASKING, "sampling_dtype": SAMPLING_DTYPES, "steps_per
 ABOVE_0 = math.ulp(0.0)
 # Settings, the least and the largest that each of their numbers may be, and how that is said.
 RANGES = (
-    (
-        "num_steps num_return_sequences remasking_levels",
-        1,
-        LARGEST_COUNT,
-        "be a positive whole number, a million at most",
-    ),
-    (
-        "max_new_tokens block_length top_k steps_per_level",
-        1,
-        LARGEST_COUNT,
-        "be a positive whole number, a million at most",
-    ),
+    ("num_steps steps_per_level remasking_levels top_k", 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
+    ("max_new_tokens num_return_sequences block_length", 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
     ("temperature", ABOVE_0, math.inf, "be positive"),
     ("top_p remasking_fraction", ABOVE_0, 1, "lie in (0, 1]"),
     ("remasking_steps threshold allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),

@@ -8,6 +8,7 @@ from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
+LARGEST = 10**12  # steps, of a million windows each, that 64 bits still count
 SEEDS = 2**32  # of numpy's older generator, which `set_seed` seeds as well
 
 
@@ -113,19 +114,19 @@ class TrainingConfig:
             *("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "validation_windows"),
             *(name for name in ("global_batch_size", "loss_chunk") if getattr(self, name) is not None),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must be at least 1 and at most 10^12, got {getattr(self, name)}.")
         for name in (
             *("warmup_steps", "validate_every", "save_every", "weight_decay", "workers", "seed"),
             "recompute_mlp",
         ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must not be negative or above 10^12, got {getattr(self, name)}.")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.seed >= SEEDS:
-            raise ValueError(f"seed must be below {SEEDS}, got {self.seed}.")
+            raise ValueError(f"seed must be below 2^32, got {self.seed}.")
         if not 0 < self.sampling_eps < 1:
             raise ValueError(f"sampling_eps must lie between 0 and 1, got {self.sampling_eps}.")
         if not 0 <= self.ema_decay < 1:
