@@ -112,11 +112,10 @@ class TreeDiffGenerationMixin:
         sequences, history = draft.result, audience.history
         if not settings.return_dict_in_generate:
             return sequences
-        nowhere = draft.log_probs.new_zeros(*sequences.shape, self.tree.tree_depth)
         return TreeDiffGenerationOutput(
             sequences=sequences,
             num_forward_passes=draft.num_forward_passes,
-            log_probs=draft.restore(draft.log_probs, nowhere),
+            log_probs=draft.restore(draft.log_probs, draft.log_probs.new_zeros(*sequences.shape, self.tree.tree_depth)),
             history=None if history is None else tuple(history),
             depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
         )

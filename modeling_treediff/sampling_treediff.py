@@ -273,9 +273,8 @@ class Denoiser:
         level_n = self.tree.depth[node_n]
         uniform_n = self.uniform[waiting_BT].gather(1, level_n[:, None])[:, 0]
         choice = self.sampler(node_n, logits_nK, uniform_n, self.constraints.log_weights(self.draft, waiting_BT))
-        moving_BT = waiting_BT
-        if select is not None:
-            moving_BT = select(choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score))
+        score_BT = choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score)
+        moving_BT = waiting_BT if select is None else select(score_BT)
         after_BT = self.draft.node_ids.masked_scatter(waiting_BT, choice.child)
         moving_BT = self.constraints.may_move(self.draft, after_BT, moving_BT)
         moved_n = moving_BT[waiting_BT]
