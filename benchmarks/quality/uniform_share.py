@@ -5,8 +5,8 @@ is exact for the mixture, in training and in measuring.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +19,7 @@ from benchmarks.quality.record import difference, estimate
 from benchmarks.quality.training import Protocol, measured_text
 from benchmarks.record_schema import Schema, read_record
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.heads_treediff import mix_uniform
 from modeling_treediff.training.memory import lean_blocks
 
 SHARES = (0.0, 0.001, 0.01, 0.05)  # in measuring
@@ -34,33 +35,17 @@ SCHEMA: dict[str, Schema] = {
 Record = dict[str, Any]
 
 
-@contextmanager
-def sharing(share: float) -> Iterator[None]:
-    """Return the context in which every choice is (1 - share) of the model's and share of a uniform one."""
-    if not share:
-        yield
-        return
-    own = TreeDiffForDiffusionLM.child_cross_entropy
-    with (
-        patch.object(TreeDiffForDiffusionLM, "child_cross_entropy", mixed(own, share)),
-        patch.object(lean_blocks, "_lean_loss", mixed(lean_blocks._lean_loss, share)),  # what training calls instead
-    ):
-        yield
+def sharing(share: float) -> AbstractContextManager[object]:
+    """Return the context in which training has this uniform share of every choice, as `nelbo` has it by the config."""
+    own = lean_blocks._lean_loss
 
+    def of_mixture(model: TreeDiffForDiffusionLM, *arguments: Any) -> torch.Tensor:
+        input_ids, slots = arguments[-2:]
+        nats, counted = own(model, *arguments), (slots >= 0) & (input_ids >= model.config.vocab_size)
+        log_n = mix_uniform(-nats[counted], input_ids[counted], model.tree, share)
+        return nats.masked_scatter(counted, -log_n)
 
-def mixed(own: Callable[..., torch.Tensor], share: float) -> Callable[..., torch.Tensor]:
-    """Return the cross entropy of the mixture: of a model (first argument), at nodes and for slots (the last two)."""
-
-    def of_mixture(*arguments: Any) -> torch.Tensor:
-        tree, (input_ids, slots) = arguments[0].tree, arguments[-2:]
-        nats = own(*arguments)
-        children_N = torch.cat((torch.ones(tree.vocab_size, device=nats.device), (tree.children >= 0).sum(dim=1)))
-        uniform = (share / children_N)[input_ids].log().to(nats.dtype)
-        return torch.where(
-            (slots >= 0) & (input_ids >= tree.vocab_size), -torch.logaddexp(math.log1p(-share) - nats, uniform), nats
-        )
-
-    return of_mixture
+    return patch.object(lean_blocks, "_lean_loss", of_mixture) if share else nullcontext()
 
 
 def measured_shares(
@@ -71,10 +56,9 @@ def measured_shares(
         text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
     }
     rows = []
-    for share in shares:
-        with sharing(share):
-            texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
-        rows.append({"share": share, "texts": texts})
+    for model.config.uniform_share in shares:
+        texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
+        rows.append({"share": model.config.uniform_share, "texts": texts})
     return rows
 
 

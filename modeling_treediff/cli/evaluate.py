@@ -31,6 +31,8 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
         trust_remote_code=measured.trust_remote_code,
         device=PartialState().device,
     )
+    if how.uniform_share is not None:
+        model.config.uniform_share = how.uniform_share
     protocol = WindowProtocol.for_model(model, tokenizer, how.sequence_length, how.stride)
     results = {
         source: evaluate_texts(
@@ -52,7 +54,8 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
         if how.json.resolve() == folder.resolve() / EVALUATION_RECORD:  # where the card looks for it
             write_card(model, folder)
     console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
-    console.print(as_table(results, f"tokenizer of {measured.tokenizer or measured.model}; {protocol}"))
+    share = f"; {how.uniform_share:.2g} of each choice shared evenly" if how.uniform_share else ""
+    console.print(as_table(results, f"tokenizer of {measured.tokenizer or measured.model}; {protocol}{share}"))
 
 
 def model_folder(name: str) -> Path:
@@ -67,6 +70,7 @@ def describe(
     return {
         "model": public_name(measured.model),
         "tree_sha256": model.config.tree_sha256,
+        "uniform_share": model.config.uniform_share,
         "weights_sha256": weights_sha256(model_folder(measured.model)),
         "tokenizer": public_name(measured.tokenizer or measured.model),
         "texts": [

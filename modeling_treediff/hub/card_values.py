@@ -99,10 +99,11 @@ def values_of_evaluation(record: Mapping[str, Any]) -> dict[str, str]:
     rows = record.get("texts", [])
     protocol = rows[0]["protocol"]["description"] if rows else NOT_STATED
     samples = f"; {rows[0]['num_samples']} corruptions per window" if rows else ""
+    share = f"; {share:.2g} of each choice shared evenly" if (share := number(record, "uniform_share")) else ""
     return {
         "evaluation_rows": "\n".join(_evaluation_row(row, record.get("limit")) for row in rows)
         or f"| {NOT_MEASURED} | | | | |",
-        "evaluation_protocol": _cell(protocol + samples),
+        "evaluation_protocol": _cell(protocol + samples + share),
         **_run_values("evaluation", record),
     }
 

@@ -57,6 +57,12 @@ def test_a_row_per_text_the_protocol_and_json(checkpoint, texts, tokenizer, tmp_
     protocol = WindowProtocol(16, 8)
     expected = evaluate_texts(model, tokenizer, documents, protocol, num_samples=4, seed=5, batch_size=16)
     assert record["texts"][0]["nelbo"] == pytest.approx(expected.nelbo, rel=1e-5)
+    model.config.uniform_share = 0.2
+    shared = evaluate_texts(model, tokenizer, documents, protocol, num_samples=4, seed=5, batch_size=16)
+    assert run_here("evaluate", checkpoint, texts[0], *settings, "--uniform-share", "0.2").returncode == 0
+    of_share = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    assert of_share["texts"][0]["nelbo"] == pytest.approx(shared.nelbo, rel=1e-5) != pytest.approx(expected.nelbo)
+    assert (record["uniform_share"], of_share["uniform_share"]) == (0.0, 0.2)
     for row in record["texts"]:
         assert row["protocol"]["stride"] == 8 and row["num_unknown"] == 0
         assert row["bits_per_byte"] == pytest.approx(row["nelbo"] * row["num_tokens"] / math.log(2) / row["num_bytes"])
@@ -87,6 +93,7 @@ def test_a_flat_model_a_limit_and_a_tokenizer_of_its_own(texts, tmp_path):
         (["{text}", "--stride", "17"], "stride must lie in 1..16"),
         (["{text}", "--sequence-length", "32"], "longer than the model's 16 positions"),
         (["{text}", "--samples", "0"], "at least 1"),
+        (["{text}", "--uniform-share", "1"], "--uniform-share must be at least 0 and less than 1"),
         (["{text}", "--json", "no/such/folder/result.json"], "no/such/folder"),
         (["{text}", "--tokenizer", "{folder}"], "they do not belong"),
     ],
@@ -99,7 +106,7 @@ def test_bad_input_is_one_line(checkpoint, texts, tmp_path, tokenizer, arguments
         message = "tokenizer has 8193"
     ran = evaluate(checkpoint, *(argument.format(text=texts[0], folder=tmp_path) for argument in arguments))
     assert last_line(ran).startswith("treediff evaluate: error: ") and message in last_line(ran)
-    assert ran.returncode == (2 if "--limit" in message or "no/such" in message else 1)
+    assert ran.returncode == (2 if any(word in message for word in ("--limit", "no/such", "--uniform")) else 1)
 
 
 def test_what_is_no_model_of_this_kind_is_one_line(texts, tmp_path):

@@ -52,6 +52,11 @@ class Measurement:
         None, "corruptions per window; short texts need more (default: one for each level of the tree)"
     )
     batch_size: int = option(32, "windows per forward pass")
+    uniform_share: float | None = option(
+        None,
+        "share of every choice given to all children alike, for texts of another kind, such as 0.01 "
+        "(default: the model's own, 0 unless its config has it)",
+    )
     seed: int = option(0, "of the corruptions")
     json: Path | None = option(
         None, "write the figures; as evaluation.json in the model's folder they go into its card, too"
@@ -59,6 +64,8 @@ class Measurement:
 
     def __post_init__(self) -> None:
         """Raise ValueError for options that would fail only after measuring."""
+        if self.uniform_share is not None and not 0 <= self.uniform_share < 1:
+            raise ValueError(f"--uniform-share must be at least 0 and less than 1, got {self.uniform_share:g}.")
         if self.json is not None and (self.json.is_dir() or not self.json.parent.is_dir()):
             raise ValueError(f"--json must name a file in an existing folder, got {self.json}.")
 
