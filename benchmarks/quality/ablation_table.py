@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS
-from benchmarks.quality.ablations import BASE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
+from benchmarks.quality.ablations import BASE, NODE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
 from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.record_schema import Schema, check_schema, read_record
 
@@ -79,6 +79,24 @@ def candidates_table(record: Record) -> str:
     rows = [[_name(run), f"{run['seed']}", *(_ratio(run, title) for title in titles)] for run in runs]
     further = table(("perplexity / MDLM", "seed", *titles), rows)
     return f"{chosen}\n{further}\n{_facts(record)}"
+
+
+def times_table(record: Record) -> str:
+    """Return a row for each variant of the training times and seed, with differences to the default."""
+    rows = []
+    for run in sorted(record["runs"], key=lambda run: list(VARIANTS).index(run["variant"])):
+        (word,) = run["further"].values()
+        differences = ["–" if run["variant"] == NODE else _spread(one["difference"], "+") for one in (run, word)]
+        title = "from 0.1 of a window, the default" if run["variant"] == NODE else run["title"]
+        rows.append([title, *_common(run)[1:], differences[0], _spread(word, ""), differences[1]])
+    header = (
+        "training times",
+        *COMMON[1:],
+        "difference",
+        *(f"{title}: nats" for title in run["further"]),
+        "difference",
+    )
+    return f"{table(header, rows)}\n{_facts(record)}"
 
 
 def headline(record: Record, texts: Sequence[str]) -> str:
