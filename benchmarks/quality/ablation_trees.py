@@ -13,6 +13,7 @@ from benchmarks.quality.packed_data import TRAINING, PackedData
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building import TextCounts, build_tree, count_text, reduce_embeddings, token_embeddings
 from modeling_treediff.building.balanced import frequency_tree, random_tree, smallest_branching
+from modeling_treediff.building.tree_measures import counts_below
 from modeling_treediff.text import token_names
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
@@ -75,8 +76,7 @@ class TreeSources:
             return frequency_tree(token_counts, branching, depth)
         if source == "random":
             tree = random_tree(self.vocab_size, branching, depth)
-            counts = np.repeat(token_counts[:, None], depth + 1, axis=1)
-            below_N = np.bincount(tree.ancestors.numpy().ravel(), counts.ravel(), minlength=tree.num_nodes)
+            below_N = counts_below(tree, token_counts)
             return reordered(tree, lambda children: np.argsort(np.argsort(-below_N[children], kind="stable")))
         closed = source == "closed"  # tokens that the text lacks are clustered as if it had each of them once
         method = "class-bigrams" if source in ("class-bigrams", "closed") else "balanced-kmeans"

@@ -4,9 +4,11 @@ Shape legend: V tokens, D depth of every leaf.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from modeling_treediff.vocabulary_tree import Table, VocabularyTree, as_int64
 
@@ -43,7 +45,10 @@ def tree_from_order(order: Table, branching: int, depth: int, metadata: dict[str
 
 
 def frequency_tree(
-    token_counts: np.ndarray, branching: int, depth: int, metadata: dict[str, Any] | None = None
+    token_counts: np.ndarray | torch.Tensor | Sequence[int],
+    branching: int,
+    depth: int,
+    metadata: dict[str, Any] | None = None,
 ) -> VocabularyTree:
     """Return a balanced tree whose siblings are tokens equally frequent in a text, and nothing else.
 
@@ -56,20 +61,31 @@ def frequency_tree(
         metadata: provenance to keep with the tree.
 
     Raises:
-        ValueError: branching**depth leaves are fewer than the vocabulary.
+        ValueError: branching**depth leaves are fewer than the vocabulary, or counts that are not finite numbers >= 0.
 
     """
-    check_feasible(len(token_counts), branching, depth)
-    places = np.arange(len(token_counts))
+    count_V = checked_counts(token_counts, len(token_counts))
+    check_feasible(len(count_V), branching, depth)
+    places = np.arange(len(count_V))
     _, parent_V = np.unique(_even_paths(places, branching, depth)[:, :-1], axis=0, return_inverse=True)
     first_V = np.diff(parent_V, prepend=-1) > 0
-    num_seen = int(np.count_nonzero(token_counts))
+    num_seen = int(np.count_nonzero(count_V))
     firsts = _evenly(places[first_V], min(num_seen, int(first_V.sum())))
     seen_V = np.isin(places, np.concatenate([firsts, _evenly(places[~first_V], num_seen - len(firsts))]))
     order = np.empty_like(places)
-    order[seen_V], order[~seen_V] = np.split(np.argsort(-token_counts, kind="stable"), [num_seen])
+    order[seen_V], order[~seen_V] = np.split(np.argsort(-count_V, kind="stable"), [num_seen])
     order = order[np.lexsort((~seen_V, parent_V))]  # seen ones first among siblings
     return tree_from_order(order, branching, depth, {"method": "frequency"} | (metadata or {}))
+
+
+def checked_counts(token_counts: np.ndarray | torch.Tensor | Sequence[int], vocab_size: int) -> np.ndarray:
+    """Return (V,) float64 counts; ValueError for another shape, or numbers that are not finite or negative."""
+    count_V = np.asarray(token_counts, dtype=np.float64)
+    if count_V.shape != (vocab_size,):
+        raise ValueError(f"token_counts must have shape ({vocab_size},), got {count_V.shape}.")
+    if not np.isfinite(count_V).all() or count_V.min() < 0:
+        raise ValueError("token_counts must be finite and not negative.")
+    return count_V
 
 
 def check_feasible(vocab_size: int, branching: int, depth: int) -> None:

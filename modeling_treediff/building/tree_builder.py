@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from tqdm import tqdm
 
-from modeling_treediff.building.balanced import check_feasible, smallest_branching
+from modeling_treediff.building.balanced import check_feasible, checked_counts, smallest_branching
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .balanced_kmeans import MAX_ITERATIONS, balanced_kmeans, quantise, quantise_weights
@@ -62,7 +62,7 @@ def build_tree(
 
     Raises:
         ValueError: unknown method, embeddings that are not (V, E) finite numbers, K^D < V, counts that are not
-            (V,) finite numbers >= 0, or a method without the counts it needs.
+            (V,) finite numbers >= 0, names that are not V texts, or a method without the counts it needs.
 
     """
     if method not in METHODS:
@@ -70,7 +70,9 @@ def build_tree(
     embedding_VE = checked_embeddings(embeddings)
     vocab_size = len(embedding_VE)
     check_feasible(vocab_size, branching, depth)
-    count_V = _checked_counts(token_counts, vocab_size)
+    count_V = np.zeros(vocab_size) if token_counts is None else checked_counts(token_counts, vocab_size)
+    if names is not None and not (len(names) == vocab_size and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"names must be {vocab_size} texts, one for each token, got {len(names)} values.")
     if method == "class-bigrams" and (follows is None or follows.shape != (vocab_size, vocab_size)):
         raise ValueError(
             f"The method class-bigrams needs `follows`, neighbour counts of shape ({vocab_size}, {vocab_size})."
@@ -215,14 +217,3 @@ def _slots_by_frequency(cluster_N: np.ndarray, count_N: np.ndarray) -> np.ndarra
     _, first, index_N = np.unique(cluster_N, return_index=True, return_inverse=True)
     order = np.lexsort((first, -np.bincount(index_N, count_N)))
     return np.argsort(order, kind="stable")[index_N]
-
-
-def _checked_counts(token_counts: np.ndarray | torch.Tensor | Sequence[int] | None, vocab_size: int) -> np.ndarray:
-    if token_counts is None:
-        return np.zeros(vocab_size)
-    count_V = np.asarray(token_counts, dtype=np.float64)
-    if count_V.shape != (vocab_size,):
-        raise ValueError(f"token_counts must have shape ({vocab_size},), got {count_V.shape}.")
-    if not np.isfinite(count_V).all() or count_V.min() < 0:
-        raise ValueError("token_counts must be finite and not negative.")
-    return count_V

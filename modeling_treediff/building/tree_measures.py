@@ -7,6 +7,14 @@ mutual information is too high, a random tree's by the larger factor. Shape lege
 import numpy as np
 from scipy import sparse
 
+from modeling_treediff.vocabulary_tree import VocabularyTree
+
+
+def counts_below(tree: VocabularyTree, token_counts: np.ndarray) -> np.ndarray:
+    """(V,) counts of the tokens -> (N,) of all nodes: the sum over the tokens below each."""
+    each = np.repeat(token_counts, tree.tree_depth + 1)
+    return np.bincount(tree.ancestors.numpy().ravel(), each, minlength=tree.num_nodes)
+
 
 def entropy(weight_M: np.ndarray) -> float:
     """Return the entropy in nats of a distribution proportional to weights (M,) >= 0; 0 if there is no weight."""

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from .balanced_kmeans import membership
+from .tree_measures import unit_rows
 
 LONGEST_GRAM = 3
 SCORE_UNIT = 2**20  # scores are rounded to integers, so that sums in another order do not decide
@@ -69,7 +70,7 @@ def place_unseen(
     member_KN = membership(np.where(seen_N, cluster_N, num_clusters), num_clusters + 1)[:num_clusters]
     share_KN = sparse.diags_array(1 / np.maximum(member_KN.sum(axis=1), 1)) @ member_KN
     score_UK = np.zeros((len(unseen_U), num_clusters), dtype=np.float32)
-    for feature_N in (spelling_NF, sparse.csr_array(_unit_rows(point_NE))):
+    for feature_N in (spelling_NF, sparse.csr_array(unit_rows(point_NE))):
         if feature_N is not None:
             score_UK += (feature_N[unseen_U] @ (share_KN @ feature_N).T).toarray()
     placed_N = cluster_N.copy()
@@ -100,8 +101,3 @@ def best_match(score_UK: np.ndarray, room_K: np.ndarray) -> np.ndarray:
             worst = rows[np.argsort(-score_UK[rows, column], kind="stable")][room_K[column] :]
             score_UK[worst, column], column_U[worst] = refused, -1
     return column_U
-
-
-def _unit_rows(point_NE: np.ndarray) -> np.ndarray:
-    length_N1 = np.sqrt((point_NE * point_NE).sum(axis=1, keepdims=True))
-    return np.divide(point_NE, length_N1, out=np.zeros_like(point_NE), where=length_N1 > 0)

@@ -29,6 +29,7 @@ from modeling_treediff.building.balanced import (
     smallest_depth,
 )
 from modeling_treediff.building.extension import extend_tree
+from modeling_treediff.building.tree_measures import counts_below
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sample import find_tree
 from modeling_treediff.files.sources import check_source, public_name
@@ -145,14 +146,14 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
             counts = count_tokens(read(similarity.text, job.dataset), tokenizer, vocab_size)
     if job.method == "frequency":
         seen = np.ones(vocab_size, dtype=np.int64) if counts is None else counts.token_counts
-        return frequency_tree(seen, branching, depth, metadata)
+        return warn_of_unseen(frequency_tree(seen, branching, depth, metadata), seen)
     token_counts, follows = (counts.token_counts, counts.follows) if counts else (None, None)
     if embeddings is None:
         assert follows is not None
         with stage("embeddings"):
             embeddings = token_embeddings(follows)
     with stage("tree"):
-        return build_tree(
+        tree = build_tree(
             embeddings,
             branching,
             depth,
@@ -164,6 +165,16 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
             progress=True,
             names=token_names(tokenizer, vocab_size),
         )
+    return tree if token_counts is None else warn_of_unseen(tree, token_counts)
+
+
+def warn_of_unseen(tree: VocabularyTree, token_counts: np.ndarray) -> VocabularyTree:
+    """Return the tree; say so if the text has too few tokens for all of its clusters."""
+    below_I = counts_below(tree, token_counts)[tree.vocab_size :]
+    if unseen := int(np.count_nonzero(below_I == 0)):
+        clusters = f"{unseen} of {len(below_I)} clusters hold no token of the text"
+        print(f"tree: {clusters}, and a model learns never to choose them: use more text, or fewer levels")
+    return tree
 
 
 def count_tokens(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextCounts:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_treediff.building import build_tree
-from modeling_treediff.building.balanced import random_tree, smallest_branching, smallest_depth
+from modeling_treediff.building.balanced import frequency_tree, random_tree, smallest_branching, smallest_depth
 from modeling_treediff.text import read_documents
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -98,6 +98,12 @@ class TestTree:
         ]:
             with pytest.raises(ValueError, match=message):
                 build_tree(*arguments)
+        for names in (["a"] * 9, ["a"] * 11, [None] * 10):
+            with pytest.raises(ValueError, match="names must be 10 texts"):
+                build_tree(points, 4, 2, names=names)
+        for counts in ([1.0, -1, 1], [1.0, np.nan, 1]):
+            with pytest.raises(ValueError, match="not negative"):
+                frequency_tree(counts, 2, 2)
 
     def test_smallest_branching_is_the_exact_root(self):
         for number, degree in itertools.product([1, 2, 8191, 8192, 8281, 8282, 50257, 10**6, 10**6 + 1], range(1, 7)):

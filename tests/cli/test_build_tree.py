@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from modeling_treediff.building import train_tokenizer
+from modeling_treediff.building.tree_measures import counts_below
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -72,7 +73,7 @@ def test_every_source_and_control(small, tmp_path, parts, method, shape):
     assert "local" not in (first / "tokenizer_config.json").read_text()  # where it was loaded from is no part of it
 
 
-def test_frequency_puts_the_most_frequent_tokens_first(small, tmp_path):
+def test_frequency_puts_the_most_frequent_tokens_first(small, tmp_path, capsys):
     """Those that the text has, that is; the others are shared out."""
     given = [part.format(folder=small) for part in arguments("--method", "frequency", "--text", "{folder}/text.txt")]
     assert build(*given, "--output", tmp_path) is None
@@ -80,6 +81,10 @@ def test_frequency_puts_the_most_frequent_tokens_first(small, tmp_path):
     counts = np.bincount(tokenizer((small / "text.txt").read_text())["input_ids"], minlength=300)
     by_path = np.lexsort(tree.paths.numpy().T[::-1])
     in_order = counts[by_path]
+    said = capsys.readouterr().out
+    below = counts_below(tree, counts)[300:]
+    warning = f"tree: {(below == 0).sum()} of {len(below)} clusters hold no token of the text"
+    assert (warning in said) == (below == 0).any()
     assert (np.diff(in_order[in_order > 0]) <= 0).all()
 
 
