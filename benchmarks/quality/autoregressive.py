@@ -55,12 +55,13 @@ def train_autoregressive(
             optimizer.step()
             rate.step()
             optimizer.zero_grad()
-            facts = {"loss": loss.item(), "seconds": time.perf_counter() - started}
+            facts: dict[str, Any] = {"loss": loss.item(), "seconds": time.perf_counter() - started}
             if facts["loss"] != facts["loss"]:
                 raise FloatingPointError(f"The loss of step {step} is not a number.")
             if step % config.validate_every == 0:
                 with accelerator.autocast():
-                    facts["nelbo"] = float(window_nats(model, validation).mean())
+                    nats = float(window_nats(model, validation).mean())
+                facts |= {"nelbo": nats, "nelbo_standard_error": 0.0, "level_losses": []}  # exact, without levels
             log.write(step, facts)
             if request.number and step < config.max_steps:
                 _save_state(config.output_dir / STATE_NAME, parts, step)

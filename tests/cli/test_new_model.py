@@ -25,5 +25,5 @@ def test_what_is_given_is_in_the_config():
 
 
 def test_a_budget_sets_the_layers():
-    config = make(parameters=60e3)
+    config = make(parameters="60e3")
     assert config.num_hidden_layers > 3 and sum(count_parameters(config).values()) == pytest.approx(60e3, rel=0.05)
