@@ -8,6 +8,8 @@ import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 MASK_TOKEN = "<|mask|>"
+GAP = "<|gap|>"  # as the mask, but for the white space before it
+SPACES = ("Ġ", "▁", " ")  # what tokens that begin with their space begin with
 
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
@@ -29,7 +31,8 @@ def with_mask_token(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     """
     if tokenizer.mask_token_id == vocab_size:
         return tokenizer
-    masked = _with_mask_anywhere(tokenizer)
+    masked = copy.deepcopy(tokenizer)
+    masked.add_special_tokens({"mask_token": AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)})
     if masked.mask_token_id != vocab_size:
         raise ValueError(
             f"The tokenizer gives {MASK_TOKEN} the id {masked.mask_token_id}, but the tree's root has {vocab_size}: "
@@ -41,28 +44,29 @@ def with_mask_token(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 def nodes_with_gaps(text: str, tokenizer: PreTrainedTokenizerBase, root: int) -> list[int]:
     """Return the tokens of a text whose every `_` is an open position, the node `root`.
 
-    The text is tokenised once, with masks in it: what follows a gap is tokenised as in the middle of a text, and the
-    white space before a gap belongs to it, so that none is doubled where a word that begins with its space fills it.
+    The text is tokenised once, with gaps in it: what follows one is tokenised as in the middle of a text. Where words
+    begin with their space, one space before a gap belongs to it, so that none is doubled; line breaks, tabs and further
+    spaces stay.
 
     Args:
         text: without `_` it has no gap.
-        tokenizer: of the model's tree; where it has no mask token with the root's id, one is added to a copy.
+        tokenizer: of the model's tree; a copy gets a token for the gaps.
         root: the id of the tree's root, V.
 
     """
-    masked = tokenizer if tokenizer.mask_token == MASK_TOKEN else _with_mask_anywhere(tokenizer)
-    text = text.replace("_", MASK_TOKEN)
-    token_ids = masked(text, add_special_tokens=False, verbose=False)["input_ids"]
-    # By name: where ids are missing below V, another token may have the mask's. A name includes the space before it.
-    names = masked.tokenize(text, add_special_tokens=False)
-    return [root if name.strip() == MASK_TOKEN else one for name, one in zip(names, token_ids, strict=True)]
+    gapped = copy.deepcopy(tokenizer)
+    gapped.add_tokens(AddedToken(GAP, normalized=False, special=True), special_tokens=True)
+    if _words_begin_with_spaces(tokenizer):
+        text = text.replace(" _", "_")
+    text = text.replace("_", GAP)
+    token_ids = gapped(text, add_special_tokens=False, verbose=False)["input_ids"]
+    # By name: where ids are missing below V, another token may have the gap's.
+    names = gapped.tokenize(text, add_special_tokens=False)
+    return [root if name == GAP else one for name, one in zip(names, token_ids, strict=True)]
 
 
-def _with_mask_anywhere(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy of a tokenizer that has the mask, with the id that it gives it."""
-    masked = copy.deepcopy(tokenizer)
-    masked.add_special_tokens({"mask_token": AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)})
-    return masked
+def _words_begin_with_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return any(len(name) > 1 and name.startswith(SPACES) for name in tokenizer.get_vocab())
 
 
 def refuse_mask(token_ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
