@@ -4,7 +4,7 @@ import os
 
 import pytest
 from helpers.eight_words import make_tokenizer
-from helpers.options import refusal
+from helpers.options import parse, refusal
 
 from modeling_treediff.cli.generate import starting_nodes
 from modeling_treediff.files.utf8 import check_utf8
@@ -31,14 +31,21 @@ def test_what_is_none_is_shown_with_its_place(text, place):
         ["generate", "model", "--prompt", LATIN],
         ["generate", "model", f"--infill={LATIN}_"],
         ["generate", "model", "--bad-words", "war", LATIN],
-        ["generate", LATIN],
-        ["evaluate", "model", f"{LATIN}.txt"],
+        ["push", "folder", "name", "--message", LATIN],
         ["train", "--license", LATIN],
         ["inspect-tree", "sotu-8k", "--search", LATIN],
     ],
 )
-def test_every_word_of_a_command_line_is_checked(line):
+def test_texts_of_a_command_line_are_checked(line):
     assert r"caf\udce9" in (said := refusal(*line)) and "is not UTF-8" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["evaluate", "model", LATIN], ["generate", LATIN, "--animation", f"{LATIN}.html"], ["train", "--text", LATIN]],
+)
+def test_names_of_files_may_be_any_bytes(line):
+    parse(*line)
 
 
 def test_texts_of_the_page_and_of_python_are_checked():

@@ -61,7 +61,7 @@ class NewTree:
     depth: int | None = option(None, "levels below the root (default: 2, or what --branching needs)")
     branching: int | None = option(None, "largest fan-out (default: the depth-th root of V, rounded up)")
     seed: int = option(0, "seed of the random draws")
-    license: str | None = option(None, "license of the sources, kept with the tree")
+    license: str | None = option(None, "license of the sources, kept with the tree", is_text=True)
 
 
 OPTIONS = (Vocabulary, Similarity, Dataset, NewTree)

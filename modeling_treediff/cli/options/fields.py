@@ -39,7 +39,8 @@ def help_of(owner: type, name: str) -> str:
 def option(default: Any, text: str, **metadata: Any) -> Any:
     """Return the field of an option with its default, its help, and what else `add_argument` takes.
 
-    The option is called like the field, or like `flag` among the metadata.
+    The option is called like the field, or like `flag` among the metadata. With `is_text` it is text to write or to
+    tokenise, and no name of a file: it must be Unicode.
     """
     return dataclasses.field(default=default, metadata={"help": text} | metadata)
 

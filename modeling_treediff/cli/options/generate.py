@@ -32,9 +32,9 @@ class Text:
     """The model, and its prompt or text to fill in."""
 
     model: str = operand("folder or Hub repository of a trained model")
-    prompt: str | None = option(None, "text to continue")
-    infill: str | None = option(None, "text with gaps: every _ is one token to fill")
-    bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD")
+    prompt: str | None = option(None, "text to continue", is_text=True)
+    infill: str | None = option(None, "text with gaps: every _ is one token to fill", is_text=True)
+    bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD", is_text=True)
     max_new_tokens: int = option(48, "length of new text, in tokens")
     seed: int = option(0, "seed of the random draws")
     trust_remote_code: bool = trust_option()

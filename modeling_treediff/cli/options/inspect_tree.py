@@ -44,7 +44,7 @@ class Shown:
 
     _argument_group_name = "report"
 
-    search: list[str] | None = option(None, "show where tokens are; #7 is id 7", metavar="TOKEN")
+    search: list[str] | None = option(None, "show where tokens are; #7 is id 7", metavar="TOKEN", is_text=True)
     clusters: int = option(12, "nodes of depth 1 to name")
     words: int = option(12, "tokens that name a node")
     html: Path | None = option(None, "write a page with a zoomable picture")

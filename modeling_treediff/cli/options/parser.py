@@ -8,7 +8,7 @@ import argparse
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,7 +60,7 @@ class OptionParser(HfArgumentParser):
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
         """Make a field an argument. The library knows no operands, no flags without a value, and one name for both."""
-        metadata = {name: value for name, value in field.metadata.items() if name not in ("operand", "flag")}
+        metadata = {name: value for name, value in field.metadata.items() if name not in ("operand", "flag", "is_text")}
         if "operand" in field.metadata:
             metadata.setdefault("metavar", field.name.upper())
             parser.add_argument(field.name, type=Path if field.type is Path else str, **metadata)
@@ -80,14 +80,14 @@ class OptionParser(HfArgumentParser):
         try:
             switches = [flag for one in self._actions if one.nargs == 0 for flag in one.option_strings]
             from_file = [] if file is None else [*words_of_file(file, switches), f"--config={file}"]
-            for word in (*from_file, *line):
-                check_utf8(word)
             _, *read, unknown = self.parse_args_into_dataclasses(
                 [*from_file, *line], return_remaining_strings=True, look_for_args_file=False
             )
             if unknown:
                 place = f"{file}: " if unknown[0] in from_file else ""
                 self.error(f"{place}{self._nearest(unknown[0])}")
+            for text in _texts(read):
+                check_utf8(text)
             if check is not None:
                 check(*read)
         except (OSError, ValueError) as error:
@@ -104,6 +104,14 @@ class OptionParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with one line instead of the usage of all options."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all options)\n")
+
+
+def _texts(read: Sequence[Any]) -> Iterator[str]:
+    """Yield the values of options that are text; what names files is left to the system, which takes any bytes."""
+    for options in read:
+        for one in dataclasses.fields(options):
+            value = getattr(options, one.name) if "is_text" in one.metadata else None
+            yield from [value] if isinstance(value, str) else value or []
 
 
 def _usage(one: dataclasses.Field[Any]) -> str:

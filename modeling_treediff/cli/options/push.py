@@ -26,7 +26,7 @@ class Upload:
     revision: str | None = option(None, "branch to commit to, made if it does not exist (default: main)")
     create_pr: bool = option(False, "open a pull request instead of committing to main")
     subfolder: str = option("", "folder of the repository for the model; code stays outside")
-    message: str | None = option(None, "commit message")
+    message: str | None = option(None, "commit message", is_text=True)
     dry_run: bool = option(False, "show what would go, and send nothing")
 
 

@@ -58,7 +58,7 @@ class Run:
     resume: bool = option(
         False, "go on from the newest checkpoint in --output; a sharded run, which loads pickles, must be your own"
     )
-    license: str | None = option(None, "license of the weights, such as apache-2.0, for the model card")
+    license: str | None = option(None, "license of the weights, such as apache-2.0, for the model card", is_text=True)
     trust_remote_code: bool = trust_option()
 
 
