@@ -109,7 +109,7 @@ class Corpus:
         if max_characters is not None and max_characters < 1:
             raise ValueError(f"max_characters must be at least 1, got {max_characters}.")
         documents = self._iterate(first, max_characters)
-        return watch_documents(documents, str(self.source)) if first == 0 and self._bounds_are_guessed else documents
+        return watch_documents(documents, str(self.source)) if first == 0 and self.bounds_are_guessed else documents
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read the rows of a dataset, all columns.
@@ -154,7 +154,7 @@ class Corpus:
         return self.document_bounds or DEFAULT_BOUNDS
 
     @property
-    def _bounds_are_guessed(self) -> bool:
+    def bounds_are_guessed(self) -> bool:
         """Whether nobody said what bounds documents of plain text, in a file or in a folder's files."""
         if self.document_bounds is not None:
             return False

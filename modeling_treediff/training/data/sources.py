@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.text import (
+    Corpus,
     TextSource,
     TokenWindows,
     is_held_out,
@@ -19,6 +20,7 @@ from modeling_treediff.text import (
     tokenizer_fingerprint,
 )
 from modeling_treediff.text.cached_tokens import CacheEntry, Chunk, cached_tokens
+from modeling_treediff.text.short_documents import count_division, warn_of_division
 from modeling_treediff.text.tokenizing import TokenPiece, end_of_sequence, token_type
 from modeling_treediff.text.unknown_tokens import count_unknown, warn_of_unknown
 
@@ -78,6 +80,11 @@ def _too_few(corpus: TextSource, hold_out_every: int | None) -> ValueError:
     )
 
 
+def _bounds_are_guessed(corpus: TextSource) -> bool:
+    """Whether a corpus is a text that nobody said the bounds of its documents of; other objects know their own."""
+    return isinstance(corpus, Corpus) and corpus.bounds_are_guessed
+
+
 def _whole(corpus: TextSource, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> TokenWindows:
     """Return all windows of a held-out text."""
     return _windows(_cached(corpus, tokenizer, options, None), TRAINING, options, f"held-out text {corpus}")
@@ -125,6 +132,8 @@ def _cached(
     entry = cached_tokens(facts, types, make, options.cache_folder)
     if PartialState().is_main_process:
         _warn(entry.counts, str(corpus), options)
+        if _bounds_are_guessed(corpus):  # the same entry serves who gave the default
+            warn_of_division(entry.counts, str(corpus))
     return entry
 
 
@@ -165,7 +174,7 @@ def _document_chunks(
     hold_out_every: int | None,
     counts: Counter[str],
 ) -> Iterator[Chunk]:
-    for piece in tokenize_pieces(corpus.documents(), tokenizer):
+    for piece in tokenize_pieces(count_division(corpus.documents(), counts), tokenizer):
         _count_tokens(piece.token_ids, tokenizer, counts)
         part = HELD_OUT if is_held_out(piece.document, hold_out_every) else TRAINING
         yield part, _columns_of(piece, separate_documents)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import lzma
 import re
 
@@ -11,7 +12,7 @@ from helpers.conversations import BY_PREFIX, CONVERSATION, STRICT
 from helpers.processes import SAMPLE
 from tokenizers import normalizers
 
-from modeling_treediff.text import Corpus, TokenWindows, tokenize_documents, tokenize_pieces
+from modeling_treediff.text import Corpus, TokenWindows, short_documents, tokenize_documents, tokenize_pieces
 from modeling_treediff.text.packing import PackedRow
 from modeling_treediff.training import DataOptions, StreamedWindows, open_training_data
 from modeling_treediff.training.data import sources
@@ -270,6 +271,23 @@ def test_conversations_that_the_template_refuses_are_counted_and_some_must_remai
         ValueError, match=r"No answer in .*strict.jsonl can be used: 2 dropped, refused .*\(System role"
     ):
         open_training_data(Corpus(file), tokenizer, options(64, chat=True), Corpus(file))
+
+
+def test_a_division_that_looks_wrong_is_warned_of_also_from_the_cache(
+    corpus, tokenizer, options, caplog, monkeypatch, tmp_path
+):
+    """Not who gave the bounds, though the entry is the same."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    single = tmp_path / "single.txt"
+    single.write_text("\n".join(TEXTS))
+    for text, said in ((corpus.source, "Of the first 40 documents"), (single, "is read as one document")):
+        for bounds, warned in ((None, 1), (None, 1), ("blank-lines", 0)):
+            short_documents.logger.warning_once.cache_clear()
+            caplog.clear()
+            open_training_data(
+                Corpus(text, document_bounds=bounds), tokenizer, options(), Corpus(text, document_bounds=bounds)
+            )
+            assert sum(said in one and str(text) in one for one in caplog.messages) == warned
 
 
 def test_bad_input_is_named(corpus, conversations, tokenizer, options, tmp_path, monkeypatch):
