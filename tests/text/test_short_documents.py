@@ -52,6 +52,7 @@ def test_a_division_that_looks_wrong_is_warned_of_once(tmp_path, warned, name):
     else:
         assert len(messages) == 1 and str(file) in messages[0] and re.search(message, messages[0])
     for bounds in ("blank-lines", "lines", "whole-file"):  # who says it knows it
+        short_documents.logger.warning_once.cache_clear()
         assert list(Corpus(file, document_bounds=bounds).documents()) and not warned()
 
 
