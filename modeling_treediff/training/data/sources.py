@@ -74,9 +74,10 @@ def open_training_data(
 
 
 def _too_few(corpus: TextSource, hold_out_every: int | None) -> ValueError:
+    bounds = "Say what bounds them (--documents), or give" if _bounds_are_guessed(corpus) else "Give"
     return ValueError(
-        f"{corpus} has too few documents to hold out one in {hold_out_every}. Say what bounds them (--documents), or "
-        "give a validation text of its own."
+        f"{corpus} has too few documents to hold out one in {hold_out_every}. {bounds} a validation text of its own "
+        "(--validation-text)."
     )
 
 

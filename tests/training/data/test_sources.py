@@ -292,7 +292,8 @@ def test_a_division_that_looks_wrong_is_warned_of_also_from_the_cache(
 
 def test_bad_input_is_named(corpus, conversations, tokenizer, options, tmp_path, monkeypatch):
     for bad, changes, message in (
-        (corpus, {"hold_out_every": 50}, "too few documents to hold out one in 50"),
+        (corpus, {"hold_out_every": 50}, r"hold out one in 50. Say what bounds them \(--documents\), or give a valid"),
+        (Corpus(corpus.source, document_bounds="blank-lines"), {"hold_out_every": 50}, "in 50. Give a validation text"),
         (corpus, {"length": 10_000}, "less than one window of 10000"),
         (Corpus(tmp_path / "none.txt"), {}, "no text file"),
         (Corpus(tmp_path / "none.jsonl"), {}, "no json file"),
