@@ -10,11 +10,11 @@ from .configuration_treediff import LARGEST_COUNT, check_types
 
 ORDERED = ("confidence", "margin", "entropy")
 UNMASKING = ("random", "first_hitting", *ORDERED)
-SAMPLING_DTYPES = ("float32", "float64")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-TOKENIZER_OUTPUTS = ("token_type_ids", "special_tokens_mask", "offset_mapping", "length")  # that no model here reads
+OVERFLOW = ("overflow_to_sample_mapping", "num_truncated_tokens", "overflowing_tokens")
+TOKENIZER_OUTPUTS = ("token_type_ids", "special_tokens_mask", "offset_mapping", "length", *OVERFLOW)  # no model reads
 MOVED = ("bad_words_ids", "exact_constraints", "logits_processor")  # settings until version 0.2, saved as null
-CHOICES = {"unmasking": UNMASKING, "sampling_dtype": SAMPLING_DTYPES, "steps_per_level": ("auto",)}
+CHOICES = {"unmasking": UNMASKING, "sampling_dtype": ("float32", "float64"), "steps_per_level": ("auto",)}
 ABOVE_0 = math.ulp(0.0)
 # Settings, the least and the largest that each of their numbers may be, and how that is said.
 RANGES = (

@@ -192,7 +192,10 @@ def test_impossible_requests_say_what_is_wrong(model, settings, message):
         model.generate(**settings)
 
 
-@pytest.mark.parametrize("more", [{}, {"return_special_tokens_mask": True}, {"return_offsets_mapping": True}], ids=str)
+RETURNED = ("special_tokens_mask", "offsets_mapping", "length", "overflowing_tokens")
+
+
+@pytest.mark.parametrize("more", [{}, *({f"return_{name}": True} for name in RETURNED)], ids=str)
 def test_whatever_a_tokenizer_returns_can_be_passed_on(more):
     """BERT's gives token types unasked."""
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "tree_artifacts" / "bert-base-uncased")
