@@ -40,7 +40,10 @@ def check_source(name: str, what: str, repo_type: str = "model") -> str:
     """
     if Path(name).is_dir():
         return name
-    missing = f"There is no folder or Hub repository {name}: name the folder of a {what}, or user/name on the Hub"
+    if repo_type == "dataset":
+        missing = f"There is no file, folder or Hub dataset {name}: name a text or a table, or user/name on the Hub"
+    else:
+        missing = f"There is no folder or Hub repository {name}: name the folder of a {what}, or user/name on the Hub"
     try:
         validate_repo_id(name)
         if not _is_cached(name, repo_type):

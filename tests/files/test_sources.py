@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 
 from modeling_treediff.files.sample import FLAT, find_tree
 from modeling_treediff.files.sources import check_source, public_name
+from modeling_treediff.text import Corpus
 
 ANSWER: Any = SimpleNamespace(headers={}, request=None)
 MISSING = "There is no folder or Hub repository {}: name the folder of a {}, or user/name on the Hub"
@@ -76,6 +77,13 @@ def test_a_path_without_a_folder_is_named(hub, name):
     assert not hub.names
 
 
+@pytest.mark.parametrize("name", ["/data/x.log", "no/such/file.log", "notes"])
+def test_a_text_that_is_not_there_may_have_been_meant_as_a_file(hub, name):
+    hub.answer = RepositoryNotFoundError("404", response=ANSWER)
+    with pytest.raises(OSError, match=f"There is no file, folder or Hub dataset {name}: name a text or a table"):
+        list(Corpus(name).documents())
+
+
 COMMANDS = {
     "generate": ["{}"],
     "evaluate": ["{}", "text.txt"],
@@ -105,7 +113,8 @@ def test_it_is_the_first_line_of_every_subcommand(hub, tmp_path, command, name):
     ran = run_here(*([] if words[0] == command.split()[0] else [command.split()[0]]), *words)
     lines = [line for line in ran.stderr.splitlines() if "error" in line]
     assert ran.returncode == 1 and "Traceback" not in ran.stderr and len(lines) == 1
-    assert f"error: There is no folder or Hub repository {name}: name the folder of a" in lines[0]
+    what = "file, folder or Hub dataset" if "--text" in command else "folder or Hub repository"
+    assert f"error: There is no {what} {name}: name " in lines[0]
     assert len(hub.names) <= 1
 
 
