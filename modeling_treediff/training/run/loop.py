@@ -43,7 +43,7 @@ from .processes import on_main
 from .run_log import RunLog
 from .settings import TrainingConfig
 from .signals import StopRequest, exit_code
-from .sizes import check_sizes
+from .sizes import check_sizes, possible_batch
 from .trained_model import TrainedModel
 from .update import Update, Updater
 from .validation import Validator
@@ -173,7 +173,9 @@ class _Run:
         model.to(accelerator.device).train()
         optimizer = make_optimizer(model, config, accelerator.device)
         if config.find_batch_size:
-            config = out_of_memory.find_batch_size(model, optimizer, config, self.training.sequence_length, accelerator)
+            length = self.training.sequence_length
+            config = possible_batch(model.config, config, length)
+            config = out_of_memory.find_batch_size(model, optimizer, config, length, accelerator)
         learning_rate = make_learning_rate(optimizer, config)
         prepared, optimizer = accelerator.prepare(model, optimizer)
         self.model = TrainedModel(accelerator, prepared, tokenizer, config.ema_decay)
