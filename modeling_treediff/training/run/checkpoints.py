@@ -20,6 +20,7 @@ from modeling_treediff.hub.card import CARD_NAME
 from modeling_treediff.hub.records import EVALUATION_RECORD
 from modeling_treediff.training.memory.tracker import GIBIBYTE
 
+from .identity import differences, missing_names
 from .processes import on_main, together
 from .trained_model import TrainedModel
 
@@ -146,8 +147,8 @@ class CheckpointStore:
         damaged: dict[int, str] = {}
         for step in reversed(checkpoint_steps(self.folder)):
             facts = _read_facts(self.path(step))
-            if not (damage := find_damage(self.path(step), facts)):
-                self._check_identity(self.path(step), facts["identity"])
+            damage = find_damage(self.path(step), facts) or self._check_identity(self.path(step), facts["identity"])
+            if not damage:
                 self._set_aside(damaged, step)
                 return step
             damaged[step] = damage
@@ -166,17 +167,15 @@ class CheckpointStore:
             print(f"{name} is damaged ({damage}): going on from {self.path(whole).name}.", file=sys.stderr)
             set_aside(self.path(step))
 
-    def _check_identity(self, folder: Path, theirs: dict[str, Any]) -> None:
-        differing = [  # an older version may have named less
-            f"{name} was {theirs[name]}, is {self.identity.get(name)}"
-            for name in sorted(theirs)
-            if theirs[name] != self.identity.get(name)
-        ]
-        if differing:
+    def _check_identity(self, folder: Path, theirs: dict[str, Any]) -> str:
+        """Raise ValueError for another run's checkpoint; return what its facts lack, empty if nothing."""
+        if differing := differences(theirs, self.identity):
             raise ValueError(
                 f"{folder} is of another run: {'; '.join(differing)}. Restore these to resume it, or take another "
                 "--output."
             )
+        missing = missing_names(theirs, self.identity)
+        return f"{FACTS_NAME} does not say of which run it is: {missing[0]} is missing" if missing else ""
 
     def _load_model(self, models: list[Any], folder: str) -> None:
         self.model.load_state(Path(folder))

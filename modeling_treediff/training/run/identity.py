@@ -1,5 +1,6 @@
 """The identity of a run: what must be equal for a checkpoint to be resumed, and for its bounds to be compared."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ FREE_FIELDS = (
     "format_version", "tree_sha256", "tokenizer_sha256", "max_position_embeddings", "initializer_range",
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
+ADDED_LATER = ("held-out text", "validation_windows", "uniform_share")  # which run folders of older versions lack
 
 
 def run_identity(
@@ -34,3 +36,15 @@ def run_identity(
         **{name: getattr(model.config, name) for name in TreeDiffConfig.__annotations__ if name not in FREE_FIELDS},
         **{name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS},
     }
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return in words what one run names otherwise than ours."""
+    return [
+        f"{name} was {theirs[name]}, is {ours.get(name)}" for name in sorted(theirs) if theirs[name] != ours.get(name)
+    ]
+
+
+def missing_names(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return what one run does not name though every version did."""
+    return sorted(ours.keys() - theirs.keys() - set(ADDED_LATER))

@@ -108,6 +108,8 @@ def with_facts(**changed):
     "damage",
     [
         with_facts(identity="gone"),
+        with_facts(identity={}),
+        with_facts(identity={"seed": 0}),
         with_facts(files=["model.safetensors"], nelbo=[1]),
         lambda folder: (folder / "optimizer.bin").unlink(),
         lambda folder: (folder / "run.json").write_text("{"),
@@ -115,7 +117,17 @@ def with_facts(**changed):
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]),
         lambda folder: (folder / "optimizer.bin").write_bytes(bytes((folder / "optimizer.bin").stat().st_size)),
     ],
-    ids=["no identity", "files a list", "missing file", "broken facts", "no facts", "shorter", "other content"],
+    ids=[
+        "no identity",
+        "empty identity",
+        "part of it",
+        "files a list",
+        "missing file",
+        "broken facts",
+        "no facts",
+        "shorter",
+        "other content",
+    ],
 )
 def test_a_damaged_checkpoint_is_not_chosen(tmp_path, damage, capfd):
     whole, *_ = tiny_run(tmp_path)
