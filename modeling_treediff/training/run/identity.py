@@ -22,6 +22,8 @@ FREE_FIELDS = (
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 ADDED_LATER = ("held-out text", "validation_windows", "uniform_share")  # which run folders of older versions lack
+OPTIONS = {"tree": "--tree", "training text": "--text", "held-out text": "--validation-text or --hold-out-every"}
+HASH_DIGITS, SHOWN_DIGITS = 64, 8
 
 
 def run_identity(
@@ -39,12 +41,20 @@ def run_identity(
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return in words what one run names otherwise than ours."""
+    """Return in words what one run names otherwise than ours, with the option that says it where its name does not."""
     return [
-        f"{name} was {theirs[name]}, is {ours.get(name)}" for name in sorted(theirs) if theirs[name] != ours.get(name)
+        f"{name} was {_short(theirs[name])}, is {_short(ours.get(name))}"
+        + (f" ({OPTIONS[name]})" if name in OPTIONS else "")
+        for name in sorted(theirs)
+        if theirs[name] != ours.get(name)
     ]
 
 
 def missing_names(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Return what one run does not name though every version did."""
     return sorted(ours.keys() - theirs.keys() - set(ADDED_LATER))
+
+
+def _short(value: object) -> str:
+    is_hash = isinstance(value, str) and len(value) == HASH_DIGITS
+    return f"{str(value)[:SHOWN_DIGITS]}..." if is_hash else str(value)
