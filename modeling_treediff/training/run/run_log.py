@@ -61,7 +61,10 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def drop_later_steps(metrics: Path, step: int) -> None:
-    """Keep the lines up to `step`. A kill may have cut the last line; a file with other damage is set aside."""
+    """Keep the lines up to `step`. A kill may have cut the last line; a folder or other damage is set aside."""
+    if metrics.is_dir():
+        aside = set_aside(metrics)
+        print(f"{metrics} is a folder, now {aside.name}: going on with an empty log.", file=sys.stderr)
     if not metrics.exists():
         return
     whole = [line for line in metrics.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

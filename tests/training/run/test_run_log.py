@@ -100,3 +100,12 @@ def test_few_windows_still_give_a_standard_error(tmp_path):
         *_, result = tiny_run(tmp_path / str(count), windows=windows, held_out=count, max_steps=1, validate_every=1)
         assert math.isfinite(result.validation.standard_error)
         assert logged(tmp_path / str(count))[-1]["nelbo_standard_error"] == result.validation.standard_error
+
+
+def test_a_log_that_is_a_folder_is_set_aside(tmp_path, capsys):
+    tiny_run(tmp_path, max_steps=2)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    tiny_run(tmp_path, resume=True, max_steps=3)
+    assert [line["step"] for line in logged(tmp_path)] == [3] and (tmp_path / "damaged-metrics.jsonl").is_dir()
+    assert "metrics.jsonl is a folder, now damaged-metrics.jsonl" in capsys.readouterr().err
