@@ -297,7 +297,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             ValueError: labels without timesteps or the reverse, timesteps of 16 bits, or ids outside the tree.
         """
         if labels is None and timesteps is not None:
-            raise ValueError("The loss needs `labels` beside `timesteps`: leave out label smoothing and other losses.")
+            raise ValueError("`timesteps` need `labels` here: leave out label_smoothing_factor and compute_loss_func.")
         hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         if labels is None or not self.training:
