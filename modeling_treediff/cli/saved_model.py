@@ -2,10 +2,9 @@
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
-from transformers.utils import find_adapter_config_file
 
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM
-from modeling_treediff.files.sources import check_source
+from modeling_treediff.files.sources import check_source, refuse_adapter
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 
 
@@ -19,13 +18,9 @@ def load_config(source: str) -> TreeDiffConfig:
     """
     try:
         config = AutoConfig.from_pretrained(check_source(source, "saved model"), trust_remote_code=False)
-    except ValueError as error:
-        if find_adapter_config_file(source) is None:
-            raise
-        said = (
-            f"{source} is an adapter, not a whole model: merge it into its model (docs/how_to/training.md), name that."
-        )
-        raise ValueError(said) from error
+    except ValueError:
+        refuse_adapter(source)
+        raise
     if not isinstance(config, TreeDiffConfig):
         raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
     return config

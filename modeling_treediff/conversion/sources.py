@@ -10,6 +10,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import extract_commit_hash, get_checkpoint_shard_files
 
 from modeling_treediff.files.fingerprints import file_sha256
+from modeling_treediff.files.sources import refuse_adapter
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, most_rows, tokenizer_size
 
 from .families import FAMILIES
@@ -66,7 +67,7 @@ def load_source(name: str, trust_remote_code: bool = False, **hub_kwargs: Any) -
 
     Raises:
         OSError: there is no such checkpoint, or it lacks its config, weights in safetensors, or tokenizer.
-        ValueError: another architecture, or damaged files.
+        ValueError: an adapter, another architecture, or damaged files.
 
     """
     try:
@@ -74,6 +75,7 @@ def load_source(name: str, trust_remote_code: bool = False, **hub_kwargs: Any) -
     except (OSError, ValueError) as error:
         raise OSError(f"{name} is neither a folder nor a Hub repository that can be read: {error}") from error
     if not facts:
+        refuse_adapter(name, **hub_kwargs)
         raise OSError(f"{name} has no config.json: it is no checkpoint.")
     kind = facts.get("model_type")
     if kind not in FAMILIES:

@@ -1,6 +1,7 @@
 """Names of models, trees and texts: a file or folder on this machine, or a repository of the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
@@ -12,6 +13,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import find_adapter_config_file
 
 SECONDS_TO_ANSWER = 10.0  # for the Hub
 
@@ -57,6 +59,14 @@ def check_source(name: str, what: str, repo_type: str = "model") -> str:
     except (HTTPError, OSError) as error:
         raise OSError(f"{missing} (which cannot be reached: only what was downloaded before is found).") from error
     return name
+
+
+def refuse_adapter(source: str, **hub_kwargs: Any) -> None:
+    """Raise ValueError if what a folder or repository holds is an adapter; call it where no whole model was found."""
+    if find_adapter_config_file(source, **hub_kwargs) is not None:
+        raise ValueError(
+            f"{source} is an adapter, not a whole model: merge it into its model (docs/how_to/training.md), name that."
+        )
 
 
 def _is_cached(name: str, repo_type: str) -> bool:

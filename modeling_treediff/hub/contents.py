@@ -7,6 +7,7 @@ from transformers.utils import CONFIG_NAME
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.conversion.report import REPORT_NAME
+from modeling_treediff.files.sources import refuse_adapter
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
@@ -32,12 +33,16 @@ def contents(folder: Path) -> Files:
 
     Raises:
         OSError: no model and no tree is there, or files of it are missing.
-        ValueError: what is there is damaged, has no code beside it, or a tokenizer that is not the tree's.
+        ValueError: what is there is an adapter alone, is damaged, has no code beside it, or a tokenizer that is
+            not the tree's.
 
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name one that a model or a tree was saved to.")
-    model = TreeDiffForDiffusionLM.from_pretrained(folder) if (folder / CONFIG_NAME).is_file() else None
+    has_model = (folder / CONFIG_NAME).is_file()
+    if not has_model:
+        refuse_adapter(str(folder))
+    model = TreeDiffForDiffusionLM.from_pretrained(folder) if has_model else None
     tree = model.tree if model is not None else VocabularyTree.from_pretrained(folder)
     if (folder / "tokenizer_config.json").is_file():
         check_tokenizer(tree, load_tokenizer(str(folder)))
