@@ -28,7 +28,8 @@ EXTRAS = {  # what the subcommands need; the others "train"
     **dict.fromkeys(("evaluate", "analyze-errors"), "eval"),
     **dict.fromkeys(("generate", "app"), "demo"),
 }
-PRINTING = ("inspect-tree", "plan-memory", "evaluate", "analyze-errors", "generate")  # whose result is what they print
+# Whose result is what they print, as that of each --dry-run is.
+PRINTING = ("inspect-tree", "plan-memory", "evaluate", "analyze-errors", "generate")
 HELP = """usage: treediff SUBCOMMAND [options]
 
 Tree-structured diffusion language models: build, train, measure, write, share.
@@ -50,21 +51,23 @@ def main(line: Sequence[str] | None = None) -> None:
     line = list(sys.argv[1:] if line is None else line)
     with lossy_output() as output:
         name = read_subcommand(line[:1])
-        run_subcommand(name, line[1:])
+        options = run_subcommand(name, line[1:])
         output.flush()
         lost = output.error
         if lost is not None and not isinstance(lost, BrokenPipeError):  # a reader may leave when it has enough
             said = f"treediff {name}: not all could be printed: {lost.strerror}"
-            sys.exit(said) if name in PRINTING else print(said, file=sys.stderr)
+            only_prints = name in PRINTING or any(getattr(group, "dry_run", False) for group in options)
+            sys.exit(said) if only_prints else print(said, file=sys.stderr)
 
 
-def run_subcommand(name: str, line: Sequence[str]) -> None:
-    """Run a subcommand with its options; errors as of `main`."""
+def run_subcommand(name: str, line: Sequence[str]) -> tuple[object, ...]:
+    """Run a subcommand with its options, and return these; errors as of `main`."""
     module, prog = name.replace("-", "_"), f"treediff {name}"
     try:
         options = read_options(f"modeling_treediff.cli.options.{module}", prog, line)
         modeling_treediff.register()
         importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
+        return options
     except EXPECTED as error:
         from modeling_treediff.text.token_kinds import printable
 

@@ -71,6 +71,24 @@ def test_a_command_that_prints_its_result_says_that_it_could_not(folder, tmp_pat
     assert json.loads((tmp_path / "figures.json").read_text())["texts"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["push", "{0}/model", "someone/a-model", "--dry-run"],
+        ["push", "{0}/model", "someone/a-model", "--config", "{0}/dry.yaml"],
+        ["train", "--text", "{0}/text.txt", "--hold-out-every", "3", *SIZES, "--output", "{1}/out", "--dry-run"],
+    ],
+    ids=["push", "by a file", "train"],
+)
+@pytest.mark.parametrize("kind", ["full", "left"])
+def test_a_dry_run_that_could_not_be_shown_has_failed(folder, tmp_path, words, kind):
+    (folder / "dry.yaml").write_text("dry_run: true\n")
+    with broken_output(kind) as output:
+        ran = run_here(*(word.format(folder, tmp_path) for word in words), output=output)
+    assert ran.returncode == (kind == "full"), ran.stderr
+    assert ("not all could be printed" in ran.stderr) == (kind == "full")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_an_encoding_lacks_ends_no_command(folder, encoding):
     output = io.TextIOWrapper(io.BytesIO(), encoding)
