@@ -1,5 +1,6 @@
 """The settings of a training run, and their validation."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -125,6 +126,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if math.isinf(self.learning_rate):
+            raise ValueError("learning_rate must be finite, got inf.")
         if self.seed >= SEEDS:
             raise ValueError(f"seed must be below 2^32, got {self.seed}.")
         if not 0 < self.sampling_eps < 1:
