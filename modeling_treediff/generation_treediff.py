@@ -141,7 +141,8 @@ class TreeDiffGenerationMixin:
     def _settings(
         self, generation_config: TreeDiffGenerationConfig | None, overrides: dict[str, Any]
     ) -> TreeDiffGenerationConfig:
-        own, base = self.generation_config, generation_config or self.generation_config
+        own = self.generation_config
+        base = own if generation_config is None else generation_config
         # By name: with remote code the same class may exist twice.
         if type(base).__name__ != (expected := self.generation_config_class.__name__):
             raise ValueError(f"generation_config must be a {expected}, got {type(base).__name__}; or give settings.")

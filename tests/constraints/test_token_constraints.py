@@ -93,6 +93,7 @@ def test_coarse_constraints_hold_under_everything(model):
         ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "at least one text"),
         ({"attention_mask": "left"}, "attention_mask must be a tensor, got str"),
         ({"generation_config": {"num_steps": 3}}, "must be a TreeDiffGenerationConfig, got dict"),
+        ({"generation_config": {}}, "must be a TreeDiffGenerationConfig, got dict"),
         ({"generation_config": GenerationConfig()}, "must be a TreeDiffGenerationConfig, got GenerationConfig"),
         ({"temperature": [1.0, -1.0, 1.0]}, "temperature must be positive"),
         ({"temperature": float("nan")}, "temperature must be float"),
