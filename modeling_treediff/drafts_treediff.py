@@ -112,8 +112,7 @@ class TokenWeights:
 
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
         """Take the tokens from the settings; ValueError for tokens outside the vocabulary, or if none is left."""
-        self.model, self.tree = model, model.tree
-        self.num_forward_passes = 0
+        self.model, self.tree, self.num_forward_passes = model, model.tree, 0
         self.alone_IK: torch.Tensor | None = None
         device = self.tree.depth.device
         self.dtype = settings.dtype_on(device)

@@ -111,9 +111,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise ValueError for values that no model could use, and for attributes that would be lost in saving."""
-        fields = (
-            self.__annotations__.keys() | vars(GenerationConfig()).keys()
-        )  # theirs mean nothing here, nor are saved
+        fields = {*self.__annotations__, *vars(GenerationConfig())}  # theirs mean nothing here, nor are saved
         if strange := sorted(name for name in vars(self).keys() - fields if name[0] != "_"):
             raise ValueError(f"Unknown generation option {', '.join(strange)}: it cannot be saved with the model.")
         check_types(self, TreeDiffGenerationConfig)
@@ -132,8 +130,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """Return the numbers to draw with on a device; single precision where it has no other."""
-        dtype: torch.dtype = getattr(torch, self.sampling_dtype)
-        return torch.float32 if device.type == "mps" else dtype
+        return torch.float32 if device.type == "mps" else getattr(torch, self.sampling_dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Return our settings alone: transformers sets fields of its own, which mean nothing here."""

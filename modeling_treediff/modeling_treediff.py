@@ -2,6 +2,7 @@
 
 In a checkpoint the tree lives as persistent integer buffers in the weights, which alone are enough to run, and in a
 file beside them with its provenance. Loading compares both with the fingerprint in the config.
+
 Shape legend: B sequences, T positions, E hidden size, V tokens, N nodes, D depth of the leaves, K largest fan-out.
 """
 

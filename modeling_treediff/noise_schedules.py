@@ -1,6 +1,7 @@
 """Noise schedules: when each level of the tree is lost in the forward process, and when it comes back.
 
 Shape legend: B sequences, D depth of the leaves.
+
 A position loses depth one level at a time while t goes from 0 (token) to 1 (root). alpha_k(t) = P(depth at t >= k), so
 pi_k = alpha_k - alpha_{k+1} is the probability of depth k, and the flux f_k = -alpha_k' that of falling from depth k to
 k-1 per unit time. The reverse jump rate from depth k-1 to k is f_k / pi_{k-1}, the weight of the bound.

@@ -1,6 +1,7 @@
 """The vocabulary tree: which internal nodes a token passes through between the root (the mask) and itself.
 
 Shape legend: V tokens (= leaves), D depth of every leaf, K largest fan-out, I internal nodes, N = V + I nodes.
+
 Node ids. A leaf's id is its token id, 0..V-1. Internal nodes follow level by level, so the root is V, and nodes
 of one level are numbered by their parent and then by their slot. A clean text is therefore a valid sequence of nodes.
 
