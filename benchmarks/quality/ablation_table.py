@@ -24,6 +24,10 @@ SCHEMA: dict[str, Schema] = {
 }
 FURTHER: Schema = ESTIMATE | {"to_mdlm": ESTIMATE}
 CANDIDATES_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "further": {VALIDATION: FURTHER}}]}
+SHARED: Schema = {"share": float, "texts": {VALIDATION: FURTHER}}
+SHARES_SCHEMA: dict[str, Schema] = SCHEMA | {"runs": [{"variant": str, "title": str, "seed": int, "shares": [SHARED]}]}
+# Of the other parts SCHEMA.
+SCHEMAS = {"candidates": CANDIDATES_SCHEMA, "unseen": SHARES_SCHEMA, "shares": SHARES_SCHEMA}
 UNCHANGED = (BASE, "mdlm")  # what differences are to
 COMMON = ("layers", "seed", "nats/token", "by level")  # columns
 
@@ -32,7 +36,7 @@ Record = dict[str, Any]
 
 def read_part(part: str) -> Record:
     """Return the record of a part of the ablations; ValueError if it is missing or lacks anything."""
-    record = read_record(RESULTS / f"{RECORDS[part]}.json", CANDIDATES_SCHEMA if part == "candidates" else SCHEMA)
+    record = read_record(RESULTS / f"{RECORDS[part]}.json", SCHEMAS.get(part, SCHEMA))
     if part == "candidates":
         for index, run in enumerate(record["runs"]):
             for title in record["runs"][0]["further"]:
@@ -79,6 +83,34 @@ def candidates_table(record: Record) -> str:
     rows = [[_name(run), f"{run['seed']}", *(_ratio(run, title) for title in titles)] for run in runs]
     further = table(("perplexity / MDLM", "seed", *titles), rows)
     return f"{chosen}\n{further}\n{_facts(record)}"
+
+
+def shares_table(record: Record) -> str:
+    """Return a row for each model, seed and share: nats per token of each text, and the perplexity over MDLM's."""
+    texts = list(record["runs"][0]["shares"][0]["texts"])
+    rows = [
+        [run["title"], f"{run['seed']}", f"{row['share']:g}", *(_with_ratio(run, row["texts"][text]) for text in texts)]
+        for run in record["runs"]
+        for row in run["shares"]
+    ]
+    return (
+        f"{table(('model', 'seed', 'share', *texts), rows)}\n"
+        "Nats per token; perplexity divided by MDLM's of the same shares in training and measuring, with its 95 % "
+        f"interval over blocks of the text, paired. {_trained(record)} {_made(record)}\n"
+    )
+
+
+def shares_headline(record: Record, texts: Sequence[str]) -> str:
+    """Return what the default is against MDLM on texts of other kinds, without a share."""
+    ratios = []
+    for run in candidate_runs(record, NODE):
+        found = run["shares"][0]["texts"]
+        listed = ", ".join(f"{math.exp(found[text]['to_mdlm']['nats']):.2f}" for text in texts)
+        ratios.append(f"{listed} with seed {run['seed']}")
+    return (
+        "**Trees of today**, in which training shows every cluster; those above are older. Perplexity of the default "
+        f"on the texts of other kinds, divided by that of MDLM: {'; '.join(ratios)}."
+    )
 
 
 def times_table(record: Record) -> str:
@@ -152,21 +184,38 @@ def _ratio(run: Record, title: str) -> str:
     return "1" if run["variant"] == "mdlm" else f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
 
 
+def _with_ratio(run: Record, figures: Record) -> str:
+    low, high = (math.exp(end) for end in figures["to_mdlm"]["interval"])
+    ratio = f"; {math.exp(figures['to_mdlm']['nats']):.3f} ({low:.3f} to {high:.3f})"
+    return f"{figures['nats']:.3f}" + ("" if run["variant"].startswith("mdlm") else ratio)
+
+
 def _spread(estimate: Record, sign: str) -> str:
     low, high = estimate["interval"]
     return f"{estimate['nats']:{sign}.3f} ± {(high - low) / 2:.3f}"
 
 
 def _facts(record: Record) -> str:
-    protocol, made = record["protocol"], record["trained_with"]
+    gap = _seed_gap(record)
+    seeds = f": two of one variant differ by up to {gap:.3f}" if gap else ", of which there is one"
+    return (
+        f"{_trained(record)} ± is half of a 95 % interval over blocks of the text, of differences paired; it says "
+        f"nothing of other seeds{seeds}. {_made(record)}\n"
+    )
+
+
+def _trained(record: Record) -> str:
+    protocol = record["protocol"]
     seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     return (
         f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
-        f"{protocol['sequence_length']} tokens, learning rate {record['learning_rate']:g}. ± is half of a 95 % "
-        f"interval over blocks of the text, of differences paired; it says nothing of other seeds: two of one variant "
-        f"differ by up to {_seed_gap(record):.3f}. "
-        f"{made['device']}, torch {made['versions']['torch']}, commit {made['commit']}.\n"
+        f"{protocol['sequence_length']} tokens, learning rate {record['learning_rate']:g}."
     )
+
+
+def _made(record: Record) -> str:
+    made = record["trained_with"]
+    return f"{made['device']}, torch {made['versions']['torch']}, commit {made['commit']}."
 
 
 def _seed_gap(record: Record) -> float:

@@ -4,7 +4,6 @@ The share is that of a mixture, for a flat tree of MDLM's probabilities with uni
 is exact for the mixture, in training and in measuring.
 """
 
-import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,25 +11,14 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.markdown import table
-from benchmarks.places import RESULTS
-from benchmarks.quality.packed_data import VALIDATION, PackedData
+from benchmarks.quality.packed_data import PackedData
 from benchmarks.quality.record import difference, estimate
 from benchmarks.quality.training import Protocol, measured_text
-from benchmarks.record_schema import Schema, read_record
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.heads_treediff import mix_uniform
 from modeling_treediff.training.memory import lean_blocks
 
 SHARES = (0.0, 0.001, 0.01, 0.05)  # in measuring
-ESTIMATE: Schema = {"nats": float, "standard_error": float, "interval": [float]}
-SCHEMA: dict[str, Schema] = {
-    "protocol": {"steps": int, "batch_size": int, "sequence_length": int},
-    "trained_with": {"device": str, "commit": str, "versions": {"torch": str}},
-    "runs": [
-        {"variant": str, "title": str, "seed": int, "shares": [{"share": float, "texts": {VALIDATION: ESTIMATE}}]}
-    ],
-}
 
 Record = dict[str, Any]
 
@@ -73,36 +61,3 @@ def summarised_shares(record: Record, flat: Record) -> list[Record]:
         }
         rows.append({"share": own["share"], "texts": texts})
     return rows
-
-
-def read_shares(part: str) -> Record:
-    """Return the record of the part "unseen" or "shares"; ValueError if it is missing or lacks anything."""
-    return read_record(RESULTS / f"ablations_{part}.json", SCHEMA)
-
-
-def shares_table(record: Record) -> str:
-    """Return a row for each model, seed and share: nats per token of each text, and the perplexity over MDLM's."""
-    texts = list(record["runs"][0]["shares"][0]["texts"])
-    header = ("model", "seed", "share", *texts)
-    rows = [
-        [run["title"], f"{run['seed']}", f"{row['share']:g}", *(_cell(run, row["texts"][text]) for text in texts)]
-        for run in record["runs"]
-        for row in run["shares"]
-    ]
-    return f"{table(header, rows)}\n{_facts(record)}"
-
-
-def _cell(run: Record, figures: Record) -> str:
-    low, high = figures["to_mdlm"]["interval"]
-    ratio = f"; {math.exp(figures['to_mdlm']['nats']):.3f} ({math.exp(low):.3f} to {math.exp(high):.3f})"
-    return f"{figures['nats']:.3f}" + ("" if run["variant"].startswith("mdlm") else ratio)
-
-
-def _facts(record: Record) -> str:
-    protocol, made = record["protocol"], record["trained_with"]
-    seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
-    return (
-        f"Nats per token; perplexity divided by MDLM's, trained and measured with the same shares (95 % interval over "
-        f"blocks of the text, paired). {seen / 1e6:.2f}M tokens. {made['device']}, torch {made['versions']['torch']}, "
-        f"commit {made['commit']}.\n"
-    )

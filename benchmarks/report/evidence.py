@@ -7,7 +7,7 @@ from benchmarks.markdown import marks
 from benchmarks.matched_models import BUDGET, DEPTH
 from benchmarks.memory import tables as memory_tables
 from benchmarks.places import FIGURES, RESULTS
-from benchmarks.quality import ablation_table, error_tables, uniform_share
+from benchmarks.quality import ablation_table, error_tables
 from benchmarks.quality import tables as quality_tables
 from benchmarks.record_schema import read_record
 from benchmarks.speed import tables as speed_tables
@@ -38,7 +38,7 @@ def sections() -> dict[tuple[str, str], str]:
         "schedules table": generation_figures.quality_table(
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
         ),
-        "unseen table": uniform_share.shares_table(uniform_share.read_shares("unseen")),
+        "unseen table": ablation_table.shares_table(ablation_table.read_part("unseen")),
         "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
     return {marks(name): content for name, content in contents.items()}
@@ -51,6 +51,7 @@ def headline() -> str:
     points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
     texts = quality_tables.zero_shot_texts(quality)
     points.append(ablation_table.headline(ablation_table.read_part("candidates"), texts))
+    points.append(ablation_table.shares_headline(ablation_table.read_part("unseen"), texts))
     title = errors["models"]["model"]["title"]
     points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
     return "".join(f"- {point}\n" for point in points)

@@ -35,6 +35,27 @@ def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
         ablation_table.trees_table(record)
 
 
+def test_training_times_stand_beside_the_default_with_their_differences():
+    nats = np.random.default_rng(0).uniform(5, 6, (2, 2, 40))  # of two variants, in the bound and at single words
+    (bound, word), (own_bound, own_word) = ([quality_record.estimate(one) for one in rows] for rows in nats)
+    gaps = [quality_record.estimate(own - base) for own, base in zip(nats[1], nats[0], strict=True)]
+    shared = {"seed": 0, "num_hidden_layers": 6, "level_losses": [3.0, 2.0]}
+    runs = [
+        shared | {"variant": ablations.NODE, "title": "x", "further": {"a word": word}} | bound,
+        shared
+        | {"variant": "times-0.01", "title": "from 0.01", "difference": gaps[0]}
+        | {"further": {"a word": own_word | {"difference": gaps[1]}}}
+        | own_bound,
+    ]
+    record = {"protocol": training.plain({"steps": 1, "batch_size": 1, "sequence_length": 1}), "learning_rate": 1.0}
+    record |= {"trained_with": {"device": "", "commit": "", "versions": {"torch": ""}}, "runs": runs[::-1]}
+    lines = ablation_table.times_table(record).splitlines()
+    assert "the default" in lines[2] and lines[2].count("–") == 2
+    assert lines[3].startswith("| from 0.01 |")
+    assert all(f"{gap['nats']:+.3f} ±" in lines[3] for gap in gaps)
+    assert "nothing of other seeds, of which there is one." in lines[-1]
+
+
 def test_the_default_is_the_candidate_that_predicted_best():
     best, *_ = ablation_table.ranked_candidates(ablation_table.read_part("candidates"))
     config = TreeDiffConfig.from_tree(random_tree(20, 5, 2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.models import tiny_model
 
-from benchmarks.quality import ablations, uniform_share
+from benchmarks.quality import ablation_table, ablations, uniform_share
 from benchmarks.quality import record as quality_record
 from modeling_treediff.building import random_tree
 from modeling_treediff.training.memory import make_lean
@@ -37,7 +37,7 @@ def test_the_runs_are_put_into_one_table(packed, tmp_path, monkeypatch):
     """A text's ratio is to MDLM with the same seed, trained and measured with the same share."""
     monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
     monkeypatch.setattr(ablations, "SHARES", (0.0, 0.5))
-    monkeypatch.setattr(uniform_share, "RESULTS", tmp_path)
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
     for part, names in {"unseen": ("mdlm", "closed"), "shares": ("mdlm-shared-0.05", "shared-0.05")}.items():
         folders = {name: tmp_path / part / f"{name}-seed0" for name in names}
         for name, folder in folders.items():
@@ -45,7 +45,7 @@ def test_the_runs_are_put_into_one_table(packed, tmp_path, monkeypatch):
         flat, tree = (json.loads((folder / "run.json").read_text())["shares"] for folder in folders.values())
         runs = quality_record.read_runs(tmp_path / part)
         ablations.collect(tmp_path / f"ablations_{part}.json", runs, [(name, 0) for name in names])
-        lines = uniform_share.shares_table(uniform_share.read_shares(part)).splitlines()
+        lines = ablation_table.shares_table(ablation_table.read_part(part)).splitlines()
         for of_flat, of_tree in zip(flat, tree, strict=True):
             gap = np.subtract(*(np.mean(row["texts"]["other"]["windows"]) for row in (of_tree, of_flat)))
             assert any(f"; {math.exp(gap):.3f} (" in line and f"| {of_tree['share']:g} |" in line for line in lines)
@@ -53,4 +53,4 @@ def test_the_runs_are_put_into_one_table(packed, tmp_path, monkeypatch):
     del broken["runs"][1]["shares"][0]["texts"]
     (tmp_path / "ablations_unseen.json").write_text(json.dumps(broken))
     with pytest.raises(ValueError, match="lacks"):
-        uniform_share.read_shares("unseen")
+        ablation_table.read_part("unseen")
