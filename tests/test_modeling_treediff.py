@@ -239,7 +239,7 @@ def test_bad_calls_say_what_is_wrong():
             model(torch.tensor([[20]]), labels=torch.tensor([[1]]), timesteps=torch.ones(1, dtype=dtype))
     with pytest.raises(ValueError, match="labels must be whole numbers .* got torch.float32"):
         model(torch.tensor([[20]]), labels=torch.ones(1, 1), timesteps=torch.ones(1))
-    with pytest.raises(ValueError, match="needs `labels` beside `timesteps`"):
+    with pytest.raises(ValueError, match="`timesteps` need `labels` here"):
         model(torch.tensor([[20]]), timesteps=torch.ones(1))
     with pytest.raises(ValueError, match="extend_tree, then from_tree"):
         model.resize_token_embeddings(30)

@@ -12,13 +12,16 @@ from modeling_treediff.training.run.signals import StopRequest, exit_code
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_and_those_right_after_it_are_one_request(number):
-    before = signal.getsignal(number)
-    with StopRequest() as request:
-        assert request.number == 0
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
-        assert request.number == number
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.default_int_handler)  # whatever the tests were started under
+    try:
+        with StopRequest() as request:
+            assert request.number == 0
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            assert request.number == number
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_later_signal_ends_the_process(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import re
 
 from modeling_treediff.text import Piece
+from modeling_treediff.text.token_kinds import LINES, printable
 from modeling_treediff.viewing.drafts import ShownDraft, draft_html, render_animation
 from modeling_treediff.viewing.drafts.page import animation_data
 
@@ -19,9 +20,10 @@ def test_a_page_holds_every_draft(recorded):
     for draft, frame in zip(drafts, frames, strict=True):
         pieces |= dict(frame["changes"])
         shown = [html.unescape(re.sub(r"<[^>]*>", "", pieces[place])) for place in range(len(draft.pieces))]
-        assert shown == [piece.text for piece in draft.pieces]
+        assert shown == [printable(piece.text, keep=LINES) for piece in draft.pieces]
         assert frame["caption"] == draft.caption and frame["counts"] == draft.counts
-    assert html.unescape(re.sub(r"<[^>]*>", "", draft_html(drafts[-1]))).startswith(drafts[-1].text)
+    last = html.unescape(re.sub(r"<[^>]*>", "", draft_html(drafts[-1])))
+    assert last.startswith(printable(drafts[-1].text, keep=LINES))
 
 
 def test_tokens_cannot_become_markup():
