@@ -44,14 +44,13 @@ from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
-BASE, TREE, GROUP_UNSEEN, TIMES = "base", "tree", "unseen tokens", "times"  # a variant, groups
+BASE, TREE, UNSEEN, TIMES = "base", "tree", "unseen tokens", "times"  # a variant, groups
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 NODE = "binomial-node"  # the default
 WORDS = 8  # places of a window at which single words are measured
 CANDIDATES = (BASE, "node-64", "binomial", NODE, "poisson-node", "mdlm")
 # The variant that differs in nothing but the schedule.
 SEQUENTIAL = {"binomial": BASE, "binomial-node": "node-64", "poisson": BASE, "poisson-node": "node-64"}
-UNSEEN = ("mdlm", NODE, "closed")
 RECORDS = {  # by part
     "choices": "ablations",
     "trees": "ablations_trees",
@@ -60,7 +59,10 @@ RECORDS = {  # by part
     "shares": "ablations_shares",
     "times": "ablations_times",
 }
-LONG = {"candidates": CANDIDATES, "unseen": UNSEEN}  # parts that are trained as long as the contenders, with all seeds
+LONG = {  # variants and seeds of the parts that are trained as long as the contenders
+    "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
+    "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
+}
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,9 @@ VARIANTS: dict[str, Variant] = {
     "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"sampling_eps": 1e-3}),
     "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
     "early": Variant("training times", "from 0.001 of a window", settings={"sampling_eps": 1e-3}),
-    "closed": Variant(GROUP_UNSEEN, "unseen tokens clustered as the others", BINOMIAL_NODE, source="closed"),
-    **{f"shared-{e:g}": Variant(GROUP_UNSEEN, f"tree, {e:g}", BINOMIAL_NODE, uniform_share=e) for e in SHARES if e},
-    **{f"mdlm-shared-{e:g}": Variant(GROUP_UNSEEN, f"flat, {e:g}", depth=1, uniform_share=e) for e in SHARES if e},
+    "closed": Variant(UNSEEN, "unseen tokens clustered as the others", BINOMIAL_NODE, source="closed"),
+    **{f"shared-{e:g}": Variant(UNSEEN, f"tree, {e:g}", BINOMIAL_NODE, uniform_share=e) for e in SHARES if e},
+    **{f"mdlm-shared-{e:g}": Variant(UNSEEN, f"flat, {e:g}", depth=1, uniform_share=e) for e in SHARES if e},
     **{
         f"times-{eps:g}": Variant(TIMES, f"from {eps:g} of a window", BINOMIAL_NODE, settings={"sampling_eps": eps})
         for eps in (0.03, 0.01, 0.001)
@@ -188,13 +190,14 @@ def main() -> None:
 def wanted_runs(part: str) -> list[tuple[str, int]]:
     """Return variants and seeds of a part."""
     if part in LONG:
-        runs = [(name, seed) for seed in SEEDS for name in LONG[part]]
-        return [run for run in runs if run != ("closed", SEEDS[1])]  # trees of before: one seed shows what was mended
+        return LONG[part]
     if part == "shares":
-        return [(name, SEEDS[0]) for name, variant in VARIANTS.items() if name in UNSEEN[:2] or variant.uniform_share]
+        return [
+            (name, SEEDS[0]) for name, variant in VARIANTS.items() if name in ("mdlm", NODE) or variant.uniform_share
+        ]
     if part == "times":
         return [(name, SEEDS[0]) for name in VARIANTS if name == NODE or VARIANTS[name].group == TIMES]
-    short = [name for name in VARIANTS if VARIANTS[name].group not in (GROUP_UNSEEN, TIMES)]
+    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES)]
     names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
@@ -239,29 +242,32 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
             with weighted, sharing(variant.uniform_share):
                 train_model(config, tree, data, protocol, settings)
         model = load_model(settings.output_dir)
-        windows = data.measured_windows(SELECTION, protocol.sequence_length, protocol.measured_windows)
-        facts = model_sizes(model)
-        if options.part in ("unseen", "shares"):
-            shares = SHARES if options.part == "unseen" else (variant.uniform_share,)
-            facts["shares"] = measured_shares(model, data, protocol, shares)
-        else:
-            facts |= measured_text(model, windows, protocol.samples)
-        if options.part == "candidates":
-            others = [text for text in data.measured if text != SELECTION]
-            measured = [
-                data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in others
-            ]
-            facts["further"] = {
-                text: measured_text(model, some, protocol.samples) for text, some in zip(others, measured, strict=True)
-            } | {
-                title: measured_text(model, windows, protocol.samples, given_T)
-                for title, given_T in given_places(protocol.sequence_length).items()
-            }
-        if options.part == "times":
-            facts["further"] = {"one word, given all others": measured_words(model, windows, protocol.samples)}
+        facts = model_sizes(model) | measured(options.part, variant, model, data, protocol)
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
         shown = {"group": variant.group, "title": variant.title, "settings": dict(variant.settings)}
         write_record(folder / DONE_NAME, {**identity, **shown, "trained": trained, **facts}, options.seed)
+
+
+def measured(
+    part: str, variant: Variant, model: TreeDiffForDiffusionLM, data: PackedData, protocol: Protocol
+) -> dict[str, Any]:
+    """Return what a part measures of a trained model: the windows to select by, or all texts, and more beside them."""
+    samples = protocol.samples
+    windows = {
+        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
+    }
+    if part in ("unseen", "shares"):
+        shares = SHARES if part == "unseen" else (variant.uniform_share,)
+        return {"shares": measured_shares(model, windows, samples, shares)}
+    selection = windows.pop(SELECTION)
+    facts = measured_text(model, selection, samples)
+    if part == "candidates":
+        facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
+        for title, given_T in given_places(protocol.sequence_length).items():
+            facts["further"][title] = measured_text(model, selection, samples, given_T)
+    if part == "times":
+        facts["further"] = {"one word, given all others": measured_words(model, selection, samples)}
+    return facts
 
 
 def given_places(length: int) -> dict[str, torch.Tensor]:

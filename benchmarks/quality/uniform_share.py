@@ -4,16 +4,15 @@ The share is that of a mixture, for a flat tree of MDLM's probabilities with uni
 is exact for the mixture, in training and in measuring.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.quality.packed_data import PackedData
 from benchmarks.quality.record import difference, estimate
-from benchmarks.quality.training import Protocol, measured_text
+from benchmarks.quality.training import measured_text
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.heads_treediff import mix_uniform
 from modeling_treediff.training.memory import lean_blocks
@@ -37,15 +36,12 @@ def sharing(share: float) -> AbstractContextManager[object]:
 
 
 def measured_shares(
-    model: TreeDiffForDiffusionLM, data: PackedData, protocol: Protocol, shares: Iterable[float]
+    model: TreeDiffForDiffusionLM, windows: Mapping[str, torch.Tensor], samples: int, shares: Iterable[float]
 ) -> list[Record]:
     """Return nats per token of every window of each text, for each of the shares."""
-    windows = {
-        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
-    }
     rows = []
     for model.config.uniform_share in shares:
-        texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
+        texts = {text: measured_text(model, some, samples) for text, some in windows.items()}
         rows.append({"share": model.config.uniform_share, "texts": texts})
     return rows
 
