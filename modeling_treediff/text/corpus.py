@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from modeling_treediff.files.kinds import DOCUMENT_BOUNDS, TEXT, FileKind, check_file, file_kind
 
 from .dataset_rows import dataset_builder, iterate_rows
-from .short_documents import watch_documents
+from .document_division import watch_documents
 from .text_files import cut_at_spaces, iterate_text
 
 LAYOUT = 1  # of what is read; a new number where the same file gives other documents than before

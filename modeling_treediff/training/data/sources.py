@@ -20,7 +20,7 @@ from modeling_treediff.text import (
     tokenizer_fingerprint,
 )
 from modeling_treediff.text.cached_tokens import CacheEntry, Chunk, cached_tokens
-from modeling_treediff.text.short_documents import count_division, warn_of_division
+from modeling_treediff.text.document_division import count_division, warn_of_division
 from modeling_treediff.text.tokenizing import TokenPiece, end_of_sequence, token_type
 from modeling_treediff.text.unknown_tokens import count_unknown, warn_of_unknown
 

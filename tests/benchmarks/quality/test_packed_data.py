@@ -33,7 +33,7 @@ def test_zero_shot_texts_have_names_of_their_own(tmp_path):
         packed_data.PackedData.load(tmp_path / "data")
 
 
-def test_short_documents_are_joined_and_nothing_is_lost(tmp_path):
+def test_document_division_are_joined_and_nothing_is_lost(tmp_path):
     documents = ["a" * 6000, "b" * 100, "c" * 4900, "d" * 4900, "e" * 99, "f" * 10, "g" * 10]
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     joined = packed_data.long_documents(tmp_path / "text.txt")

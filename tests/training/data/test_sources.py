@@ -12,7 +12,7 @@ from helpers.conversations import BY_PREFIX, CONVERSATION, STRICT
 from helpers.processes import SAMPLE
 from tokenizers import normalizers
 
-from modeling_treediff.text import Corpus, TokenWindows, short_documents, tokenize_documents, tokenize_pieces
+from modeling_treediff.text import Corpus, TokenWindows, document_division, tokenize_documents, tokenize_pieces
 from modeling_treediff.text.packing import PackedRow
 from modeling_treediff.training import DataOptions, StreamedWindows, open_training_data
 from modeling_treediff.training.data import sources
@@ -282,7 +282,7 @@ def test_a_division_that_looks_wrong_is_warned_of_also_from_the_cache(
     single.write_text("\n".join(TEXTS))
     for text, said in ((corpus.source, "Of the first 40 documents"), (single, "is read as one document")):
         for bounds, warned in ((None, 1), (None, 1), ("blank-lines", 0)):
-            short_documents.logger.warning_once.cache_clear()
+            document_division.logger.warning_once.cache_clear()
             caplog.clear()
             open_training_data(
                 Corpus(text, document_bounds=bounds), tokenizer, options(), Corpus(text, document_bounds=bounds)

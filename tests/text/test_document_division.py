@@ -7,8 +7,8 @@ import pytest
 
 from modeling_treediff.cli.build_tree import read
 from modeling_treediff.cli.options.text import Dataset
-from modeling_treediff.text import Corpus, short_documents
-from modeling_treediff.text.short_documents import CHECKED, watch_documents
+from modeling_treediff.text import Corpus, document_division
+from modeling_treediff.text.document_division import CHECKED, watch_documents
 
 ONE, SHORT = "is read as one document.*--documents lines", "half have less than 200 characters.*--documents"
 
@@ -16,7 +16,7 @@ ONE, SHORT = "is read as one document.*--documents lines", "half have less than 
 @pytest.fixture
 def warned(caplog, monkeypatch):
     """Return the warnings so far, and forget them: each is given once."""
-    short_documents.logger.warning_once.cache_clear()
+    document_division.logger.warning_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
 
     def take():
@@ -52,7 +52,7 @@ def test_a_division_that_looks_wrong_is_warned_of_once(tmp_path, warned, name):
     else:
         assert len(messages) == 1 and str(file) in messages[0] and re.search(message, messages[0])
     for bounds in ("blank-lines", "lines", "whole-file"):  # who says it knows it
-        short_documents.logger.warning_once.cache_clear()
+        document_division.logger.warning_once.cache_clear()
         assert list(Corpus(file, document_bounds=bounds).documents()) and not warned()
 
 
