@@ -53,18 +53,18 @@ def child_log_probs(model):
 def exact_bound(model, tokens):
     """(D,) nats per level of the bound for one sequence of two tokens, all corruptions enumerated."""
     tree, known = model.tree, child_log_probs(model)
-    levels = np.zeros(tree.tree_depth)
+    levels, moments = np.zeros(tree.tree_depth), []
     for time, measure in quadrature(model.schedule):
         now = torch.tensor([time], dtype=torch.float64)
         alpha, weight = model.schedule.alpha(now)[0].numpy(), model.schedule.weight(now)[0].numpy()
-        occupancy = np.append(alpha[:-1] - alpha[1:], alpha[-1])
-        for depths in itertools.product(range(tree.tree_depth + 1), repeat=LENGTH):
-            nodes = tuple(int(tree.ancestors[token, depth]) for token, depth in zip(tokens, depths, strict=True))
-            for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
-                if depth < tree.tree_depth:
-                    slot = tree.child_slot[tree.ancestors[token, depth + 1]]
-                    nats = -float(known[nodes][position, slot])
-                    levels[depth] += measure * occupancy[list(depths)].prod() * weight[depth] * nats
+        moments.append((measure * weight, np.append(alpha[:-1] - alpha[1:], alpha[-1])))
+    for depths in itertools.product(range(tree.tree_depth + 1), repeat=LENGTH):
+        nodes = tuple(int(tree.ancestors[token, depth]) for token, depth in zip(tokens, depths, strict=True))
+        weights = sum(weight * occupancy[list(depths)].prod() for weight, occupancy in moments)
+        for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
+            if depth < tree.tree_depth:
+                slot = tree.child_slot[tree.ancestors[token, depth + 1]]
+                levels[depth] -= weights[depth] * float(known[nodes][position, slot])
     return levels
 
 
@@ -282,7 +282,7 @@ def uneven():
 
 
 @untraced
-@pytest.mark.parametrize("samples", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("samples", [1, 3, 7])
 def test_few_corruptions_of_uneven_sequences_are_unbiased_and_know_it(samples, uneven):
     """B = 6, lengths 1 to 11, D = 3: mean of 400 estimates, of the value and of each sequence, within 4.5 errors."""
     model, tokens, mask, truth = uneven

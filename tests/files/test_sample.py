@@ -40,6 +40,7 @@ def test_an_installed_package_trains_on_the_sample_without_a_clone(site, tmp_pat
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "model" / "result.json").read_text())
     assert record["command"].startswith("treediff train ") and record["text"]["name"] == TRAINING_TEXT
+    assert record["validation_text"]["name"] == VALIDATION_TEXT
     assert record["tree_sha256"] == VocabularyTree.from_pretrained(SAMPLE).sha256
     ran = run_python(site / "bin" / "treediff", "plan-memory", "--tree", "tree_artifacts/gpt2", **where)
     assert ran.returncode == 1 and "lie in tree_artifacts/ of a clone" in ran.stderr

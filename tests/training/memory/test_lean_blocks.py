@@ -366,8 +366,7 @@ def test_a_forward_that_something_else_has_replaced_stays():
 
 
 @untraced
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("recompute", "chunk"), [(0, None), (1, None), (2, 30)])
+@pytest.mark.parametrize(("recompute", "chunk", "checkpointing"), [(0, None, False), (1, None, True), (2, 30, False)])
 def test_the_compiled_step_is_the_eager_one(recompute, chunk, checkpointing):
     """Forward and backward in one graph each, the same loss and gradients, and no other graph for other batches."""
     model = lean_model(recompute, chunk)

@@ -35,12 +35,12 @@ def test_running_out_says_what_helps(tmp_path, room_for):
 
 
 def test_the_advice_is_the_planners_for_the_run_as_launched(tmp_path):
-    settings = {"max_steps": 1, "batch_size": 8, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"}
+    settings = {"max_steps": 1, "batch_size": 2, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"}
     memory = {"recompute_mlp": 1, "loss_chunk": 16}
     config = TrainingConfig(tmp_path, ema_decay=0.9, **memory, **settings)
     model_config = tiny_network(tiny_tree()).config
     planned = plan_run(model_config, config, 8)
-    assert planned.step == plan_memory(model_config, 8, 8, precision="bf16", accumulation=2, ema=True, **memory).step
+    assert planned.step == plan_memory(model_config, 2, 8, precision="bf16", accumulation=2, ema=True, **memory).step
     memory = int(planned.peak / 0.95)  # a little less than it takes, since some is lost to gaps
     assert advice(model_config, config, 8, memory) == planned.advice(memory) != advice(model_config, config, 8, 2**40)
 

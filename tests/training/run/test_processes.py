@@ -231,8 +231,8 @@ from modeling_treediff.training import StreamedWindows, train
 stream = StreamedWindows(Corpus({text!r}), tiny_run.tiny_tokenizer(), tiny_run.LENGTH, shuffled_windows=8)
 tiny_run.train = lambda model, tokenizer, _, *rest: train(model, tokenizer, stream, *rest)
 if __name__ == "__main__":
-    folder, batch_size, *options = sys.argv[1:]
-    tiny_run.tiny_run(folder, "--resume" in options, max_steps=8, save_every=4, batch_size=int(batch_size), workers=1)
+    for folder, resume in zip(sys.argv[1:], (False, True), strict=True):
+        tiny_run.tiny_run(folder, resume, max_steps=8, save_every=4, batch_size=2, workers=1)
 """
 
 
@@ -241,24 +241,19 @@ def test_two_processes_stream_what_one_does_and_go_on_with_its_run(tmp_path):
     documents = (" ".join(f"w{(7 * row + word) % 63 + 1}" for word in range(11)) for row in range(40))
     text.write_text("\n\n".join(documents))
     script.write_text(STREAM.format(text=str(text)))
-
-    def stream(launcher, *arguments):
-        ran = subprocess.run(
-            [*launcher, str(script), *map(str, arguments)],
-            capture_output=True, text=True, timeout=300, env=environment_on_the_cpu(), cwd=REPOSITORY,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
-
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     windows = StreamedWindows(Corpus(str(text)), tiny_run.tiny_tokenizer(), tiny_run.LENGTH, shuffled_windows=8)
     with mock.patch.object(
         tiny_run, "train", lambda model, tokenizer, _, *rest: train(model, tokenizer, windows, *rest)
     ):
         tiny_run.tiny_run(one, max_steps=8, save_every=4, batch_size=4, workers=1)
-    stream(TORCHRUN, two, 2)
     shutil.copytree(one, resumed, symlinks=True)
     shutil.rmtree(resumed / "checkpoint-0000008")
-    stream(TORCHRUN, resumed, 2, "--resume")
+    ran = subprocess.run(
+        [*TORCHRUN, script, two, resumed],
+        capture_output=True, text=True, timeout=300, env=environment_on_the_cpu(), cwd=REPOSITORY,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
     assert_same_run(one, two)
     assert_same_run(one, resumed)
 

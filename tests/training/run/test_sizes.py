@@ -53,7 +53,7 @@ SETTINGS = [
 FIELDS = [{}, {"head": "leaf"}, {"head": "node", "head_rank": 8, "node_embedding": "free"}, {"hidden_size": 256}]
 
 
-@pytest.mark.parametrize("tree", [VocabularyTree.flat(500), random_tree(500, 23, 2), random_tree(500, 5, 4)])
+@pytest.mark.parametrize("tree", [random_tree(500, 23, 2), random_tree(500, 5, 4)])
 @pytest.mark.parametrize("fields", FIELDS, ids=str)
 def test_no_run_that_fits_by_its_plan_is_refused(tmp_path, monkeypatch, tree, fields):
     """What a run takes at least is below what the plan says that it takes, and not far below in a plain one."""
