@@ -68,7 +68,7 @@ def exact_bound(model, tokens):
     return levels
 
 
-def exact_likelihoods(model, steps=400):
+def exact_likelihoods(model, steps=200):
     """{tokens: p_theta(tokens)}: the reverse jump process from the roots, its master equation integrated over time."""
     tree, known = model.tree, child_log_probs(model)
     states = {nodes: index for index, nodes in enumerate(known)}
