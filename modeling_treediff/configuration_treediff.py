@@ -15,7 +15,7 @@ FORMAT_VERSION = 3  # raised when this code writes checkpoints that its older ve
 RENAMED = {"window_lengths": "level_durations"}  # since format 1, which also said what training kept:
 RENAMED |= {"recompute_mlp_layers": "make_lean(recompute_mlp=)", "loss_chunk_size": "make_lean(loss_chunk=)"}
 HEADS = ("child", "node", "leaf")
-NODE_EMBEDDINGS = ("path", "free")
+NODE_EMBEDDINGS = ("path", "free", "factorised")
 SCHEDULES = ("sequential", "binomial", "poisson")
 TIME_WARPS = ("linear", "cosine")
 LARGEST_COUNT, LARGEST_VOCABULARY = 2**20, 2**25
@@ -46,12 +46,15 @@ class TreeDiffConfig(PreTrainedConfig):
         level_durations: relative durations of the levels, sequential schedule, coarsest first; by default equal.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
-        head: how children are scored, see `heads_treediff.py`: "child" = K outputs per level, "node" = an output vector
-            for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
+        head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
+            vector for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
         head_rank: size of the output vectors of the "node" head; the others have none.
         uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
-            "free" = its vector alone. Both have one vector per node.
+            "free" = its vector alone, both of one vector per node; "factorised" = as "path", but the vector of a token
+            is a projection of `embedding_rank` numbers.
+        embedding_rank: numbers per token of the factorised embedding, by default head_rank; the others have none.
+        tie_word_embeddings: the "node" head and the factorised embedding have the same numbers for tokens.
     """
 
     model_type = "treediff"
@@ -81,6 +84,8 @@ class TreeDiffConfig(PreTrainedConfig):
     head_rank: int = 64
     uniform_share: float = 0.0
     node_embedding: str = "path"
+    embedding_rank: int | None = None
+    tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -108,6 +113,8 @@ class TreeDiffConfig(PreTrainedConfig):
             self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
+        if self.node_embedding == "factorised" and self.embedding_rank is None:
+            self.embedding_rank = self.head_rank
         self._check_values()
         kwargs.pop("num_labels", None)  # there are none, and transformers would name each
         try:
@@ -145,7 +152,8 @@ class TreeDiffConfig(PreTrainedConfig):
         for name, kind in TreeDiffConfig.__annotations__.items():
             value = getattr(self, name)
             said, most = repr(value)[:40], LARGEST_VOCABULARY if name in OF_THE_VOCABULARY else LARGEST_COUNT
-            if (kind is int or name == "num_timesteps") and value is not None and not 1 <= value <= most:
+            counts = kind is int or name in ("num_timesteps", "embedding_rank")
+            if counts and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
             if kind is float and value <= 0 and name != "uniform_share":
                 raise ValueError(f"{name} must be positive, got {said}.")
@@ -167,6 +175,15 @@ class TreeDiffConfig(PreTrainedConfig):
                 raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(known)}.")
         if self.level_durations is not None and self.schedule != "sequential":
             raise ValueError("level_durations belong to schedule='sequential': give both or neither.")
+        factorised = self.node_embedding == "factorised"
+        if self.embedding_rank is not None and not factorised:
+            raise ValueError("embedding_rank belongs to node_embedding='factorised': give both or neither.")
+        if self.tie_word_embeddings and not (
+            factorised and self.head == "node" and self.embedding_rank == self.head_rank
+        ):
+            raise ValueError(
+                "tie_word_embeddings needs node_embedding='factorised', head='node' and embedding_rank=head_rank."
+            )
 
 
 def check_types(settings: Any, owner: type) -> None:

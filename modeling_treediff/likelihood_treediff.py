@@ -12,7 +12,7 @@ import torch
 
 from .configuration_treediff import TreeDiffConfig, is_of
 from .diffusion_process import check_nodes, check_tokens, child_slots, corrupt_level, counted_positions, uniform
-from .heads_treediff import TreeHead, mix_uniform
+from .node_layers_treediff import TreeHead, mix_uniform
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 

@@ -28,8 +28,8 @@ from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms
 from .generation_treediff import TreeDiffGenerationMixin
-from .heads_treediff import HEAD_CLASSES, child_cross_entropy
 from .likelihood_treediff import TreeDiffLikelihoodMixin
+from .node_layers_treediff import HEAD_CLASSES, FactorisedEmbedding, child_cross_entropy, embed_paths
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, Folder, VocabularyTree, find_tree_file
 
@@ -91,7 +91,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as transformers does, but for layers that name a standard deviation of their own."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and (std := getattr(module, "initial_std", None)) is not None:
+        if isinstance(module, nn.Linear | nn.Embedding) and (std := getattr(module, "initial_std", None)) is not None:
             init.normal_(module.weight, std=std)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -208,7 +208,10 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         """Allocate the network and the tree's tables; `TreeDiffForDiffusionLM.from_tree` fills the tables."""
         super().__init__(config)
         self.tree_tables = TreeTables(config)
-        self.embed_nodes = nn.Embedding(config.num_tree_nodes, config.hidden_size)
+        factorised = config.node_embedding == "factorised"
+        self.embed_nodes = (
+            FactorisedEmbedding(config) if factorised else nn.Embedding(config.num_tree_nodes, config.hidden_size)
+        )
         self.backbone = TreeDiffBackbone(config)
         self.post_init()
 
@@ -227,32 +230,27 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         check_tensors("input_ids", input_ids, attention_mask=attention_mask, segment_ids=segment_ids)
         if (length := input_ids.shape[1]) > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
-        embed = self._embed_paths if self.config.node_embedding == "path" else self.embed_nodes
         try:
-            embeddings_BTE = embed(input_ids)
+            embeddings_BTE = self._embed(input_ids)
         except IndexError:
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
         return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask, segment_ids))
 
-    def _embed_paths(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T) -> (B, T, E): the sum of the vectors of a node and of all its ancestors.
-
-        Tokens share what their clusters know; the root's vector gives attention a constant for positional patterns.
-        """
-        level_D = torch.arange(self.config.tree_depth + 1, device=input_ids.device)
-        tree, node_BT1 = self.tree, input_ids[..., None]
-        depth_BT1, above_BTD = tree.depth[node_BT1], tree.ancestors[tree.representative[input_ids]]
-        path_BTD = torch.where(level_D < depth_BT1, above_BTD, node_BT1)
-        # One lookup, since each adds up gradients of the whole table. NEFTune scales noise by the shape (B, T D, E).
-        vector_BTDE = self.embed_nodes(path_BTD.flatten(1)).unflatten(1, path_BTD.shape[1:])
-        return (vector_BTDE * (level_D <= depth_BT1)[..., None]).sum(dim=2)
+    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) nodes -> (B, T, E)."""
+        if self.config.node_embedding == "free":
+            return self.embed_nodes(input_ids)
+        if self.config.node_embedding == "path":
+            return embed_paths(self.embed_nodes, input_ids, self.tree)
+        return self.embed_nodes(input_ids, self.tree)
 
 
 class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, TreeDiffPreTrainedModel):  # type: ignore[misc]
     """Backbone, head and noise schedule, which both language models have; `forward` scores children."""
 
     output_modalities = ("text",)  # a pipeline says so of what generates
+    _tied_weights_keys = {"head.nodes.weight": "model.embed_nodes.leaves.weight"}  # if the config says so
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
 
     def __init__(self, config: TreeDiffConfig) -> None:

@@ -62,6 +62,11 @@ def test_a_newer_format_is_refused():
         TreeDiffConfig(format_version=FORMAT_VERSION + 1)
 
 
+EMBEDDINGS = [
+    {},
+    {"node_embedding": "factorised", "embedding_rank": 5},
+    {"node_embedding": "factorised", "head": "node", "head_rank": 7, "tie_word_embeddings": True},
+]
 NAN, INFINITY = float("nan"), float("inf")
 WRONG_VALUES = {
     "not whole numbers": (["vocab_size", "tree_depth", "hidden_size", "num_timesteps"], ["8192", True, 1.5, [8], {}]),
@@ -133,11 +138,14 @@ def test_outputs_as_tuples_are_what_a_config_may_ask_for(tmp_path):
 
 
 @pytest.mark.parametrize("tree", TREES, ids=IDS)
-def test_parameter_count_is_the_models(tree):
-    model = tiny_model(tree, num_hidden_layers=3)
+@pytest.mark.parametrize("fields", EMBEDDINGS)
+def test_parameter_count_is_the_models(tree, fields):
+    model = tiny_model(tree, num_hidden_layers=3, **fields)
     parts = count_parameters(model.config)
-    assert parts["embedding"] == model.model.embed_nodes.weight.numel()
-    assert parts["head"] == sum(parameter.numel() for parameter in model.head.parameters())
+    embedded = {id(parameter) for parameter in model.model.embed_nodes.parameters()}
+    assert parts["embedding"] == sum(parameter.numel() for parameter in model.model.embed_nodes.parameters())
+    own = [parameter for parameter in model.head.parameters() if id(parameter) not in embedded]  # the others are shared
+    assert parts["head"] == sum(parameter.numel() for parameter in own)
     assert parts["layers"] == sum(parameter.numel() for parameter in model.model.backbone.layers.parameters())
     assert sum(parts.values()) == sum(parameter.numel() for parameter in model.parameters())
 

@@ -313,4 +313,4 @@ def test_a_node_is_embedded_as_the_sum_along_its_path():
         expected, above = vectors[node], int(parent[node])
         while above != -1:
             expected, above = expected + vectors[above], int(parent[above])
-        torch.testing.assert_close(model._embed_paths(torch.tensor([[node]]))[0, 0], expected)
+        torch.testing.assert_close(model._embed(torch.tensor([[node]]))[0, 0], expected)

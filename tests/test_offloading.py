@@ -14,6 +14,8 @@ FAMILY = [
     (TREES[1], {"head": "child", "node_embedding": "free"}),
     (TREES[2], {"head": "leaf"}),
     (TREES[0], {"head": "leaf"}),
+    (TREES[2], {"head": "child", "node_embedding": "factorised"}),
+    (TREES[1], {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True}),
 ]
 
 

@@ -31,7 +31,7 @@ SHIPPED = {
     "drafts_treediff.py",
     "generation_config_treediff.py",
     "generation_treediff.py",
-    "heads_treediff.py",
+    "node_layers_treediff.py",
     "likelihood_treediff.py",
     "modeling_treediff.py",
     "noise_schedules.py",
@@ -242,7 +242,7 @@ def test_checkpoints_in_folders_of_one_name_each_run_their_own_code(tmp_path):
     """One changes its head, one the model itself; the first is loaded once more at the end."""
     changes = {
         "one": None,
-        "two": ("heads_treediff.py", "return logits_BTK.masked_fill(", "return 2 * logits_BTK.masked_fill("),
+        "two": ("node_layers_treediff.py", "return logits_BTK.masked_fill(", "return 2 * logits_BTK.masked_fill("),
         "three": ("modeling_treediff.py", "output.logits = self.head(", "output.logits = 3 * self.head("),
     }
     model = tiny_model(tiny_tree())

@@ -9,7 +9,9 @@ become a default, trained as long as the contenders of `benchmarks.quality.perpl
 chosen by the same windows as all others, also measured on what that reports, and on windows of which a part is given.
 With `--part unseen`: what helps tokens that the training text does not have, trained and measured as the candidates,
 and with a uniform share of every choice (p -> (1 - e) p + e / children). With `--part shares`: the same share in
-training, too. With `--part times`: how early training times may be, also measured by single open words.
+training, too. With `--part times`: how early training times may be, also measured by single open words. With `--part
+embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
+parameters, trained and measured as the candidates.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -39,12 +41,13 @@ from benchmarks.quality.record import OF_TRAINING, check_same, difference, estim
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
 from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, summarised_shares
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
-BASE, TREE, UNSEEN, TIMES = "base", "tree", "unseen tokens", "times"  # a variant, groups
+BASE = "base"  # a variant
+TREE, UNSEEN, TIMES, FACTORS = "tree", "unseen tokens", "times", "factorised embedding"  # groups
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 NODE = "binomial-node"  # the default
 WORDS = 8  # places of a window at which single words are measured
@@ -58,11 +61,9 @@ RECORDS = {  # by part
     "unseen": "ablations_unseen",
     "shares": "ablations_shares",
     "times": "ablations_times",
+    "embeddings": "ablations_embeddings",
 }
-LONG = {  # variants and seeds of the parts that are trained as long as the contenders
-    "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
-    "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
-}
+RANKS = (16, 32, 64, 128)  # of factorised embeddings
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Variant:
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
         weights_from: the time from which on weights are those of the bound; before it, those of that time.
         uniform_share: of every choice in training, see the module `uniform_share`.
+        layers_of: the variant whose layers it has; by default as many as its parameters pay for.
         settings: of the training.
 
     """
@@ -93,6 +95,7 @@ class Variant:
     level_weights: tuple[float, ...] | None = None
     weights_from: float = 0.0
     uniform_share: float = 0.0
+    layers_of: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,6 +104,42 @@ class Variant:
         return Contender(self.title, fields=TDLM | dict(self.fields))
 
 
+@dataclass(frozen=True)
+class Factorised:
+    """A kind of factorised input embedding, by rank."""
+
+    title: str
+    base: str  # the variant without
+    fields: Mapping[str, Any]
+    tied: bool = False
+
+    def variants(self, name: str) -> dict[str, Variant]:
+        """Return its variants by name."""
+        found = {}
+        for rank in RANKS:
+            ranks = {"head_rank": rank, "tie_word_embeddings": True} if self.tied else {"embedding_rank": rank}
+            fields = {**self.fields, "node_embedding": "factorised", **ranks}
+            for size, layers_of in (("", self.base), ("-deeper", "")):
+                title = f"{self.title}, r = {rank}"
+                depth = 1 if self.base == "mdlm" else 2
+                found[f"{name}-{rank}{size}"] = Variant(FACTORS, title, fields, depth=depth, layers_of=layers_of)
+        return found
+
+
+FACTORISED = {
+    "own": Factorised("tree, own vectors", NODE, BINOMIAL_NODE),
+    "tied": Factorised("tree, the head's vectors", NODE, BINOMIAL_NODE, tied=True),
+    "mdlm-own": Factorised("flat, own vectors", "mdlm", {}),
+    "mdlm-tied": Factorised("flat, the head's vectors", "mdlm", {"head": "node"}, tied=True),
+}
+LONG = {  # variants and seeds of the parts that are trained as long as the contenders
+    "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
+    "embeddings": [
+        *((name, seed) for seed in SEEDS for name in ("mdlm", NODE)),
+        *((f"{kind}-{rank}{size}", SEEDS[0]) for kind in FACTORISED for rank in RANKS for size in ("", "-deeper")),
+    ],
+    "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
+}
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
 SOURCES = {
     "class-bigrams": "by neighbours in the text",
@@ -164,6 +203,7 @@ VARIANTS: dict[str, Variant] = {
         settings={"sampling_eps": 1e-3},
         weights_from=0.1,
     ),
+    **{name: variant for kind, some in FACTORISED.items() for name, variant in some.variants(kind).items()},
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
@@ -197,7 +237,7 @@ def wanted_runs(part: str) -> list[tuple[str, int]]:
         ]
     if part == "times":
         return [(name, SEEDS[0]) for name in VARIANTS if name == NODE or VARIANTS[name].group == TIMES]
-    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES)]
+    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES, FACTORS)]
     names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
@@ -236,8 +276,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         trained = begin(folder, identity, data, options.seed)
         if not (settings.output_dir / WEIGHTS_NAME).exists():
             tree = make_tree(variant, data, options.embeddings)
-            budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
-            config = budget_config(variant.contender, tree, budget, **protocol.sizes)
+            config = variant_config(variant, tree, protocol)
             weighted = changed_weights(variant.level_weights, variant.weights_from)
             with weighted, sharing(variant.uniform_share):
                 train_model(config, tree, data, protocol, settings)
@@ -261,8 +300,9 @@ def measured(
         return {"shares": measured_shares(model, windows, samples, shares)}
     selection = windows.pop(SELECTION)
     facts = measured_text(model, selection, samples)
-    if part == "candidates":
+    if part in ("candidates", "embeddings"):
         facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
+    if part == "candidates":
         for title, given_T in given_places(protocol.sequence_length).items():
             facts["further"][title] = measured_text(model, selection, samples, given_T)
     if part == "times":
@@ -297,6 +337,17 @@ def make_tree(variant: Variant, data: PackedData, embeddings: str) -> Vocabulary
     if variant.depth == 1:
         return VocabularyTree.flat(sources.vocab_size)
     return sources.build(variant.source, variant.order, variant.depth, variant.branching)
+
+
+def variant_config(variant: Variant, tree: VocabularyTree, protocol: Protocol) -> TreeDiffConfig:
+    """Return the config of a variant's model."""
+    sizes = dict(protocol.sizes)
+    if variant.layers_of:
+        other = variant_config(VARIANTS[variant.layers_of], tree, protocol)
+        sizes |= {name: getattr(other, name) for name in ("num_hidden_layers", "intermediate_size")}
+        return TreeDiffConfig.from_tree(tree, **variant.contender.fields, **sizes)
+    budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
+    return budget_config(variant.contender, tree, budget, **sizes)
 
 
 def shortened(protocol: Protocol) -> Protocol:
@@ -337,7 +388,8 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         )
     rows = []
     for name, seed in wanted:
-        base = "mdlm" if name.startswith("mdlm") else NODE if VARIANTS[name].group == TIMES else BASE
+        tree_base = NODE if VARIANTS[name].group in (TIMES, FACTORS) else BASE
+        base = "mdlm" if name.startswith("mdlm") else tree_base
         flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
         others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}
         rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))

@@ -14,7 +14,7 @@ import torch
 from benchmarks.quality.record import difference, estimate
 from benchmarks.quality.training import measured_text
 from modeling_treediff import TreeDiffForDiffusionLM
-from modeling_treediff.heads_treediff import mix_uniform
+from modeling_treediff.node_layers_treediff import mix_uniform
 from modeling_treediff.training.memory import lean_blocks
 
 SHARES = (0.0, 0.001, 0.01, 0.05)  # in measuring

@@ -47,8 +47,14 @@ def count_parameters(config: TreeDiffConfig) -> dict[str, int]:
         "node": config.tree_depth * size * config.head_rank + (config.num_tree_nodes - 1) * (config.head_rank + 1),
         "leaf": config.vocab_size * (size + 1),
     }
+    embedding = config.num_tree_nodes * size
+    if (rank := config.embedding_rank) is not None:
+        tokens = config.num_tree_nodes - 1 if config.tie_word_embeddings else config.vocab_size
+        embedding = tokens * rank + rank * size + (config.num_tree_nodes - config.vocab_size) * size
+    if config.tie_word_embeddings:  # counted there
+        heads["node"] -= (config.num_tree_nodes - 1) * config.head_rank
     return {
-        "embedding": config.num_tree_nodes * size,
+        "embedding": embedding,
         "layers": config.num_hidden_layers * layer,
         "norm": size,
         "head": heads[config.head],

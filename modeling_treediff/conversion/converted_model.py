@@ -5,6 +5,7 @@ Shape legend: V tokens, N nodes, E hidden size.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from modeling_treediff.text.tree_tokenizer import check_tokenizer
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .families import FAMILIES, differing_settings
-from .node_vectors import node_vectors, path_increments
+from .node_vectors import factorised_vectors, node_vectors, path_increments
 from .report import ConversionReport, Part, grouped
 from .sources import Source
 
@@ -33,7 +34,8 @@ def convert(
     """Make a model over a tree and give it the weights of a checkpoint.
 
     The embedding of a token is the source's; that of an internal node the mean over all tokens below it. With
-    embeddings summed along the path, the table holds what each node adds to its parent. Layers are copied where the
+    embeddings summed along the path, the table holds what each node adds to its parent; factorised ones hold that of
+    tokens by truncated SVD, and the report says what they lose. Layers are copied where the
     source's family has the same, in weights of the same shape; all else starts at random, by torch's global generator.
 
     Args:
@@ -51,7 +53,7 @@ def convert(
     tensors = _Tensors(source.tensors)
     model = TreeDiffForDiffusionLM.from_tree(tree, **(size_fields(source, layers) | fields))
     try:
-        weights = dict(_weights(source, tensors, tree, model.config))
+        weights, embedding_error = _weights(source, tensors, tree, model.config)
     except KeyError as error:
         raise ValueError(f"{source.name} lacks the tensor {error}: its weights are not complete.") from error
     parameters = dict(model.named_parameters())
@@ -63,7 +65,8 @@ def convert(
     with torch.no_grad():
         for name in weights.keys() - misfits.keys():
             parameters[name].copy_(weights[name])
-    return model, _report(source, tensors.read, model, weights.keys() - misfits.keys(), misfits)
+    report = _report(source, tensors.read, model, weights.keys() - misfits.keys(), misfits)
+    return model, replace(report, embedding_error=embedding_error)
 
 
 class _Tensors(dict[str, torch.Tensor]):
@@ -111,11 +114,28 @@ def size_fields(source: Source, layers: int | None = None) -> dict[str, Any]:
 
 def _weights(
     source: Source, tensors: Mapping[str, torch.Tensor], tree: VocabularyTree, config: TreeDiffConfig
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what the source has for the model, by the names of the model's parameters; KeyError for what it lacks."""
-    family = FAMILIES[source.config.model_type]
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Return what the source has for the model, by the names of the model's parameters, and what embeddings lose.
+
+    Raises KeyError for what the source lacks.
+    """
     vector_NE = node_vectors(source.token_vectors(), tree)
-    yield "model.embed_nodes.weight", path_increments(vector_NE, tree) if config.node_embedding == "path" else vector_NE
+    if config.node_embedding != "free":
+        vector_NE = path_increments(vector_NE, tree)
+    weights, error = {"weight": vector_NE}, 0.0
+    if config.embedding_rank is not None:
+        factors = factorised_vectors(vector_NE, tree.vocab_size, config.embedding_rank)
+        leaves_NR = factors.nodes if config.tie_word_embeddings else factors.nodes[: tree.vocab_size]
+        weights = {"leaves.weight": leaves_NR, "projection.weight": factors.projection}
+        weights["internal.weight"], error = factors.internal, factors.error
+    named = {f"model.embed_nodes.{name}": weight for name, weight in weights.items()}
+    return named | dict(_layers(source, tensors, config)), error
+
+
+def _layers(
+    source: Source, tensors: Mapping[str, torch.Tensor], config: TreeDiffConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    family = FAMILIES[source.config.model_type]
     for index in range(config.num_hidden_layers):
         for name, weight in family.layer(tensors, source.config, index).items():
             yield f"model.backbone.layers.{index}.{name}", weight

@@ -38,6 +38,8 @@ class ConversionReport:
         copied: parts of the model that start with the source's weights.
         new: parts of the model that start at random.
         left_out: parts of the source that have no place in the model.
+        embedding_error: what the factorisation loses of the tokens' vectors less their clusters' means, the Frobenius
+            norm of the rest over theirs; 0 without one.
 
     """
 
@@ -51,6 +53,7 @@ class ConversionReport:
     copied: list[Part]
     new: list[Part]
     left_out: list[Part]
+    embedding_error: float = 0.0
 
     def save(self, folder: Path) -> None:
         """Write `conversion.json`."""
@@ -60,7 +63,12 @@ class ConversionReport:
         """Return a table for the screen."""
         groups = {"copied": self.copied, "new": self.new, "left out": self.left_out}
         parts = [(title, part) for title, some in groups.items() for part in some]
-        rows = (f"{title:9s} {part.part:16s} {part.count:>13s}  {part.note}" for title, part in parts)
+        rows = [f"{title:9s} {part.part:16s} {part.count:>13s}  {part.note}" for title, part in parts]
+        if self.embedding_error:
+            rows.append(
+                f"The factorised embedding leaves out {self.embedding_error:.3f} of the norm of what the vectors of "
+                "tokens add to their clusters' means."
+            )
         return "\n".join(row.rstrip() for row in rows)
 
 

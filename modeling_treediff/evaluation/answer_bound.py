@@ -19,8 +19,8 @@ import torch
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.diffusion_process import check_tokens, child_slots, uniform
-from modeling_treediff.heads_treediff import mix_uniform
 from modeling_treediff.likelihood_treediff import strata
+from modeling_treediff.node_layers_treediff import mix_uniform
 
 CPU = torch.device("cpu")
 

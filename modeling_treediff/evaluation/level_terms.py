@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from modeling_treediff import NelboStep, TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.heads_treediff import mix_uniform, subtree_logsumexp
+from modeling_treediff.node_layers_treediff import mix_uniform, subtree_logsumexp
 
 from .perplexity import estimate_windows
 from .windows import EvaluationWindows

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
 from modeling_treediff.text.token_kinds import printable
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -31,11 +32,7 @@ OTHER_SETTINGS = {
 
 def values_of_the_model(model: TreeDiffLanguageModel) -> dict[str, str]:
     """Return sizes, parameters by part and sampling settings."""
-    config, inner = model.config, model.model
-    modules = {
-        "embedding": inner.embed_nodes, "layers": inner.backbone.layers, "norm": inner.backbone.norm, "head": model.head
-    }  # fmt: skip
-    parts = {name: sum(values.numel() for values in module.parameters()) for name, module in modules.items()}
+    config, parts = model.config, count_parameters(model.config)
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
     settings = model.generation_config.to_dict() if model.can_generate() else {}
     shown = {

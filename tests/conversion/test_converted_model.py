@@ -22,11 +22,19 @@ def input_vectors(model):
     return seen[0][:, 0]
 
 
-@pytest.mark.parametrize("node_embedding", ["path", "free"])
+FULL_RANK = {"node_embedding": "factorised", "head_rank": 16}  # nothing is lost
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"node_embedding": "free"}, FULL_RANK, FULL_RANK | {"tie_word_embeddings": True}],
+    ids=["path", "free", "factorised", "shared"],
+)
 @pytest.mark.parametrize("kind", FIELDS)
-def test_inputs_are_the_tokens_vectors_and_their_means(checkpoints, sample_tree, kind, node_embedding):
+def test_inputs_are_the_tokens_vectors_and_their_means(checkpoints, sample_tree, kind, fields):
     folder, original = checkpoints(kind)
-    model, _ = convert(load_source(str(folder)), sample_tree, node_embedding=node_embedding)
+    model, report = convert(load_source(str(folder)), sample_tree, **fields)
+    assert report.embedding_error < 1e-6
     with torch.no_grad():
         vector_NE = input_vectors(model)
     token_VE = original.get_input_embeddings().weight.detach()[: sample_tree.vocab_size]
@@ -84,3 +92,17 @@ def test_weights_that_are_not_all_there(checkpoints, sample_tree, tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks the tensor 'layers.1.mlp.up_proj.weight'"):
         convert(load_source(str(folder)), sample_tree)
+
+
+def test_the_report_says_what_a_factorised_embedding_loses(checkpoints, sample_tree):
+    folder, original = checkpoints("gpt2")
+    model, report = convert(load_source(str(folder)), sample_tree, node_embedding="factorised", embedding_rank=4)
+    with torch.no_grad():
+        vector_VE = input_vectors(model)[: sample_tree.vocab_size]
+    token_VE = original.get_input_embeddings().weight.detach()[: sample_tree.vocab_size]
+    mean_VE = model.model.embed_nodes._sum_paths(model.tree).detach()[
+        sample_tree.ancestors[:, -2] - sample_tree.root_id
+    ]
+    expected = (vector_VE - token_VE).norm() / (token_VE - mean_VE).norm()
+    assert report.embedding_error == pytest.approx(float(expected), rel=1e-5) and 0.1 < report.embedding_error < 1
+    assert f"leaves out {report.embedding_error:.3f} of the norm" in str(report)

@@ -5,7 +5,7 @@ import torch
 from helpers.shapes import Shapes
 from modeling_treediff.building.balanced import random_tree, tree_from_order
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import HEAD_CLASSES, child_cross_entropy
+from modeling_treediff.node_layers_treediff import HEAD_CLASSES, child_cross_entropy
 from modeling_treediff.training.memory.fused_loss import (
     flat_layer,
     kernel_cross_entropy,

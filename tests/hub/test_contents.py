@@ -105,7 +105,7 @@ def test_code_that_a_config_names_beside_the_models_own_stays(checkpoint, entry)
 
 def test_code_that_the_models_own_imports_must_be_this_packages(checkpoint):
     (checkpoint / "private_notes.py").write_text("class X: ...")
-    with (checkpoint / "heads_treediff.py").open("a") as code:
+    with (checkpoint / "node_layers_treediff.py").open("a") as code:
         code.write("\nfrom .private_notes import X\n")
     with pytest.raises(ValueError, match="private_notes.py is no code of this package, and is not pushed"):
         contents(checkpoint)

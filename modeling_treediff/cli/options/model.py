@@ -59,6 +59,8 @@ class Process:
     head: str | None = same_as(TreeDiffConfig, "head", choices=HEADS)
     head_rank: int = same_as(TreeDiffConfig, "head_rank")
     node_embedding: str = same_as(TreeDiffConfig, "node_embedding", choices=NODE_EMBEDDINGS)
+    embedding_rank: int | None = same_as(TreeDiffConfig, "embedding_rank")
+    tie_word_embeddings: bool = same_as(TreeDiffConfig, "tie_word_embeddings")
 
 
 # Fields of the model's config that are options of the same name.

@@ -13,7 +13,7 @@ from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_liger_kernel_available
 
-from modeling_treediff.heads_treediff import ChildHead, LeafHead, TreeHead, child_cross_entropy
+from modeling_treediff.node_layers_treediff import ChildHead, LeafHead, TreeHead, child_cross_entropy
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .lean_operations import as_autocast
@@ -35,7 +35,7 @@ def lean_cross_entropy(
     once for all levels of a head, each of which keeps its input.
 
     Args:
-        head: any of `heads_treediff.py`.
+        head: any of `node_layers_treediff.py`.
         hidden: (B, T, E) hidden states.
         input_ids: (B, T) nodes.
         slots: (B, T) slot of the true child under the node, -100 where not counted.

@@ -10,7 +10,7 @@ from helpers.processes import REPOSITORY, run_python
 from torch.nn import functional as F
 
 from modeling_treediff.building.balanced import random_tree
-from modeling_treediff.heads_treediff import HEAD_CLASSES, child_cross_entropy
+from modeling_treediff.node_layers_treediff import HEAD_CLASSES, child_cross_entropy
 from modeling_treediff.training.memory.fused_loss import flat_layer, fused_kernel, lean_cross_entropy
 from modeling_treediff.vocabulary_tree import VocabularyTree
 

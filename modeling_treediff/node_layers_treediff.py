@@ -1,13 +1,14 @@
-"""Prediction heads: hidden states in, scores of the children of each position's node out. They know no diffusion.
+"""Layers that know the tree: vectors of nodes at the input, scores of their children at the output; no diffusion.
 
-Sources: TDLM (arXiv 2604.03537); HDLM (Next Semantic Scale Prediction via Hierarchical Diffusion Language Models).
+Sources: TDLM (arXiv 2604.03537); HDLM (Next Semantic Scale Prediction via Hierarchical Diffusion Language Models);
+factorised embeddings: ALBERT (arXiv 1909.11942).
 Shape legend: B sequences, T positions, n = B T, E hidden size, V tokens, I internal nodes, N = V + I nodes, P = I - 1,
-D depth of the leaves, K largest fan-out, R head rank, G blocks, C positions per block.
+D depth of the leaves, K largest fan-out, R rank of the head or the embedding, G blocks, C positions per block.
 
 Every head maps (B, T, E) hidden states and (B, T) nodes to logits (B, T, K), the children by their slots: -inf where
 there is no child; numbers without meaning at leaves, -inf where the root has no child, so that a softmax is finite
-there, too. All parameters are those of Linear layers, so that transformers' own initialisation reaches them;
-`initial_std` on one of them asks for another standard deviation than the config's.
+there, too. All parameters are those of Linear and Embedding layers, so that transformers' own initialisation reaches
+them; `initial_std` on one of them asks for another standard deviation than the config's.
 """
 
 import math
@@ -23,6 +24,52 @@ from .configuration_treediff import TreeDiffConfig
 from .vocabulary_tree import VocabularyTree
 
 LARGEST_BLOCK = 32
+
+
+def embed_paths(embedding: nn.Module, input_ids: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    """(B, T) nodes -> (B, T, E): the sum of the vectors of a node and of all its ancestors, of (N, E) vectors.
+
+    Tokens share what their clusters know; the root's vector gives attention a constant for positional patterns.
+    """
+    level_D = torch.arange(tree.tree_depth + 1, device=input_ids.device)
+    node_BT1 = input_ids[..., None]
+    depth_BT1, above_BTD = tree.depth[node_BT1], tree.ancestors[tree.representative[input_ids]]
+    path_BTD = torch.where(level_D < depth_BT1, above_BTD, node_BT1)
+    # One lookup, since each adds up gradients of the whole table. NEFTune scales noise by the shape (B, T D, E).
+    vector_BTDE = embedding(path_BTD.flatten(1)).unflatten(1, path_BTD.shape[1:])
+    return (vector_BTDE * (level_D <= depth_BT1)[..., None]).sum(dim=2)
+
+
+class FactorisedEmbedding(nn.Module):
+    """R numbers for each token and one projection W (R -> E), beside a free vector u of E numbers per internal node.
+
+    A node's vector is the sum of u over its internal ancestors and, if it has one, itself; a leaf's, that and W v_leaf.
+    So there is no (V, E) table. On the flat tree it is ALBERT's, plus the root's vector.
+    """
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        super().__init__()
+        # The head's table, if it is shared, also has rows for internal nodes.
+        rows = config.num_tree_nodes - 1 if config.tie_word_embeddings else config.vocab_size
+        rank = config.embedding_rank or config.head_rank
+        self.leaves = nn.Embedding(rows, rank)
+        self.leaves.initial_std = rank**-0.5  # so that W v starts as large as u
+        self.projection = nn.Linear(rank, config.hidden_size, bias=False)
+        self.internal = nn.Embedding(config.num_tree_nodes - config.vocab_size, config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+        """(B, T) nodes -> (B, T, E)."""
+        leaf_BT = input_ids < tree.root_id
+        token_BT = input_ids.clamp(max=tree.root_id - 1)
+        internal_BT = torch.where(leaf_BT, tree.ancestors[token_BT, -2], input_ids) - tree.root_id
+        vector_BTR = self.leaves(token_BT) * leaf_BT[..., None]
+        return F.embedding(internal_BT, self._sum_paths(tree)) + self.projection(vector_BTR)
+
+    def _sum_paths(self, tree: VocabularyTree) -> torch.Tensor:
+        """Return the (I, E) vectors of the internal nodes; summed here, no position needs the (D, E) of its path."""
+        path_ID = tree.ancestors[tree.representative[tree.root_id :], :-1] - tree.root_id
+        on_path_ID = torch.arange(tree.tree_depth, device=path_ID.device) <= tree.depth[tree.root_id :, None]
+        return (self.internal(path_ID * on_path_ID) * on_path_ID[..., None]).sum(dim=1)
 
 
 class ChildHead(nn.Module):

@@ -1,17 +1,31 @@
-"""Each head against a plain reference in double precision: values, gradients, shapes and sizes of what it computes."""
+"""Heads and embeddings against plain references in double precision: values, gradients, sizes of what they compute."""
+
+import copy
 
 import pytest
 import torch
 from helpers.heads import TREES, built, gradients, largest_seen, layouts, slots_of
+from helpers.models import tiny_model
+from helpers.shapes import Shapes
 from helpers.untraced import untraced
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import budget_config, count_parameters
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.heads_treediff import HEAD_CLASSES, child_cross_entropy, group_by_parent, subtree_logsumexp
+from modeling_treediff.node_layers_treediff import (
+    HEAD_CLASSES,
+    FactorisedEmbedding,
+    child_cross_entropy,
+    embed_paths,
+    group_by_parent,
+    subtree_logsumexp,
+)
 from modeling_treediff.vocabulary_tree import VocabularyTree
+
+SHARED = {"node_embedding": "factorised", "head": "node", "tie_word_embeddings": True}
 
 
 def reference(name, head, hidden, nodes, tree):
@@ -229,7 +243,12 @@ def test_config_says_what_is_wrong_with_a_head():
     for fields, message in (
         ({"head": "full"}, "Unknown head 'full'; known: child, node, leaf"),
         ({"head_rank": 0}, "head_rank must be at least 1"),
-        ({"node_embedding": "sum"}, "Unknown node_embedding 'sum'; known: path, free"),
+        ({"node_embedding": "sum"}, "Unknown node_embedding 'sum'; known: path, free, factorised"),
+        ({"embedding_rank": 16}, "embedding_rank belongs to node_embedding='factorised'"),
+        ({"node_embedding": "factorised", "embedding_rank": 0}, "embedding_rank must be at least 1"),
+        ({"tie_word_embeddings": True, "head": "node"}, "tie_word_embeddings needs"),
+        ({"tie_word_embeddings": True, "node_embedding": "factorised", "head": "leaf"}, "tie_word_embeddings needs"),
+        (SHARED | {"embedding_rank": 32}, "tie_word_embeddings needs .* embedding_rank=head_rank"),
     ):
         with pytest.raises(ValueError, match=message):
             TreeDiffConfig(**fields)
@@ -284,3 +303,87 @@ def test_the_way_down_the_tree_is_one_distribution_over_tokens():
             torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(5, dtype=torch.float64))
             if name == "leaf":  # siblings normalised over subtrees: the chain of levels is one softmax over tokens
                 torch.testing.assert_close(log_p, F.log_softmax(head.tokens(hidden), -1).detach())
+
+
+def factorised(tree, **fields):
+    """A factorised embedding of double precision, and its model's config."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "head_rank": 6, "node_embedding": "factorised"}
+    torch.manual_seed(0)
+    return FactorisedEmbedding(TreeDiffConfig.from_tree(tree, **(sizes | fields))).double()
+
+
+@pytest.mark.parametrize("fields", [{}, {"embedding_rank": 3}, SHARED], ids=["rank of the head", "own rank", "shared"])
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_a_factorised_vector_is_the_sum_along_the_path(tree, fields):
+    embedding = factorised(tree, **fields)
+    nodes = torch.cat([torch.arange(tree.num_nodes), torch.arange(tree.num_nodes).flip(0)]).view(2, -1)
+    rows = []
+    for node in nodes.flatten().tolist():
+        path = [node] if node >= tree.root_id else []
+        above = int(tree.parent[node])
+        while above >= 0:
+            path.append(above)
+            above = int(tree.parent[above])
+        rows.append(embedding.internal.weight[torch.tensor(path) - tree.root_id].sum(0))
+        if node < tree.vocab_size:
+            rows[-1] = rows[-1] + embedding.projection.weight @ embedding.leaves.weight[node]
+    vectors, expected = embedding(nodes, tree), torch.stack(rows).view(*nodes.shape, -1)
+    torch.testing.assert_close(vectors, expected)
+    weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parameters = list(embedding.parameters())
+    found, wanted = (torch.autograd.grad((some * weights).sum(), parameters) for some in (vectors, expected))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_at_full_rank_a_factorised_embedding_can_be_any_sum_along_the_path(tree):
+    table = torch.nn.Embedding(tree.num_nodes, 16, dtype=torch.float64)
+    embedding, (leaf_VE, internal_IE) = (
+        factorised(tree, embedding_rank=16),
+        table.weight.split([tree.vocab_size, tree.num_nodes - tree.vocab_size]),
+    )
+    with torch.no_grad():
+        embedding.projection.weight.copy_(torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0])
+        embedding.leaves.weight.copy_(leaf_VE @ embedding.projection.weight)
+        embedding.internal.weight.copy_(internal_IE)
+    nodes = torch.arange(tree.num_nodes)[None]
+    torch.testing.assert_close(embedding(nodes, tree), embed_paths(table, nodes, tree))
+
+
+def test_no_tensor_of_a_factorised_embedding_has_a_vector_per_level_and_position_or_per_token():
+    tree = random_tree(20000, 28, 3)
+    embedding, positions, internal = factorised(tree, hidden_size=32), 2400, tree.num_nodes - tree.vocab_size
+    nodes = torch.randint(0, tree.num_nodes, (8, positions // 8), generator=torch.Generator().manual_seed(0))
+    with Shapes() as shapes:
+        embedding(nodes, tree).square().sum().backward()
+    largest = max(torch.Size(shape).numel() for _, shape in shapes.seen)
+    assert largest <= max(positions * 32, 3 * internal * 32, 20000 * 6) < min(3 * positions, 20000) * 32
+
+
+def test_shared_vectors_are_one_tensor_from_the_first_weights_to_the_loaded_file(tmp_path):
+    tree = TREES["depth 2"]
+    model = tiny_model(tree, **SHARED, head_rank=6)
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert "model.embed_nodes.leaves.weight" in names and "head.nodes.weight" not in names
+    for some in (model, copy.deepcopy(model), TreeDiffForDiffusionLM.from_pretrained(tmp_path)):
+        assert some.head.nodes.weight is some.model.embed_nodes.leaves.weight
+        assert len(some.head.nodes.bias) == len(some.head.nodes.weight) == tree.num_nodes - 1
+    assert torch.equal(some.head.nodes.weight, model.head.nodes.weight)
+    apart = tiny_model(tree, **(SHARED | {"tie_word_embeddings": False}), head_rank=6)
+    assert apart.head.nodes.weight is not apart.model.embed_nodes.leaves.weight
+    assert apart.model.embed_nodes.leaves.weight.shape == (20, 6)
+
+
+def test_a_factorised_vector_starts_as_large_as_those_of_internal_nodes():
+    tree = random_tree(900, 30, 2)
+    torch.manual_seed(0)
+    for fields in ({"embedding_rank": 32}, SHARED | {"head_rank": 32}, {"embedding_rank": 128, "head": "child"}):
+        fields = {"node_embedding": "factorised"} | fields
+        model = TreeDiffForDiffusionLM.from_tree(
+            tree, hidden_size=256, num_attention_heads=4, num_hidden_layers=1, **fields
+        )
+        embedding = model.model.embed_nodes
+        tokens = embedding.projection(embedding.leaves(torch.arange(900)))
+        assert tokens.std() == pytest.approx(0.02, rel=0.1) == float(embedding.internal.weight.std())
