@@ -46,6 +46,10 @@ CONTENDERS: dict[str, Contender] = {
     "tdlm-child": Contender("TDLM, child head", fields=TDLM),
     "tdlm-node": Contender("TDLM, node head", fields=TDLM | {"head": "node"}),
     "tree-binomial": Contender("tree, binomial, node head", fields={"schedule": "binomial", "head": "node"}),
+    "tree-factorised": Contender(
+        "tree, factorised embedding",
+        fields={"schedule": "binomial", "head": "node", "node_embedding": "factorised"},
+    ),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),

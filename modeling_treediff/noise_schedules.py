@@ -75,8 +75,8 @@ class LevelSchedule(ABC):
         """Draw (B,) times, each uniform on its own, together spread evenly over [0, 1] (low discrepancy).
 
         No time lies closer than `sampling_eps` of an interval to its start, where the weight is unbounded. A larger
-        value trades bias for less variance (arXiv 2503.09573): the expected weight of level k becomes alpha_k(s) /
-        (1 - s) for binomial and poisson, s = sampling_eps; it stays 1 for sequential.
+        value trades bias for less variance (arXiv 2503.09573): without a warp, the expected weight of level k becomes
+        alpha_k(s) / (1 - s) for binomial and poisson, s = sampling_eps, and stays 1 for sequential.
         """
         device = generator.device if generator is not None else None
         # One time in each of batch_size equal strata; which sequence gets which is random, so none is favoured.

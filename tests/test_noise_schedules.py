@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.schedules import DEPTHS, SCHEDULES
 
-from modeling_treediff import LevelSchedule
+from modeling_treediff import LevelSchedule, TreeDiffConfig
 from modeling_treediff.noise_schedules import (
     BinomialSchedule,
     CosineWarp,
@@ -250,3 +250,24 @@ def test_steps_of_each_interval():
     times = schedule.reverse_times([1, 2, 4])
     expected = [1, 2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 12, 0]
     torch.testing.assert_close(times, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "warp", "expected"), [
+    ("sequential", "linear", [1.0, 1.0]),
+    ("binomial", "linear", [1.1, 0.9]),
+    ("poisson", "linear", [1 - math.log(0.9), 1.0]),
+    ("sequential", "cosine", None),
+])  # fmt: skip
+def test_the_weight_of_a_level_in_training_is_as_stated(kind, warp, expected):
+    """The mean over the drawn times of the flux, which is weight x occupancy; by the midpoint rule."""
+    fields = {"vocab_size": 9, "tree_depth": 2, "max_branching": 3, "num_tree_nodes": 13}
+    schedule = LevelSchedule.from_config(TreeDiffConfig(**fields, schedule=kind, time_warp=warp))
+    uniform, s = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000, 0.1
+    mean = schedule.flux(schedule.place_times(uniform, s)).mean(0).tolist()
+    if expected is None:
+        assert max(abs(weight - 1) for weight in mean) > 0.01
+        return
+    assert mean == pytest.approx(expected, abs=1e-4)
+    if kind != "sequential":
+        left = schedule.alpha(torch.tensor([s], dtype=torch.float64))[0, 1:]
+        assert expected == pytest.approx((left / (1 - s)).tolist())

@@ -1,12 +1,15 @@
 """Peak memory of a training step, split by part, and what the models that are compared save.
 
 python -m benchmarks.memory.peaks                   # planned on fake tensors; processor time of a step
-python -m benchmarks.memory.peaks --device cuda --batches 4 32 --vocabularies 50257
+python -m benchmarks.memory.peaks --measure cpu --hidden-sizes 768 --vocabularies 50257 --batches 4 8 16 \
+    --precisions fp32 bf16 --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial
+python -m benchmarks.memory.peaks --measure cuda --hidden-sizes 768 --vocabularies 50257 --batches 4 32
 
 Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768
-or 24 of 1,024; windows of 512 tokens, bf16 autocast, AdamW. On a GPU the peak and the time of every step whose plan
-fits are measured beside the plan. At the reference point, GPT-2's vocabulary and hidden size 768, MDLM and the tree
-also come in other variants of what backward keeps:
+or 24 of 1,024; windows of 512 tokens, AdamW. With `--measure`, the peak of every step whose plan fits the device is
+measured beside the plan: on a GPU what the allocator counts, and the time of a step; on a CPU the resident memory
+(`resident.py`), of models of the budget alone. At the reference point, GPT-2's vocabulary and hidden size 768, MDLM and
+the tree also come in other variants of what backward keeps, except on a CPU:
 - lean: what the package does, and all other rows: no matrix product is repeated;
 - plain: blocks as autograd keeps them, nothing saved;
 - recompute: MLPs repeated in five of six layers.
@@ -17,8 +20,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,22 +37,26 @@ from benchmarks.matched_models import (
     Size,
     matched_models,
 )
+from benchmarks.memory.resident import resident_bytes
 from benchmarks.places import RESULTS
 from benchmarks.timing import seconds_in_turns
-from benchmarks.training_step import diffusion_batch, training_step
+from benchmarks.training_step import DTYPES, diffusion_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.training import MemoryPlan, make_lean, plan_memory, undo_lean
 from modeling_treediff.training.run.out_of_memory import device_memory
 
-RECORDS = {"cpu": RESULTS / "memory.json", "cuda": RESULTS / "memory_cuda.json"}  # by device
+# By the device of the measurement, "" for plans alone.
+RECORDS = {"": RESULTS / "memory.json", "cpu": RESULTS / "memory_cpu.json", "cuda": RESULTS / "memory_cuda.json"}
+PLANNED = (*COMPARED, "tree-factorised")
 PRECISION = "bf16"
 BATCHES = (4, 16, 32, 64)
 REFERENCE_POINT = Size.full(50_257, 768)
 LEAN, PLAIN, RECOMPUTE = "lean", "plain", "recompute"
 TREE = "tdlm-child"  # comes in variants, beside the reference
 RECOMPUTED = 5 / 6  # of the layers
-KEY = ("contender", "matched", "variant", "batch_size", "vocab_size", "hidden_size")  # what tells rows apart
+# What tells rows apart.
+KEY = ("contender", "matched", "variant", "precision", "batch_size", "vocab_size", "hidden_size")
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,14 @@ class Case:
     model: MatchedModel
     batch_size: int
     variant: str = LEAN
+    precision: str = PRECISION
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the row says before anything is planned."""
         sizes = {"vocab_size": self.model.size.vocab_size, "hidden_size": self.model.size.hidden_size}
-        return self.model.facts | {"variant": self.variant, "batch_size": self.batch_size} | sizes
+        step = {name: getattr(self, name) for name in ("variant", "precision", "batch_size")}
+        return self.model.facts | step | sizes
 
     @property
     def recomputed_layers(self) -> int:
@@ -93,18 +101,18 @@ def main() -> None:
     options = parse_arguments()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     partial_record = options.output.with_suffix(".partial.json")
-    facts = {
-        "sequence_length": REFERENCE_POINT.sequence_length,
-        "precision": PRECISION,
-        "measured": options.device == "cuda",
-    }
+    facts: dict[str, Any] = {"sequence_length": REFERENCE_POINT.sequence_length, "measured": bool(options.measure)}
     rows = read_rows(partial_record, facts) if options.resume else []
     done = [[row[name] for name in KEY] for row in rows]
-    for case in cases(options.contenders, options.hidden_sizes, options.vocabularies, options.batches):
+    grid = cases(options.contenders, options.hidden_sizes, options.vocabularies, options.batches)
+    for case in (replace(case, precision=precision) for precision in options.precisions for case in grid):
+        if options.measure == "cpu" and not (case.variant == LEAN and BUDGET in case.model.matched):
+            continue
         if [case.facts[name] for name in KEY] in done:
             continue
         plan = plan_case(case)
-        rows.append(case.facts | plan.summary() | (measure(case, plan, options.steps) if facts["measured"] else {}))
+        measured = measure(case, plan, options.measure, options.steps) if options.measure else {}
+        rows.append(case.facts | plan.summary() | measured)
         write_record(partial_record, facts | {"rows": rows}, seed=0)
         print(rows[-1], flush=True)
     facts["rows"] = rows
@@ -117,36 +125,37 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: measure too (default cpu)")
+    parser.add_argument("--measure", choices=("cpu", "cuda"), default="", help="on this device, beside the plans")
     grid = parser.add_argument_group("the grid; by default all of it")
-    grid.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
+    grid.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=PLANNED, metavar="NAME")
     grid.add_argument("--hidden-sizes", type=int, nargs="+", choices=list(LAYERS_AND_HEADS), default=LAYERS_AND_HEADS)
     grid.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="TOKENS")
     grid.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="WINDOWS")
+    grid.add_argument("--precisions", nargs="+", choices=DTYPES, default=[PRECISION], help="(default bf16)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps; on a CPU, 0 for none (default %(default)s)")
     parser.add_argument("--output", type=Path, help="record; by default in benchmarks/results, of each device its own")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the partial record of a run cut off")
     options = parser.parse_args()
-    options.output = options.output or RECORDS[options.device]
+    options.output = options.output or RECORDS[options.measure]
     if REFERENCE not in options.contenders:
         parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
     return options
 
 
-def cases(
-    contenders: list[str], hidden_sizes: list[int], vocabularies: list[int], batches: list[int]
-) -> Iterator[Case]:
-    """Yield every row: the grid and, at the reference point, the variants of MDLM and the tree of its budget."""
+def cases(contenders: list[str], hidden_sizes: list[int], vocabularies: list[int], batches: list[int]) -> list[Case]:
+    """Return every row: the grid and, at the reference point, the variants of MDLM and the tree of its budget."""
+    found: list[Case] = []
     for hidden_size in hidden_sizes:
         for vocab_size in vocabularies:
             size = Size.full(vocab_size, hidden_size)
             models = matched_models(contenders, size)
             for batch in batches:
-                yield from (Case(model, batch) for model in models)
+                found += (Case(model, batch) for model in models)
                 if size == REFERENCE_POINT:
                     in_variants = [model for model in models if model.contender in (REFERENCE, TREE)]
                     in_variants = [model for model in in_variants if BUDGET in model.matched]
-                    yield from (Case(model, batch, name) for model in in_variants for name in (PLAIN, RECOMPUTE))
+                    found += (Case(model, batch, name) for model in in_variants for name in (PLAIN, RECOMPUTE))
+    return found
 
 
 def read_rows(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,13 +172,18 @@ def read_rows(file: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
 def plan_case(case: Case) -> MemoryPlan:
     """Return the plan of a row's training step."""
     size, length = case.batch_size, case.model.size.sequence_length
-    return plan_memory(case.model.config, size, length, precision=PRECISION, **case.settings)
+    return plan_memory(case.model.config, size, length, precision=case.precision, **case.settings)
 
 
-def measure(case: Case, plan: MemoryPlan, steps: int) -> dict[str, Any]:
-    """Return the peaks that CUDA allocates and reserves and the median seconds of a step, or why there are none."""
-    if not plan.fits(device_memory(torch.device("cuda"))):
+def measure(case: Case, plan: MemoryPlan, device: str, steps: int) -> dict[str, Any]:
+    """Return what a step takes on the device, or why it is not known."""
+    if not plan.fits(device_memory(torch.device(device))):
         return {"not_measured": "by plan it does not fit"}
+    return measure_on_gpu(case, steps) if device == "cuda" else {"resident_bytes": resident_bytes(case)}
+
+
+def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
+    """Return the peaks that CUDA allocates and reserves and the median seconds of a step, or why there are none."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.manual_seed(0)
@@ -177,7 +191,8 @@ def measure(case: Case, plan: MemoryPlan, steps: int) -> dict[str, Any]:
         model = case.model.make()
         case.adapt(model)
         torch.nn.Module.to(model, "cuda")
-        step = training_step(model, diffusion_batch(model, case.batch_size, case.model.size.sequence_length), PRECISION)
+        batch = diffusion_batch(model, case.batch_size, case.model.size.sequence_length)
+        step = training_step(model, batch, case.precision)
         for _ in range(3):
             step()
         torch.cuda.reset_peak_memory_stats()

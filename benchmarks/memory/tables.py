@@ -1,5 +1,6 @@
 """Tables and a figure of planned and measured peaks; the memory of MDLM is what all others are compared to."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from benchmarks.places import FIGURES, RESULTS
 from benchmarks.record_schema import Schema, read_record
 from modeling_treediff.files.atomic_files import write_atomically
 
-RECORD = RESULTS / "memory.json"
+RECORD, CPU_RECORD = RESULTS / "memory.json", RESULTS / "memory_cpu.json"
 FIGURE = FIGURES / "memory.png"
 GIBIBYTE = 2**30
 VOCABULARY, HIDDEN_SIZE, BATCH = 50_257, 768, 32  # the reference point
 ROW: Schema = {
-    **dict.fromkeys(("contender", "variant", "peak_phase"), str),
+    **dict.fromkeys(("contender", "variant", "precision", "peak_phase"), str),
     **dict.fromkeys(("layers", "parameters", "batch_size", "vocab_size", "hidden_size", "peak_bytes"), int),
     "matched": [str],
     "parts_bytes": dict,
@@ -29,10 +30,10 @@ SCHEMA: Schema = {
     "commit": str,
     "device": str,
     "sequence_length": int,
-    "precision": str,
     "measured": bool,
     "rows": [ROW],
 }
+PRECISIONS = ("fp32", "bf16")
 COLOURS = {name: f"C{number}" for number, name in enumerate(CONTENDERS)}
 
 Record = dict[str, Any]
@@ -92,10 +93,11 @@ def measured_table(record: Record) -> str:
     for title, models in by_title(record["rows"]).items():
         for row in models:
             sizes = (f"{row[name]:,}" for name in ("vocab_size", "hidden_size", "batch_size"))
-            lines.append([title, row["variant"], *sizes, *_measured_cells(row)])
+            lines.append([title, row["variant"], row["precision"], *sizes, *_measured_cells(row)])
     header = (
         "model",
         "variant",
+        "precision",
         "V",
         "d",
         "batch",
@@ -108,9 +110,31 @@ def measured_table(record: Record) -> str:
     return table(header, lines) + f"\n{record['device']}; {_protocol(record)}.\n"
 
 
+def resident_table(record: Record) -> str:
+    """Return what a CPU needed beside what was planned, by batch; ValueError if a row was not measured."""
+    batches = sorted({row["batch_size"] for row in record["rows"]})
+    lines, deviations = [], []
+    for (title, models), precision in itertools.product(by_title(record["rows"]).items(), PRECISIONS):
+        cells = {}
+        for row in models:
+            if row["precision"] == precision:
+                if "resident_bytes" not in row:
+                    raise ValueError(f"{title}, {precision}, batch {row['batch_size']} was not measured.")
+                measured, planned = (row[name] / GIBIBYTE for name in ("resident_bytes", "peak_bytes"))
+                deviations.append(abs(measured / planned - 1))
+                cells[row["batch_size"]] = f"{measured:.2f} ({planned:.2f})"
+        if cells:
+            lines.append([title, str(models[0]["layers"]), precision, *(cells.get(batch, "") for batch in batches)])
+    header = ("model", "layers", "precision", *(f"batch {batch}" for batch in batches))
+    return table(header, lines) + (
+        f"\nGiB of a training step, measured (planned); they differ by at most {max(deviations):.1%}. "
+        f"Equal parameters, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, {_protocol(record)}.\n"
+    )
+
+
 def ratio(record: Record, row: Row) -> float:
     """Return the ratio of a row's peak to that of MDLM in a step of the same batch, vocabulary, size and variant."""
-    names = ("variant", "batch_size", "vocab_size", "hidden_size")
+    names = ("variant", "precision", "batch_size", "vocab_size", "hidden_size")
     (reference,) = select(record, contender=REFERENCE, **{name: row[name] for name in names})
     return row["peak_bytes"] / reference["peak_bytes"]
 
@@ -179,4 +203,5 @@ def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
 
 
 def _protocol(record: Record) -> str:
-    return f"windows of {record['sequence_length']} tokens, {record['precision']}, AdamW; commit {record['commit']}"
+    precisions = " and ".join(sorted({row["precision"] for row in record["rows"]}))
+    return f"windows of {record['sequence_length']} tokens, {precisions}, AdamW; commit {record['commit']}"

@@ -24,10 +24,16 @@ SCHEMA: dict[str, Schema] = {
 }
 FURTHER: Schema = ESTIMATE | {"to_mdlm": ESTIMATE}
 CANDIDATES_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"to_mdlm": ESTIMATE, "further": {VALIDATION: FURTHER}}]}
+EMBEDDINGS_SCHEMA: Schema = SCHEMA | {"runs": [RUN | {"further": {VALIDATION: ESTIMATE | {"difference": ESTIMATE}}}]}
 SHARED: Schema = {"share": float, "texts": {VALIDATION: FURTHER}}
 SHARES_SCHEMA: dict[str, Schema] = SCHEMA | {"runs": [{"variant": str, "title": str, "seed": int, "shares": [SHARED]}]}
 # Of the other parts SCHEMA.
-SCHEMAS = {"candidates": CANDIDATES_SCHEMA, "unseen": SHARES_SCHEMA, "shares": SHARES_SCHEMA}
+SCHEMAS = {
+    "candidates": CANDIDATES_SCHEMA,
+    "embeddings": EMBEDDINGS_SCHEMA,
+    "unseen": SHARES_SCHEMA,
+    "shares": SHARES_SCHEMA,
+}
 UNCHANGED = (BASE, "mdlm")  # what differences are to
 COMMON = ("layers", "seed", "nats/token", "by level")  # columns
 
@@ -128,6 +134,24 @@ def times_table(record: Record) -> str:
         *(f"{title}: nats" for title in run["further"]),
         "difference",
     )
+    return f"{table(header, rows)}\n{_facts(record)}"
+
+
+def embeddings_table(record: Record) -> str:
+    """Return a row for each input embedding, size and seed: nats of each text, and the difference from without it.
+
+    That is the default for trees and MDLM for flat models, of the same seed.
+    """
+    texts = list(record["runs"][0]["further"])
+    rows = []
+    for run in record["runs"]:
+        unchanged = run["variant"] in (NODE, "mdlm")
+        title = {NODE: "tree, V x d vectors", "mdlm": "flat, V x d vectors"}.get(run["variant"], run["title"])
+        found = [run, *(run["further"][text] for text in texts)]
+        cells = [f"{one['nats']:.3f}" + ("" if unchanged else f"; {_spread(one['difference'], '+')}") for one in found]
+        size = [f"{run['num_hidden_layers']}", f"{run['parameters'] / 1e6:.2f}M", f"{run['seed']}"]
+        rows.append([title, *size, *cells])
+    header = ("input embedding", "layers", "parameters", "seed", "selection", *texts)
     return f"{table(header, rows)}\n{_facts(record)}"
 
 

@@ -386,9 +386,8 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         raise ValueError(
             f"These runs are missing: {'; '.join(missing)}. benchmarks.quality.ablations train makes them."
         )
-    rows = []
+    rows, tree_base = [], BASE if any(name == BASE for name, _ in wanted) else NODE
     for name, seed in wanted:
-        tree_base = NODE if VARIANTS[name].group in (TIMES, FACTORS) else BASE
         base = "mdlm" if name.startswith("mdlm") else tree_base
         flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
         others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}

@@ -46,7 +46,7 @@ NOT_RUN = {
     "python -m modeling_treediff.evaluation.harness": "needs lm-evaluation-harness (test_harness.py)",
     "python -m benchmarks.generation.judge": "needs the weights of a judge",
     "python -m benchmarks.generation.quality": "needs the weights of a judge",
-    "python -m benchmarks.memory.peaks --device cuda": "needs a GPU",
+    "python -m benchmarks.memory.peaks --measure cuda": "needs a GPU",
     "accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml": "needs several GPUs",
     "accelerate launch --config_file examples/accelerate_configs/ddp.yaml --num_processes 16": "needs two machines",
 }
@@ -259,7 +259,7 @@ def test_all_commands_of_a_page_run(name, request, texts, tmp_path):
         "accelerate launch --no_such_option examples/train.py",
         "make no_such_target",
         "pip install -e .[no_such_extra]",
-        "python -m benchmarks.memory.peaks --device cuda --no-such-option",
+        "python -m benchmarks.memory.peaks --measure cuda --no-such-option",
     ],
 )
 def test_a_wrong_command_is_found(command, tmp_path):

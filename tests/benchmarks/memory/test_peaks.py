@@ -50,13 +50,13 @@ def test_a_run_cut_off_goes_on_and_every_model_has_its_row(run, tmp_path, monkey
     rows = run("--resume")["rows"]
     assert len(planned) == len(rows) == len({key(row) for row in rows})
     assert not (tmp_path / "memory.partial.json").exists()
-    assert {row["contender"] for row in rows} == set(matched_models.COMPARED)
+    assert {row["contender"] for row in rows} == set(peaks.PLANNED)
 
     record = tables.read_memory(tmp_path / "memory.json")
     bytes_of = {
         (name, kind): [row["peak_bytes"] for row in tables.select(record, contender=name)
                        if kind in row["matched"]]
-        for name in matched_models.COMPARED for kind in ("budget", "depth")
+        for name in peaks.PLANNED for kind in ("budget", "depth")
     }  # fmt: skip
     assert all(few < many for few, many in bytes_of.values())  # windows
     for place in range(len(BATCHES)):
@@ -66,7 +66,7 @@ def test_a_run_cut_off_goes_on_and_every_model_has_its_row(run, tmp_path, monkey
 
 
 def test_rows_made_otherwise_do_not_mix(tmp_path):
-    facts = {"sequence_length": 512, "precision": "bf16", "measured": False}
+    facts = {"sequence_length": 512, "measured": False}
     file = tmp_path / "memory.partial.json"
     assert peaks.read_rows(file, facts) == []
     peaks.write_record(file, facts | {"rows": [{"contender": "mdlm"}]}, seed=0)
@@ -101,7 +101,16 @@ def test_variants_come_at_the_reference_point_alone():
 def test_what_does_not_fit_by_plan_is_not_measured(monkeypatch):
     monkeypatch.setattr(peaks, "device_memory", lambda device: 1000)
     plan = SimpleNamespace(fits=lambda memory: memory > 1000)
-    assert peaks.measure(None, plan, 1) == {"not_measured": "by plan it does not fit"}
+    assert peaks.measure(None, plan, "cuda", 1) == {"not_measured": "by plan it does not fit"}
+
+
+def test_a_step_takes_in_resident_memory_what_is_planned():
+    """Where tensors are large against what the process allocates beside them."""
+    model = matched_models.matched_models(("mdlm",), matched_models.Size(4000, 128, 2, 2, sequence_length=128))[0]
+    case = peaks.Case(model, 16, precision="fp32")
+    plan = peaks.plan_case(case)
+    measured = peaks.measure(case, plan, "cpu", 1)
+    assert measured["resident_bytes"] == pytest.approx(plan.peak, rel=0.05)
 
 
 @pytest.mark.gpu
@@ -111,7 +120,7 @@ def test_what_is_planned_is_what_cuda_allocates(variant):
     for model in matched_models.matched_models(("mdlm", "tdlm-child"), size):
         case = peaks.Case(model, 16, variant)
         plan = peaks.plan_case(case)
-        measured = peaks.measure(case, plan, steps=2)
+        measured = peaks.measure(case, plan, "cuda", steps=2)
         assert plan.peak == pytest.approx(measured["allocated_bytes"], rel=0.1)
         assert measured["reserved_bytes"] >= measured["allocated_bytes"] and measured["step_seconds"] > 0
         torch.cuda.empty_cache()

@@ -7,14 +7,15 @@ import pytest
 from benchmarks.memory import tables
 
 ROW = {
-    "contender": "mdlm", "matched": ["budget", "depth"], "variant": "lean", "peak_phase": "backward", "layers": 12,
+    "contender": "mdlm", "matched": ["budget", "depth"], "variant": "lean", "precision": "bf16",
+    "peak_phase": "backward", "layers": 12,
     "parameters": 100, "batch_size": 32, "vocab_size": 50_257, "hidden_size": 768, "peak_bytes": 3 * 2**30,
     "parts_bytes": {"parameters": 2**30, "activations": 2**31},
 }  # fmt: skip
 
 
 def record_of(*rows, **facts):
-    return {"commit": "0123", "device": "some GPU", "sequence_length": 512, "precision": "bf16", "measured": False,
+    return {"commit": "0123", "device": "some GPU", "sequence_length": 512, "measured": False,
             "rows": [ROW | row for row in rows]} | facts  # fmt: skip
 
 
@@ -38,6 +39,16 @@ def test_measurements_stand_beside_plans():
         tables.measured_table(record_of({}))
 
 
+def test_resident_memory_stands_beside_plans():
+    fast = {"precision": "fp32", "resident_bytes": 33 * 2**30 // 10}
+    rows = ({"resident_bytes": 3 * 2**30}, {"resident_bytes": 2**32, "batch_size": 64}, fast)
+    shown = tables.resident_table(record_of(*rows, measured=True))
+    assert "| MDLM (flat) | 12 | fp32 | 3.30 (3.00) |  |" in shown and "differ by at most 33.3%" in shown
+    assert "| MDLM (flat) | 12 | bf16 | 3.00 (3.00) | 4.00 (3.00) |" in shown
+    with pytest.raises(ValueError, match="MDLM .flat., bf16, batch 32 was not measured"):
+        tables.resident_table(record_of({}))
+
+
 def test_a_missing_older_or_damaged_record_is_not_shown(tmp_path):
     file = tmp_path / "memory.json"
     with pytest.raises(ValueError, match="memory.json is missing: the benchmark that writes it has not been run"):
@@ -46,7 +57,6 @@ def test_a_missing_older_or_damaged_record_is_not_shown(tmp_path):
         "commit": "0123",
         "device": "CPU",
         "sequence_length": 512,
-        "precision": "bf16",
         "rows": [{"model": "flat"}],
     }
     cases = {

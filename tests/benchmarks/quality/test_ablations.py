@@ -114,3 +114,30 @@ def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_pr
     assert {name for name, _ in runs} == set(ablations.CANDIDATES) <= set(ablations.VARIANTS)
     for name in ablations.CANDIDATES:
         assert tuple(seed for one, seed in runs if one == name) == perplexity.PROTOCOLS["cpu"].seeds
+
+
+def test_factorised_embeddings_keep_the_layers_or_the_parameters():
+    tree, protocol = random_tree(8192, 91, 2), perplexity.PROTOCOLS["cpu"]
+    base = ablations.variant_config(ablations.VARIANTS[ablations.NODE], tree, protocol)
+    same = ablations.variant_config(ablations.VARIANTS["own-32"], tree, protocol)
+    deeper = ablations.variant_config(ablations.VARIANTS["own-32-deeper"], tree, protocol)
+    sizes = [sum(count_parameters(config).values()) for config in (base, same, deeper)]
+    assert (same.num_hidden_layers, same.intermediate_size) == (base.num_hidden_layers, base.intermediate_size)
+    assert sizes[0] - sizes[1] == 8192 * (128 - 32) - 32 * 128 and deeper.num_hidden_layers > base.num_hidden_layers
+    assert sizes[2] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_input_embeddings_are_compared_to_the_same_model_without(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
+    names = (ablations.NODE, "tied-16")
+    for name in names:
+        options = argparse.Namespace(form="tiny", embeddings="", seed=0, part="embeddings")
+        ablations.run(name, options, tmp_path / f"{name}-seed0")
+    runs = quality_record.read_runs(tmp_path)
+    ablations.collect(tmp_path / "ablations_embeddings.json", runs, [(name, 0) for name in names])
+    plain, tied = ablation_table.embeddings_table(ablation_table.read_part("embeddings")).splitlines()[2:4]
+    texts = {run["variant"]: run["further"]["other"]["windows"] for run in runs}
+    difference = np.mean(texts["tied-16"]) - np.mean(texts[ablations.NODE])
+    assert plain.startswith("| tree, V x d vectors | ") and tied.startswith("| tree, the head's vectors, r = 16 | ")
+    assert f"; {difference:+.3f} ±" in tied.split("|")[-2]

@@ -42,7 +42,7 @@ def test_the_activations_are_what_autograd_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = model.model.backbone(model.model._embed_paths(batch.input_ids))
+        hidden = model.model.backbone(model.model._embed(batch.input_ids))
     del hidden
     real = sum(storage.nbytes() for storage in kept.values())
     planned = plan_memory(SMALL_CONFIG, 8, 64, precision="fp32").timeline["activations"].max()

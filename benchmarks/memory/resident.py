@@ -1,0 +1,62 @@
+"""Peak resident memory of a training step on a CPU, measured in a process of its own.
+
+The allocator of that process gives freed blocks back to the kernel at once, so that what is resident is what is alive.
+Kernels have run before, on a tiny model, and the optimizer has its state from a step on a tiny batch. What is resident
+before the model is made does not count.
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.training_step import diffusion_batch, training_step
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff.training.memory.tracker import MemoryTracker
+
+if TYPE_CHECKING:
+    from benchmarks.memory.peaks import Case
+
+RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+KEEP = "MALLOC_MMAP_MAX_"  # whose 0 would keep all blocks
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def resident_bytes(case: "Case") -> int:
+    """Return the peak of the resident set over one training step, above what is resident without the model.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: the process was killed, for want of memory for example.
+
+    """
+    with patch.dict(os.environ, RETURN_AT_ONCE):
+        os.environ.pop(KEEP, None)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(_measure, case).result()
+
+
+def _measure(case: "Case") -> int:
+    torch.manual_seed(0)
+    _take_steps(TreeDiffForDiffusionLM.from_tree(VocabularyTree.flat(64), **TINY), case.precision, (2, 16))
+    before = _resident_now()
+    model = case.model.make()
+    case.adapt(model)
+    return _take_steps(model, case.precision, (case.batch_size, case.model.size.sequence_length)) - before
+
+
+def _take_steps(model: TreeDiffForDiffusionLM, precision: str, shape: tuple[int, int]) -> int:
+    """Take a step on a tiny batch and one on a batch of the shape; return the peak of the second."""
+    batch = diffusion_batch(model, 1, 8)
+    step = training_step(model, batch, precision)
+    step()
+    batch.update(diffusion_batch(model, *shape))
+    tracker = MemoryTracker("cpu")
+    step()
+    return tracker.peak().resident
+
+
+def _resident_now() -> int:
+    return MemoryTracker("cpu").peak().resident
