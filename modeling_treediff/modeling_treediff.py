@@ -187,7 +187,10 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """Raise ValueError unless all weights were there, fit, and are numbers; with `anew`, only for the tree's."""
         wrong = {kind: {str(key) for key in info[f"{kind}_keys"]} for kind in ("missing", "unexpected", "mismatched")}
         wrong = {kind: {key for key in keys if not anew or "tree_tables" in key} for kind, keys in wrong.items()}
-        known = [pair for pair in self.named_parameters() if pair[1].dtype.itemsize > 1 and not pair[1].is_meta]
+        known = [(name, weight.data) for name, weight in self.named_parameters() if weight.dtype.itemsize > 1]
+        known = [
+            pair for pair in known if type(pair[1]) is torch.Tensor and not pair[1].is_meta
+        ]  # none of a quantiser's
         wrong["infinite or NaN"] = {name for name, weight in known if not (anew or weight.isfinite().all())}
         if found := "; ".join(f"{kind}: {', '.join(sorted(keys)[:3])}" for kind, keys in wrong.items() if keys):
             hint = "Restore the original files, or start what misses at random with ignore_mismatched_sizes=True"
