@@ -14,6 +14,9 @@ from modeling_treediff.hub import save_checkpoint
 
 NODES = torch.randint(64, (3, 10), generator=torch.Generator().manual_seed(0))
 NODES[:, 3:7] = 64  # the root
+FACTORISED = {"head": "node", "node_embedding": "factorised", "head_rank": 8}
+SHARED = FACTORISED | {"tie_word_embeddings": True}
+MODELS = [{"head": "child"}, {"head": "node"}, {"head": "leaf"}, FACTORISED, SHARED]
 
 
 def adapted(base, **fields):
@@ -32,10 +35,10 @@ def logits(model, nodes=NODES):
     return model(nodes).logits
 
 
-@pytest.mark.parametrize("head", ["child", "node", "leaf"])
+@pytest.mark.parametrize("model_fields", MODELS, ids=["child", "node", "leaf", "factorised", "shared"])
 @pytest.mark.parametrize("fields", [{}, {"task_type": TaskType.CAUSAL_LM}, {"modules_to_save": ["head"]}])
-def test_an_adapter_on_a_fresh_base_gives_the_same_logits_and_merges(tmp_path, head, fields):
-    base = tiny_model(tiny_tree(), head=head)
+def test_an_adapter_on_a_fresh_base_gives_the_same_logits_and_merges(tmp_path, model_fields, fields):
+    base = tiny_model(tiny_tree(), **model_fields)
     base.save_pretrained(tmp_path / "base")
     bare, model = logits(base), adapted(base, **fields)
     model.save_pretrained(tmp_path / "adapter")

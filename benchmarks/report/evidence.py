@@ -39,6 +39,7 @@ def sections() -> dict[tuple[str, str], str]:
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
         ),
         "unseen table": ablation_table.shares_table(ablation_table.read_part("unseen")),
+        "times table": ablation_table.times_table(ablation_table.read_part("times")),
         "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
     return {marks(name): content for name, content in contents.items()}

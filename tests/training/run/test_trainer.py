@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.configuration_treediff import NODE_EMBEDDINGS
 from modeling_treediff.training import DiffusionCollator
 from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
 
@@ -125,7 +126,7 @@ def test_losses_that_are_not_the_models_own_are_refused(tmp_path, windows, kind,
             run()
 
 
-@pytest.mark.parametrize("node_embedding", ["path", "free"])
+@pytest.mark.parametrize("node_embedding", NODE_EMBEDDINGS)
 def test_noise_of_neftune_is_as_large_as_in_other_models(tmp_path, tree, windows, node_embedding):
     """Uniform in +-alpha / sqrt(T E) at each number of a token's embedding, so alpha^2 / (3 T E) is its variance."""
     model, seen = tiny_model(tree, node_embedding=node_embedding, hidden_size=64), []
