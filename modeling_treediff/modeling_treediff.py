@@ -264,6 +264,10 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         self.head = HEAD_CLASSES[config.head](config)
         self.post_init()
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the layer whose vectors the input embedding shares, for sharding and rounding; None without one."""
+        return self.head.nodes if self.config.tie_word_embeddings else None  # type: ignore[return-value]
+
     def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
         hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state

@@ -57,6 +57,11 @@ class FactorisedEmbedding(nn.Module):
         self.projection = nn.Linear(rank, config.hidden_size, bias=False)
         self.internal = nn.Embedding(config.num_tree_nodes - config.vocab_size, config.hidden_size)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The vectors of the tokens, by the name under which sharding looks for what the head may share."""
+        return self.leaves.weight
+
     def forward(self, input_ids: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
         """(B, T) nodes -> (B, T, E)."""
         leaf_BT = input_ids < tree.root_id

@@ -37,7 +37,7 @@ def run(folder: str, environment: dict | None = None, precision: str = "no", res
     """Train, and write what was measured to FOLDER/result.pt; with `resume`, go on from that run's checkpoint."""
     output = Path(folder)
     accelerator = make_accelerator(environment or {}, precision)
-    model = tiny_model(TREE).train()
+    model = tiny_model(TREE, head="node", head_rank=8, node_embedding="factorised", tie_word_embeddings=True).train()
     make_lean(model, recompute_mlp=1, loss_chunk=20)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, STEPS)
