@@ -51,10 +51,10 @@ class TreeDiffConfig(PreTrainedConfig):
         head_rank: size of the output vectors of the "node" head; the others have none.
         uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
-            "free" = its vector alone, both of one vector per node; "factorised" = as "path", but the vector of a token
-            is a projection of `embedding_rank` numbers.
-        embedding_rank: numbers per token of the factorised embedding, by default head_rank; the others have none.
-        tie_word_embeddings: the "node" head and the factorised embedding have the same numbers for tokens.
+            "free" = its vector alone, both of one vector per node; "factorised" = the sum of vectors of the internal
+            nodes on its path, and a projection of `embedding_rank` numbers of its own.
+        embedding_rank: numbers per node of the factorised embedding, by default head_rank; the others have none.
+        tie_word_embeddings: the "node" head and the factorised embedding have the same numbers.
     """
 
     model_type = "treediff"

@@ -253,7 +253,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
     """Backbone, head and noise schedule, which both language models have; `forward` scores children."""
 
     output_modalities = ("text",)  # a pipeline says so of what generates
-    _tied_weights_keys = {"head.nodes.weight": "model.embed_nodes.leaves.weight"}  # if the config says so
+    _tied_weights_keys = {"head.nodes.weight": "model.embed_nodes.nodes.weight"}  # if the config says so
     accepts_loss_kwargs = False  # the loss is a mean over this batch: HF's Trainer is to average over accumulated ones
 
     def __init__(self, config: TreeDiffConfig) -> None:

@@ -41,37 +41,36 @@ def embed_paths(embedding: nn.Module, input_ids: torch.Tensor, tree: VocabularyT
 
 
 class FactorisedEmbedding(nn.Module):
-    """R numbers for each token and one projection W (R -> E), beside a free vector u of E numbers per internal node.
+    """R numbers v for each node but the root, one projection W (R -> E), and a free vector u for each internal node.
 
-    A node's vector is the sum of u over its internal ancestors and, if it has one, itself; a leaf's, that and W v_leaf.
-    So there is no (V, E) table. On the flat tree it is ALBERT's, plus the root's vector.
+    A node's vector is W v of its own, and the sum of u over its internal ancestors and, if it is internal, itself. So
+    there is no (V, E) table. On the flat tree it is ALBERT's, plus the root's vector.
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:
         super().__init__()
-        # The head's table, if it is shared, also has rows for internal nodes.
-        rows = config.num_tree_nodes - 1 if config.tie_word_embeddings else config.vocab_size
         rank = config.embedding_rank or config.head_rank
-        self.leaves = nn.Embedding(rows, rank)
-        self.leaves.initial_std = rank**-0.5  # so that W v starts as large as u
+        self.nodes = nn.Embedding(config.num_tree_nodes - 1, rank)  # with rows as in `NodeHead`, which may share it
+        self.nodes.initial_std = rank**-0.5  # so that W v starts as large as u
         self.projection = nn.Linear(rank, config.hidden_size, bias=False)
         self.internal = nn.Embedding(config.num_tree_nodes - config.vocab_size, config.hidden_size)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The vectors of the tokens, by the name under which sharding looks for what the head may share."""
-        return self.leaves.weight
+        """The table v, by the name under which sharding looks for what the head may share."""
+        return self.nodes.weight
 
     def forward(self, input_ids: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
         """(B, T) nodes -> (B, T, E)."""
-        leaf_BT = input_ids < tree.root_id
-        token_BT = input_ids.clamp(max=tree.root_id - 1)
-        internal_BT = torch.where(leaf_BT, tree.ancestors[token_BT, -2], input_ids) - tree.root_id
-        vector_BTR = self.leaves(token_BT) * leaf_BT[..., None]
+        above_BT = tree.ancestors[input_ids.clamp(max=tree.root_id - 1), -2]
+        internal_BT = torch.where(input_ids < tree.root_id, above_BT, input_ids) - tree.root_id
+        row_BT = input_ids - (input_ids > tree.root_id).long()
+        is_root_BT1 = (input_ids == tree.root_id)[..., None]
+        vector_BTR = self.nodes(row_BT.clamp(max=tree.num_nodes - 2)).masked_fill(is_root_BT1, 0)
         return F.embedding(internal_BT, self._sum_paths(tree)) + self.projection(vector_BTR)
 
     def _sum_paths(self, tree: VocabularyTree) -> torch.Tensor:
-        """Return the (I, E) vectors of the internal nodes; summed here, no position needs the (D, E) of its path."""
+        """Return the (I, E) sums of u; made once for all positions, none of which then needs the (D, E) of its path."""
         path_ID = tree.ancestors[tree.representative[tree.root_id :], :-1] - tree.root_id
         on_path_ID = torch.arange(tree.tree_depth, device=path_ID.device) <= tree.depth[tree.root_id :, None]
         return (self.internal(path_ID * on_path_ID) * on_path_ID[..., None]).sum(dim=1)

@@ -325,8 +325,9 @@ def test_a_factorised_vector_is_the_sum_along_the_path(tree, fields):
             path.append(above)
             above = int(tree.parent[above])
         rows.append(embedding.internal.weight[torch.tensor(path) - tree.root_id].sum(0))
-        if node < tree.vocab_size:
-            rows[-1] = rows[-1] + embedding.projection.weight @ embedding.leaves.weight[node]
+        if node != tree.root_id:
+            own = embedding.nodes.weight[node - (node > tree.root_id)]
+            rows[-1] = rows[-1] + embedding.projection.weight @ own
     vectors, expected = embedding(nodes, tree), torch.stack(rows).view(*nodes.shape, -1)
     torch.testing.assert_close(vectors, expected)
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -345,7 +346,8 @@ def test_at_full_rank_a_factorised_embedding_can_be_any_sum_along_the_path(tree)
     )
     with torch.no_grad():
         embedding.projection.weight.copy_(torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0])
-        embedding.leaves.weight.copy_(leaf_VE @ embedding.projection.weight)
+        embedding.nodes.weight.zero_()
+        embedding.nodes.weight[: tree.vocab_size] = leaf_VE @ embedding.projection.weight
         embedding.internal.weight.copy_(internal_IE)
     nodes = torch.arange(tree.num_nodes)[None]
     torch.testing.assert_close(embedding(nodes, tree), embed_paths(table, nodes, tree))
@@ -358,7 +360,7 @@ def test_no_tensor_of_a_factorised_embedding_has_a_vector_per_level_and_position
     with Shapes() as shapes:
         embedding(nodes, tree).square().sum().backward()
     largest = max(torch.Size(shape).numel() for _, shape in shapes.seen)
-    assert largest <= max(positions * 32, 3 * internal * 32, 20000 * 6) < min(3 * positions, 20000) * 32
+    assert largest <= max(positions * 32, 3 * internal * 32, tree.num_nodes * 6) < min(3 * positions, 20000) * 32
 
 
 def test_shared_vectors_are_one_tensor_from_the_first_weights_to_the_loaded_file(tmp_path):
@@ -366,14 +368,14 @@ def test_shared_vectors_are_one_tensor_from_the_first_weights_to_the_loaded_file
     model = tiny_model(tree, **SHARED, head_rank=6)
     model.save_pretrained(tmp_path)
     names = load_file(tmp_path / "model.safetensors").keys()
-    assert "model.embed_nodes.leaves.weight" in names and "head.nodes.weight" not in names
+    assert "model.embed_nodes.nodes.weight" in names and "head.nodes.weight" not in names
     for some in (model, copy.deepcopy(model), TreeDiffForDiffusionLM.from_pretrained(tmp_path)):
-        assert some.head.nodes.weight is some.model.embed_nodes.leaves.weight
+        assert some.head.nodes.weight is some.model.embed_nodes.nodes.weight
         assert len(some.head.nodes.bias) == len(some.head.nodes.weight) == tree.num_nodes - 1
     assert torch.equal(some.head.nodes.weight, model.head.nodes.weight)
     apart = tiny_model(tree, **(SHARED | {"tie_word_embeddings": False}), head_rank=6)
-    assert apart.head.nodes.weight is not apart.model.embed_nodes.leaves.weight
-    assert apart.model.embed_nodes.leaves.weight.shape == (20, 6)
+    assert apart.head.nodes.weight is not apart.model.embed_nodes.nodes.weight
+    assert apart.model.embed_nodes.nodes.weight.shape == (tree.num_nodes - 1, 6)
 
 
 def test_a_factorised_vector_starts_as_large_as_those_of_internal_nodes():
@@ -385,6 +387,6 @@ def test_a_factorised_vector_starts_as_large_as_those_of_internal_nodes():
             tree, hidden_size=256, num_attention_heads=4, num_hidden_layers=1, **fields
         )
         embedding = model.model.embed_nodes
-        tokens = embedding.projection(embedding.leaves(torch.arange(900)))
+        tokens = embedding.projection(embedding.nodes(torch.arange(900)))
         for vectors in (tokens, embedding.internal.weight):
             assert float(vectors.detach().std()) == pytest.approx(0.02, rel=0.1)

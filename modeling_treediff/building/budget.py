@@ -49,8 +49,8 @@ def count_parameters(config: TreeDiffConfig) -> dict[str, int]:
     }
     embedding = config.num_tree_nodes * size
     if (rank := config.embedding_rank) is not None:
-        tokens = config.num_tree_nodes - 1 if config.tie_word_embeddings else config.vocab_size
-        embedding = tokens * rank + rank * size + (config.num_tree_nodes - config.vocab_size) * size
+        internal = config.num_tree_nodes - config.vocab_size
+        embedding = (config.num_tree_nodes - 1 + size) * rank + internal * size
     if config.tie_word_embeddings:  # counted there
         heads["node"] -= (config.num_tree_nodes - 1) * config.head_rank
     return {

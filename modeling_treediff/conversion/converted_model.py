@@ -125,9 +125,8 @@ def _weights(
     weights, error = {"weight": vector_NE}, 0.0
     if config.embedding_rank is not None:
         factors = factorised_vectors(vector_NE, tree.vocab_size, config.embedding_rank)
-        leaves_NR = factors.nodes if config.tie_word_embeddings else factors.nodes[: tree.vocab_size]
-        weights = {"leaves.weight": leaves_NR, "projection.weight": factors.projection}
-        weights["internal.weight"], error = factors.internal, factors.error
+        weights = {f"{name}.weight": getattr(factors, name) for name in ("nodes", "projection", "internal")}
+        error = factors.error
     named = {f"model.embed_nodes.{name}": weight for name, weight in weights.items()}
     return named | dict(_layers(source, tensors, config)), error
 

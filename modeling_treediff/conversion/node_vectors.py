@@ -35,13 +35,13 @@ def path_increments(vector_NE: torch.Tensor, tree: VocabularyTree) -> torch.Tens
 
 @dataclass(frozen=True)
 class FactorisedVectors:
-    """Increments along the path, those of all nodes but the root as W v.
+    """Increments along the path: those of tokens as W v, those of internal nodes in full.
 
     Attributes:
-        nodes: (N - 1, R) v of every node but the root, as large as a new embedding's: of mean square 1 / R over tokens.
+        nodes: (N - 1, R) v of every node but the root, 0 for internal ones; of mean square 1 / R over tokens, as new.
         projection: (E, R) W.
-        internal: (I, E) increments of the internal nodes, in full.
-        error: what the tokens' increments lose by it, the Frobenius norm of the rest over theirs; 0 if they are all 0.
+        internal: (I, E) increments of the internal nodes.
+        error: what the tokens' increments lose, the Frobenius norm of the rest over theirs; 0 if they are all 0.
 
     """
 
@@ -52,22 +52,18 @@ class FactorisedVectors:
 
 
 def factorised_vectors(increment_NE: torch.Tensor, vocab_size: int, rank: int) -> FactorisedVectors:
-    """Return the best factorisation of the tokens' increments, in the least squares, by truncated SVD.
-
-    Internal nodes, whose vectors a head may share, are projected onto the same R directions.
-    """
-    exact_NE = increment_NE.double()
-    token_VE, internal_IE = exact_NE[:vocab_size], exact_NE[vocab_size:]
+    """Return the best factorisation of the tokens' increments, in the least squares, by truncated SVD."""
+    token_VE, internal_IE = increment_NE[:vocab_size].double(), increment_NE[vocab_size:]
     squared_E, direction_EE = torch.linalg.eigh(token_VE.mT @ token_VE)  # the squares of the singular values, ascending
     squared_R, direction_ER = squared_E[-rank:], direction_EE[:, -rank:]
     kept_R = squared_R > squared_E[-1] * len(squared_E) * torch.finfo(torch.float64).eps  # the others are rounding
     length_R = (squared_R.clamp(min=0) * rank / vocab_size).sqrt()
-    node_NR = torch.cat([token_VE, internal_IE[1:]]) @ direction_ER * torch.where(kept_R, 1 / length_R, 0)
+    token_VR = token_VE @ direction_ER * torch.where(kept_R, 1 / length_R, 0)
     loss_VE = token_VE - token_VE @ direction_ER @ direction_ER.mT
-    surplus = (0, rank - len(squared_R))  # there are no more directions than E
+    surplus = rank - len(squared_R)  # there are no more directions than E
     return FactorisedVectors(
-        nodes=F.pad(node_NR, surplus).to(increment_NE.dtype),
-        projection=F.pad(direction_ER * length_R * kept_R, surplus).to(increment_NE.dtype),
-        internal=increment_NE[vocab_size:],
+        nodes=F.pad(token_VR, (0, surplus, 0, len(internal_IE) - 1)).to(increment_NE.dtype),
+        projection=F.pad(direction_ER * length_R * kept_R, (0, surplus)).to(increment_NE.dtype),
+        internal=internal_IE,
         error=float(loss_VE.norm() / token_VE.norm()) if token_VE.any() else 0.0,
     )

@@ -123,7 +123,8 @@ def test_factorised_embeddings_keep_the_layers_or_the_parameters():
     deeper = ablations.variant_config(ablations.VARIANTS["own-32-deeper"], tree, protocol)
     sizes = [sum(count_parameters(config).values()) for config in (base, same, deeper)]
     assert (same.num_hidden_layers, same.intermediate_size) == (base.num_hidden_layers, base.intermediate_size)
-    assert sizes[0] - sizes[1] == 8192 * (128 - 32) - 32 * 128 and deeper.num_hidden_layers > base.num_hidden_layers
+    nodes = tree.num_nodes - 1
+    assert sizes[0] - sizes[1] == 8192 * 128 - (nodes + 128) * 32 and deeper.num_hidden_layers > base.num_hidden_layers
     assert sizes[2] == pytest.approx(sizes[0], rel=0.01)
 
 
