@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.record_schema import Schema, check_schema
 from modeling_treediff.evaluation.error_tables import error_markdown, summary
 
@@ -53,6 +54,33 @@ def errors_in_short(record: dict[str, Any]) -> str:
     """Return what was found in sentences alone, and how it was measured."""
     check_errors(record)
     return "".join(f"- {sentence}\n" for sentence in summary(record)) + f"\n{_facts(record)}"
+
+
+def unseen_errors_table(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return by frequency in the training text what trees of before and of now lose against the same other model.
+
+    Raises:
+        ValueError: the records are not of the same text, counts and other model.
+
+    """
+    for name in ("text", "counts_of", "num_tokens", "num_samples", "seed"):
+        if before[name] != now[name]:
+            raise ValueError(f"The error analyses to compare differ in {name}: make both alike.")
+    if before["models"]["reference"]["weights_sha256"] != now["models"]["reference"]["weights_sha256"]:
+        raise ValueError("The error analyses to compare have different models of reference: make both alike.")
+    rows = []
+    for old, new in zip(before["rows"], now["rows"], strict=True):
+        if old["grouping"] in ("all", "frequency"):
+            cells = (_estimate(row["difference"]["total"], "+") for row in (old, new))
+            rows.append([old["group"], f"{old['tokens']:,}", _estimate(old["reference"]["total"], ""), *cells])
+    header = ("tokens by frequency in training", "tokens", "flat", "tree of before - flat", "tree of today - flat")
+    said = "Nats per token, ± half of a 95 % interval over windows, differences paired."
+    return f"{table(header, rows)}\n{said} {_facts(now)}"
+
+
+def _estimate(estimate: dict[str, Any], sign: str) -> str:
+    low, high = estimate["interval"]
+    return f"{estimate['value']:{sign}.3f} ± {(high - low) / 2:.3f}"
 
 
 def _facts(record: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.evaluation.error_tables import summary
 
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
+UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
@@ -39,6 +40,9 @@ def sections() -> dict[tuple[str, str], str]:
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
         ),
         "unseen table": ablation_table.shares_table(ablation_table.read_part("unseen")),
+        "unseen errors": error_tables.unseen_errors_table(
+            *(read_record(file, error_tables.ERRORS_SCHEMA) for file in UNSEEN_ERRORS)
+        ),
         "times table": ablation_table.times_table(ablation_table.read_part("times")),
         "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
