@@ -88,6 +88,12 @@ class Case:
         chunk = CONTENDERS[self.model.contender].loss_chunk
         return {"recompute_mlp": self.recomputed_layers, "loss_chunk": chunk}
 
+    def make(self) -> TreeDiffForDiffusionLM:
+        """Return a new model in this variant."""
+        model = self.model.make()
+        self.adapt(model)
+        return model
+
     def adapt(self, model: TreeDiffForDiffusionLM) -> None:
         """Let a model keep for backward what it keeps in this variant."""
         if self.variant == PLAIN:
@@ -179,7 +185,10 @@ def measure(case: Case, plan: MemoryPlan, device: str, steps: int) -> dict[str, 
     """Return what a step takes on the device, or why it is not known."""
     if not plan.fits(device_memory(torch.device(device))):
         return {"not_measured": "by plan it does not fit"}
-    return measure_on_gpu(case, steps) if device == "cuda" else {"resident_bytes": resident_bytes(case)}
+    if device == "cuda":
+        return measure_on_gpu(case, steps)
+    shape = case.batch_size, case.model.size.sequence_length
+    return {"resident_bytes": resident_bytes(case.make, case.precision, shape)}
 
 
 def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
@@ -188,8 +197,7 @@ def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
     torch.cuda.empty_cache()
     torch.manual_seed(0)
     try:
-        model = case.model.make()
-        case.adapt(model)
+        model = case.make()
         torch.nn.Module.to(model, "cuda")
         batch = diffusion_batch(model, case.batch_size, case.model.size.sequence_length)
         step = training_step(model, batch, case.precision)

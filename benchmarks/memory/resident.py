@@ -6,9 +6,9 @@ before the model is made does not count.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -17,16 +17,18 @@ from benchmarks.training_step import diffusion_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.training.memory.tracker import MemoryTracker
 
-if TYPE_CHECKING:
-    from benchmarks.memory.peaks import Case
-
 RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 KEEP = "MALLOC_MMAP_MAX_"  # whose 0 would keep all blocks
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def resident_bytes(case: "Case") -> int:
+def resident_bytes(make: Callable[[], TreeDiffForDiffusionLM], precision: str, shape: tuple[int, int]) -> int:
     """Return the peak of the resident set over one training step, above what is resident without the model.
+
+    Args:
+        make: returns the model; it is called in the other process, so it must be possible to pickle it.
+        precision: "fp32" or "bf16".
+        shape: windows of the batch, and tokens of each.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: the process was killed, for want of memory for example.
@@ -35,16 +37,14 @@ def resident_bytes(case: "Case") -> int:
     with patch.dict(os.environ, RETURN_AT_ONCE):
         os.environ.pop(KEEP, None)
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(_measure, case).result()
+            return pool.submit(_measure, make, precision, shape).result()
 
 
-def _measure(case: "Case") -> int:
+def _measure(make: Callable[[], TreeDiffForDiffusionLM], precision: str, shape: tuple[int, int]) -> int:
     torch.manual_seed(0)
-    _take_steps(TreeDiffForDiffusionLM.from_tree(VocabularyTree.flat(64), **TINY), case.precision, (2, 16))
+    _take_steps(TreeDiffForDiffusionLM.from_tree(VocabularyTree.flat(64), **TINY), precision, (2, 16))
     before = _resident_now()
-    model = case.model.make()
-    case.adapt(model)
-    return _take_steps(model, case.precision, (case.batch_size, case.model.size.sequence_length)) - before
+    return _take_steps(make(), precision, shape) - before
 
 
 def _take_steps(model: TreeDiffForDiffusionLM, precision: str, shape: tuple[int, int]) -> int:
