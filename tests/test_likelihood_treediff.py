@@ -174,7 +174,7 @@ def test_the_estimator_agrees_with_the_plain_one_within_the_stated_errors(fields
 
 
 @untraced
-@pytest.mark.parametrize("samples", [1, 3, 4, 12])
+@pytest.mark.parametrize("samples", [1, 12])
 def test_stated_errors_are_not_too_small(samples):
     """Uneven lengths, any number of samples: the spread of 200 estimates is at most 1.2 times what they state."""
     tree = random_tree(30, 6, 2, seed=0)
