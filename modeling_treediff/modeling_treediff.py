@@ -187,6 +187,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         """Raise ValueError unless all weights were there, fit, and are numbers; with `anew`, only for the tree's."""
         wrong = {kind: {str(key) for key in info[f"{kind}_keys"]} for kind in ("missing", "unexpected", "mismatched")}
         wrong = {kind: {key for key in keys if not anew or "tree_tables" in key} for kind, keys in wrong.items()}
+        if self.config.tie_word_embeddings and "head.nodes.weight" in dict(self.named_parameters()):
+            wrong["unexpected"] |= {"head.nodes.weight, which tie_word_embeddings says is the embedding's"}
         known = [(name, weight.data) for name, weight in self.named_parameters() if weight.dtype.itemsize > 1]
         known = [
             pair for pair in known if type(pair[1]) is torch.Tensor and not pair[1].is_meta

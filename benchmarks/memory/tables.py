@@ -88,7 +88,7 @@ def ratios_table(record: Record) -> str:
 def measured_table(record: Record) -> str:
     """Return what a GPU allocated beside what was planned, row by row; ValueError if the record has plans alone."""
     if not record["measured"]:
-        raise ValueError("The record has plans alone, no measurement: run peaks --device cuda.")
+        raise ValueError("The record has plans alone, no measurement: run peaks --measure cuda.")
     lines = []
     for title, models in by_title(record["rows"]).items():
         for row in models:

@@ -34,8 +34,9 @@ def convert(
     """Make a model over a tree and give it the weights of a checkpoint.
 
     The embedding of a token is the source's; that of an internal node the mean over all tokens below it. With
-    embeddings summed along the path, the table holds what each node adds to its parent; factorised ones hold that of
-    tokens by truncated SVD, and the report says what they lose. Layers are copied where the
+    embeddings summed along the path, the table holds what each node adds to its parent. With a factorised embedding,
+    what tokens add is the best product of its rank, by truncated SVD, and the report says what is lost; if the head
+    shares its numbers, those of internal nodes start at random. Layers are copied where the
     source's family has the same, in weights of the same shape; all else starts at random, by torch's global generator.
 
     Args:
@@ -53,7 +54,7 @@ def convert(
     tensors = _Tensors(source.tensors)
     model = TreeDiffForDiffusionLM.from_tree(tree, **(size_fields(source, layers) | fields))
     try:
-        weights, embedding_error = _weights(source, tensors, tree, model.config)
+        weights, embedding_error = _weights(source, tensors, tree, model)
     except KeyError as error:
         raise ValueError(f"{source.name} lacks the tensor {error}: its weights are not complete.") from error
     parameters = dict(model.named_parameters())
@@ -113,20 +114,23 @@ def size_fields(source: Source, layers: int | None = None) -> dict[str, Any]:
 
 
 def _weights(
-    source: Source, tensors: Mapping[str, torch.Tensor], tree: VocabularyTree, config: TreeDiffConfig
+    source: Source, tensors: Mapping[str, torch.Tensor], tree: VocabularyTree, model: TreeDiffForDiffusionLM
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Return what the source has for the model, by the names of the model's parameters, and what embeddings lose.
 
     Raises KeyError for what the source lacks.
     """
-    vector_NE = node_vectors(source.token_vectors(), tree)
+    config, vector_NE = model.config, node_vectors(source.token_vectors(), tree)
     if config.node_embedding != "free":
         vector_NE = path_increments(vector_NE, tree)
     weights, error = {"weight": vector_NE}, 0.0
     if config.embedding_rank is not None:
-        factors = factorised_vectors(vector_NE, tree.vocab_size, config.embedding_rank)
-        weights = {f"{name}.weight": getattr(factors, name) for name in ("nodes", "projection", "internal")}
-        error = factors.error
+        new_PR = model.model.embed_nodes.weight.detach()[tree.vocab_size :]
+        factors = factorised_vectors(vector_NE[: tree.vocab_size], config.embedding_rank)
+        # Scores of internal nodes, whose vectors these are where they are shared, must not all start at 0.
+        internal_PR = new_PR if config.tie_word_embeddings else torch.zeros_like(new_PR)
+        weights = {"nodes.weight": torch.cat([factors.tokens, internal_PR]), "projection.weight": factors.projection}
+        weights["internal.weight"], error = vector_NE[tree.vocab_size :], factors.error
     named = {f"model.embed_nodes.{name}": weight for name, weight in weights.items()}
     return named | dict(_layers(source, tensors, config)), error
 

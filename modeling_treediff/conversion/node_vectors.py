@@ -6,7 +6,6 @@ Shape legend: V tokens, N nodes, I internal nodes, E hidden size, R rank.
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -35,35 +34,35 @@ def path_increments(vector_NE: torch.Tensor, tree: VocabularyTree) -> torch.Tens
 
 @dataclass(frozen=True)
 class FactorisedVectors:
-    """Increments along the path: those of tokens as W v, those of internal nodes in full.
+    """Vectors of tokens as W v.
 
     Attributes:
-        nodes: (N - 1, R) v of every node but the root, 0 for internal ones; of mean square 1 / R over tokens, as new.
-        projection: (E, R) W.
-        internal: (I, E) increments of the internal nodes.
-        error: what the tokens' increments lose, the Frobenius norm of the rest over theirs; 0 if they are all 0.
+        tokens: (V, R) v, of mean square 1 / R in every column, as in a new embedding.
+        projection: (E, R) W; 0 in columns that have no direction left, where v is random, for training to use them.
+        error: what is lost, the Frobenius norm of the rest over that of all vectors; 0 if these are all 0.
 
     """
 
-    nodes: torch.Tensor
+    tokens: torch.Tensor
     projection: torch.Tensor
-    internal: torch.Tensor
     error: float
 
 
-def factorised_vectors(increment_NE: torch.Tensor, vocab_size: int, rank: int) -> FactorisedVectors:
-    """Return the best factorisation of the tokens' increments, in the least squares, by truncated SVD."""
-    token_VE, internal_IE = increment_NE[:vocab_size].double(), increment_NE[vocab_size:]
-    squared_E, direction_EE = torch.linalg.eigh(token_VE.mT @ token_VE)  # the squares of the singular values, ascending
-    squared_R, direction_ER = squared_E[-rank:], direction_EE[:, -rank:]
-    kept_R = squared_R > squared_E[-1] * len(squared_E) * torch.finfo(torch.float64).eps  # the others are rounding
-    length_R = (squared_R.clamp(min=0) * rank / vocab_size).sqrt()
-    token_VR = token_VE @ direction_ER * torch.where(kept_R, 1 / length_R, 0)
-    loss_VE = token_VE - token_VE @ direction_ER @ direction_ER.mT
-    surplus = rank - len(squared_R)  # there are no more directions than E
-    return FactorisedVectors(
-        nodes=F.pad(token_VR, (0, surplus, 0, len(internal_IE) - 1)).to(increment_NE.dtype),
-        projection=F.pad(direction_ER * length_R * kept_R, (0, surplus)).to(increment_NE.dtype),
-        internal=internal_IE,
-        error=float(loss_VE.norm() / token_VE.norm()) if token_VE.any() else 0.0,
-    )
+def factorised_vectors(token_VE: torch.Tensor, rank: int) -> FactorisedVectors:
+    """Return the best factorisation of the tokens' vectors, in the least squares, by truncated SVD.
+
+    What is random is drawn from torch's global generator.
+    """
+    exact_VE = token_VE.double()
+    squared_E, direction_EE = torch.linalg.eigh(exact_VE.mT @ exact_VE)  # the squares of the singular values, ascending
+    direction_ER, squared_R = direction_EE[:, -rank:], squared_E[-rank:]
+    # The others are rounding.
+    kept = (squared_R > squared_E[-1] * len(squared_E) * torch.finfo(torch.float64).eps).nonzero()[:, 0]
+    length = (squared_R[kept] * rank / len(token_VE)).sqrt()
+    token_VR = torch.randn(len(token_VE), rank, dtype=torch.float64) * rank**-0.5
+    projection_ER = torch.zeros(token_VE.shape[1], rank, dtype=torch.float64)
+    token_VR[:, kept] = exact_VE @ direction_ER[:, kept] / length
+    projection_ER[:, kept] = direction_ER[:, kept] * length
+    loss_VE = exact_VE - exact_VE @ direction_ER @ direction_ER.mT
+    error = float(loss_VE.norm() / exact_VE.norm()) if exact_VE.any() else 0.0
+    return FactorisedVectors(token_VR.to(token_VE.dtype), projection_ER.to(token_VE.dtype), error)

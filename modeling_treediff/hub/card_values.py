@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from modeling_treediff.building.budget import count_parameters
+from modeling_treediff.configuration_treediff import TreeDiffConfig
 from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
 from modeling_treediff.text.token_kinds import printable
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -43,12 +44,20 @@ def values_of_the_model(model: TreeDiffLanguageModel) -> dict[str, str]:
     return {
         **{name: f"{getattr(config, name):,}" for name in sizes},
         **{name: getattr(config, name) for name in ("head", "schedule")},
+        "node_embedding": _embedding(config),
         **{f"parameters_{part}": f"{count:,}" for part, count in parts.items()},
         "parameters_all": f"{sum(parts.values()):,}",
         "parameters_rounded": _rounded(sum(parts.values())),
         "sampling_rows": "\n".join(f"| `{name}` | {_code(value)} |" for name, value in shown.items())
         or f"| {NOT_STATED} | |",
     }
+
+
+def _embedding(config: TreeDiffConfig) -> str:
+    if config.embedding_rank is None:
+        return f"`{config.node_embedding}`"
+    shared = ", which are also the head's vectors" if config.tie_word_embeddings else ""
+    return f"`{config.node_embedding}`, {config.embedding_rank} numbers per node{shared}"
 
 
 def values_of_the_tree(tree: VocabularyTree, tokenizer_file: Path) -> dict[str, str]:

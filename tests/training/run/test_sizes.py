@@ -50,10 +50,11 @@ def test_models_that_do_not_fit_are_refused_before_they_are_made(tmp_path, size)
 SETTINGS = [
     {"gradient_checkpointing": True}, {"mixed_precision": "no"}, {"loss_chunk": 2048, "gradient_checkpointing": True},
 ]  # fmt: skip
-FIELDS = [{}, {"head": "leaf"}, {"head": "node", "head_rank": 8, "node_embedding": "free"}, {"hidden_size": 256}]
+FACTORISED = {"head": "node", "head_rank": 8, "node_embedding": "factorised"}
+FIELDS = [{}, {"head": "leaf", "node_embedding": "free"}, FACTORISED, {"hidden_size": 256}]
 
 
-@pytest.mark.parametrize("tree", [random_tree(500, 23, 2), random_tree(500, 5, 4)])
+@pytest.mark.parametrize("tree", [VocabularyTree.flat(500), random_tree(500, 5, 4)])
 @pytest.mark.parametrize("fields", FIELDS, ids=str)
 def test_no_run_that_fits_by_its_plan_is_refused(tmp_path, monkeypatch, tree, fields):
     """What a run takes at least is below what the plan says that it takes, and not far below in a plain one."""
