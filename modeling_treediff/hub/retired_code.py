@@ -9,8 +9,8 @@ NAMES = frozenset(
         "atomic_files bad_words_treediff canvas_treediff card_metadata_treediff card_values_treediff "
         "child_choice_treediff heads_treediff hub_upload lean_operations_treediff level_schedules lost_levels "
         "mask_token masked_lm_treediff model_card_treediff model_records_treediff pretrained_treediff "
-        "refinement_treediff schedule_base token_constraints_treediff tree_files tree_sketch_treediff tree_tables unmasking_treediff "
-        "version"
+        "refinement_treediff schedule_base token_constraints_treediff tree_files tree_sketch_treediff tree_tables "
+        "unmasking_treediff version"
     ).split()
 )
 
