@@ -1,6 +1,6 @@
 """Peak memory of a training step, split by part, and what the models that are compared save.
 
-python -m benchmarks.memory.peaks                   # planned on fake tensors; processor time of a step
+python -m benchmarks.memory.peaks                   # planned on fake tensors
 python -m benchmarks.memory.peaks --measure cpu --hidden-sizes 768 --vocabularies 50257 --batches 4 8 16 \
     --precisions fp32 bf16 --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial
 python -m benchmarks.memory.peaks --measure cuda --hidden-sizes 768 --vocabularies 50257 --batches 4 32
@@ -19,7 +19,6 @@ Every row is written when it is finished, to a partial record beside the output;
 import argparse
 import gc
 import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -122,8 +121,6 @@ def main() -> None:
         write_record(partial_record, facts | {"rows": rows}, seed=0)
         print(rows[-1], flush=True)
     facts["rows"] = rows
-    if not facts["measured"] and options.steps:
-        facts["cpu_step_seconds"] = cpu_step_seconds(options.steps)
     write_record(options.output, facts, seed=0)
     partial_record.unlink(missing_ok=True)
 
@@ -138,7 +135,7 @@ def parse_arguments() -> argparse.Namespace:
     grid.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="TOKENS")
     grid.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="WINDOWS")
     grid.add_argument("--precisions", nargs="+", choices=DTYPES, default=[PRECISION], help="(default bf16)")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps; on a CPU, 0 for none (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps on a GPU (default %(default)s)")
     parser.add_argument("--output", type=Path, help="record; by default in benchmarks/results, of each device its own")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the partial record of a run cut off")
     options = parser.parse_args()
@@ -212,23 +209,6 @@ def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
         "reserved_bytes": torch.cuda.max_memory_reserved(),
         "step_seconds": round(median(seconds), 5),
     }
-
-
-def cpu_step_seconds(steps: int) -> dict[str, float]:
-    """Return the median seconds of processor time of a step of the tree's model, the variants taking turns."""
-    tree = next(model for model in matched_models([TREE], REFERENCE_POINT) if BUDGET in model.matched)
-    torch.manual_seed(0)
-    model = tree.make()
-    step = training_step(model, diffusion_batch(model, 1, REFERENCE_POINT.sequence_length), PRECISION)
-    cases = {variant: Case(tree, 1, variant) for variant in (PLAIN, LEAN, RECOMPUTE)}
-    seconds: dict[str, list[float]] = {variant: [] for variant in cases}
-    for _ in range(steps + 1):
-        for variant, case in cases.items():
-            case.adapt(model)
-            start = time.process_time()
-            step()
-            seconds[variant].append(time.process_time() - start)
-    return {variant: round(median(some[1:]), 4) for variant, some in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ SCHEMA: Schema = {
     "rows": [ROW],
 }
 PRECISIONS = ("fp32", "bf16")
+PRECISION = PRECISIONS[1]  # of the plans that are shown
 COLOURS = {name: f"C{number}" for number, name in enumerate(CONTENDERS)}
 
 Record = dict[str, Any]

@@ -89,8 +89,8 @@ def _memory(record: Record) -> str:
     return (
         f"**Memory** of a training step, planned, with MDLM's parameters spent on depth (node head): "
         f"{at(NODE, small, 32):.2f} of MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, "
-        f"{record['sequence_length']} tokens, GPT-2's vocabulary, {record['precision']}). MDLM with its loss in chunks "
-        f"needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
+        f"{record['sequence_length']} tokens, GPT-2's vocabulary, {memory_tables.PRECISION}). MDLM with its loss in "
+        f"chunks needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
     )
 
 

@@ -19,11 +19,11 @@ from benchmarks.generation.figures import RECORD as QUALITY_RECORD
 from benchmarks.generation.figures import quality_table
 from benchmarks.markdown import fill, marks
 from benchmarks.markdown import table as markdown_table
-from benchmarks.memory.tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
+from benchmarks.memory.tables import HIDDEN_SIZE, PRECISION, VOCABULARY, read_memory, select
 from benchmarks.places import ARTIFACTS, RESULTS, ROOT
 from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table
-from benchmarks.record_schema import Schema, check_schema
+from benchmarks.record_schema import Schema, check_schema, read_record
 from benchmarks.report.evidence import draw_figures, headline, sections
 from benchmarks.trees import tables as tree_tables
 from modeling_treediff import TreeDiffConfig, VocabularyTree
@@ -143,15 +143,16 @@ def memory_table() -> str:
             flat, tree = row(batch, contender, variant), row(batch, "tdlm-child", of_tree)
             peaks = (f"{model['peak_bytes'] / 2**30:.2f} GiB" for model in (flat, tree))
             lines.append([str(batch), title, *peaks, f"{tree['peak_bytes'] / flat['peak_bytes']:.2f}"])
-    times = record["cpu_step_seconds"]
-    check_schema(times, dict.fromkeys(("plain", "lean", "recompute"), float), "memory.cpu_step_seconds")
+    schema: Schema = {"commit": str, "cpu_step_seconds": dict.fromkeys(("plain", "lean", "recompute"), float)}
+    timed = read_record(RESULTS / "memory_step_times.json", schema)
+    times = timed["cpu_step_seconds"]
     return markdown_table(("batch", "what backward keeps", "flat (MDLM)", "tree", "tree / flat"), lines) + (
         f"\nd = {HIDDEN_SIZE}, windows of {record['sequence_length']} tokens, GPT-2's vocabulary, "
-        f"{record['precision']}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']}, with the "
+        f"{PRECISION}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']}, with the "
         "child head. Processor time of a step of the tree's model: the default "
         f"{times['lean'] / times['plain'] - 1:+.1%} against what autograd "
-        f"keeps, repeated MLPs {times['recompute'] / times['lean'] - 1:+.1%} against the default. Commit "
-        f"{record['commit']}.\n"
+        f"keeps, repeated MLPs {times['recompute'] / times['lean'] - 1:+.1%} against the default. Commits "
+        f"{record['commit']} and {timed['commit']}.\n"
     )
 
 
