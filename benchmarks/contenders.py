@@ -48,7 +48,7 @@ CONTENDERS: dict[str, Contender] = {
     "tree-binomial": Contender("tree, binomial, node head", fields={"schedule": "binomial", "head": "node"}),
     "tree-factorised": Contender(
         "tree, factorised embedding",
-        fields={"schedule": "binomial", "head": "node", "node_embedding": "factorised"},
+        fields={"schedule": "binomial", "head": "node", "node_embedding": "factorised", "embedding_rank": 64},
     ),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),

@@ -226,8 +226,8 @@ def find_damage(checkpoint: Path, facts: dict[str, Any]) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill while saving or removing a checkpoint has left."""
-    for path in [*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.removed")]:
+    """Remove what a kill while saving or removing a checkpoint, or saving the model, has left."""
+    for path in [*folder.glob(".*.partial"), *folder.glob(".checkpoint-*.removed")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

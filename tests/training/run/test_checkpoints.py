@@ -38,9 +38,11 @@ def test_resuming_is_bit_identical_to_not_stopping(tmp_path, settings):
     whole, whole_losses, before = tiny_run(tmp_path / "whole", **settings)
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped", symlinks=True)
     shutil.rmtree(tmp_path / "stopped" / "checkpoint-0000006")
-    (tmp_path / "stopped" / ".checkpoint-0000006.partial").mkdir()  # what a kill while saving leaves
+    for name in (".checkpoint-0000006.partial", ".1x2y3z.partial"):  # what a kill while saving either leaves
+        (tmp_path / "stopped" / name).mkdir()
     resumed, resumed_losses, after = tiny_run(tmp_path / "stopped", resume=True, **settings)
     assert equal(whole, resumed) and whole_losses == resumed_losses and before.validation == after.validation
+    assert not list((tmp_path / "stopped").glob(".*.partial"))
     last = [
         {path.name: path.read_bytes() for path in (tmp_path / run / "checkpoint-0000006").iterdir()}
         for run in ("whole", "stopped")
