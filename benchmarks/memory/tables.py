@@ -14,9 +14,10 @@ from benchmarks.markdown import table
 from benchmarks.matched_models import BUDGET, DEPTH, by_title
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.record_schema import Schema, read_record
+from benchmarks.training_step import DTYPES
 from modeling_treediff.files.atomic_files import write_atomically
 
-RECORD, CPU_RECORD = RESULTS / "memory.json", RESULTS / "memory_cpu.json"
+RECORD = RESULTS / "memory.json"
 FIGURE = FIGURES / "memory.png"
 GIBIBYTE = 2**30
 VOCABULARY, HIDDEN_SIZE, BATCH = 50_257, 768, 32  # the reference point
@@ -33,8 +34,6 @@ SCHEMA: Schema = {
     "measured": bool,
     "rows": [ROW],
 }
-PRECISIONS = ("fp32", "bf16")
-PRECISION = PRECISIONS[1]  # of the plans that are shown
 COLOURS = {name: f"C{number}" for number, name in enumerate(CONTENDERS)}
 
 Record = dict[str, Any]
@@ -115,7 +114,7 @@ def resident_table(record: Record) -> str:
     """Return what a CPU needed beside what was planned, by batch; ValueError if a row was not measured."""
     batches = sorted({row["batch_size"] for row in record["rows"]})
     lines, deviations = [], []
-    for (title, models), precision in itertools.product(by_title(record["rows"]).items(), PRECISIONS):
+    for (title, models), precision in itertools.product(by_title(record["rows"]).items(), DTYPES):
         cells = {}
         for row in models:
             if row["precision"] == precision:

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.record_schema import Schema, check_schema
-from modeling_treediff.evaluation.error_tables import error_markdown, summary
+from modeling_treediff.evaluation.error_tables import error_markdown, signed, spread, summary
 
 ESTIMATE: Schema = {"value": float, "standard_error": float, "interval": [float]}
 ESTIMATES: Schema = {"total": ESTIMATE, "levels": [ESTIMATE]}
@@ -71,16 +71,11 @@ def unseen_errors_table(before: dict[str, Any], now: dict[str, Any]) -> str:
     rows = []
     for old, new in zip(before["rows"], now["rows"], strict=True):
         if old["grouping"] in ("all", "frequency"):
-            cells = (_estimate(row["difference"]["total"], "+") for row in (old, new))
-            rows.append([old["group"], f"{old['tokens']:,}", _estimate(old["reference"]["total"], ""), *cells])
+            cells = (signed(row["difference"]["total"]) for row in (old, new))
+            rows.append([old["group"], f"{old['tokens']:,}", spread(old["reference"]["total"]), *cells])
     header = ("tokens by frequency in training", "tokens", "flat", "tree of before - flat", "tree of today - flat")
     said = "Nats per token, ± half of a 95 % interval over windows, differences paired."
     return f"{table(header, rows)}\n{said} {_facts(now)}"
-
-
-def _estimate(estimate: dict[str, Any], sign: str) -> str:
-    low, high = estimate["interval"]
-    return f"{estimate['value']:{sign}.3f} ± {(high - low) / 2:.3f}"
 
 
 def _facts(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from benchmarks.generation import figures as generation_figures
 from benchmarks.markdown import marks
 from benchmarks.matched_models import BUDGET, DEPTH
 from benchmarks.memory import tables as memory_tables
+from benchmarks.memory.peaks import PRECISION
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.quality import ablation_table, error_tables
 from benchmarks.quality import tables as quality_tables
@@ -89,7 +90,7 @@ def _memory(record: Record) -> str:
     return (
         f"**Memory** of a training step, planned, with MDLM's parameters spent on depth (node head): "
         f"{at(NODE, small, 32):.2f} of MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, "
-        f"{record['sequence_length']} tokens, GPT-2's vocabulary, {memory_tables.PRECISION}). MDLM with its loss in "
+        f"{record['sequence_length']} tokens, GPT-2's vocabulary, {PRECISION}). MDLM with its loss in "
         f"chunks needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
     )
 

@@ -19,7 +19,8 @@ from benchmarks.generation.figures import RECORD as QUALITY_RECORD
 from benchmarks.generation.figures import quality_table
 from benchmarks.markdown import fill, marks
 from benchmarks.markdown import table as markdown_table
-from benchmarks.memory.tables import HIDDEN_SIZE, PRECISION, VOCABULARY, read_memory, select
+from benchmarks.memory.peaks import PRECISION
+from benchmarks.memory.tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
 from benchmarks.places import ARTIFACTS, RESULTS, ROOT
 from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table

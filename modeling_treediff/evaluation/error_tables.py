@@ -47,12 +47,12 @@ def summary(record: Facts) -> list[str]:
     """Say in plain words what was found, above all whether any group of tokens loses."""
     whole, *groups = record["rows"]
     text = f"{record['num_tokens']:,} tokens in {record['num_windows']:,} windows"
-    found = [f"Bound of {_title(record, 'model')} on {text}: {_spread(whole['model']['total'])} nats per token."]
+    found = [f"Bound of {_title(record, 'model')} on {text}: {spread(whole['model']['total'])} nats per token."]
     if whole["difference"] is not None:
         levels = enumerate(whole["difference"]["levels"], 1)
-        split = ", ".join(f"{_signed(level)} at level {index}" for index, level in levels)
+        split = ", ".join(f"{signed(level)} at level {index}" for index, level in levels)
         difference = f"Its difference to {_title(record, 'reference')} on the same windows"
-        found.append(f"{difference}: {_signed(whole['difference']['total'])} nats per token; {split}.")
+        found.append(f"{difference}: {signed(whole['difference']['total'])} nats per token; {split}.")
         against = f"Against {_title(record, 'reference')}"
         found += _stand_out(groups, lambda row: row["difference"]["total"], ("lose", "gain"), against)
         against = "Against the difference over all tokens"
@@ -77,7 +77,7 @@ def _stand_out(
     ]
     for word, rows in zip(words, sides, strict=True):
         if rows:
-            names = "; ".join(f"{row['group']} {_signed(estimate(row))}" for row in rows[:SHOWN])
+            names = "; ".join(f"{row['group']} {signed(estimate(row))}" for row in rows[:SHOWN])
             found.append(f"Those that {word}{', the first of them' if len(rows) > SHOWN else ''}: {names}.")
     return found
 
@@ -97,11 +97,11 @@ def _groups(record: Facts) -> ErrorTable:
     compared = record["rows"][0]["difference"] is not None
     rows = []
     for row in record["rows"]:
-        cells = [_spread(row["model"]["total"]), *map(_spread, row["model"]["levels"])]
+        cells = [spread(row["model"]["total"]), *map(spread, row["model"]["levels"])]
         if compared:
             split = row["difference"]["levels"]
-            cells = [_spread(row[role]["total"]) for role in ("model", "reference")]
-            cells += [_signed(row["difference"]["total"]), *map(_signed, split), _signed(row["relative"])]
+            cells = [spread(row[role]["total"]) for role in ("model", "reference")]
+            cells += [signed(row["difference"]["total"]), *map(signed, split), signed(row["relative"])]
         share = f"{row['tokens'] / record['num_tokens']:.1%}"
         rows.append((row["grouping"], row["group"], f"{row['tokens']:,}" + " *" * (not enough(row)), share, *cells))
     header = ["grouping", "tokens that are", "tokens", "share", _title(record, "model")]
@@ -138,9 +138,9 @@ def _clusters(record: Facts) -> ErrorTable:
     compared = record["rows"][0]["difference"] is not None
     rows = []
     for row in record["clusters"]:
-        cells = [_spread(row["model"]["total"])]
+        cells = [spread(row["model"]["total"])]
         if compared:
-            cells += [_spread(row["reference"]["total"]), _signed(row["difference"]["total"])]
+            cells += [spread(row["reference"]["total"]), signed(row["difference"]["total"])]
         rows.append((str(row["level"]), _name(row["node_tokens"]), f"{row['tokens']:,}", f"{row['nats']:,.0f}", *cells))
     header = ["level", "cluster", "tokens", "nats lost" if compared else "nats", _title(record, "model")]
     header += [_title(record, "reference"), "difference"] if compared else []
@@ -184,11 +184,13 @@ def _half(estimate: Facts, form: str) -> str:
     return f" ± {(estimate['interval'][1] - estimate['interval'][0]) / 2:{form}}"
 
 
-def _spread(estimate: Facts) -> str:
+def spread(estimate: Facts) -> str:
+    """Return the value ± half of its interval."""
     return f"{estimate['value']:.3f}{_half(estimate, '.3f')}"
 
 
-def _signed(estimate: Facts) -> str:
+def signed(estimate: Facts) -> str:
+    """Return the same of a difference, whose sign is shown."""
     return f"{estimate['value']:+.3f}{_half(estimate, '.3f')}"
 
 
