@@ -189,10 +189,8 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
         wrong = {kind: {key for key in keys if not anew or "tree_tables" in key} for kind, keys in wrong.items()}
         if self.config.tie_word_embeddings and "head.nodes.weight" in dict(self.named_parameters()):
             wrong["unexpected"] |= {"head.nodes.weight, which tie_word_embeddings says is the embedding's"}
-        known = [(name, weight.data) for name, weight in self.named_parameters() if weight.dtype.itemsize > 1]
-        known = [
-            pair for pair in known if type(pair[1]) is torch.Tensor and not pair[1].is_meta
-        ]  # none of a quantiser's
+        plain = [pair for pair in self.named_parameters() if type(pair[1].data) is torch.Tensor]  # not a quantiser's
+        known = [pair for pair in plain if pair[1].dtype.itemsize > 1 and not pair[1].is_meta]
         wrong["infinite or NaN"] = {name for name, weight in known if not (anew or weight.isfinite().all())}
         if found := "; ".join(f"{kind}: {', '.join(sorted(keys)[:3])}" for kind, keys in wrong.items() if keys):
             hint = "Restore the original files, or start what misses at random with ignore_mismatched_sizes=True"

@@ -376,6 +376,9 @@ def test_shared_vectors_are_one_tensor_from_the_first_weights_to_the_loaded_file
     apart = tiny_model(tree, **(SHARED | {"tie_word_embeddings": False}), head_rank=6)
     assert apart.head.nodes.weight is not apart.model.embed_nodes.nodes.weight
     assert apart.model.embed_nodes.nodes.weight.shape == (tree.num_nodes - 1, 6)
+    apart.save_pretrained(tmp_path / "apart")
+    with pytest.raises(ValueError, match="head.nodes.weight, which tie_word_embeddings says is the embedding's"):
+        TreeDiffForDiffusionLM.from_pretrained(tmp_path / "apart", tie_word_embeddings=True)
 
 
 def test_a_factorised_vector_starts_as_large_as_those_of_internal_nodes():
