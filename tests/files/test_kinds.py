@@ -80,6 +80,7 @@ def test_where_they_do_not_the_format_is_asked_for(tmp_path, name, kind):
         ("a.parquet.gz", gzip.compress(content("parquet")), "compressed, as Parquet files are inside already"),
         ("a.txt.zip", b"PK\x03\x04 and more", ".zip data, which is not read: decompress it"),
     ],
+    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # some hold the time, but names are to stay
 )
 def test_a_name_that_its_bytes_contradict_is_refused_wherever_it_is_read(tmp_path, name, held, message):
     """Also where the same bytes under another name have been read before."""
