@@ -299,7 +299,7 @@ def small_disk(tmp_path):
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # weights mapped into memory may still hold it
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, small_disk):
