@@ -1,8 +1,8 @@
 """Peak resident memory of a training step on a CPU, measured in a process of its own.
 
 The allocator of that process gives freed blocks back to the kernel at once, so that what is resident is what is alive.
-Products in bf16 are those of `bf16_products.py`. Kernels have run before, on a tiny model, and the optimizer has its state from a step on a tiny batch. What is resident
-before the model is made does not count.
+Products in bf16 are those of `bf16_products.py`. Kernels have run before, on a tiny model, and the optimizer has its
+state from a step on a tiny batch. What is resident before the model is made does not count.
 """
 
 import os
