@@ -140,7 +140,7 @@ def times_table(record: Record) -> str:
 def embeddings_table(record: Record) -> str:
     """Return a row for each input embedding, size and seed: nats of each text, and the difference from without it.
 
-    That is the default for trees and MDLM for flat models, of the same seed.
+    For models that have none, the difference is that from the default, of the same seed.
     """
     texts = list(record["runs"][0]["further"])
     rows = []
@@ -151,7 +151,7 @@ def embeddings_table(record: Record) -> str:
         cells = [f"{one['nats']:.3f}" + ("" if unchanged else f"; {_spread(one['difference'], '+')}") for one in found]
         size = [f"{run['num_hidden_layers']}", f"{run['parameters'] / 1e6:.2f}M", f"{run['seed']}"]
         rows.append([title, *size, *cells])
-    header = ("input embedding", "layers", "parameters", "seed", "selection", *texts)
+    header = ("model, input embedding", "layers", "parameters", "seed", "selection", *texts)
     return f"{table(header, rows)}\n{_facts(record)}"
 
 

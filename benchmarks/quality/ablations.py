@@ -11,7 +11,7 @@ With `--part unseen`: what helps tokens that the training text does not have, tr
 and with a uniform share of every choice (p -> (1 - e) p + e / children). With `--part shares`: the same share in
 training, too. With `--part times`: how early training times may be, also measured by single open words. With `--part
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
-parameters, trained and measured as the candidates.
+parameters, trained and measured as the candidates; the leaders have both seeds.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -31,7 +31,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters
+from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters, same_depth_config
 from benchmarks.places import ARTIFACTS, RESULTS
 from benchmarks.quality.ablation_trees import TreeSources
 from benchmarks.quality.autoregressive import WEIGHTS_NAME
@@ -44,6 +44,7 @@ from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, s
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
+from modeling_treediff.training import plan_memory
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 BASE = "base"  # a variant
@@ -63,7 +64,8 @@ RECORDS = {  # by part
     "times": "ablations_times",
     "embeddings": "ablations_embeddings",
 }
-RANKS = (16, 32, 64, 128)  # of factorised embeddings
+PARAMETERS, OF_BASE, MEMORY = "of the parameters", "of the base", "of the memory"  # what decides the layers
+SIZES = ("", "-deeper")  # of factorised variants: the layers of their base, its parameters
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Variant:
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
         weights_from: the time from which on weights are those of the bound; before it, those of that time.
         uniform_share: of every choice in training, see the module `uniform_share`.
-        layers_of: the variant whose layers it has; by default as many as its parameters pay for.
+        base: the variant that it is compared to; by default that of the part.
+        layers: that it has: as many as the budget of parameters pays for, as many as the base, or as many as the
+            planned memory of MDLM's training step allows.
         settings: of the training.
 
     """
@@ -95,7 +99,8 @@ class Variant:
     level_weights: tuple[float, ...] | None = None
     weights_from: float = 0.0
     uniform_share: float = 0.0
-    layers_of: str = ""
+    base: str = ""
+    layers: str = PARAMETERS
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,37 +111,59 @@ class Variant:
 
 @dataclass(frozen=True)
 class Factorised:
-    """A kind of factorised input embedding, by rank."""
+    """A kind of factorised input embedding.
+
+    Attributes:
+        title: as the table names it, without the rank.
+        base: the variant without it.
+        fields: of its config.
+        ranks: numbers of a token's vector.
+        tied: whether these are the head's.
+
+    """
 
     title: str
-    base: str  # the variant without
+    base: str
     fields: Mapping[str, Any]
+    ranks: tuple[int, ...] = (64, 32, 16, 128)
     tied: bool = False
 
     def variants(self, name: str) -> dict[str, Variant]:
-        """Return its variants by name."""
-        found = {}
-        for rank in RANKS:
+        """Return its variants by name: with the layers of its base, and with its parameters."""
+        found: dict[str, Variant] = {}
+        for rank in self.ranks:
             ranks = {"head_rank": rank, "tie_word_embeddings": True} if self.tied else {"embedding_rank": rank}
-            fields = {**self.fields, "node_embedding": "factorised", **ranks}
-            for size, layers_of in (("", self.base), ("-deeper", "")):
-                title = f"{self.title}, r = {rank}"
-                depth = 1 if self.base == "mdlm" else 2
-                found[f"{name}-{rank}{size}"] = Variant(FACTORS, title, fields, depth=depth, layers_of=layers_of)
+            variant = Variant(
+                FACTORS,
+                f"{self.title}, r = {rank}",
+                {**self.fields, "node_embedding": "factorised", **ranks},
+                depth=1 if self.base == "mdlm" else 2,
+                base=self.base,
+            )
+            found |= {f"{name}-{rank}": replace(variant, layers=OF_BASE), f"{name}-{rank}-deeper": variant}
         return found
 
 
 FACTORISED = {
     "own": Factorised("tree, own vectors", NODE, BINOMIAL_NODE),
     "tied": Factorised("tree, the head's vectors", NODE, BINOMIAL_NODE, tied=True),
-    "mdlm-own": Factorised("flat, own vectors", "mdlm", {}),
-    "mdlm-tied": Factorised("flat, the head's vectors", "mdlm", {"head": "node"}, tied=True),
+    "mdlm-own": Factorised("flat, own vectors", "mdlm", {}, ranks=(64, 32)),
+    "mdlm-tied": Factorised("flat, the head's vectors", "mdlm", {"head": "node"}, ranks=(64,), tied=True),
+}
+FACTORISED_VARIANTS = {name: one for kind, some in FACTORISED.items() for name, one in some.variants(kind).items()}
+FACTORISED_VARIANTS |= {
+    "own-64-memory": replace(FACTORISED_VARIANTS["own-64"], layers=MEMORY),
+    "d3-binomial-node": Variant(FACTORS, "tree, D=3, V x d vectors", BINOMIAL_NODE, depth=3),
+    "d3-own-64": replace(
+        FACTORISED_VARIANTS["own-64"], title="tree, D=3, own vectors, r = 64", depth=3, base="d3-binomial-node"
+    ),
+    "hdlm": Variant(FACTORS, "HDLM (D=2, leaf head), V x d vectors", {"schedule": "poisson", "head": "leaf"}),
 }
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
     "embeddings": [
-        *((name, seed) for seed in SEEDS for name in ("mdlm", NODE)),
-        *((f"{kind}-{rank}{size}", SEEDS[0]) for kind in FACTORISED for rank in RANKS for size in ("", "-deeper")),
+        *((name, SEEDS[0]) for name in ("mdlm", NODE, *FACTORISED_VARIANTS, BASE)),
+        *((name, SEEDS[1]) for name in ("mdlm", NODE)),
     ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
@@ -203,7 +230,7 @@ VARIANTS: dict[str, Variant] = {
         settings={"sampling_eps": 1e-3},
         weights_from=0.1,
     ),
-    **{name: variant for kind, some in FACTORISED.items() for name, variant in some.variants(kind).items()},
+    **FACTORISED_VARIANTS,
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
@@ -215,16 +242,35 @@ def main() -> None:
     stem, wanted = RECORDS[options.part], wanted_runs(options.part)
     folder = options.folder or Path("runs", stem, options.form)
     if options.what == "collect":
-        path = options.output or RESULTS / f"{stem}.json"
-        collect(path, read_runs(folder), wanted)
+        path, runs = options.output or RESULTS / f"{stem}.json", read_runs(folder)
+        collect(path, runs, wanted + leaders(runs) if options.part == "embeddings" else wanted)
     elif options.what == "run":
         run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
     else:
         shared = ["-m", "benchmarks.quality.ablations", "run", "--form", options.form, "--folder", str(folder)]
         shared += ["--embeddings", options.embeddings, "--part", options.part]
-        RunQueue(folder, options.parallel).take(
-            {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in wanted}
-        )
+
+        def take(runs: Sequence[tuple[str, int]]) -> None:
+            RunQueue(folder, options.parallel).take(
+                {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in runs}
+            )
+
+        take(wanted)
+        if options.part == "embeddings":
+            take(leaders(read_runs(folder)))
+
+
+def leaders(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Return which factorised embeddings have the second seed, too: the best by the windows to select by.
+
+    One among the trees with the layers of their base, one among those with its parameters, and one flat model.
+    """
+    nats = {record["variant"]: float(np.mean(record["windows"])) for record in runs if record["seed"] == SEEDS[0]}
+    found = []
+    for base, layers in ((NODE, (OF_BASE,)), (NODE, (PARAMETERS,)), ("mdlm", (OF_BASE, PARAMETERS))):
+        some = [name for name in nats if VARIANTS[name].base == base and VARIANTS[name].layers in layers]
+        found += [(name, SEEDS[1]) for name in sorted(some, key=nats.__getitem__)[:1]]
+    return found
 
 
 def wanted_runs(part: str) -> list[tuple[str, int]]:
@@ -342,12 +388,30 @@ def make_tree(variant: Variant, data: PackedData, embeddings: str) -> Vocabulary
 def variant_config(variant: Variant, tree: VocabularyTree, protocol: Protocol) -> TreeDiffConfig:
     """Return the config of a variant's model."""
     sizes = dict(protocol.sizes)
-    if variant.layers_of:
-        other = variant_config(VARIANTS[variant.layers_of], tree, protocol)
+    if variant.layers == OF_BASE:
+        other = variant_config(VARIANTS[variant.base], tree, protocol)
         sizes |= {name: getattr(other, name) for name in ("num_hidden_layers", "intermediate_size")}
         return TreeDiffConfig.from_tree(tree, **variant.contender.fields, **sizes)
+    flat = VocabularyTree.flat(tree.vocab_size)
+    if variant.layers == MEMORY:
+        reference = variant_config(VARIANTS["mdlm"], flat, protocol)
+        return config_for_memory(variant.contender, tree, planned_memory(reference, protocol), protocol)
     budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
     return budget_config(variant.contender, tree, budget, **sizes)
+
+
+def config_for_memory(contender: Contender, tree: VocabularyTree, memory: int, protocol: Protocol) -> TreeDiffConfig:
+    """Return the contender's config with as many layers as a training step of this planned memory (bytes) allows."""
+    best = same_depth_config(contender, tree, 1, **protocol.sizes)
+    while planned_memory(best, protocol) <= memory:
+        config, best = best, same_depth_config(contender, tree, best.num_hidden_layers + 1, **protocol.sizes)
+    return config
+
+
+def planned_memory(config: TreeDiffConfig, protocol: Protocol) -> int:
+    """Return the planned peak (bytes) of a training step."""
+    precision = "fp32" if protocol.precision == "no" else protocol.precision
+    return plan_memory(config, protocol.batch_size, protocol.sequence_length, precision=precision).peak
 
 
 def shortened(protocol: Protocol) -> Protocol:
@@ -386,9 +450,9 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         raise ValueError(
             f"These runs are missing: {'; '.join(missing)}. benchmarks.quality.ablations train makes them."
         )
-    rows, tree_base = [], BASE if any(name == BASE for name, _ in wanted) else NODE
+    rows, tree_base = [], next((name for name, _ in wanted if name in (BASE, NODE)), BASE)
     for name, seed in wanted:
-        base = "mdlm" if name.startswith("mdlm") else tree_base
+        base = VARIANTS[name].base or ("mdlm" if name.startswith("mdlm") else tree_base)
         flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
         others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}
         rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))

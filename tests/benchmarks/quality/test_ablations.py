@@ -10,10 +10,10 @@ import torch
 from helpers.contenders import SIZES, TINY
 from helpers.models import tiny_model
 
-from benchmarks.contenders import budget_config, reference_parameters
+from benchmarks.contenders import budget_config, reference_parameters, same_depth_config
 from benchmarks.quality import ablation_table, ablations, perplexity
 from benchmarks.quality import record as quality_record
-from modeling_treediff import TreeDiffConfig, corrupt
+from modeling_treediff import TreeDiffConfig, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import count_parameters
 
@@ -126,6 +126,24 @@ def test_factorised_embeddings_keep_the_layers_or_the_parameters():
     nodes = tree.num_nodes - 1
     assert sizes[0] - sizes[1] == 8192 * 128 - (nodes + 128) * 32 and deeper.num_hidden_layers > base.num_hidden_layers
     assert sizes[2] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_a_model_of_equal_memory_has_all_layers_that_fit():
+    tree, protocol = random_tree(8192, 91, 2), perplexity.PROTOCOLS["cpu"]
+    flat = ablations.variant_config(ablations.VARIANTS["mdlm"], VocabularyTree.flat(8192), protocol)
+    variant = ablations.VARIANTS["own-64-memory"]
+    fitting = ablations.variant_config(variant, tree, protocol)
+    above = same_depth_config(variant.contender, tree, fitting.num_hidden_layers + 1, **protocol.sizes)
+    small, allowed, large = (ablations.planned_memory(config, protocol) for config in (fitting, flat, above))
+    assert small <= allowed < large
+
+
+def test_the_best_of_each_size_has_the_second_seed():
+    nats = {"own-16": 5.0, "own-32": 4.9, "tied-64-deeper": 4.0, "own-64-deeper": 4.5, "own-64-memory": 3.0}
+    nats |= {"d3-own-64": 3.0, "mdlm-own-64": 6.0, "mdlm-tied-64": 5.5, "mdlm": 5.0, ablations.NODE: 1.0}
+    runs = [{"variant": name, "seed": 0, "windows": [one - 1, one + 1]} for name, one in nats.items()]
+    runs += [{"variant": "own-16", "seed": 1, "windows": [0.0]}]
+    assert ablations.leaders(runs) == [("own-32", 1), ("tied-64-deeper", 1), ("mdlm-tied-64", 1)]
 
 
 def test_input_embeddings_are_compared_to_the_same_model_without(packed, tmp_path, monkeypatch):
