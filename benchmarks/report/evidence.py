@@ -41,6 +41,7 @@ def sections() -> dict[tuple[str, str], str]:
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
         ),
         "unseen table": ablation_table.shares_table(ablation_table.read_part("unseen")),
+        "shares table": ablation_table.shares_table(ablation_table.read_part("shares")),
         "unseen errors": error_tables.unseen_errors_table(
             *(read_record(file, error_tables.ERRORS_SCHEMA) for file in UNSEEN_ERRORS)
         ),
