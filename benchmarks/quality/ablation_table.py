@@ -7,8 +7,9 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS
-from benchmarks.quality.ablations import BASE, NODE, ORDERS, RECORDS, SEEDS, SOURCES, TREE, VARIANTS
+from benchmarks.quality.ablations import RECORDS, SEEDS
 from benchmarks.quality.packed_data import VALIDATION
+from benchmarks.quality.variants import BASE, NODE, ORDERS, SOURCES, TREE, VARIANTS
 from benchmarks.record_schema import Schema, check_schema, read_record
 
 ESTIMATE: dict[str, Schema] = {"nats": float, "standard_error": float, "interval": [float]}

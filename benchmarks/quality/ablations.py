@@ -23,7 +23,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +31,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters, same_depth_config
 from benchmarks.places import ARTIFACTS, RESULTS
 from benchmarks.quality.ablation_trees import TreeSources
 from benchmarks.quality.autoregressive import WEIGHTS_NAME
@@ -41,16 +40,25 @@ from benchmarks.quality.record import OF_TRAINING, check_same, difference, estim
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
 from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, summarised_shares
-from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
+from benchmarks.quality.variants import (
+    BASE,
+    FACTORISED_VARIANTS,
+    FACTORS,
+    NODE,
+    OF_BASE,
+    PARAMETERS,
+    TIMES,
+    TREE,
+    UNSEEN,
+    VARIANTS,
+    Variant,
+    variant_config,
+)
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
-from modeling_treediff.training import plan_memory
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
-BASE = "base"  # a variant
-TREE, UNSEEN, TIMES, FACTORS = "tree", "unseen tokens", "times", "factorised embedding"  # groups
-BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
-NODE = "binomial-node"  # the default
 WORDS = 8  # places of a window at which single words are measured
 CANDIDATES = (BASE, "node-64", "binomial", NODE, "poisson-node", "mdlm")
 # The variant that differs in nothing but the schedule.
@@ -64,101 +72,6 @@ RECORDS = {  # by part
     "times": "ablations_times",
     "embeddings": "ablations_embeddings",
 }
-PARAMETERS, OF_BASE, MEMORY = "of the parameters", "of the base", "of the memory"  # what decides the layers
-SIZES = ("", "-deeper")  # of factorised variants: the layers of their base, its parameters
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One change.
-
-    Attributes:
-        group: the question that it belongs to.
-        title: as the table names it.
-        fields: of the config.
-        source: of the tree's clusters, see SOURCES.
-        order: of siblings, see ORDERS.
-        depth, branching: of the tree, 1 for MDLM; the fan-out by default the smallest possible.
-        level_weights: of the training loss, coarsest level first; the bound has 1 for each.
-        weights_from: the time from which on weights are those of the bound; before it, those of that time.
-        uniform_share: of every choice in training, see the module `uniform_share`.
-        base: the variant that it is compared to; by default that of the part.
-        layers: that it has: as many as the budget of parameters pays for, as many as the base, or as many as the
-            planned memory of MDLM's training step allows.
-        settings: of the training.
-
-    """
-
-    group: str
-    title: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    source: str = "class-bigrams"
-    order: str = "frequency"
-    depth: int = 2
-    branching: int | None = None
-    level_weights: tuple[float, ...] | None = None
-    weights_from: float = 0.0
-    uniform_share: float = 0.0
-    base: str = ""
-    layers: str = PARAMETERS
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def contender(self) -> Contender:
-        """Its model: that of the base, TDLM with the child head, where nothing else is said."""
-        return Contender(self.title, fields=TDLM | dict(self.fields))
-
-
-@dataclass(frozen=True)
-class Factorised:
-    """A kind of factorised input embedding.
-
-    Attributes:
-        title: as the table names it, without the rank.
-        base: the variant without it.
-        fields: of its config.
-        ranks: numbers of a token's vector.
-        tied: whether these are the head's.
-
-    """
-
-    title: str
-    base: str
-    fields: Mapping[str, Any]
-    ranks: tuple[int, ...] = (64, 32, 16, 128)
-    tied: bool = False
-
-    def variants(self, name: str) -> dict[str, Variant]:
-        """Return its variants by name: with the layers of its base, and with its parameters."""
-        found: dict[str, Variant] = {}
-        for rank in self.ranks:
-            ranks = {"head_rank": rank, "tie_word_embeddings": True} if self.tied else {"embedding_rank": rank}
-            variant = Variant(
-                FACTORS,
-                f"{self.title}, r = {rank}",
-                {**self.fields, "node_embedding": "factorised", **ranks},
-                depth=1 if self.base == "mdlm" else 2,
-                base=self.base,
-            )
-            found |= {f"{name}-{rank}": replace(variant, layers=OF_BASE), f"{name}-{rank}-deeper": variant}
-        return found
-
-
-FACTORISED = {
-    "own": Factorised("tree, own vectors", NODE, BINOMIAL_NODE),
-    "tied": Factorised("tree, the head's vectors", NODE, BINOMIAL_NODE, tied=True),
-    "mdlm-own": Factorised("flat, own vectors", "mdlm", {}, ranks=(64, 32)),
-    "mdlm-tied": Factorised("flat, the head's vectors", "mdlm", {"head": "node"}, ranks=(64,), tied=True),
-}
-FACTORISED_VARIANTS = {name: one for kind, some in FACTORISED.items() for name, one in some.variants(kind).items()}
-FACTORISED_VARIANTS |= {
-    "own-64-memory": replace(FACTORISED_VARIANTS["own-64"], layers=MEMORY),
-    "d3-binomial-node": Variant(FACTORS, "tree, D=3, V x d vectors", BINOMIAL_NODE, depth=3),
-    "d3-own-64": replace(
-        FACTORISED_VARIANTS["own-64"], title="tree, D=3, own vectors, r = 64", depth=3, base="d3-binomial-node"
-    ),
-    "hdlm": Variant(FACTORS, "HDLM (D=2, leaf head), V x d vectors", {"schedule": "poisson", "head": "leaf"}),
-}
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
     "embeddings": [
@@ -166,73 +79,6 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         *((name, SEEDS[1]) for name in ("mdlm", NODE)),
     ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
-}
-ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
-SOURCES = {
-    "class-bigrams": "by neighbours in the text",
-    "corpus": "k-means of embeddings from the text",
-    "embeddings": "k-means of another model's embeddings",
-    "random": "random",
-    "frequency": "by frequency",
-}
-
-
-def _trees() -> dict[str, Variant]:
-    found = {
-        f"tree-{source}-{order}": Variant(
-            TREE, f"clusters {SOURCES[source]}, siblings {ORDERS[order]}", source=source, order=order
-        )
-        for source in SOURCES
-        for order in ORDERS
-    }
-    del found["tree-class-bigrams-frequency"]  # the base
-    return found
-
-
-VARIANTS: dict[str, Variant] = {
-    BASE: Variant(BASE, "clusters by neighbours in the text, siblings by frequency, D=2, K=91, child head, sequential"),
-    **_trees(),
-    **{
-        f"node-{rank}": Variant("head", f"node head, rank {rank}", {"head": "node", "head_rank": rank})
-        for rank in (16, 32, 64, 128)
-    },
-    "leaf": Variant("head", "leaf head", {"head": "leaf"}),
-    "free": Variant("embedding", "free input embedding", {"node_embedding": "free"}),
-    "free-node": Variant("embedding", "free, node head", {"node_embedding": "free", "head": "node"}),
-    "k128": Variant("shape", "D=2, K=128", branching=128),
-    "d3": Variant("shape", "D=3, K=21", depth=3),
-    "d3-node": Variant("shape", "D=3, K=21, node head", {"head": "node"}, depth=3),
-    "d4": Variant("shape", "D=4, K=10", depth=4),
-    "d6": Variant("shape", "D=6, K=5", depth=6),
-    **{
-        f"{schedule}{'-node' * (head == 'node')}": Variant(
-            "schedule", f"{schedule}, {head} head", {"schedule": schedule, "head": head}
-        )
-        for schedule in ("binomial", "poisson")
-        for head in ("child", "node")
-    },
-    "mdlm": Variant("MDLM", "flat", depth=1),
-    "mdlm-free": Variant("MDLM", "flat, free input embedding", {"node_embedding": "free"}, depth=1),
-    "mdlm-early": Variant("MDLM", "flat, training times from 0.001", depth=1, settings={"sampling_eps": 1e-3}),
-    "mdlm-undecayed": Variant("MDLM", "flat, no weight decay", depth=1, settings={"weight_decay": 0.0}),
-    "early": Variant("training times", "from 0.001 of a window", settings={"sampling_eps": 1e-3}),
-    "closed": Variant(UNSEEN, "unseen tokens clustered as the others", BINOMIAL_NODE, source="closed"),
-    **{f"shared-{e:g}": Variant(UNSEEN, f"tree, {e:g}", BINOMIAL_NODE, uniform_share=e) for e in SHARES if e},
-    **{f"mdlm-shared-{e:g}": Variant(UNSEEN, f"flat, {e:g}", depth=1, uniform_share=e) for e in SHARES if e},
-    **{
-        f"times-{eps:g}": Variant(TIMES, f"from {eps:g} of a window", BINOMIAL_NODE, settings={"sampling_eps": eps})
-        for eps in (0.03, 0.01, 0.001)
-    },
-    "times-capped": Variant(
-        TIMES,
-        "from 0.001 of a window, weights before 0.1 as at 0.1",
-        BINOMIAL_NODE,
-        settings={"sampling_eps": 1e-3},
-        weights_from=0.1,
-    ),
-    **FACTORISED_VARIANTS,
-    "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
-    "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
 
 
@@ -383,35 +229,6 @@ def make_tree(variant: Variant, data: PackedData, embeddings: str) -> Vocabulary
     if variant.depth == 1:
         return VocabularyTree.flat(sources.vocab_size)
     return sources.build(variant.source, variant.order, variant.depth, variant.branching)
-
-
-def variant_config(variant: Variant, tree: VocabularyTree, protocol: Protocol) -> TreeDiffConfig:
-    """Return the config of a variant's model."""
-    sizes = dict(protocol.sizes)
-    if variant.layers == OF_BASE:
-        other = variant_config(VARIANTS[variant.base], tree, protocol)
-        sizes |= {name: getattr(other, name) for name in ("num_hidden_layers", "intermediate_size")}
-        return TreeDiffConfig.from_tree(tree, **variant.contender.fields, **sizes)
-    flat = VocabularyTree.flat(tree.vocab_size)
-    if variant.layers == MEMORY:
-        reference = variant_config(VARIANTS["mdlm"], flat, protocol)
-        return config_for_memory(variant.contender, tree, planned_memory(reference, protocol), protocol)
-    budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
-    return budget_config(variant.contender, tree, budget, **sizes)
-
-
-def config_for_memory(contender: Contender, tree: VocabularyTree, memory: int, protocol: Protocol) -> TreeDiffConfig:
-    """Return the contender's config with as many layers as a training step of this planned memory (bytes) allows."""
-    best = same_depth_config(contender, tree, 1, **protocol.sizes)
-    while planned_memory(best, protocol) <= memory:
-        config, best = best, same_depth_config(contender, tree, best.num_hidden_layers + 1, **protocol.sizes)
-    return config
-
-
-def planned_memory(config: TreeDiffConfig, protocol: Protocol) -> int:
-    """Return the planned peak (bytes) of a training step."""
-    precision = "fp32" if protocol.precision == "no" else protocol.precision
-    return plan_memory(config, protocol.batch_size, protocol.sequence_length, precision=precision).peak
 
 
 def shortened(protocol: Protocol) -> Protocol:

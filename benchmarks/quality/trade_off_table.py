@@ -50,8 +50,8 @@ def budgets_table(record: Record, embeddings: Record) -> str:
     header = ("model", "layers", "parameters", "planned memory", "time of a step", "perplexity")
     return table(header, lines) + (
         f"\nAs ratios to MDLM; perplexity of the held-out text, seed {SEEDS[0]}. Steps of {record['batch_size']} "
-        f"windows of {record['sequence_length']} tokens in fp32, median of the ratios of turns; {record['device']}; commits "
-        f"{record['commit']} (costs), {embeddings['trained_with']['commit']} (perplexity).\n"
+        f"windows of {record['sequence_length']} tokens in fp32, median of the ratios of turns; {record['device']}; "
+        f"commits {record['commit']} (costs), {embeddings['trained_with']['commit']} (perplexity).\n"
     )
 
 

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.contenders import make_model
 from benchmarks.places import RESULTS
-from benchmarks.quality.ablations import BASE, NODE, VARIANTS, variant_config
 from benchmarks.quality.perplexity import PROTOCOLS
 from benchmarks.quality.training import Protocol
+from benchmarks.quality.variants import BASE, NODE, VARIANTS, variant_config
 from benchmarks.speed.throughput import WARM_UP, rates
 from benchmarks.timing import seconds_in_turns
 from benchmarks.training_step import diffusion_batch, training_step

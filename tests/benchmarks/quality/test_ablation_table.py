@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.quality import ablation_table, ablations, training
+from benchmarks.quality import ablation_table, ablations, training, variants
 from benchmarks.quality import record as quality_record
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.building.balanced import random_tree
@@ -13,9 +13,9 @@ from modeling_treediff.building.balanced import random_tree
 
 def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
     runs = ablations.wanted_runs("trees")
-    first = [ablations.VARIANTS[name] for name, seed in runs if seed == 0]
+    first = [variants.VARIANTS[name] for name, seed in runs if seed == 0]
     pairs = [(variant.source, variant.order) for variant in first]
-    assert sorted(pairs) == sorted(itertools.product(ablations.SOURCES, ablations.ORDERS))
+    assert sorted(pairs) == sorted(itertools.product(variants.SOURCES, variants.ORDERS))
     assert {name for name, _ in runs}.isdisjoint({name for name, _ in ablations.wanted_runs("choices")} - {"base"})
     nats = np.random.default_rng(0).uniform(5, 6, (len(runs), 40))
     shown = [
@@ -27,7 +27,7 @@ def test_trees_are_every_source_in_every_order_and_the_table_has_them_all():
     record |= {"trained_with": {"device": "", "commit": "", "versions": {"torch": ""}}, "runs": shown}
     cells = [cell for line in ablation_table.trees_table(record).splitlines()[2:7] for cell in line.split(" | ")[1:]]
     for index, (source, order) in enumerate(pairs):
-        cell = cells[list(ablations.SOURCES).index(source) * 3 + list(ablations.ORDERS).index(order)]
+        cell = cells[list(variants.SOURCES).index(source) * 3 + list(variants.ORDERS).index(order)]
         assert cell.startswith(f"{nats[index].mean():.3f}")
         assert (f"({(nats[index] - nats[0]).mean():+.3f} ±" in cell) == (index > 0)
     record["runs"] = shown[:-2]
@@ -41,7 +41,7 @@ def test_training_times_stand_beside_the_default_with_their_differences():
     gaps = [quality_record.estimate(own - base) for own, base in zip(nats[1], nats[0], strict=True)]
     shared = {"seed": 0, "num_hidden_layers": 6, "level_losses": [3.0, 2.0]}
     runs = [
-        shared | {"variant": ablations.NODE, "title": "x", "further": {"a word": word}} | bound,
+        shared | {"variant": variants.NODE, "title": "x", "further": {"a word": word}} | bound,
         shared
         | {"variant": "times-0.01", "title": "from 0.01", "difference": gaps[0]}
         | {"further": {"a word": own_word | {"difference": gaps[1]}}}
@@ -59,7 +59,7 @@ def test_training_times_stand_beside_the_default_with_their_differences():
 def test_the_default_is_the_candidate_that_predicted_best():
     best, *_ = ablation_table.ranked_candidates(ablation_table.read_part("candidates"))
     config = TreeDiffConfig.from_tree(random_tree(20, 5, 2))
-    fields = ablations.VARIANTS[best].contender.fields
+    fields = variants.VARIANTS[best].contender.fields
     assert {name: getattr(config, name) for name in fields} == dict(fields)
     heads = [TreeDiffConfig.from_tree(random_tree(20, 20, depth)).head for depth in (1, 2, 3)]
     assert heads == ["child", "node", "child"]

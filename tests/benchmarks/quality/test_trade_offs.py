@@ -6,7 +6,7 @@ import pytest
 from helpers.contenders import TINY
 
 from benchmarks.quality import trade_off_table, trade_offs
-from benchmarks.quality.ablations import NODE, VARIANTS
+from benchmarks.quality.variants import NODE, VARIANTS
 
 MODELS = ("mdlm", NODE, "own-64")
 
