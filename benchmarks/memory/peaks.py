@@ -47,7 +47,6 @@ from modeling_treediff.training.run.out_of_memory import device_memory
 
 # By the device of the measurement, "" for plans alone.
 RECORDS = {"": RESULTS / "memory.json", "cpu": RESULTS / "memory_cpu.json", "cuda": RESULTS / "memory_cuda.json"}
-PLANNED = (*COMPARED, "tree-factorised")
 PRECISION = "bf16"
 BATCHES = (4, 16, 32, 64)
 REFERENCE_POINT = Size.full(50_257, 768)
@@ -130,7 +129,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", choices=("cpu", "cuda"), default="", help="on this device, beside the plans")
     grid = parser.add_argument_group("the grid; by default all of it")
-    grid.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=PLANNED, metavar="NAME")
+    grid.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
     grid.add_argument("--hidden-sizes", type=int, nargs="+", choices=list(LAYERS_AND_HEADS), default=LAYERS_AND_HEADS)
     grid.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="TOKENS")
     grid.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="WINDOWS")

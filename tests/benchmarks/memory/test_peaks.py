@@ -50,13 +50,13 @@ def test_a_run_cut_off_goes_on_and_every_model_has_its_row(run, tmp_path, monkey
     rows = run("--resume")["rows"]
     assert len(planned) == len(rows) == len({key(row) for row in rows})
     assert not (tmp_path / "memory.partial.json").exists()
-    assert {row["contender"] for row in rows} == set(peaks.PLANNED)
+    assert {row["contender"] for row in rows} == set(peaks.COMPARED)
 
     record = tables.read_memory(tmp_path / "memory.json")
     bytes_of = {
         (name, kind): [row["peak_bytes"] for row in tables.select(record, contender=name)
                        if kind in row["matched"]]
-        for name in peaks.PLANNED for kind in ("budget", "depth")
+        for name in peaks.COMPARED for kind in ("budget", "depth")
     }  # fmt: skip
     assert all(few < many for few, many in bytes_of.values())  # windows
     for place in range(len(BATCHES)):
