@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from modeling_treediff.files.atomic_files import update_folder, write_atomically
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import TrainingConfig
-from modeling_treediff.training.run.optimization import make_learning_rate, make_optimizer
+from modeling_treediff.training.run.optimization import make_learning_rate, make_optimizer, peak_learning_rate
 from modeling_treediff.training.run.run_log import RunLog
 from modeling_treediff.training.run.signals import StopRequest, exit_code
 
@@ -38,7 +38,7 @@ def train_autoregressive(
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     model = GPT2LMHeadModel(gpt2).to(accelerator.device).train()
-    optimizer = make_optimizer(model, config, accelerator.device)
+    optimizer = make_optimizer(model, peak_learning_rate(config, gpt2.n_embd), config.weight_decay, accelerator.device)
     rate = make_learning_rate(optimizer, config)
     parts = {"model": model, "optimizer": optimizer, "rate": rate}
     done = _load_state(config.output_dir / STATE_NAME, parts)

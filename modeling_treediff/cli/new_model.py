@@ -1,5 +1,6 @@
 """The config of a new model, from a tree and what the command line says of its sizes."""
 
+import math
 from typing import Any
 
 from modeling_treediff.building.budget import budget_config
@@ -12,11 +13,12 @@ def model_fields(
     tree: VocabularyTree, model: Model, process: Process, eos_token_id: int | None = None
 ) -> dict[str, Any]:
     """Return the fields of the config over the tree, with the layers asked for or those the budget pays."""
+    length = SEQUENCE_LENGTH if model.sequence_length is None else model.sequence_length
     fields: dict[str, Any] = {
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
-        "max_position_embeddings": SEQUENCE_LENGTH if model.sequence_length is None else model.sequence_length,
-        "rope_theta": model.rope_theta,
+        "max_position_embeddings": length,
+        "rope_theta": usual_rope_theta(length) if model.rope_theta is None else model.rope_theta,
         **vars(process),
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,
@@ -26,3 +28,11 @@ def model_fields(
         return fields | {"num_hidden_layers": model.num_hidden_layers}
     config = budget_config(tree, model.num_parameters, **fields)
     return fields | {name: getattr(config, name) for name in ("num_hidden_layers", "intermediate_size")}
+
+
+def usual_rope_theta(sequence_length: int) -> float:
+    """Return the least power of ten, from 100 on, that is not below the length.
+
+    Then the slowest pair of features still tells a distance to the left from one to the right; see `unfit_settings`.
+    """
+    return 10.0 ** max(2, math.ceil(math.log10(sequence_length)))

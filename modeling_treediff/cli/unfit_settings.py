@@ -1,18 +1,17 @@
-"""Settings of a run that do not fit one another, since defaults are the sample's for any model: a line for each."""
+"""Settings of a run that do not fit one another: a line for each."""
 
 import math
-import os
+from dataclasses import replace
 
 from accelerate import PartialState
 from accelerate.utils import is_bf16_available
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.training import TrainingConfig
+from modeling_treediff.training.run.optimization import peak_learning_rate
+from modeling_treediff.training.run.preflight import run_precision
 
-# Peak learning rates times width: 0.5 for the sample's model, 0.3 to 0.7 for the eight of GPT-3 (arXiv 2005.14165,
-# table 2.1). A saved model that is trained on at such a rate forgets first; the guide to training takes a tenth.
-RATE_OF_NEW, RATE_OF_SAVED = 0.5, 0.05
-MOST_OF_NEW, MOST_OF_SAVED = 1.0, 0.25
+MOST_OF_NEW, MOST_OF_SAVED = 2, 5  # times the default
 
 
 def unfit_settings(model: TreeDiffConfig, config: TrainingConfig, sequence_length: int, is_new: bool) -> list[str]:
@@ -48,16 +47,18 @@ def _rope(model: TreeDiffConfig, length: int) -> str | None:
 
 
 def _learning_rate(model: TreeDiffConfig, config: TrainingConfig, is_new: bool) -> str | None:
-    rate, most = (RATE_OF_NEW, MOST_OF_NEW) if is_new else (RATE_OF_SAVED, MOST_OF_SAVED)
-    if config.learning_rate * model.hidden_size <= most:
+    rate = peak_learning_rate(config, model.hidden_size, is_new)
+    usual = peak_learning_rate(replace(config, learning_rate=None), model.hidden_size, is_new)
+    if rate <= usual * (MOST_OF_NEW if is_new else MOST_OF_SAVED):
         return None
     what = "a new model" if is_new else "going on with a model"
-    usual = f"--learning-rate {rate / model.hidden_size:.1g} is usual"
-    return f"The learning rate {config.learning_rate:g} is high for {what} of width {model.hidden_size}: {usual}."
+    return f"The learning rate {rate:g} is high for {what} of width {model.hidden_size}: {usual:.1g} is the default."
 
 
 def _precision(config: TrainingConfig) -> str | None:
-    device, launched = PartialState().device, os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if config.mixed_precision is not None or launched != "no" or device.type == "cpu" or not is_bf16_available():
+    """Look whether the launcher, which says fp32 where it was told nothing, keeps a GPU from bf16."""
+    device = PartialState().device
+    asked = config.mixed_precision is not None or run_precision(config) != "no"
+    if asked or device.type == "cpu" or not is_bf16_available():
         return None
     return f"Training in fp32 on {device}: --mixed-precision bf16 is faster and takes less memory, no keeps fp32."

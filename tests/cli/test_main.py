@@ -117,7 +117,7 @@ def test_the_defaults_shown_are_the_defaults_used(tmp_path):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 assert float(printed[flag_of(one)]) == value
                 checked += 1
-    assert checked >= 20
+    assert checked >= 18
 
 
 def test_every_training_setting_is_an_option():

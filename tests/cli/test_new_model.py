@@ -1,11 +1,13 @@
 """The config of a new model: sizes as given, layers as given or as a budget pays."""
 
+import math
+
 import pytest
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import count_parameters
-from modeling_treediff.cli.new_model import model_fields
+from modeling_treediff.cli.new_model import model_fields, usual_rope_theta
 from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model, Process
 
 TREE = random_tree(300, 18, 2)
@@ -27,3 +29,13 @@ def test_what_is_given_is_in_the_config():
 def test_a_budget_sets_the_layers():
     config = make(parameters="60e3")
     assert config.num_hidden_layers > 3 and sum(count_parameters(config).values()) == pytest.approx(60e3, rel=0.05)
+
+
+@pytest.mark.parametrize("width", [16, 28, 64, 128])
+@pytest.mark.parametrize("length", [8, 64, 101, 512, 1000, 8192])
+def test_with_the_base_by_length_no_pair_of_features_turns_half_around_too_early(width, length):
+    """The slowest turns by length / base^(1 - 2 / width), at most pi over a window: left and right stay apart."""
+    base = usual_rope_theta(length)
+    assert length / base ** (1 - 2 / width) <= math.pi
+    assert base in (100, 1000, 10_000) and (base == 100 or length > base / 10)
+    assert make(sequence_length=length, num_hidden_layers=1).rope_theta == base

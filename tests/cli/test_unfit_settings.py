@@ -9,13 +9,14 @@ from helpers.processes import run_here
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.cli import unfit_settings as module
+from modeling_treediff.cli.new_model import usual_rope_theta
 from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model
 from modeling_treediff.cli.unfit_settings import unfit_settings
 from modeling_treediff.training import TrainingConfig
 
 QUICKSTART = {
     "hidden_size": Model().hidden_size, "num_attention_heads": Model().num_attention_heads,
-    "rope_theta": Model().rope_theta, "max_position_embeddings": 2**20,
+    "rope_theta": usual_rope_theta(SEQUENCE_LENGTH), "max_position_embeddings": 2**20,
 }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def test_rates_that_others_take_are_silent_and_the_default_where_it_is_high_is_n
     tmp_path, width, rate, is_new, usual
 ):
     said = unfit(tmp_path, is_new=is_new, learning_rate=rate, hidden_size=width)
-    assert (f"--learning-rate {usual} is usual" in said) if usual else not said
+    assert (f"{usual} is the default" in said) if usual else not said
 
 
 def test_fp32_on_a_gpu_is_named_unless_it_is_asked_for(tmp_path, monkeypatch):
@@ -52,6 +53,7 @@ def test_fp32_on_a_gpu_is_named_unless_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PartialState", lambda: state)
     monkeypatch.setattr(state, "device", torch.device("cuda"))
     monkeypatch.setattr(module, "is_bf16_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher says that was told nothing
     assert "--mixed-precision bf16" in unfit(tmp_path)
     assert not unfit_settings(TreeDiffConfig(**QUICKSTART), TrainingConfig(tmp_path, mixed_precision="no"), 64, True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -60,6 +62,7 @@ def test_fp32_on_a_gpu_is_named_unless_it_is_asked_for(tmp_path, monkeypatch):
 
 def test_the_command_says_so_in_a_line_before_it_reads_the_text(tmp_path, caplog):
     sizes = ["--hidden-size", 16, "--heads", 2, "--layers", 1, "--sequence-length", 300, "--batch-size", 1]
+    sizes += ["--rope-theta", 100]
     run_here("train", *sizes, "--text", tmp_path / "none.txt", "--learning-rate", 0.1, "--output", tmp_path / "run")
     assert [record.message.split(" is ")[0] for record in caplog.records] == [
         "The base 100 of the rotary embedding", "The learning rate 0.1"

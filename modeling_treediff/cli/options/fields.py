@@ -40,7 +40,7 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     """Return the field of an option with its default, its help, and what else `add_argument` takes.
 
     The option is called like the field, or like `flag` among the metadata. With `is_text` it is text to write or to
-    tokenise, and no name of a file: it must be Unicode.
+    tokenise, and no name of a file: it must be Unicode; `presets` are further words of the command line by its value.
     """
     return dataclasses.field(default=default, metadata={"help": text} | metadata)
 

@@ -9,6 +9,14 @@ from modeling_treediff.files.sample import FLAT, SAMPLE_NAME
 from .fields import given, option, same_as
 
 SEQUENCE_LENGTH = 64  # of a new model
+# Options by name of the preset; what else is given wins.
+PRESETS = {
+    f"{parameters}M": (
+        *("--parameters", f"{parameters}M", "--hidden-size", f"{width}", "--heads", f"{width // 64}"),
+        *("--sequence-length", f"{length}"),
+    )
+    for parameters, width, length in ((10, 256, 128), (30, 384, 256), (160, 768, 512))
+}
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}  # of a number of parameters
 
 
@@ -23,10 +31,21 @@ class Model:
     )
     tree: str = option(SAMPLE_NAME, f"folder or Hub repository of a tree, or `{FLAT}` (MDLM)")
     parameters: str = option("3.43M", "budget that sets the number of layers, such as 10M or 1.5e8")
+    preset: str | None = option(
+        None,
+        "sizes that go together, with about as many parameters: "
+        + "; ".join(f"{name}: {' '.join(words)}" for name, words in PRESETS.items()),
+        choices=tuple(PRESETS),
+        presets=PRESETS,
+    )
     num_hidden_layers: int | None = option(None, "number of layers, instead of a budget", flag="layers")
     hidden_size: int = option(168, "width of the network")
     num_attention_heads: int = option(6, "attention heads", flag="heads")
-    rope_theta: float = option(100.0, "base of the rotary position embedding; small for short sequences")
+    rope_theta: float | None = option(
+        None,
+        "base of the rotary position embedding (default: the next power of ten from --sequence-length on, at least "
+        "100)",
+    )
     sequence_length: int | None = option(
         None, f"tokens per sequence (default: {SEQUENCE_LENGTH}; with --from the model's longest)"
     )
@@ -72,5 +91,6 @@ def check_source(model: Model, process: Process) -> None:
     if model.source is None:
         return
     own = [flag for flag in given(model) if flag not in ("--from", "--sequence-length")] + given(process)
+    own = ["--preset"] if model.preset else own  # which gives others
     if own:
         raise ValueError(f"--from brings its own model along: leave out {', '.join(own)}.")

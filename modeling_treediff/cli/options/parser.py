@@ -19,6 +19,8 @@ from modeling_treediff.files.utf8 import check_utf8
 from .fields import flag_of
 from .files import words_of_file
 
+OURS = ("operand", "flag", "is_text", "presets")  # metadata that are no arguments of `add_argument`
+
 
 @dataclasses.dataclass
 class ConfigFile:
@@ -44,7 +46,12 @@ class OptionParser(HfArgumentParser):
 
     def __init__(self, dataclass_types: Sequence[type], prog: str, description: str, examples: str) -> None:
         """Make the parser of a command; the dataclasses' `_argument_group_name` are the titles of their groups."""
-        needed = [_usage(one) for kind in dataclass_types for one in dataclasses.fields(kind)]
+        options = [one for kind in dataclass_types for one in dataclasses.fields(kind)]
+        needed = map(_usage, options)
+        # Words by the name of the preset, of the one option that has such.
+        self.presets: dict[str, Sequence[str]] = {}
+        for one in options:
+            self.presets |= one.metadata.get("presets", {})
         super().__init__(
             [ConfigFile, *dataclass_types],  # type: ignore[list-item]  # its DataClassType is none that mypy knows
             prog=prog,
@@ -60,7 +67,7 @@ class OptionParser(HfArgumentParser):
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
         """Make a field an argument. The library knows no operands, no flags without a value, and one name for both."""
-        metadata = {name: value for name, value in field.metadata.items() if name not in ("operand", "flag", "is_text")}
+        metadata = {name: value for name, value in field.metadata.items() if name not in OURS}
         if "operand" in field.metadata:
             metadata.setdefault("metavar", field.name.upper())
             parser.add_argument(field.name, type=Path if field.type is Path else str, **metadata)
@@ -74,17 +81,13 @@ class OptionParser(HfArgumentParser):
 
     def parse(self, line: Sequence[str], check: Callable[..., None] | None = None) -> tuple[Any, ...]:
         """Return an instance of each dataclass; `check` raises ValueError for what they contradict each other in."""
-        first = argparse.ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
-        first.add_argument("--config", type=Path)
-        file = first.parse_known_args(line)[0].config
         try:
-            switches = [flag for one in self._actions if one.nargs == 0 for flag in one.option_strings]
-            from_file = [] if file is None else [*words_of_file(file, switches), f"--config={file}"]
-            _, *read, unknown = self.parse_args_into_dataclasses(
-                [*from_file, *line], return_remaining_strings=True, look_for_args_file=False
+            from_file, of_preset = self._further_words(line)
+            named, *read, unknown = self.parse_args_into_dataclasses(
+                [*of_preset, *from_file, *line], return_remaining_strings=True, look_for_args_file=False
             )
             if unknown:
-                place = f"{file}: " if unknown[0] in from_file else ""
+                place = f"{named.config}: " if unknown[0] in from_file else ""
                 self.error(f"{place}{self._nearest(unknown[0])}")
             for text in _texts(read):
                 check_utf8(text)
@@ -93,6 +96,16 @@ class OptionParser(HfArgumentParser):
         except (OSError, ValueError) as error:
             self.error(str(error))
         return tuple(read)
+
+    def _further_words(self, line: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+        """Return the words of the file that the line names, and those of the preset that one of them names."""
+        first = argparse.ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
+        first.add_argument("--config", type=Path)
+        first.add_argument("--preset")
+        file = first.parse_known_args(line)[0].config
+        switches = [flag for one in self._actions if one.nargs == 0 for flag in one.option_strings]
+        from_file = [] if file is None else [*words_of_file(file, switches), f"--config={file}"]
+        return from_file, self.presets.get(first.parse_known_args([*from_file, *line])[0].preset, ())
 
     def _nearest(self, word: str) -> str:
         name = word.partition("=")[0]

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .checkpoints import CheckpointStore
 from .curves import CURVES_NAME, draw_curves
 from .divergence import report_divergence
 from .identity import run_identity
-from .optimization import make_learning_rate, make_optimizer
+from .optimization import make_learning_rate, make_optimizer, peak_learning_rate
 from .preflight import (
     check_room,
     check_run,
@@ -109,6 +109,7 @@ def train(
     check_trainable(model)
     check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)
+    config = replace(config, learning_rate=peak_learning_rate(config, model.config.hidden_size))
     run: _Run | None = None
 
     def advice() -> str:
@@ -171,7 +172,8 @@ class _Run:
         if config.gradient_checkpointing:
             checkpoint_activations(model)
         model.to(accelerator.device).train()
-        optimizer = make_optimizer(model, config, accelerator.device)
+        rate = peak_learning_rate(config, model.config.hidden_size)
+        optimizer = make_optimizer(model, rate, config.weight_decay, accelerator.device)
         if config.find_batch_size:
             length = self.training.sequence_length
             config = possible_batch(model.config, config, length)

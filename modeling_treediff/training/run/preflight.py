@@ -31,6 +31,7 @@ from .settings import TrainingConfig
 from .trained_model import TrainedModel
 
 LOGS_NAME = "logs"
+COMPILER = "inductor"
 LOCK_NAME = ".training.lock"
 LOCK_SECONDS = 0.1
 PROBE_BYTES = 2**16
@@ -91,7 +92,7 @@ def check_settings(config: TrainingConfig) -> None:
     """
     state = join_processes()
     config.on_processes(state.num_processes)
-    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = run_precision(config)
     if precision == "fp16" and state.device.type != "cuda":
         raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
     if precision == "bf16" and not is_bf16_available():
@@ -141,6 +142,13 @@ def check_room(model: TrainedModel, config: TrainingConfig) -> None:
         )
 
 
+def run_precision(config: TrainingConfig) -> str:
+    """Return the precision of the config, or that of `accelerate launch`, or else the best that the device has."""
+    if told := config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        return told
+    return "bf16" if join_processes().device.type != "cpu" and is_bf16_available() else "no"
+
+
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Return the run's accelerator.
 
@@ -149,7 +157,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
     """
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=run_precision(config),
+        dynamo_backend=COMPILER if config.compile else None,
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / LOGS_NAME)),
         # Every process reads a stream for itself: no exchange for data, and what fails in it fails on all alike.

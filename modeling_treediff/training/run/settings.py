@@ -42,7 +42,13 @@ class TrainingConfig:
         default=False,
         metadata={"help": "lower --batch-size until a step fits the memory, and accumulate more: same global batch"},
     )
-    learning_rate: float = field(default=3e-3, metadata={"help": "peak of the schedule, after a linear warm-up"})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "peak of the schedule, after a linear warm-up (default: 3e-3, and 0.5 / hidden size where that "
+            "is less; for a saved model a tenth)"
+        },
+    )
     warmup_steps: int = field(default=50, metadata={"help": "optimizer steps of warm-up"})
     learning_rate_schedule: str = field(
         default=LEARNING_RATE_SCHEDULES[0],
@@ -71,7 +77,14 @@ class TrainingConfig:
     )
     mixed_precision: str | None = field(
         default=None,
-        metadata={"choices": PRECISIONS, "help": "no: fp32 (default: as `accelerate launch` was told, else no)"},
+        metadata={
+            "choices": PRECISIONS,
+            "help": "no: fp32 (default: as `accelerate launch` says, else bf16 where a GPU has it)",
+        },
+    )
+    compile: bool = field(
+        default=False,
+        metadata={"help": "compile the network first, which takes a minute or more: faster steps on a GPU"},
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
@@ -123,11 +136,10 @@ class TrainingConfig:
         ):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise ValueError(f"{name} must not be negative or above 10^12, got {getattr(self, name)}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if math.isinf(self.learning_rate):
-            raise ValueError("learning_rate must be finite, got inf.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}.")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}.")
         if self.seed >= SEEDS:
             raise ValueError(f"seed must be below 2^32, got {self.seed}.")
         if not 0 < self.sampling_eps < 1:

@@ -1,12 +1,16 @@
 """Which model: a saved one brings all along, a new one is as its config is by default."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
-from helpers.options import refusal
+from helpers.options import parse, refusal
 
 from modeling_treediff import TreeDiffConfig
-from modeling_treediff.cli.options.model import FAMILY, Model, Process, check_source
+from modeling_treediff.cli.options.model import FAMILY, PRESETS, Model, Process, check_source
+
+
+def model_of(subcommand, *words):
+    return next(one for one in parse(subcommand, *map(str, words)) if isinstance(one, Model))
 
 
 def test_the_defaults_of_the_process_are_the_configs():
@@ -34,6 +38,34 @@ def test_a_saved_model_brings_its_own_along(model, process, named):
     with pytest.raises(ValueError, match=f"leave out {named}.$"):
         check_source(Model("my_model", **model), Process(**process))
     check_source(Model("my_model", sequence_length=32), Process())
+
+
+@pytest.mark.parametrize("subcommand", ["train", "plan-memory"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_sizes_of_which_others_can_be_given(tmp_path, subcommand, name):
+    """On the command line or in a file, before or after it; its model has about as many parameters as it says."""
+    model = model_of(subcommand, "--preset", name)
+    assert model.num_parameters == float(name.removesuffix("M")) * 1e6
+    assert model.hidden_size == 64 * model.num_attention_heads
+    wider = replace(model, hidden_size=1024)
+    assert model_of(subcommand, "--hidden-size", 1024, "--preset", name) == wider
+    file = tmp_path / "options.yaml"
+    file.write_text(f"preset: {name}\nhidden-size: 1024\n")
+    assert model_of(subcommand, "--config", file) == wider
+    file.write_text(f"preset: {next(other for other in PRESETS if other != name)}\n")
+    assert model_of(subcommand, "--config", file, "--preset", name) == model
+
+
+def test_presets_get_larger_in_all_sizes():
+    models = [model_of("train", "--preset", name) for name in PRESETS]
+    for names in ("num_parameters", "hidden_size", "sequence_length"):
+        sizes = [getattr(model, names) for model in models]
+        assert sizes == sorted(set(sizes))
+
+
+def test_unknown_presets_and_those_beside_a_saved_model_are_refused():
+    assert "--preset: invalid choice: '20M'" in refusal("train", "--preset", "20M")
+    assert "leave out --preset." in refusal("train", "--from", "my_model", "--preset", "10M")
 
 
 @pytest.mark.parametrize(

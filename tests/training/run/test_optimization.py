@@ -8,7 +8,12 @@ import torch
 from helpers.tiny_run import tiny_network, tiny_tree
 
 from modeling_treediff.training import TrainingConfig
-from modeling_treediff.training.run.optimization import make_learning_rate, make_optimizer, parameter_groups
+from modeling_treediff.training.run.optimization import (
+    make_learning_rate,
+    make_optimizer,
+    parameter_groups,
+    peak_learning_rate,
+)
 
 
 def rates(**settings):
@@ -56,12 +61,11 @@ def test_matrices_decay_and_vectors_do_not():
 
 def test_the_fused_kernel_takes_the_same_steps():
     gradients = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
-    config = TrainingConfig(Path("x"), 1, learning_rate=0.1)
     states = []
     for fused in (True, False):
         model = torch.nn.Linear(20, 1, bias=False)
         model.weight.data.fill_(1.0)
-        optimizer = make_optimizer(model, config, torch.device("cpu"))
+        optimizer = make_optimizer(model, 0.1, 0.0, torch.device("cpu"))
         assert optimizer.defaults["fused"] is True
         if not fused:
             for group in optimizer.param_groups:
@@ -71,3 +75,13 @@ def test_the_fused_kernel_takes_the_same_steps():
             optimizer.step()
         states.append(model.weight.detach())
     torch.testing.assert_close(*states)
+
+
+@pytest.mark.parametrize(("width", "published"), [(768, 6e-4), (1536, 2.5e-4), (4096, 1.2e-4), (12288, 0.6e-4)])
+def test_learning_rates_by_width_are_near_those_of_gpt3(width, published):
+    """arXiv 2005.14165, table 2.1: small, large, 6.7B and 175B."""
+    config = TrainingConfig(Path("x"))
+    assert published / 1.5 < peak_learning_rate(config, width) < published * 1.5
+    assert peak_learning_rate(config, width, is_new=False) == pytest.approx(peak_learning_rate(config, width) / 10)
+    assert peak_learning_rate(TrainingConfig(Path("x"), learning_rate=0.25), width) == 0.25
+    assert peak_learning_rate(config, 32) == peak_learning_rate(config, 168) == 3e-3

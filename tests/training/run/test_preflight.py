@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
+from helpers.processes import forget_accelerate
 from helpers.tiny_run import LENGTH, tiny_network, tiny_run, tiny_tree
 from peft import LoraConfig, get_peft_model
 
@@ -211,3 +213,38 @@ def test_links_with_the_names_of_a_runs_own_files_are_not_followed(tmp_path):
     assert (tmp_path / "key").read_text() == "a key"
     assert [file.read_text() for file in (tmp_path / "theirs").iterdir()] == ["theirs"]
     assert not (tmp_path / "run" / "checkpoint-0000002").is_symlink()
+
+
+def test_bf16_is_taken_where_a_gpu_has_it_unless_another_precision_is_asked_for(
+    tmp_path, monkeypatch, fresh_accelerate
+):
+    config = TrainingConfig(tmp_path)
+    assert preflight.run_precision(config) == "no"  # of a CPU, which has it
+    state = PartialState()
+    monkeypatch.setattr(preflight, "join_processes", lambda: state)
+    monkeypatch.setattr(state, "device", torch.device("cuda"))
+    for available, precision in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(preflight, "is_bf16_available", lambda available=available: available)
+        assert preflight.run_precision(config) == precision
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert preflight.run_precision(config) == "fp16"
+    assert preflight.run_precision(TrainingConfig(tmp_path, mixed_precision="no")) == "no"
+
+
+def test_a_compiled_run_is_the_same_run_and_can_be_resumed_without(tmp_path, monkeypatch, fresh_accelerate):
+    """By the compiler's own graph and backward pass, without its code for the machine."""
+    whole, *_ = tiny_run(tmp_path / "whole", max_steps=4)
+    monkeypatch.setattr(preflight, "COMPILER", "aot_eager")
+    compiled: list[object] = []
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **options: compiled.append(options) or compile_(model, **options)
+    )
+    forget_accelerate()
+    tiny_run(tmp_path / "run", max_steps=2, compile=True)
+    assert [options["backend"] for options in compiled] == ["aot_eager"]
+    forget_accelerate()
+    resumed, *_ = tiny_run(tmp_path / "run", max_steps=4, resume=True)
+    assert len(compiled) == 1
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-5)
