@@ -26,6 +26,7 @@ from helpers.processes import REPOSITORY, SAMPLE, environment_on_the_cpu, run_py
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from modeling_treediff.text import read_documents
+from modeling_treediff.training.run import preflight
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
@@ -56,6 +57,7 @@ OPTIONAL = {"torchao": "not among the development packages (test_quantised.py)"}
 SMALL = (
     ("build_tree.py", "--train-tokenizer", "--train-tokenizer 400"),
     ("train.py", "", "--max-steps 4 --batch-size 4 --warmup-steps 2 --validate-every 2 --save-every 2"),
+    ("train.py", "--global-batch-size", "--global-batch-size 8"),
     ("train.py", "no --from", "--hidden-size 16 --heads 2 --layers 1 --sequence-length 64"),
     ("train.py", "no --validation-text", "--hold-out-every 5"),
     ("train_with_trainer.py", "", "--max_steps 2 --per_device_train_batch_size 2 --hold_out_every 5 --use_cpu"),
@@ -187,6 +189,7 @@ def reader(name, folder):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        monkeypatch.setattr(preflight, "COMPILER", "eager")  # the usual one takes a minute
         with hub_in_this_process(monkeypatch, folder / "home") as hub:
             if (folder / "my_tree").is_dir():
                 hub.put("openai-community/gpt2", small_gpt2(folder))
