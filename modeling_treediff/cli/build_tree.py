@@ -108,7 +108,7 @@ def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:
         )
     shape(job, size)
     return train_tokenizer(
-        tqdm(read(job.similarity.text or [], job.dataset), desc="words", unit=" texts", leave=False), size
+        tqdm(read(job.similarity.text or [], job.dataset), desc="words", unit=" texts", leave=False, disable=None), size
     )
 
 
@@ -179,7 +179,7 @@ def warn_of_unseen(tree: VocabularyTree, token_counts: np.ndarray) -> Vocabulary
 
 def count_tokens(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextCounts:
     """Count the tokens of documents, and which follows which; say how many rare neighbours did not fit."""
-    bar = tqdm(documents, desc="text", unit=" texts", leave=False)
+    bar = tqdm(documents, desc="text", unit=" texts", leave=False, disable=None)
     counts = count_text(encode_documents(tokenizer, bar), vocab_size)
     if (unknown := unknown_id(tokenizer)) is not None:
         warn_of_unknown(int(counts.token_counts[unknown]), int(counts.token_counts.sum()), "The text")

@@ -5,6 +5,7 @@ Only the subcommand that is called is imported, its options before what it runs.
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -65,6 +66,8 @@ def run_subcommand(name: str, line: Sequence[str]) -> tuple[object, ...]:
     module, prog = name.replace("-", "_"), f"treediff {name}"
     try:
         options = read_options(f"modeling_treediff.cli.options.{module}", prog, line)
+        if not sys.stderr.isatty():
+            hide_bars()
         modeling_treediff.register()
         importlib.import_module(f"modeling_treediff.cli.{module}").run(*options)
         return options
@@ -74,6 +77,16 @@ def run_subcommand(name: str, line: Sequence[str]) -> tuple[object, ...]:
         lacks = isinstance(error, ModuleNotFoundError)
         remedy = f": pip install 'modeling-treediff[{EXTRAS.get(name, 'train')}]'" if lacks else ""
         sys.exit(f"{prog}: error: {printable(' '.join(str(error).split()))}{remedy}")
+
+
+def hide_bars() -> None:
+    """Leave out the progress bars of libraries, which off a terminal are a line for each of their states."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def read_subcommand(words: Sequence[str]) -> str:

@@ -48,6 +48,8 @@ from .trained_model import TrainedModel
 from .update import Update, Updater
 from .validation import Validator
 
+LINES = 50  # of the log of a run off a terminal, at most twice as many
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -200,9 +202,8 @@ class _Run:
     def take_steps(self, request: StopRequest) -> None:
         """Take every optimizer step that is left, or those before a request to stop."""
         config, accelerator = self.config, self.accelerator
-        bar = tqdm(
-            total=config.max_steps, initial=self.first_step, desc="train", disable=not accelerator.is_main_process
-        )
+        disable = None if accelerator.is_main_process else True  # None: off a terminal, where `_log` has lines
+        bar = tqdm(total=config.max_steps, initial=self.first_step, desc="train", disable=disable)
         with bar, closing(self.batches.after(self.first_step)) as batches:
             started = time.perf_counter()
             for step, passes in enumerate(batches, start=self.first_step + 1):
@@ -234,8 +235,15 @@ class _Run:
         self.log.write(step, facts | validated)
         self.shown["loss"] = 0.95 * self.shown.get("loss", update.loss) + 0.05 * update.loss
         self.shown |= {"nelbo": validated["nelbo"]} if validated else {}
+        shown = self.shown | {"tok/s": tokens_per_second, "peak": str(self.memory.peak())}
         bar.update()
-        bar.set_postfix({**self.shown, "tok/s": tokens_per_second, "peak": str(self.memory.peak())})
+        bar.set_postfix(shown)
+        every = max(1, self.config.max_steps // LINES)
+        if bar.disable and self.accelerator.is_main_process and (step % every == 0 or step == self.config.max_steps):
+            said = ", ".join(
+                f"{name} {one:.3f}" if isinstance(one, float) else f"{name} {one}" for name, one in shown.items()
+            )
+            print(f"step {step} of {self.config.max_steps}: {said}", file=sys.stderr, flush=True)
 
     def _validate(self, bar: tqdm, step: int) -> dict[str, Any]:
         """Estimate the validation NELBO on some windows and write a sample of text."""

@@ -1,5 +1,7 @@
 """The loop: what a step is, that it depends on nothing but the seed, and what is measured on the way."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch.utils.data import IterableDataset
 from modeling_treediff import VocabularyTree
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
+from modeling_treediff.training.run import loop
 
 
 def reference_run(windows, steps, decay=0.0):
@@ -88,6 +91,13 @@ def test_validation_and_samples_are_logged(tmp_path):
     assert [line["step"] for line in validated] == [3, 6]
     assert all(isinstance(line["sample"], str) and len(line["level_losses"]) == 2 for line in validated)
     assert validated[-1]["nelbo"] == result.validation.value  # all windows, the same noise, the same model
+
+
+def test_off_a_terminal_the_log_is_lines_of_which_there_are_few(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "LINES", 3)
+    tiny_run(tmp_path, max_steps=10, validate_every=4, save_every=0)
+    said = capsys.readouterr().err
+    assert re.findall(r"^step (\d+) of 10: loss \d+\.\d{3}", said, re.MULTILINE) == ["3", "6", "9", "10"]
 
 
 def test_training_learns_what_is_there_to_learn(tmp_path):
