@@ -12,6 +12,7 @@ from .checkpoint_embeddings import load_embeddings
 from .corpus_embeddings import token_embeddings
 from .embedding_matrix import reduce_embeddings
 from .extension import extend_tree
+from .from_text import build_tree_from_text
 from .report_tables import ReportTable, report_tables
 from .text_counts import TextCounts, count_text
 from .tokenizer import train_tokenizer
@@ -25,6 +26,7 @@ __all__ = [
     "TreeReport",
     "budget_config",
     "build_tree",
+    "build_tree_from_text",
     "count_parameters",
     "count_text",
     "extend_tree",
