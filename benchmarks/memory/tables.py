@@ -113,7 +113,7 @@ def measured_table(record: Record) -> str:
 def resident_table(record: Record) -> str:
     """Return what a CPU needed beside what was planned, by batch; ValueError if a row was not measured."""
     batches = sorted({row["batch_size"] for row in record["rows"]})
-    lines, deviations = [], []
+    lines = []
     for (title, models), precision in itertools.product(by_title(record["rows"]).items(), DTYPES):
         cells = {}
         for row in models:
@@ -121,15 +121,19 @@ def resident_table(record: Record) -> str:
                 if "resident_bytes" not in row:
                     raise ValueError(f"{title}, {precision}, batch {row['batch_size']} was not measured.")
                 measured, planned = (row[name] / GIBIBYTE for name in ("resident_bytes", "peak_bytes"))
-                deviations.append(abs(measured / planned - 1))
                 cells[row["batch_size"]] = f"{measured:.2f} ({planned:.2f})"
         if cells:
             lines.append([title, str(models[0]["layers"]), precision, *(cells.get(batch, "") for batch in batches)])
     header = ("model", "layers", "precision", *(f"batch {batch}" for batch in batches))
     return table(header, lines) + (
-        f"\nGiB of a training step, measured (planned); they differ by at most {max(deviations):.1%}. "
+        f"\nGiB of a training step, measured (planned); they differ by at most {largest_deviation(record):.1%}. "
         f"Equal parameters, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, {_protocol(record)}.\n"
     )
+
+
+def largest_deviation(record: Record) -> float:
+    """Return by which part of the plan the resident memory of a CPU differs from it at most."""
+    return max(abs(row["resident_bytes"] / row["peak_bytes"] - 1) for row in record["rows"])
 
 
 def ratio(record: Record, row: Row) -> float:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from benchmarks.contenders import REFERENCE
 from benchmarks.generation import figures as generation_figures
 from benchmarks.markdown import marks
 from benchmarks.matched_models import BUDGET, DEPTH
@@ -17,8 +18,9 @@ from modeling_treediff.evaluation.error_tables import summary
 
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
+RESIDENT = RESULTS / "memory_cpu.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
-CHILD, NODE, CHUNKED = "tdlm-child", "tdlm-node", "mdlm-chunked"
+CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
 Record = dict[str, Any]
@@ -32,6 +34,7 @@ def sections() -> dict[tuple[str, str], str]:
         "zero-shot table": quality_tables.zero_shot_table(quality),
         "grid table": quality_tables.grid_table(quality),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
+        "resident table": memory_tables.resident_table(memory_tables.read_memory(RESIDENT)),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
         "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
@@ -55,7 +58,8 @@ def headline() -> str:
     """Return the findings as a list, each with its scale."""
     quality = quality_tables.read_quality("cpu")
     errors = read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)
-    points = [_memory(memory_tables.read_memory()), _speed(speed_tables.read_speed()), quality_tables.headline(quality)]
+    points = [_measured_memory(memory_tables.read_memory(RESIDENT)), _memory(memory_tables.read_memory())]
+    points += [_speed(speed_tables.read_speed()), quality_tables.headline(quality)]
     texts = quality_tables.zero_shot_texts(quality)
     points.append(ablation_table.headline(ablation_table.read_part("candidates"), texts))
     points.append(ablation_table.shares_headline(ablation_table.read_part("unseen"), texts))
@@ -80,6 +84,19 @@ def tokens_per_second(speed: Record) -> dict[str, float]:
     return speeds | {"tdlm-random": speeds[CHILD], "tree-binomial": speeds[NODE]}  # the same networks
 
 
+def _measured_memory(record: Record) -> str:
+    batch = max(row["batch_size"] for row in record["rows"])
+    rows = memory_tables.select(record, precision=PRECISION, batch_size=batch)
+    found = {row["contender"]: f"{row['resident_bytes'] / memory_tables.GIBIBYTE:.1f} GiB" for row in rows}
+    return (
+        f"**Memory measured**: a training step takes {found[DEFAULT]} where MDLM takes {found[REFERENCE]}, MDLM with its "
+        f"loss in chunks {found[CHUNKED]} and HDLM {found['hdlm']}; {rows[0]['parameters'] / 1e6:.0f}M parameters each, "
+        f"the tree's spent on depth, batch {batch}, {record['sequence_length']} tokens, d = {rows[0]['hidden_size']}, "
+        f"GPT-2's vocabulary, {PRECISION}, on a CPU. Plans and measurements differ by at most "
+        f"{memory_tables.largest_deviation(record):.1%}."
+    )
+
+
 def _memory(record: Record) -> str:
     def at(contender: str, hidden_size: int, batch: int) -> float:
         fields = {"vocab_size": memory_tables.VOCABULARY, "hidden_size": hidden_size, "batch_size": batch}
@@ -89,7 +106,7 @@ def _memory(record: Record) -> str:
     sizes = sorted({row["hidden_size"] for row in record["rows"]})
     small, large = sizes[0], sizes[-1]
     return (
-        f"**Memory** of a training step, planned, with MDLM's parameters spent on depth (node head): "
+        f"**Memory planned** for larger batches and models, with MDLM's parameters spent on depth (node head): "
         f"{at(NODE, small, 32):.2f} of MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, "
         f"{record['sequence_length']} tokens, GPT-2's vocabulary, {PRECISION}). MDLM with its loss in "
         f"chunks needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
