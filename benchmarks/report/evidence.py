@@ -89,11 +89,11 @@ def _measured_memory(record: Record) -> str:
     rows = memory_tables.select(record, precision=PRECISION, batch_size=batch)
     found = {row["contender"]: f"{row['resident_bytes'] / memory_tables.GIBIBYTE:.1f} GiB" for row in rows}
     return (
-        f"**Memory measured**: a training step takes {found[DEFAULT]} where MDLM takes {found[REFERENCE]}, MDLM with its "
-        f"loss in chunks {found[CHUNKED]} and HDLM {found['hdlm']}; {rows[0]['parameters'] / 1e6:.0f}M parameters each, "
-        f"the tree's spent on depth, batch {batch}, {record['sequence_length']} tokens, d = {rows[0]['hidden_size']}, "
-        f"GPT-2's vocabulary, {PRECISION}, on a CPU. Plans and measurements differ by at most "
-        f"{memory_tables.largest_deviation(record):.1%}."
+        f"**Memory measured**: a training step takes {found[DEFAULT]} where MDLM takes {found[REFERENCE]}, MDLM with "
+        f"its loss in chunks {found[CHUNKED]} and HDLM {found['hdlm']}; {rows[0]['parameters'] / 1e6:.0f}M parameters "
+        f"each, the tree's spent on depth, batch {batch}, {record['sequence_length']} tokens, "
+        f"d = {rows[0]['hidden_size']}, GPT-2's vocabulary, {PRECISION}, on a CPU. Plans and measurements differ by at "
+        f"most {memory_tables.largest_deviation(record):.1%}."
     )
 
 
