@@ -123,7 +123,8 @@ class TrainingConfig:
     seed: int = field(default=0, metadata={"help": "of a new model's weights, of data order and noise"})
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings before anything is read or written."""
+        """Refuse impossible settings before anything is read or written; a folder may be named by a text."""
+        object.__setattr__(self, "output_dir", Path(self.output_dir))
         for name in (
             *("max_steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "validation_windows"),
             *(name for name in ("global_batch_size", "loss_chunk") if getattr(self, name) is not None),

@@ -50,3 +50,7 @@ def test_a_global_batch_is_split_among_processes_and_passes():
         config.on_processes(5)
     with pytest.raises(ValueError, match="not a multiple of 96"):
         config.on_processes(24)
+
+
+def test_the_folder_may_be_named_by_a_text():
+    assert TrainingConfig("some/run").output_dir == TrainingConfig(Path("some/run")).output_dir == Path("some/run")
