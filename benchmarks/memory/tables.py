@@ -127,6 +127,7 @@ def resident_table(record: Record) -> str:
     header = ("model", "layers", "precision", *(f"batch {batch}" for batch in batches))
     return table(header, lines) + (
         f"\nGiB of a training step, measured (planned); they differ by at most {largest_deviation(record):.1%}. "
+        "Products in bf16 are computed by tiles of fp32, since the CPU has no instructions for them. "
         f"Equal parameters, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, {_protocol(record)}.\n"
     )
 

@@ -194,6 +194,8 @@ def variant_config(variant: Variant, tree: VocabularyTree, protocol: Protocol) -
 def config_for_memory(contender: Contender, tree: VocabularyTree, memory: int, protocol: Protocol) -> TreeDiffConfig:
     """Return the contender's config with as many layers as a training step of this planned memory (bytes) allows."""
     best = same_depth_config(contender, tree, 1, **protocol.sizes)
+    if planned_memory(best, protocol) > memory:
+        raise ValueError(f"One layer of {contender.title} does not fit {memory} bytes.")
     while planned_memory(best, protocol) <= memory:
         config, best = best, same_depth_config(contender, tree, best.num_hidden_layers + 1, **protocol.sizes)
     return config

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.files.sources import public_name
@@ -10,7 +11,7 @@ from modeling_treediff.text import PIECE_CHARACTERS, Corpus, encode_documents, t
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
-from .balanced import smallest_branching
+from .balanced import check_feasible, smallest_branching
 from .corpus_embeddings import token_embeddings
 from .text_counts import count_text
 from .tokenizer import train_tokenizer
@@ -19,7 +20,7 @@ from .tree_builder import build_tree
 
 def build_tree_from_text(
     text: str | os.PathLike[str] | Corpus,
-    tokenizer: PreTrainedTokenizerBase | str | int,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | int,
     depth: int = 2,
     branching: int | None = None,
     seed: int = 0,
@@ -45,18 +46,20 @@ def build_tree_from_text(
     """
     corpus = text if isinstance(text, Corpus) else Corpus(text)
     source = public_name(os.fspath(corpus.source))
-    if isinstance(tokenizer, int):
-        name, tokenizer = source, train_tokenizer(_documents(corpus), tokenizer)
-    elif isinstance(tokenizer, str):
-        name, tokenizer = public_name(tokenizer), load_tokenizer(tokenizer)
+    if isinstance(tokenizer, int | np.integer):
+        _fan_out(int(tokenizer), depth, branching)
+        name, tokenizer = source, train_tokenizer(_documents(corpus), int(tokenizer))
+    elif isinstance(tokenizer, str | os.PathLike):
+        name, tokenizer = public_name(os.fspath(tokenizer)), load_tokenizer(os.fspath(tokenizer))
     else:
         name = public_name(tokenizer.name_or_path)
     vocab_size = tokenizer_size(tokenizer)
+    fan_out = _fan_out(vocab_size, depth, branching)
     counts = count_text(encode_documents(tokenizer, _documents(corpus)), vocab_size)
     facts = tokenizer_facts(name, tokenizer) | {"source": source}
     tree = build_tree(
         token_embeddings(counts.follows),
-        branching or smallest_branching(vocab_size, depth),
+        fan_out,
         depth,
         "class-bigrams",
         seed,
@@ -70,3 +73,10 @@ def build_tree_from_text(
 
 def _documents(corpus: Corpus) -> Iterator[str]:
     return (text for _, text in corpus.documents(max_characters=PIECE_CHARACTERS))
+
+
+def _fan_out(vocab_size: int, depth: int, branching: int | None) -> int:
+    """Return the largest fan-out, before any long work; ValueError if so many tokens do not fit."""
+    fan_out = smallest_branching(vocab_size, depth) if branching is None else branching
+    check_feasible(vocab_size, fan_out, depth)
+    return fan_out

@@ -182,8 +182,7 @@ def _grow(splitter: _Splitter, count_V: np.ndarray, branching: int, depth: int, 
     path_VD = np.zeros((vocab_size, depth), dtype=np.int64)
     rounds = MAX_ITERATIONS + (0 if splitter.neighbours is None else ROUNDS)
     groups, placed = [np.arange(vocab_size)], 0
-    total, disable = vocab_size * max(depth - 1, 1) * rounds, None if progress else True  # None: off a terminal
-    with tqdm(total=total, desc="tree", disable=disable, bar_format=BAR) as bar:
+    with tqdm(total=vocab_size * max(depth - 1, 1) * rounds, desc="tree", disable=not progress, bar_format=BAR) as bar:
         for level in range(depth):
             parts = []
             for tokens in groups:

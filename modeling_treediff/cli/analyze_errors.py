@@ -50,7 +50,7 @@ def run(models: ComparedModels, text: AnalyzedText, dataset: Dataset, analysis: 
         num_samples=analysis.samples,
         batch_size=analysis.batch_size,
         seed=analysis.seed,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     compared = {"model": describe(models.model, model)}
     if models.reference is not None and reference is not None:

@@ -1,5 +1,6 @@
 """`treediff build-tree`: gets a tokenizer, builds its tree, saves both."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -162,7 +163,7 @@ def make_tree(job: Job, tokenizer: PreTrainedTokenizerBase) -> VocabularyTree:
             token_counts,
             follows,
             metadata,
-            progress=True,
+            progress=sys.stderr.isatty(),
             names=token_names(tokenizer, vocab_size),
         )
     return tree if token_counts is None else warn_of_unseen(tree, token_counts)

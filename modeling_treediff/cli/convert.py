@@ -1,5 +1,7 @@
 """`treediff convert`: initialises a tree model from another architecture's checkpoint and saves it."""
 
+import sys
+
 import torch
 from transformers.utils.hub import cached_file
 
@@ -37,7 +39,7 @@ def get_tree(name: str | None, source: Source, trust_remote_code: bool = False) 
     if name is None:
         embeddings = reduce_embeddings(source.token_vectors())
         branching, facts["source"] = smallest_branching(vocab_size, DEPTH), source.name
-        return build_tree(embeddings, branching, DEPTH, metadata=facts, progress=True)
+        return build_tree(embeddings, branching, DEPTH, metadata=facts, progress=sys.stderr.isatty())
     if name == FLAT:
         return VocabularyTree.flat(vocab_size, facts)
     name = find_tree(name)

@@ -43,7 +43,7 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
             num_samples=how.samples,
             batch_size=how.batch_size,
             seed=how.seed,
-            progress=True,
+            progress=sys.stderr.isatty(),
         )
         for source in measured.texts
     }

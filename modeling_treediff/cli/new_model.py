@@ -18,7 +18,7 @@ def model_fields(
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
         "max_position_embeddings": length,
-        "rope_theta": usual_rope_theta(length) if model.rope_theta is None else model.rope_theta,
+        "rope_theta": model.rope_theta or usual_rope_theta(length, model.hidden_size // model.num_attention_heads),
         **vars(process),
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,
@@ -30,9 +30,15 @@ def model_fields(
     return fields | {name: getattr(config, name) for name in ("num_hidden_layers", "intermediate_size")}
 
 
-def usual_rope_theta(sequence_length: int) -> float:
-    """Return the least power of ten, from 100 on, that is not below the length.
+def usual_rope_theta(length: int, head_width: int) -> float:
+    """Return the least power of ten, from 100 on, that is neither below the length nor below `least_rope_theta`."""
+    return 10.0 ** max(2, math.ceil(math.log10(max(length, least_rope_theta(length, head_width)))))
 
-    Then the slowest pair of features still tells a distance to the left from one to the right; see `unfit_settings`.
+
+def least_rope_theta(length: int, head_width: int) -> float:
+    """Return the least base of which the slowest pair of features goes at most half around within a window.
+
+    With a smaller one it no longer tells a distance to the left from one to the right: distances lie in (-length,
+    length), and a turn takes 2 pi base^(1 - 2 / width of a head) positions. A head of width 2 has no slower pair.
     """
-    return 10.0 ** max(2, math.ceil(math.log10(sequence_length)))
+    return (length / math.pi) ** (head_width / (head_width - 2)) if head_width > 2 else 0.0

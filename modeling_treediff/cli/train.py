@@ -31,7 +31,6 @@ from modeling_treediff.training import (
     open_training_data,
     train,
 )
-from modeling_treediff.training.run.optimization import peak_learning_rate
 from modeling_treediff.training.run.out_of_memory import device_memory, plan_run
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -65,8 +64,6 @@ def run(
         network, tokenizer = load_model(model.source, trust_remote_code=options.trust_remote_code, dtype=torch.float32)
     else:
         network, tokenizer = make_model(model, process, config, options.trust_remote_code)
-    rate = peak_learning_rate(config, network.config.hidden_size, is_new=model.source is None)
-    config = replace(config, learning_rate=rate)
     length = model.sequence_length or network.config.max_position_embeddings
     check_sizes(network.config, config, length)
     check_windows(network, tokenizer, length)

@@ -4,12 +4,13 @@ import math
 from dataclasses import replace
 
 from accelerate import PartialState
-from accelerate.utils import is_bf16_available
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.training import TrainingConfig
 from modeling_treediff.training.run.optimization import peak_learning_rate
-from modeling_treediff.training.run.preflight import run_precision
+from modeling_treediff.training.run.preflight import has_bf16, run_precision
+
+from .new_model import least_rope_theta, usual_rope_theta
 
 MOST_OF_NEW, MOST_OF_SAVED = 2, 5  # times the default
 
@@ -33,16 +34,10 @@ def unfit_settings(model: TreeDiffConfig, config: TrainingConfig, sequence_lengt
 
 
 def _rope(model: TreeDiffConfig, length: int) -> str | None:
-    """Look whether the slowest pair of features goes more than half around within a window.
-
-    Then it no longer tells a distance to the left from one to the right: distances lie in (-length, length), and a turn
-    takes 2 pi base^(1 - 2 / width of a head) positions.
-    """
     head = model.hidden_size // model.num_attention_heads
-    if head == 2 or length <= math.pi * model.rope_theta ** (1 - 2 / head):
+    if model.rope_theta >= (least := least_rope_theta(length, head)):
         return None
-    least = math.ceil((length / math.pi) ** (head / (head - 2)))
-    hint = f"--rope-theta {least} is the least, 10000 is usual"
+    hint = f"--rope-theta {math.ceil(least)} is the least, {usual_rope_theta(length, head):g} the default"
     return f"The base {model.rope_theta:g} of the rotary embedding is small for {length} tokens: {hint}."
 
 
@@ -59,6 +54,6 @@ def _precision(config: TrainingConfig) -> str | None:
     """Look whether the launcher, which says fp32 where it was told nothing, keeps a GPU from bf16."""
     device = PartialState().device
     asked = config.mixed_precision is not None or run_precision(config) != "no"
-    if asked or device.type == "cpu" or not is_bf16_available():
+    if asked or not has_bf16(device):
         return None
     return f"Training in fp32 on {device}: --mixed-precision bf16 is faster and takes less memory, no keeps fp32."

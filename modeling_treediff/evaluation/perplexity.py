@@ -213,7 +213,7 @@ def estimate_windows(
         if callback is not None:
             callback(replace(step, sequence=step.sequence + start))
 
-    with tqdm(total=len(windows), desc="evaluate", unit="window", disable=None if progress else True) as bar:
+    with tqdm(total=len(windows), desc="evaluate", unit="window", disable=not progress) as bar:
         for tokens, attention, fixed in zip(*(tensor.tensor_split(parts) for tensor in inputs), strict=True):
             estimates.append(model.nelbo(tokens, attention, fixed, **settings, generator=generator, callback=numbered))
             start += len(tokens)

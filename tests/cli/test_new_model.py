@@ -9,6 +9,8 @@ from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.cli.new_model import model_fields, usual_rope_theta
 from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model, Process
+from modeling_treediff.cli.unfit_settings import unfit_settings
+from modeling_treediff.training import TrainingConfig
 
 TREE = random_tree(300, 18, 2)
 
@@ -31,11 +33,13 @@ def test_a_budget_sets_the_layers():
     assert config.num_hidden_layers > 3 and sum(count_parameters(config).values()) == pytest.approx(60e3, rel=0.05)
 
 
-@pytest.mark.parametrize("width", [16, 28, 64, 128])
+@pytest.mark.parametrize("width", [4, 8, 16, 28, 64, 128])
 @pytest.mark.parametrize("length", [8, 64, 101, 512, 1000, 8192])
 def test_with_the_base_by_length_no_pair_of_features_turns_half_around_too_early(width, length):
     """The slowest turns by length / base^(1 - 2 / width), at most pi over a window: left and right stay apart."""
-    base = usual_rope_theta(length)
+    base = usual_rope_theta(length, width)
     assert length / base ** (1 - 2 / width) <= math.pi
-    assert base in (100, 1000, 10_000) and (base == 100 or length > base / 10)
-    assert make(sequence_length=length, num_hidden_layers=1).rope_theta == base
+    smaller = base / 10
+    assert base == 100 or length > smaller or length / smaller ** (1 - 2 / width) > math.pi
+    sizes = {"hidden_size": 2 * width, "sequence_length": length, "num_hidden_layers": 1}
+    assert make(**sizes).rope_theta == base and not unfit_settings(make(**sizes), TrainingConfig("x"), length, True)

@@ -16,7 +16,7 @@ from modeling_treediff.training import TrainingConfig
 
 QUICKSTART = {
     "hidden_size": Model().hidden_size, "num_attention_heads": Model().num_attention_heads,
-    "rope_theta": usual_rope_theta(SEQUENCE_LENGTH), "max_position_embeddings": 2**20,
+    "rope_theta": usual_rope_theta(SEQUENCE_LENGTH, 28), "max_position_embeddings": 2**20,
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_fp32_on_a_gpu_is_named_unless_it_is_asked_for(tmp_path, monkeypatch):
     state = PartialState()
     monkeypatch.setattr(module, "PartialState", lambda: state)
     monkeypatch.setattr(state, "device", torch.device("cuda"))
-    monkeypatch.setattr(module, "is_bf16_available", lambda: True)
+    monkeypatch.setattr(module, "has_bf16", lambda device: True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launcher says that was told nothing
     assert "--mixed-precision bf16" in unfit(tmp_path)
     assert not unfit_settings(TreeDiffConfig(**QUICKSTART), TrainingConfig(tmp_path, mixed_precision="no"), 64, True)

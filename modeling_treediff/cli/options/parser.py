@@ -100,6 +100,7 @@ class OptionParser(HfArgumentParser):
     def _further_words(self, line: Sequence[str]) -> tuple[list[str], Sequence[str]]:
         """Return the words of the file that the line names, and those of the preset that one of them names."""
         first = argparse.ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
+        first.error = self.error  # type: ignore[method-assign]  # one line
         first.add_argument("--config", type=Path)
         first.add_argument("--preset")
         file = first.parse_known_args(line)[0].config

@@ -131,4 +131,4 @@ def load_full_state_dict(
         whole: dict[str, Any] = dict(state_dict) if accelerator.is_main_process else {}
         set_model_state_dict(model, whole, options=options)
     else:
-        accelerator.unwrap_model(model).load_state_dict(state_dict, strict=strict)
+        accelerator.unwrap_model(model, keep_torch_compile=False).load_state_dict(state_dict, strict=strict)

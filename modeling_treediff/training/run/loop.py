@@ -111,7 +111,7 @@ def train(
     check_trainable(model)
     check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)
-    config = replace(config, learning_rate=peak_learning_rate(config, model.config.hidden_size))
+    config = replace(config, learning_rate=peak_learning_rate(config, model.config.hidden_size, not model.name_or_path))
     run: _Run | None = None
 
     def advice() -> str:

@@ -7,11 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     ProjectConfiguration,
+    TorchDynamoPlugin,
     is_bf16_available,
 )
 from huggingface_hub.utils import WeakFileLock
@@ -143,10 +146,19 @@ def check_room(model: TrainedModel, config: TrainingConfig) -> None:
 
 
 def run_precision(config: TrainingConfig) -> str:
-    """Return the precision of the config, or that of `accelerate launch`, or else the best that the device has."""
+    """Return the precision of the config, of `accelerate launch` or of an `Accelerator` that there is, or the best."""
     if told := config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION"):
         return told
-    return "bf16" if join_processes().device.type != "cpu" and is_bf16_available() else "no"
+    if is_initialized():
+        return str(AcceleratorState().mixed_precision)
+    return "bf16" if has_bf16(join_processes().device) else "no"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether this is a GPU with instructions for bf16, which older ones and CPUs only imitate."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" and is_bf16_available()
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -158,7 +170,6 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision=run_precision(config),
-        dynamo_backend=COMPILER if config.compile else None,
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / LOGS_NAME)),
         # Every process reads a stream for itself: no exchange for data, and what fails in it fails on all alike.
@@ -166,6 +177,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         # The only buffers are the tree, which never changes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    # Its state is that of the process, which another run may have set.
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=COMPILER) if config.compile else TorchDynamoPlugin()
     accelerator.gradient_accumulation_steps = 1  # `Updater` weighs the passes of a step itself
     configure_sharding(accelerator)
     if config.find_batch_size and accelerator.is_fsdp2:

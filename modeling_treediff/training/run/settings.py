@@ -46,7 +46,7 @@ class TrainingConfig:
         default=None,
         metadata={
             "help": "peak of the schedule, after a linear warm-up (default: 3e-3, and 0.5 / hidden size where that "
-            "is less; for a saved model a tenth)"
+            "is less; for a loaded model a tenth)"
         },
     )
     warmup_steps: int = field(default=50, metadata={"help": "optimizer steps of warm-up"})

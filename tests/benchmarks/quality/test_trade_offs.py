@@ -29,7 +29,7 @@ def embeddings():
 
 
 def test_every_way_to_train_is_planned_as_it_is_taken(record):
-    """Less is kept for backward where MLPs are computed twice, and where logits come in chunks."""
+    """Less is kept for backward where MLPs are computed twice."""
     rows = {(row["variant"], row["way"]): row for row in record["rows"]}
     assert len(rows) == len(record["rows"]) == 4 + 2 * (len(MODELS) - 1)
     assert rows["own-64", "recompute"]["peak_bytes"] < rows["own-64", "lean"]["peak_bytes"]

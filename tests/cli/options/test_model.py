@@ -4,9 +4,12 @@ from dataclasses import fields, replace
 
 import pytest
 from helpers.options import parse, refusal
+from helpers.processes import REPOSITORY
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.cli.options.model import FAMILY, PRESETS, Model, Process, check_source
+from modeling_treediff.training import TrainingConfig
+from modeling_treediff.training.run.optimization import peak_learning_rate
 
 
 def model_of(subcommand, *words):
@@ -63,8 +66,19 @@ def test_presets_get_larger_in_all_sizes():
         assert sizes == sorted(set(sizes))
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_guide_to_training_has_the_sizes_of_presets_and_what_follows_from_them(name):
+    model = model_of("train", "--preset", name)
+    guide = (REPOSITORY / "docs" / "how_to" / "training.md").read_text(encoding="utf-8")
+    (line,) = (line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
+    *sizes, _, rate = [cell.strip() for cell in line.strip("| ").split("|")][1:]
+    assert [int(size) for size in sizes] == [model.hidden_size, model.num_attention_heads, model.sequence_length]
+    assert float(rate) == pytest.approx(peak_learning_rate(TrainingConfig("x"), model.hidden_size), rel=0.02)
+
+
 def test_unknown_presets_and_those_beside_a_saved_model_are_refused():
     assert "--preset: invalid choice: '20M'" in refusal("train", "--preset", "20M")
+    assert "--preset: expected one argument" in refusal("train", "--preset")
     assert "leave out --preset." in refusal("train", "--from", "my_model", "--preset", "10M")
 
 

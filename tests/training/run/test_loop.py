@@ -18,7 +18,7 @@ from helpers.tiny_run import (
 )
 from torch.utils.data import IterableDataset
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
 from modeling_treediff.training.run import loop
@@ -98,6 +98,14 @@ def test_off_a_terminal_the_log_is_lines_of_which_there_are_few(tmp_path, monkey
     tiny_run(tmp_path, max_steps=10, validate_every=4, save_every=0)
     said = capsys.readouterr().err
     assert re.findall(r"^step (\d+) of 10: loss \d+\.\d{3}", said, re.MULTILINE) == ["3", "6", "9", "10"]
+
+
+def test_a_loaded_model_is_trained_at_a_tenth_of_the_rate_of_a_new_one(tmp_path):
+    tiny_run(tmp_path / "new", max_steps=2)
+    loaded = TreeDiffForDiffusionLM.from_pretrained(tmp_path / "new")
+    tiny_run(tmp_path / "on", max_steps=2, model=loaded)
+    rates = [max(line["learning_rate"] for line in logged(tmp_path / name)) for name in ("new", "on")]
+    assert rates[1] == pytest.approx(rates[0] / 10)
 
 
 def test_training_learns_what_is_there_to_learn(tmp_path):

@@ -223,17 +223,27 @@ def test_bf16_is_taken_where_a_gpu_has_it_unless_another_precision_is_asked_for(
     state = PartialState()
     monkeypatch.setattr(preflight, "join_processes", lambda: state)
     monkeypatch.setattr(state, "device", torch.device("cuda"))
-    for available, precision in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(preflight, "is_bf16_available", lambda available=available: available)
+    for native, precision in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
         assert preflight.run_precision(config) == precision
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert preflight.run_precision(config) == "fp16"
     assert preflight.run_precision(TrainingConfig(tmp_path, mixed_precision="no")) == "no"
 
 
-def test_a_compiled_run_is_the_same_run_and_can_be_resumed_without(tmp_path, monkeypatch, fresh_accelerate):
+def test_runs_of_one_process_share_its_precision_and_compile_each_as_asked(tmp_path, monkeypatch, fresh_accelerate):
+    monkeypatch.setattr(preflight, "COMPILER", "eager")
+    assert make_accelerator(TrainingConfig(tmp_path, mixed_precision="bf16")).mixed_precision == "bf16"
+    for compiles in (True, False):
+        accelerator = make_accelerator(TrainingConfig(tmp_path, compile=compiles))
+        assert accelerator.mixed_precision == "bf16"
+        assert hasattr(accelerator.prepare(torch.nn.Linear(2, 2)), "_orig_mod") == compiles
+
+
+def test_a_compiled_run_is_the_same_run_and_can_be_resumed_with_and_without(tmp_path, monkeypatch, fresh_accelerate):
     """By the compiler's own graph and backward pass, without its code for the machine."""
-    whole, *_ = tiny_run(tmp_path / "whole", max_steps=4)
+    constant = {"learning_rate_schedule": "constant"}
+    whole, *_ = tiny_run(tmp_path / "whole", max_steps=4, **constant)
     monkeypatch.setattr(preflight, "COMPILER", "aot_eager")
     compiled: list[object] = []
     compile_ = torch.compile
@@ -241,10 +251,11 @@ def test_a_compiled_run_is_the_same_run_and_can_be_resumed_without(tmp_path, mon
         torch, "compile", lambda model, **options: compiled.append(options) or compile_(model, **options)
     )
     forget_accelerate()
-    tiny_run(tmp_path / "run", max_steps=2, compile=True)
+    tiny_run(tmp_path / "run", max_steps=2, compile=True, **constant)
     assert [options["backend"] for options in compiled] == ["aot_eager"]
-    forget_accelerate()
-    resumed, *_ = tiny_run(tmp_path / "run", max_steps=4, resume=True)
-    assert len(compiled) == 1
+    for steps, again in ((3, True), (4, False)):
+        forget_accelerate()
+        resumed, *_ = tiny_run(tmp_path / "run", max_steps=steps, resume=True, compile=again, **constant)
+    assert len(compiled) == 2
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-5)
