@@ -14,11 +14,14 @@ def model_fields(
 ) -> dict[str, Any]:
     """Return the fields of the config over the tree, with the layers asked for or those the budget pays."""
     length = SEQUENCE_LENGTH if model.sequence_length is None else model.sequence_length
+    base = model.rope_theta
+    if base is None:
+        base = usual_rope_theta(length, model.hidden_size // model.num_attention_heads)
     fields: dict[str, Any] = {
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
         "max_position_embeddings": length,
-        "rope_theta": model.rope_theta or usual_rope_theta(length, model.hidden_size // model.num_attention_heads),
+        "rope_theta": base,
         **vars(process),
         "eos_token_id": eos_token_id,
         "bos_token_id": eos_token_id,

@@ -28,6 +28,11 @@ def test_what_is_given_is_in_the_config():
     assert make(num_hidden_layers=1).max_position_embeddings == SEQUENCE_LENGTH
 
 
+def test_a_base_of_nothing_is_not_taken_for_the_default():
+    with pytest.raises(ValueError, match="rope_theta must be positive"):
+        make(rope_theta=0.0, num_hidden_layers=1)
+
+
 def test_a_budget_sets_the_layers():
     config = make(parameters="60e3")
     assert config.num_hidden_layers > 3 and sum(count_parameters(config).values()) == pytest.approx(60e3, rel=0.05)
