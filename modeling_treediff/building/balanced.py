@@ -106,6 +106,14 @@ def smallest_branching(vocab_size: int, depth: int) -> int:
     return next(branching for branching in itertools.count(1) if branching**depth >= vocab_size)
 
 
+def checked_branching(vocab_size: int, depth: int, branching: int | None = None) -> int:
+    """Return the fan-out, by default the smallest that the depth needs; ValueError if so many tokens do not fit."""
+    if branching is None:
+        branching = smallest_branching(vocab_size, depth)
+    check_feasible(vocab_size, branching, depth)
+    return branching
+
+
 def smallest_depth(vocab_size: int, branching: int) -> int:
     """Return the smallest depth D with branching**D >= vocab_size."""
     if vocab_size < 1 or branching < 1 or (branching == 1 and vocab_size > 1):

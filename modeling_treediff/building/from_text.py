@@ -1,17 +1,16 @@
 """A vocabulary tree from a text in one call."""
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.files.sources import public_name
-from modeling_treediff.text import PIECE_CHARACTERS, Corpus, encode_documents, token_names
+from modeling_treediff.text import Corpus, encode_documents, token_names
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
-from .balanced import check_feasible, smallest_branching
+from .balanced import checked_branching
 from .corpus_embeddings import token_embeddings
 from .text_counts import count_text
 from .tokenizer import train_tokenizer
@@ -47,19 +46,19 @@ def build_tree_from_text(
     corpus = text if isinstance(text, Corpus) else Corpus(text)
     source = public_name(os.fspath(corpus.source))
     if isinstance(tokenizer, int | np.integer):
-        _fan_out(int(tokenizer), depth, branching)
-        name, tokenizer = source, train_tokenizer(_documents(corpus), int(tokenizer))
+        checked_branching(int(tokenizer), depth, branching)  # before any long work
+        name, tokenizer = source, train_tokenizer(corpus.pieces(), int(tokenizer))
     elif isinstance(tokenizer, str | os.PathLike):
         name, tokenizer = public_name(os.fspath(tokenizer)), load_tokenizer(os.fspath(tokenizer))
     else:
         name = public_name(tokenizer.name_or_path)
     vocab_size = tokenizer_size(tokenizer)
-    fan_out = _fan_out(vocab_size, depth, branching)
-    counts = count_text(encode_documents(tokenizer, _documents(corpus)), vocab_size)
+    branching = checked_branching(vocab_size, depth, branching)
+    counts = count_text(encode_documents(tokenizer, corpus.pieces()), vocab_size)
     facts = tokenizer_facts(name, tokenizer) | {"source": source}
     tree = build_tree(
         token_embeddings(counts.follows),
-        fan_out,
+        branching,
         depth,
         "class-bigrams",
         seed,
@@ -69,14 +68,3 @@ def build_tree_from_text(
         names=token_names(tokenizer, vocab_size),
     )
     return tree, tokenizer
-
-
-def _documents(corpus: Corpus) -> Iterator[str]:
-    return (text for _, text in corpus.documents(max_characters=PIECE_CHARACTERS))
-
-
-def _fan_out(vocab_size: int, depth: int, branching: int | None) -> int:
-    """Return the largest fan-out, before any long work; ValueError if so many tokens do not fit."""
-    fan_out = smallest_branching(vocab_size, depth) if branching is None else branching
-    check_feasible(vocab_size, fan_out, depth)
-    return fan_out

@@ -23,10 +23,9 @@ from modeling_treediff.building import (
     train_tokenizer,
 )
 from modeling_treediff.building.balanced import (
-    check_feasible,
+    checked_branching,
     frequency_tree,
     random_tree,
-    smallest_branching,
     smallest_depth,
 )
 from modeling_treediff.building.extension import extend_tree
@@ -34,7 +33,7 @@ from modeling_treediff.building.tree_measures import counts_below
 from modeling_treediff.files.atomic_files import update_folder
 from modeling_treediff.files.sample import find_tree
 from modeling_treediff.files.sources import check_source, public_name
-from modeling_treediff.text import PIECE_CHARACTERS, encode_documents, token_names
+from modeling_treediff.text import encode_documents, token_names
 from modeling_treediff.text.tree_tokenizer import load_tokenizer, tokenizer_facts, tokenizer_size, write_tokenizer
 from modeling_treediff.text.unknown_tokens import unknown_id, warn_of_unknown
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME, VocabularyTree
@@ -83,8 +82,7 @@ def stage(name: str) -> Iterator[None]:
 
 def read(texts: list[str], dataset: Dataset) -> Iterator[str]:
     """Stream the documents of all texts."""
-    corpora = (dataset.corpus(text) for text in texts)
-    return (text for corpus in corpora for _, text in corpus.documents(max_characters=PIECE_CHARACTERS))
+    return (piece for text in texts for piece in dataset.corpus(text).pieces())
 
 
 def shape(job: Job, vocab_size: int) -> tuple[int, int]:
@@ -94,10 +92,7 @@ def shape(job: Job, vocab_size: int) -> tuple[int, int]:
     branching, depth = job.new.branching, job.new.depth
     if depth is None:
         depth = 2 if branching is None else smallest_depth(vocab_size, branching)
-    if branching is None:
-        branching = smallest_branching(vocab_size, depth)
-    check_feasible(vocab_size, branching, depth)
-    return branching, depth
+    return checked_branching(vocab_size, depth, branching), depth
 
 
 def load_or_train_tokenizer(job: Job) -> PreTrainedTokenizerBase:

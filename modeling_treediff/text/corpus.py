@@ -13,6 +13,7 @@ from modeling_treediff.files.kinds import DOCUMENT_BOUNDS, TEXT, FileKind, check
 from .dataset_rows import dataset_builder, iterate_rows
 from .document_division import watch_documents
 from .text_files import cut_at_spaces, iterate_text
+from .tokenizing import PIECE_CHARACTERS
 
 LAYOUT = 1  # of what is read; a new number where the same file gives other documents than before
 DEFAULT_BOUNDS = next(iter(DOCUMENT_BOUNDS))
@@ -110,6 +111,10 @@ class Corpus:
             raise ValueError(f"max_characters must be at least 1, got {max_characters}.")
         documents = self._iterate(first, max_characters)
         return watch_documents(documents, str(self.source)) if first == 0 and self.bounds_are_guessed else documents
+
+    def pieces(self) -> Iterator[str]:
+        """Read the texts alone, in pieces as long as they are tokenised; errors as of `documents`."""
+        return (text for _, text in self.documents(max_characters=PIECE_CHARACTERS))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read the rows of a dataset, all columns.

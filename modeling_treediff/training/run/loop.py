@@ -111,7 +111,6 @@ def train(
     check_trainable(model)
     check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)
-    config = replace(config, learning_rate=peak_learning_rate(config, model.config.hidden_size, not model.name_or_path))
     run: _Run | None = None
 
     def advice() -> str:
@@ -146,8 +145,10 @@ class _Run:
         self.accelerator = make_accelerator(config)
         self.memory = MemoryTracker(self.accelerator.device)
         self.training = training
+        rate = peak_learning_rate(config, model.config.hidden_size, is_new=not model.name_or_path)
+        config = replace(config, learning_rate=rate)
         with self.memory.phase("load"):
-            self.config = self._prepare(model, tokenizer, config)
+            self.config = self._prepare(model, tokenizer, config, rate)
             collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.sampling_eps)
             self.batches = StepBatches(self.accelerator, training, collator, self.config)
             self.accelerator.register_for_checkpointing(self.updater.learning_rate, self.batches)
@@ -165,7 +166,7 @@ class _Run:
         self.shown: dict[str, Any] = {}
 
     def _prepare(
-        self, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig
+        self, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig, rate: float
     ) -> TrainingConfig:
         """Put model and optimizer on the processes; return the config with the batch size they use."""
         accelerator = self.accelerator
@@ -174,7 +175,6 @@ class _Run:
         if config.gradient_checkpointing:
             checkpoint_activations(model)
         model.to(accelerator.device).train()
-        rate = peak_learning_rate(config, model.config.hidden_size)
         optimizer = make_optimizer(model, rate, config.weight_decay, accelerator.device)
         if config.find_batch_size:
             length = self.training.sequence_length
@@ -238,12 +238,10 @@ class _Run:
         shown = self.shown | {"tok/s": tokens_per_second, "peak": str(self.memory.peak())}
         bar.update()
         bar.set_postfix(shown)
-        every = max(1, self.config.max_steps // LINES)
-        if bar.disable and self.accelerator.is_main_process and (step % every == 0 or step == self.config.max_steps):
-            said = ", ".join(
-                f"{name} {one:.3f}" if isinstance(one, float) else f"{name} {one}" for name, one in shown.items()
-            )
-            print(f"step {step} of {self.config.max_steps}: {said}", file=sys.stderr, flush=True)
+        steps = self.config.max_steps
+        if bar.disable and self.accelerator.is_main_process and (step % max(1, steps // LINES) == 0 or step == steps):
+            said = (f"{name} {one:.3f}" if isinstance(one, float) else f"{name} {one}" for name, one in shown.items())
+            print(f"step {step} of {steps}: {', '.join(said)}", file=sys.stderr, flush=True)
 
     def _validate(self, bar: tqdm, step: int) -> dict[str, Any]:
         """Estimate the validation NELBO on some windows and write a sample of text."""
