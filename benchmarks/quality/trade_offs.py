@@ -14,19 +14,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import make_model
+from benchmarks.contenders import Contender, make_model, unclustered_tree
 from benchmarks.places import RESULTS
 from benchmarks.quality.perplexity import PROTOCOLS
 from benchmarks.quality.training import Protocol
-from benchmarks.quality.variants import BASE, NODE, VARIANTS, variant_config
+from benchmarks.quality.variants import BASE, NODE, VARIANTS, planned_memory, variant_config
 from benchmarks.speed.throughput import WARM_UP, rates
 from benchmarks.timing import seconds_in_turns
 from benchmarks.training_step import diffusion_batch, training_step
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
-from modeling_treediff.building.balanced import random_tree, smallest_branching
+from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import write_record
-from modeling_treediff.training import make_lean, plan_memory
+from modeling_treediff.training import make_lean
 
 RECORD = RESULTS / "trade_offs.json"
 FLAT = ("mdlm", "mdlm-own-64", "mdlm-own-64-deeper")
@@ -58,19 +57,14 @@ def measure(names: Sequence[str], vocab_size: int, protocol: Protocol, turns: in
     positions = protocol.batch_size * protocol.sequence_length
     for name in names:
         depth = VARIANTS[name].depth
-        flat = depth == 1
-        tree = (
-            VocabularyTree.flat(vocab_size)
-            if flat
-            else random_tree(vocab_size, smallest_branching(vocab_size, depth), depth)
-        )
+        tree = unclustered_tree(Contender("", depth), vocab_size)
         config = variant_config(VARIANTS[name], tree, protocol)
         model = make_model(config, tree)
         step = training_step(model, diffusion_batch(model, protocol.batch_size, protocol.sequence_length), "fp32")
         sizes = {"layers": config.num_hidden_layers, "parameters": sum(count_parameters(config).values())}
-        for way, settings in ways(config.num_hidden_layers, positions, flat).items():
-            plan = plan_memory(config, protocol.batch_size, protocol.sequence_length, precision="fp32", **settings)
-            facts.append({"variant": name, "way": way, **sizes, "peak_bytes": plan.peak})
+        for way, settings in ways(config.num_hidden_layers, positions, depth == 1).items():
+            peak = planned_memory(config, protocol, **settings)
+            facts.append({"variant": name, "way": way, **sizes, "peak_bytes": peak})
             steps.append(partial(take_step, model, step, settings))
     seconds = seconds_in_turns(steps, turns, WARM_UP, "cpu")
     return [row | rates(own, seconds[0], positions) for row, own in zip(facts, seconds, strict=True)]

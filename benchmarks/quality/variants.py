@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.contenders import TDLM, Contender, budget_config, reference_parameters, same_depth_config
+from benchmarks.contenders import CONTENDERS, TDLM, Contender, budget_config, reference_parameters, same_depth_config
 from benchmarks.quality.training import Protocol
 from benchmarks.quality.uniform_share import SHARES
 from modeling_treediff import TreeDiffConfig, VocabularyTree
@@ -105,7 +105,7 @@ FACTORISED_VARIANTS |= {
     "d3-own-64": replace(
         FACTORISED_VARIANTS["own-64"], title="tree, D=3, own vectors, r = 64", depth=3, base="d3-binomial-node"
     ),
-    "hdlm": Variant(FACTORS, "HDLM (D=2, leaf head), V x d vectors", {"schedule": "poisson", "head": "leaf"}),
+    "hdlm": Variant(FACTORS, "HDLM (D=2, leaf head), V x d vectors", CONTENDERS["hdlm"].fields),
 }
 ORDERS = {"frequency": "by frequency", "random": "in random order", "aligned": "aligned between parents"}
 SOURCES = {
@@ -183,9 +183,8 @@ def variant_config(variant: Variant, tree: VocabularyTree, protocol: Protocol) -
         other = variant_config(VARIANTS[variant.base], tree, protocol)
         sizes |= {name: getattr(other, name) for name in ("num_hidden_layers", "intermediate_size")}
         return TreeDiffConfig.from_tree(tree, **variant.contender.fields, **sizes)
-    flat = VocabularyTree.flat(tree.vocab_size)
     if variant.layers == MEMORY:
-        reference = variant_config(VARIANTS["mdlm"], flat, protocol)
+        reference = variant_config(VARIANTS["mdlm"], VocabularyTree.flat(tree.vocab_size), protocol)
         return config_for_memory(variant.contender, tree, planned_memory(reference, protocol), protocol)
     budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
     return budget_config(variant.contender, tree, budget, **sizes)
@@ -201,7 +200,7 @@ def config_for_memory(contender: Contender, tree: VocabularyTree, memory: int, p
     return config
 
 
-def planned_memory(config: TreeDiffConfig, protocol: Protocol) -> int:
-    """Return the planned peak (bytes) of a training step."""
+def planned_memory(config: TreeDiffConfig, protocol: Protocol, **settings: Any) -> int:
+    """Return the planned peak (bytes) of a training step, lean with these settings of `make_lean`."""
     precision = "fp32" if protocol.precision == "no" else protocol.precision
-    return plan_memory(config, protocol.batch_size, protocol.sequence_length, precision=precision).peak
+    return plan_memory(config, protocol.batch_size, protocol.sequence_length, precision=precision, **settings).peak

@@ -8,6 +8,7 @@ from benchmarks.markdown import marks
 from benchmarks.matched_models import BUDGET, DEPTH
 from benchmarks.memory import tables as memory_tables
 from benchmarks.memory.peaks import PRECISION
+from benchmarks.memory.peaks import RECORDS as MEMORY_RECORDS
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.quality import ablation_table, error_tables
 from benchmarks.quality import tables as quality_tables
@@ -18,7 +19,6 @@ from modeling_treediff.evaluation.error_tables import summary
 
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
-RESIDENT = RESULTS / "memory_cpu.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
@@ -34,7 +34,7 @@ def sections() -> dict[tuple[str, str], str]:
         "zero-shot table": quality_tables.zero_shot_table(quality),
         "grid table": quality_tables.grid_table(quality),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
-        "resident table": memory_tables.resident_table(memory_tables.read_memory(RESIDENT)),
+        "resident table": memory_tables.resident_table(memory_tables.read_memory(MEMORY_RECORDS["cpu"])),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
         "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
@@ -58,7 +58,7 @@ def headline() -> str:
     """Return the findings as a list, each with its scale."""
     quality = quality_tables.read_quality("cpu")
     errors = read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)
-    points = [_measured_memory(memory_tables.read_memory(RESIDENT)), _memory(memory_tables.read_memory())]
+    points = [_measured_memory(memory_tables.read_memory(MEMORY_RECORDS["cpu"])), _memory(memory_tables.read_memory())]
     points += [_speed(speed_tables.read_speed()), quality_tables.headline(quality)]
     texts = quality_tables.zero_shot_texts(quality)
     points.append(ablation_table.headline(ablation_table.read_part("candidates"), texts))
