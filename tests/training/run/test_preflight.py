@@ -215,9 +215,7 @@ def test_links_with_the_names_of_a_runs_own_files_are_not_followed(tmp_path):
     assert not (tmp_path / "run" / "checkpoint-0000002").is_symlink()
 
 
-def test_bf16_is_taken_where_a_gpu_has_it_unless_another_precision_is_asked_for(
-    tmp_path, monkeypatch, fresh_accelerate
-):
+def test_bf16_is_taken_where_a_gpu_has_it_unless_another_is_asked_for(tmp_path, monkeypatch, fresh_accelerate):
     config = TrainingConfig(tmp_path)
     assert preflight.run_precision(config) == "no"  # of a CPU, which has it
     state = PartialState()
