@@ -3,7 +3,7 @@
 import json
 
 import torch
-from helpers.processes import REPOSITORY, SAMPLE, last_line, run_here, run_treediff
+from helpers.processes import REPOSITORY, SAMPLE, last_line, run_here
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -52,6 +52,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(checkpoints, tmp_p
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path):
-    ran = run_treediff("convert", tmp_path / "nothing", "--output", tmp_path / "out")
+    ran = run_here("convert", tmp_path / "nothing", "--output", tmp_path / "out")
     assert ran.returncode == 1 and last_line(ran).startswith("treediff convert: error: ")
     assert "There is no folder or Hub repository" in last_line(ran)

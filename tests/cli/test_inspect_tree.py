@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.processes import SAMPLE, last_line, run_here, run_treediff
+from helpers.processes import SAMPLE, last_line, run_here
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -16,7 +16,7 @@ def inspect(*arguments):
 
 def test_a_full_report(tmp_path):
     np.save(tmp_path / "embeddings.npy", np.random.default_rng(0).standard_normal((8192, 4)))
-    ran = run_treediff(
+    ran = run_here(
         *["inspect-tree", SAMPLE, "--text", SAMPLE / "validation.txt.xz", "--embeddings", tmp_path / "embeddings.npy"],
         *["--search", " Government", "#0", "--html", tmp_path / "tree.html", "--json", tmp_path / "tree.json"],
     )

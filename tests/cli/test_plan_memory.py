@@ -17,7 +17,7 @@ def test_a_model_of_gpt2s_size(tmp_path):
     picture, file = tmp_path / "step.png", tmp_path / "plan.json"
     model = ("--tree", "flat", "--vocab-size", 50257, "--hidden-size", 768, "--heads", 12, "--layers", 12)
     run = ("--sequence-length", 512, "--batch-size", 32, "--mixed-precision", "bf16")
-    ran = run_treediff("plan-memory", *model, *run, "--picture", picture, "--json", file)
+    ran = run_here("plan-memory", *model, *run, "--picture", picture, "--json", file)
     assert ran.returncode == 0, ran.stderr
     plan = json.loads(file.read_text())
     config = TreeDiffConfig(vocab_size=50_257, num_hidden_layers=12, hidden_size=768, num_attention_heads=12)

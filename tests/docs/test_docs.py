@@ -57,7 +57,7 @@ OPTIONAL = {"torchao": "not among the development packages (test_quantised.py)"}
 SMALL = (
     ("build_tree.py", "--train-tokenizer", "--train-tokenizer 400"),
     ("train.py", "", "--max-steps 4 --batch-size 4 --warmup-steps 2 --validate-every 2 --save-every 2"),
-    ("plan_memory.py", "--preset", "--layers 1"),
+    ("plan_memory.py", "no --from", "--layers 1"),
     ("train.py", "--global-batch-size", "--global-batch-size 8"),
     ("train.py", "no --from", "--hidden-size 16 --heads 2 --layers 1 --sequence-length 64"),
     ("train.py", "no --validation-text", "--hold-out-every 5"),

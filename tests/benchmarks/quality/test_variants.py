@@ -39,8 +39,8 @@ def test_factorised_embeddings_keep_the_layers_or_the_parameters():
 
 
 def test_a_model_of_equal_memory_has_all_layers_that_fit():
-    tree, protocol = random_tree(8192, 91, 2), perplexity.PROTOCOLS["cpu"]
-    flat = variants.variant_config(variants.VARIANTS["mdlm"], VocabularyTree.flat(8192), protocol)
+    tree, protocol = random_tree(2025, 45, 2), perplexity.PROTOCOLS["tiny"]
+    flat = variants.variant_config(variants.VARIANTS["mdlm"], VocabularyTree.flat(2025), protocol)
     variant = variants.VARIANTS["own-64-memory"]
     fitting = variants.variant_config(variant, tree, protocol)
     above = same_depth_config(variant.contender, tree, fitting.num_hidden_layers + 1, **protocol.sizes)
