@@ -11,7 +11,8 @@ With `--part unseen`: what helps tokens that the training text does not have, tr
 and with a uniform share of every choice (p -> (1 - e) p + e / children). With `--part shares`: the same share in
 training, too. With `--part times`: how early training times may be, also measured by single open words. With `--part
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
-parameters, trained and measured as the candidates; the leaders have both seeds.
+parameters, also measured on texts of other kinds. With `--part embeddings-long`: a few of them, trained as long as the
+contenders, with both seeds.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -45,8 +46,6 @@ from benchmarks.quality.variants import (
     FACTORISED_VARIANTS,
     FACTORS,
     NODE,
-    OF_BASE,
-    PARAMETERS,
     TIMES,
     TREE,
     UNSEEN,
@@ -71,12 +70,12 @@ RECORDS = {  # by part
     "shares": "ablations_shares",
     "times": "ablations_times",
     "embeddings": "ablations_embeddings",
+    "embeddings-long": "ablations_embeddings_long",
 }
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
-    "embeddings": [
-        *((name, SEEDS[0]) for name in ("mdlm", NODE, *FACTORISED_VARIANTS, BASE)),
-        *((name, SEEDS[1]) for name in ("mdlm", NODE)),
+    "embeddings-long": [
+        (name, seed) for seed in SEEDS for name in ("mdlm", NODE, "own-64", "own-64-deeper", "mdlm-own-64-deeper")
     ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
@@ -88,41 +87,23 @@ def main() -> None:
     stem, wanted = RECORDS[options.part], wanted_runs(options.part)
     folder = options.folder or Path("runs", stem, options.form)
     if options.what == "collect":
-        path, runs = options.output or RESULTS / f"{stem}.json", read_runs(folder)
-        collect(path, runs, wanted + leaders(runs) if options.part == "embeddings" else wanted)
+        collect(options.output or RESULTS / f"{stem}.json", read_runs(folder), wanted)
     elif options.what == "run":
         run(options.variant, options, folder / f"{options.variant}-seed{options.seed}")
     else:
         shared = ["-m", "benchmarks.quality.ablations", "run", "--form", options.form, "--folder", str(folder)]
         shared += ["--embeddings", options.embeddings, "--part", options.part]
-
-        def take(runs: Sequence[tuple[str, int]]) -> None:
-            RunQueue(folder, options.parallel).take(
-                {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in runs}
-            )
-
-        take(wanted)
-        if options.part == "embeddings":
-            take(leaders(read_runs(folder)))
-
-
-def leaders(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """Return which factorised embeddings have the second seed, too: the best by the windows to select by.
-
-    One among the trees with the layers of their base, one among those with its parameters, and one flat model.
-    """
-    nats = {record["variant"]: float(np.mean(record["windows"])) for record in runs if record["seed"] == SEEDS[0]}
-    found = []
-    for base, layers in ((NODE, (OF_BASE,)), (NODE, (PARAMETERS,)), ("mdlm", (OF_BASE, PARAMETERS))):
-        some = [name for name in nats if VARIANTS[name].base == base and VARIANTS[name].layers in layers]
-        found += [(name, SEEDS[1]) for name in sorted(some, key=nats.__getitem__)[:1]]
-    return found
+        RunQueue(folder, options.parallel).take(
+            {f"{name}-seed{seed}": [*shared, "--variant", name, "--seed", str(seed)] for name, seed in wanted}
+        )
 
 
 def wanted_runs(part: str) -> list[tuple[str, int]]:
     """Return variants and seeds of a part."""
     if part in LONG:
         return LONG[part]
+    if part == "embeddings":
+        return [(name, SEEDS[0]) for name in ("mdlm", NODE, *FACTORISED_VARIANTS, BASE)]
     if part == "shares":
         return [
             (name, SEEDS[0]) for name, variant in VARIANTS.items() if name in ("mdlm", NODE) or variant.uniform_share
@@ -192,7 +173,7 @@ def measured(
         return {"shares": measured_shares(model, windows, samples, shares)}
     selection = windows.pop(SELECTION)
     facts = measured_text(model, selection, samples)
-    if part in ("candidates", "embeddings"):
+    if part in ("candidates", "embeddings", "embeddings-long"):
         facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
     if part == "candidates":
         for title, given_T in given_places(protocol.sequence_length).items():

@@ -100,14 +100,6 @@ def test_candidates_for_a_default_are_variants_trained_with_every_seed_of_the_pr
         assert tuple(seed for one, seed in runs if one == name) == perplexity.PROTOCOLS["cpu"].seeds
 
 
-def test_the_best_of_each_size_has_the_second_seed():
-    nats = {"own-16": 5.0, "own-32": 4.9, "tied-64-deeper": 4.0, "own-64-deeper": 4.5, "own-64-memory": 3.0}
-    nats |= {"d3-own-64": 3.0, "mdlm-own-64": 6.0, "mdlm-tied-64": 5.5, "mdlm": 5.0, ablations.NODE: 1.0}
-    runs = [{"variant": name, "seed": 0, "windows": [one - 1, one + 1]} for name, one in nats.items()]
-    runs += [{"variant": "own-16", "seed": 1, "windows": [0.0]}]
-    assert ablations.leaders(runs) == [("own-32", 1), ("tied-64-deeper", 1), ("mdlm-tied-64", 1)]
-
-
 def test_input_embeddings_are_compared_to_the_same_model_without(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
     monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
