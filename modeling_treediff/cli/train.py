@@ -31,6 +31,7 @@ from modeling_treediff.training import (
     open_training_data,
     train,
 )
+from modeling_treediff.training.run.distributed import end_processes
 from modeling_treediff.training.run.out_of_memory import device_memory, plan_run
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -79,8 +80,7 @@ def run(
         write_result(network, result, measured_text, config, origin)
         write_card(network, config.output_dir)
         print(summary(result, measured_text, config))
-    PartialState().wait_for_everyone()  # a process that left while another still worked could die of its connections
-    PartialState().destroy_process_group()
+    end_processes()
 
 
 def plan(model: StartingModel, process: Process, config: TrainingConfig, trust_remote_code: bool) -> None:

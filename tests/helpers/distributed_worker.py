@@ -22,6 +22,7 @@ from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.training import make_lean
 from modeling_treediff.training.run.distributed import (
     configure_sharding,
+    end_processes,
     full_tensor,
     gather_for_methods,
     is_finite,
@@ -167,4 +168,4 @@ def measure(model: TreeDiffForDiffusionLM) -> dict:
 if __name__ == "__main__":
     for arguments in json.loads(sys.argv[1]):
         run(**arguments)
-    torch.distributed.destroy_process_group()
+    end_processes()

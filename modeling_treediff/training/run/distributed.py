@@ -13,18 +13,22 @@ does most of the work; here is what it leaves to the loop, in the order of use:
     weights = accelerator.get_state_dict(prepared)               # every process calls it; whole on the main one
     save_checkpoint(model, folder, state_dict=weights, is_main_process=accelerator.is_main_process)
     load_full_state_dict(accelerator, prepared, weights)         # the way back, with any number of processes
+    end_processes()                                              # when all else is done
 
 The persistent integer tables of the tree are not sharded. All processes must build the model with the same seed: FSDP2,
 unlike DDP, does not copy the first process's weights to the others.
 """
 
+import logging
+import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, compare_versions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
@@ -132,3 +136,21 @@ def load_full_state_dict(
         set_model_state_dict(model, whole, options=options)
     else:
         accelerator.unwrap_model(model, keep_torch_compile=False).load_state_dict(state_dict, strict=strict)
+
+
+def end_processes() -> None:
+    """End the connection of processes that trained together, when all have come here.
+
+    Where they talk by Gloo (on CPUs), each also exits here, with code 0: its threads stay after
+    `destroy_process_group` as long as DDP or FSDP2 has held the group, and one that lets go of a tensor while Python
+    shuts down aborts the process (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    state = PartialState()
+    state.wait_for_everyone()  # a process that left while another still worked could die of its connections
+    with_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
+    state.destroy_process_group()
+    if with_gloo:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
