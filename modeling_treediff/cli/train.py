@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 # Saved with a new model, for `generate`: brings the quickstart's texts to the entropy of real ones, and the judge likes
 # them better (benchmarks/results/generation_quality.json).
 TOP_P = 0.9
+SAMPLES, SAMPLE_TOKENS = 3, 64  # for the model card
 
 
 def run(
@@ -75,9 +76,10 @@ def run(
     training, validation = open_training_data(corpus, tokenizer, text.data_options(length), held_out)
     result = train(network, tokenizer, training, validation, config, options.resume)
     if PartialState().is_main_process:
-        origin = provenance(options.license, model.source, text, corpus, held_out)
+        origin = provenance(options, model.source, text, corpus, held_out)
         measured_text = text_facts(validation.counted_ids, tokenizer)
-        write_result(network, result, measured_text, config, origin)
+        samples = draw_samples(config.output_dir, tokenizer)
+        write_result(network, result, measured_text, config, origin, samples)
         write_card(network, config.output_dir)
         print(summary(result, measured_text, config))
     end_processes()
@@ -144,14 +146,15 @@ def corpora(text: TrainingText, dataset: Dataset) -> tuple[Corpus, Corpus | None
 
 
 def provenance(
-    license: str | None, source: str | None, text: TrainingText, corpus: Corpus, held_out: Corpus | None
+    options: Run, source: str | None, text: TrainingText, corpus: Corpus, held_out: Corpus | None
 ) -> dict[str, Any]:
-    """Return the weights' origin and their license."""
+    """Return the weights' origin, their license and their language."""
     base = None
     if source is not None:
         base = {"name": public_name(source), "on_hub": not Path(source).exists()}
     return {
-        "license": license,
+        "license": options.license,
+        "language": options.language,
         "base_model": base,
         "text": corpus.facts(),
         "validation_text": held_out.facts() if held_out else None,
@@ -165,6 +168,7 @@ def write_result(
     text: dict[str, Any],
     config: TrainingConfig,
     provenance: dict[str, Any],
+    samples: list[dict[str, Any]],
 ) -> None:
     """Write `result.json`; `text` are the `text_facts` of what was held out."""
     settings = {
@@ -173,8 +177,20 @@ def write_result(
         "recompute_mlp": config.recompute_mlp,
     }
     facts = {"weights_sha256": weights_sha256(config.output_dir), **provenance, **model_facts(model), **settings}
-    facts |= measured_facts(result) | text
+    facts |= measured_facts(result) | text | {"samples": samples}
     write_record(config.output_dir / "result.json", facts, config.seed)
+
+
+def draw_samples(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Return texts by the model saved in a folder, with its settings of `generate`: one for each of the first seeds."""
+    network = TreeDiffForDiffusionLM.from_pretrained(folder).to(PartialState().device)
+    length = min(SAMPLE_TOKENS, network.config.max_position_embeddings)
+    samples = []
+    for seed in range(SAMPLES):
+        generator = torch.Generator(network.device).manual_seed(seed)
+        written = network.generate(max_new_tokens=length, generator=generator)
+        samples.append({"seed": seed, "text": tokenizer.decode(written[0], skip_special_tokens=True)})
+    return samples
 
 
 def summary(result: TrainingResult, text: dict[str, Any], config: TrainingConfig) -> str:

@@ -1,9 +1,10 @@
 """The model card: `model_card.md` filled in with facts of the model and with what the records beside it say.
 
-The template (Jinja) holds all of the text; what no record of the very weights backs reads "not measured", what nobody
-said "not stated". Checkpoints do not carry it: a card is rendered again whenever this package saves or pushes a model.
+The template (Jinja) holds all of the text; it leaves out what no record of the very weights backs, and what nobody
+said. Checkpoints do not carry it: a card is rendered again whenever this package saves or pushes a model.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import cast
@@ -14,10 +15,11 @@ from transformers.utils import logging
 from modeling_treediff import __version__
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.modeling_treediff import TreeDiffLanguageModel, TreeDiffPreTrainedModel
+from modeling_treediff.text.token_kinds import printable
 
 from .card_metadata import describe
-from .card_values import values_of_evaluation, values_of_the_model, values_of_the_tree, values_of_training
-from .records import EVALUATION_RECORD, RECORD_NAMES, TRAINING_RECORD, find_records, records_of_origin
+from .card_values import as_cell, values_of_evaluation, values_of_the_model, values_of_the_tree, values_of_training
+from .records import CURVES_NAME, EVALUATION_RECORD, RECORD_NAMES, TRAINING_RECORD, find_records, records_of_origin
 
 logger = logging.get_logger(__name__)
 
@@ -44,13 +46,15 @@ def write_card(model: TreeDiffPreTrainedModel, folder: Path, target: Path | None
         write_atomically(folder / CARD_NAME, lambda file: file.write_text(card, encoding="utf-8"))
 
 
-def renewed_card(model: TreeDiffPreTrainedModel, folder: Path, target: Path | None = None) -> str | None:
+def renewed_card(
+    model: TreeDiffPreTrainedModel, folder: Path, target: Path | None = None, repository: str | None = None
+) -> str | None:
     """Return the card as `render_card` does; None where README.md is its user's own, or after a warning."""
     target = target or folder
     if not is_rendered(target / CARD_NAME):
         return None
     try:
-        return render_card(model, folder, target)
+        return render_card(model, folder, target, repository)
     except Exception as error:  # noqa: BLE001 -- tokenizers raises just that, and records are anybody's
         logger.warning(f"No new model card is written to {target}: {type(error).__name__}, {error}.")
         return None
@@ -61,15 +65,19 @@ def is_rendered(readme: Path) -> bool:
     return not readme.exists() or (readme.is_file() and MARK.encode() in readme.read_bytes())
 
 
-def render_card(model: TreeDiffPreTrainedModel, folder: Path, target: Path | None = None) -> str:
+def render_card(
+    model: TreeDiffPreTrainedModel, folder: Path, target: Path | None = None, repository: str | None = None
+) -> str:
     """Return the card, README.md's whole text with its YAML metadata, of a model saved in a folder.
 
     Args:
         model: the model that was saved.
         folder: holds the weights; its records and its tokenizer count before those in `target`.
         target: a folder that the files of `folder` are about to update; by default itself.
+        repository: id on the Hub, which the example loads from; by default it loads from the folder, by its name.
 
     """
+    name = repository or (target or folder).resolve().name
 
     def place(name: str) -> Path:
         return folder / name if (folder / name).exists() else (target or folder) / name
@@ -79,6 +87,9 @@ def render_card(model: TreeDiffPreTrainedModel, folder: Path, target: Path | Non
     values = {
         "mark": MARK,
         "package_version": __version__,
+        "title": as_cell(name.rpartition("/")[2]),
+        "repository": json.dumps(printable(name), ensure_ascii=False),
+        "curves": CURVES_NAME if training and place(CURVES_NAME).exists() else "",
         **values_of_the_model(cast(TreeDiffLanguageModel, model)),
         **values_of_the_tree(model.tree, place("tokenizer.json")),
         **values_of_training(training),

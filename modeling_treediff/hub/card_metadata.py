@@ -39,6 +39,7 @@ def describe(data: ModelCardData, name: str, training: Mapping[str, Any], evalua
     if license := training.get("license"):
         slug = _slug(license.lower())
         data.license, data.license_name = (slug, None) if slug in HUB_LICENSES else ("other", slug)
+    data.language = training.get("language")
     text = _hub_id(training.get("text"))
     data.datasets = [text] if text else None
     data.base_model = _hub_id(training.get("base_model"))

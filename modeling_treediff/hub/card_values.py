@@ -1,10 +1,11 @@
 """Values of a model card by their names in the template: Markdown that is safe in a cell of a table.
 
-What no record backs is NOT_MEASURED, what nobody said is NOT_STATED.
+What no record backs and what nobody said is "": the template leaves out its row, and a section without rows.
 """
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .records import is_number, number
 from .tree_sketch import sketch_tree
 
 PIPE = "\\|"
-NOT_MEASURED, NOT_STATED = "not measured", "not stated"
+SAMPLE_WIDTH = 100  # characters of a line
 GIBIBYTE = 2**30
 # Of a generation config: no settings of sampling.
 OTHER_SETTINGS = {
@@ -48,8 +49,8 @@ def values_of_the_model(model: TreeDiffLanguageModel) -> dict[str, str]:
         **{f"parameters_{part}": f"{count:,}" for part, count in parts.items()},
         "parameters_all": f"{sum(parts.values()):,}",
         "parameters_rounded": _rounded(sum(parts.values())),
-        "sampling_rows": "\n".join(f"| `{name}` | {_code(value)} |" for name, value in shown.items())
-        or f"| {NOT_STATED} | |",
+        "sampling_rows": "\n".join(f"| `{name}` | {_code(value)} |" for name, value in shown.items()),
+        "is_flat": "yes" if model.tree.tree_depth == 1 else "",
     }
 
 
@@ -79,23 +80,25 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
     nats, error = number(record, "nelbo"), number(record, "nelbo_standard_error")
     perplexity = None if nats is None else float(np.exp(np.float64(nats)))
     tokens, seconds = number(record, "tokens_seen"), number(record, "training_seconds")
-    speed = (
-        f"{tokens / seconds:,.0f} tokens per second, {seconds:,.1f} s in all" if tokens and seconds else NOT_MEASURED
-    )
+    speed = f"{tokens / seconds:,.0f} tokens per second, {seconds:,.1f} s in all" if tokens and seconds else ""
     return {
+        "is_recorded": "yes" if record else "",
         "license": _stated(record.get("license")),
-        "base_model": _source(record.get("base_model"), otherwise="random weights" if record else NOT_STATED),
+        "base_model": _source(record.get("base_model"), otherwise="random weights" if record else ""),
         "training_text": _source(record.get("text")),
         "validation_text": _held_out(record),
         "steps": _count(record, "steps"),
         "tokens_seen": _count(record, "tokens_seen"),
         "nelbo": _with_error(nats, error, " nats per token"),
-        "level_losses": " + ".join(_figure(nats) for nats in record.get("level_losses", [])) or NOT_MEASURED,
+        "level_losses": " + ".join(_figure(nats) for nats in record.get("level_losses", [])),
+        "perplexity_rounded": _bound(perplexity, None).removeprefix("≤ "),
         "perplexity": _bound(perplexity, None if perplexity is None or error is None else perplexity * error),
         "validation_tokens": _count(record, "validation_tokens") + _unknown(record),
         "unigram_entropy": _with_error(number(record, "unigram_entropy"), None, " nats per token"),
         "training_speed": speed,
         "peak_memory": _memory(record),
+        "samples": "\n\n".join(map(_sample, record.get("samples", []))),
+        "sample_seeds": ", ".join(as_cell(str(sample["seed"])) for sample in record.get("samples", [])),
         **_run_values("training", record),
     }
 
@@ -103,13 +106,12 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
 def values_of_evaluation(record: Mapping[str, Any]) -> dict[str, str]:
     """Return what the record of `treediff evaluate` says; it may be empty."""
     rows = record.get("texts", [])
-    protocol = rows[0]["protocol"]["description"] if rows else NOT_STATED
+    protocol = rows[0]["protocol"]["description"] if rows else ""
     samples = f"; {rows[0]['num_samples']} corruptions per window" if rows else ""
     share = f"; {share:.2g} of each choice shared evenly" if (share := number(record, "uniform_share")) else ""
     return {
-        "evaluation_rows": "\n".join(_evaluation_row(row, record.get("limit")) for row in rows)
-        or f"| {NOT_MEASURED} | | | | |",
-        "evaluation_protocol": _cell(protocol + samples + share),
+        "evaluation_rows": "\n".join(_evaluation_row(row, record.get("limit")) for row in rows),
+        "evaluation_protocol": as_cell(protocol + samples + share),
         **_run_values("evaluation", record),
     }
 
@@ -126,16 +128,13 @@ def _evaluation_row(row: Mapping[str, Any], limit: int | None) -> str:
 
 def _run_values(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
     """Return a record's command, seed, commit and versions, under names that begin with `kind`."""
-    run = [
-        f"seed {_stated(record.get('seed'))}",
-        f"commit {_stated(record.get('commit'))}",
-        f"{_stated(record.get('device'))}, processes: {_stated(record.get('processes'))}",
-    ]
+    named = {"seed": "seed ", "commit": "commit ", "device": "", "processes": "processes: "}
+    run = [f"{words}{_stated(record[name])}" for name, words in named.items() if record.get(name) is not None]
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     return {
-        f"{kind}_command": _code(record["command"]) if "command" in record else NOT_STATED,
-        f"{kind}_run": ", ".join(run) if record else NOT_STATED,
-        f"{kind}_versions": _stated(versions or None),
+        f"{kind}_command": _code(record["command"]) if "command" in record else "",
+        f"{kind}_run": ", ".join(run),
+        f"{kind}_versions": _stated(versions),
     }
 
 
@@ -145,30 +144,31 @@ def _run_values(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
 def _figure(value: object) -> str:
     """Write a measured figure: three decimals for nats and bits, four digits for what is large."""
     if not is_number(value):
-        return NOT_MEASURED
+        return ""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _with_error(value: float | None, error: float | None, unit: str = "") -> str:
     if value is None:
-        return NOT_MEASURED
-    return _figure(value) + (f" ± {_figure(error)}" if error is not None else "") + unit
+        return ""
+    spread = "" if error is None else f" ± {error:.3f}" if abs(value) < 100 else f" ± {error:,.0f}"
+    return _figure(value) + spread + unit
 
 
 def _bound(value: float | None, error: float | None) -> str:
-    return NOT_MEASURED if value is None or math.isinf(value) else f"≤ {_with_error(value, error)}"
+    return "" if value is None or math.isinf(value) else f"≤ {_with_error(value, error)}"
 
 
 def _in_interval(value: float | None, interval: Sequence[object] | None) -> str:
     if value is None:
-        return NOT_MEASURED
+        return ""
     ends = " to ".join("∞" if end is None else _figure(end) for end in interval or [])
     return f"≤ {_figure(value)}" + (f" ({ends})" if ends else "")
 
 
 def _count(record: Mapping[str, Any], name: str) -> str:
     value = number(record, name)
-    return NOT_MEASURED if value is None else f"{value:,}"
+    return "" if value is None else f"{value:,}"
 
 
 def _unknown(record: Mapping[str, Any]) -> str:
@@ -191,36 +191,40 @@ def _memory(record: Mapping[str, Any]) -> str:
     )
     if allocated is not None and reserved is not None:
         return f"{allocated / GIBIBYTE:.2f} GiB allocated on the device, {reserved / GIBIBYTE:.2f} GiB reserved"
-    return NOT_MEASURED if resident is None else f"{resident / GIBIBYTE:.2f} GiB resident, the whole process"
+    return "" if resident is None else f"{resident / GIBIBYTE:.2f} GiB resident, the whole process"
 
 
-def _source(source: Mapping[str, Any] | None, otherwise: str = NOT_STATED) -> str:
+def _source(source: Mapping[str, Any] | None, otherwise: str = "") -> str:
     """Write where a text or a model came from."""
     if not source:
         return otherwise
     named = {name: source[name] for name in ("configuration", "split", "revision") if source.get(name)}
     details = "".join(f", {name} {value}" for name, value in named.items())
-    return f"{_code(source['name'])}{_cell(details)}{', on the Hub' if source['on_hub'] else ''}"
+    return f"{_code(source['name'])}{as_cell(details)}{', on the Hub' if source['on_hub'] else ''}"
 
 
 def _held_out(record: Mapping[str, Any]) -> str:
     every = record.get("hold_out_every")
-    return _source(
-        record.get("validation_text"), f"one document in {_stated(every)} of the text" if every else NOT_STATED
-    )
+    return _source(record.get("validation_text"), f"one document in {_stated(every)} of the text" if every else "")
 
 
 def _stated(value: object) -> str:
-    return NOT_STATED if value is None else _cell(str(value))
+    return "" if value is None else as_cell(str(value))
+
+
+def _sample(sample: Mapping[str, Any]) -> str:
+    """Write a text as an indented block, in which nothing is active."""
+    lines = textwrap.wrap(_line(sample["text"]), SAMPLE_WIDTH, break_long_words=True)
+    return "\n".join(f"    {line}" for line in lines or ["(no text)"])
 
 
 def _code(value: object) -> str:
     """Write a value as code, in which nothing is active but the end of a cell; not if it has backticks of its own."""
     text = _line(str(value))
-    return _cell(text) if "`" in text else f"`{text.replace('|', PIPE)}`"
+    return as_cell(text) if "`" in text else f"`{text.replace('|', PIPE)}`"
 
 
-def _cell(text: str) -> str:
+def as_cell(text: str) -> str:
     """Escape what ends a cell or begins a tag, a link, an image or code; addresses, too, are links."""
     return re.sub(r"[\\`*\[\]<>&|@]|:(?=//)|(?<=www)\.", lambda found: f"&#{ord(found[0])};", _line(text))
 

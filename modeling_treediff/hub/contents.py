@@ -12,7 +12,7 @@ from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenize
 from modeling_treediff.vocabulary_tree import TREE_CONFIG_NAME, TREE_WEIGHTS_NAME
 
 from .card import CARD_NAME, renewed_card
-from .records import RECORD_NAMES, loaded_weights
+from .records import CURVES_NAME, RECORD_NAMES, loaded_weights
 from .retired_code import retired_code
 from .upload import TOKENIZER_FILES, Files
 
@@ -24,12 +24,12 @@ NAMES = (
     *(CONFIG_NAME, "generation_config.json", CARD_NAME, "LICENSE", "LICENSE.tokenizer"),
     *("adapter_config.json", "adapter_model.safetensors"),
     *(TREE_WEIGHTS_NAME, TREE_CONFIG_NAME, *TOKENIZER_FILES, "additional_chat_templates/*.jinja"),
-    *(*RECORD_NAMES, REPORT_NAME, "metrics.jsonl", "curves.png"),  # a push does not need what training needs
+    *(*RECORD_NAMES, REPORT_NAME, "metrics.jsonl", CURVES_NAME),  # a push does not need what training needs
 )
 
 
-def contents(folder: Path) -> Files:
-    """Return the files of a folder that a push uploads, by name; a card that we rendered is rendered again.
+def contents(folder: Path, repo_id: str) -> Files:
+    """Return the files of a folder that a push uploads, by name; a rendered card is rendered for the repository.
 
     Raises:
         OSError: no model and no tree is there, or files of it are missing.
@@ -49,7 +49,7 @@ def contents(folder: Path) -> Files:
     files: dict[str, Path | bytes] = dict(_listed(folder))
     if model is not None:
         files |= _code(folder)
-        if card := renewed_card(model, folder):
+        if card := renewed_card(model, folder, repository=repo_id):
             files[CARD_NAME] = card.encode()
     return files
 

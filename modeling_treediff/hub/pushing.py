@@ -13,7 +13,7 @@ from modeling_treediff.files.fingerprints import file_sha256
 from modeling_treediff.modeling_treediff import TreeDiffPreTrainedModel
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
-from .card import CARD_NAME
+from .card import CARD_NAME, renewed_card
 from .contents import contents
 from .saving import save_checkpoint
 from .upload import PushOptions, path_in_repository, upload
@@ -52,12 +52,16 @@ def push(
 
     """
     if not isinstance(model_or_folder, str | os.PathLike):
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as place:
+            folder = Path(place)
             save_checkpoint(model_or_folder, folder, tokenizer, max_shard_size=max_shard_size)
-            return upload(_all_in(Path(folder)), repo_id, **options)
+            files: dict[str, Path | bytes] = dict(_all_in(folder))
+            if CARD_NAME in files and (card := renewed_card(model_or_folder, folder, repository=repo_id)):
+                files[CARD_NAME] = card.encode()
+            return upload(files, repo_id, **options)
     if tokenizer is not None:
         raise ValueError("A folder goes with the tokenizer in it: leave out the tokenizer, or save it there first.")
-    return upload(contents(Path(model_or_folder)), repo_id, **options)
+    return upload(contents(Path(model_or_folder), repo_id), repo_id, **options)
 
 
 def push_tree(tree: VocabularyTree, repo_id: str, **options: Unpack[PushOptions]) -> CommitInfo:
@@ -78,7 +82,7 @@ def preview_push(folder: str | os.PathLike[str], repo_id: str, subfolder: str = 
         ValueError: it is damaged, or holds no code or another tree's tokenizer.
 
     """
-    files = contents(Path(folder))
+    files = contents(Path(folder), repo_id)
     facts = {path_in_repository(name, subfolder): _size_and_sha256(file) for name, file in files.items()}
     width = max(map(len, facts))
     lines = [f"Would go to {repo_id}:"]

@@ -23,6 +23,7 @@ from modeling_treediff.modeling_treediff import weights_pattern
 TRAINING_RECORD = "result.json"
 EVALUATION_RECORD = "evaluation.json"
 RECORD_NAMES = (TRAINING_RECORD, EVALUATION_RECORD)
+CURVES_NAME = "curves.png"  # a picture of the training, beside its record
 
 
 def is_weights(name: str) -> bool:

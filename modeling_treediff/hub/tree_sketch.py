@@ -17,7 +17,7 @@ def sketch_tree(tree: VocabularyTree, text_of: Callable[[int], str] | None = Non
 
     Args:
         tree: any tree.
-        text_of: text of a token id; without it, ids are shown. Tokens that are no text by themselves are left out.
+        text_of: text of a token id; without it, ids are shown. Parts of characters and control characters are left out.
 
     """
     lines = _node_lines(tree, tree.root_id, text_of)
@@ -44,14 +44,20 @@ def _node_lines(tree: VocabularyTree, node: int, text_of: Callable[[int], str] |
 
 
 def _some_tokens(token_ids: list[int], text_of: Callable[[int], str] | None) -> str:
-    """Return the first tokens in quotes, each once; those that are parts of a character are passed over."""
+    """Return the first tokens in quotes, each once; those without a text of their own are passed over."""
     distinct = list(dict.fromkeys(token_ids))
     if text_of is None:
         shown = [str(token) for token in distinct[:TOKENS]]
     else:
         texts = (text_of(token) for token in distinct)
-        readable = (text for text in texts if text and "\N{REPLACEMENT CHARACTER}" not in text)
+        readable = (
+            text for text in texts if any(map(str.isprintable, text)) and "\N{REPLACEMENT CHARACTER}" not in text
+        )
         shown = [
             printable(json.dumps(text, ensure_ascii=False)) for text, _ in zip(readable, range(TOKENS), strict=False)
         ]
     return " ".join([*shown, *(["…"] if len(distinct) > len(shown) else [])])
+
+
+def _is_readable(text: str) -> bool:
+    return any(map(str.isprintable, text)) and "\N{REPLACEMENT CHARACTER}" not in text

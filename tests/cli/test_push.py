@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.cli.main import main
-from modeling_treediff.hub import save_checkpoint
+from modeling_treediff.hub import render_card, save_checkpoint
 
 REPO = "someone/a-model"
 PRIVATE = {
@@ -70,10 +70,11 @@ def test_what_makes_the_model_goes_in_one_commit_and_all_else_stays(hub, push, t
     assert repository.messages == ["initial commit", "Trained"] and repository.private
     files = dict(repository.files())
     del files[".gitattributes"]
-    assert files == {name: (trained / name).read_bytes() for name in files}
+    card = render_card(TreeDiffForDiffusionLM.from_pretrained(trained), trained, repository=REPO)
+    assert files == {name: (trained / name).read_bytes() for name in files} | {"README.md": card.encode()}
     left = {path.name for path in trained.iterdir()} - files.keys()
     assert left == {*PRIVATE, "checkpoint-0000001"}
-    assert {"result.json", "metrics.jsonl", "curves.png", "README.md", "tokenizer.json"} <= files.keys()
+    assert {"result.json", "metrics.jsonl", "curves.png", "tokenizer.json"} <= files.keys()
     nodes = torch.arange(8192, 8200)[None]
     pulled, local = (TreeDiffForDiffusionLM.from_pretrained(source) for source in (REPO, trained))
     with torch.no_grad():

@@ -14,7 +14,7 @@ def record(folder, name="result.json"):
 
 
 def section(card: str, title: str) -> str:
-    return re.search(rf"^## {title}\n(.*?)(?=^## )", card, re.MULTILINE | re.DOTALL)[1]
+    return re.search(rf"^#+ {title}\n(.*?)(?=^##+ )", card, re.MULTILINE | re.DOTALL)[1]
 
 
 def numbers(text: str) -> list[str]:
@@ -22,5 +22,5 @@ def numbers(text: str) -> list[str]:
 
 
 def without_records(model, folder, tmp_path) -> str:
-    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("result.json", "evaluation.json"))
-    return render_card(model, bare)
+    left_out = shutil.ignore_patterns("result.json", "evaluation.json")
+    return render_card(model, shutil.copytree(folder, tmp_path / "bare" / folder.name, ignore=left_out))

@@ -20,7 +20,18 @@ def measured(tmp_path_factory):
     (folder / "corpus.txt").write_text("\n\n".join(documents), "utf-8")
     (folder / "other.txt").write_text(documents[0][:600].replace("\n", " "), "utf-8")
     training = ["--text", folder / "corpus.txt", "--hold-out-every", "5", "--output", folder / "model"]
-    steps = ["--max-steps", "2", "--warmup-steps", "1", "--save-every", "0", "--license", "Apache-2.0"]
+    steps = [
+        "--max-steps",
+        "2",
+        "--warmup-steps",
+        "1",
+        "--save-every",
+        "0",
+        "--license",
+        "Apache-2.0",
+        "--language",
+        "en",
+    ]
     ran = run_here("train", *training, *SIZES, *steps)
     assert ran.returncode == 0, ran.stderr
     assert "± " in (folder / "model" / "README.md").read_text("utf-8")
@@ -33,7 +44,7 @@ def measured(tmp_path_factory):
 
 @pytest.fixture
 def checkpoint(measured, tmp_path):
-    return shutil.copytree(measured, tmp_path / "checkpoint")
+    return shutil.copytree(measured, tmp_path / "model")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
-from modeling_treediff.hub import push, push_tree, save_checkpoint
+from modeling_treediff.hub import push, push_tree, render_card, save_checkpoint
 from modeling_treediff.text.tree_tokenizer import check_tokenizer
 
 
@@ -39,6 +39,7 @@ def test_one_commit_holds_all_that_a_saved_folder_holds(hub, model, tree_tokeniz
     save_checkpoint(model, tmp_path / "saved", tree_tokenizer)
     commit = push(model, REPO, tokenizer=tree_tokenizer, commit_message="A first model")
     saved = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    saved["README.md"] = render_card(model, tmp_path / "saved", repository=REPO).encode()
     repository = hub.repositories[REPO]
     pushed = dict(repository.files())
     del pushed[".gitattributes"]

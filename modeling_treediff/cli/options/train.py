@@ -59,6 +59,7 @@ class Run:
         False, "go on from the newest checkpoint in --output; a sharded run, which loads pickles, must be your own"
     )
     license: str | None = option(None, "license of the weights, such as apache-2.0, for the model card", is_text=True)
+    language: str | None = option(None, "code of the text's language, such as en, for the model card", is_text=True)
     trust_remote_code: bool = trust_option()
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from modeling_treediff.files.atomic_files import write_atomically
 
-CURVES_NAME = "curves.png"
 SMOOTH_PARTS = 50  # a point of the smooth curve is the mean over this part of the run
 
 

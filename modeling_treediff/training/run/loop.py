@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_treediff.files.standard_streams import lossy_output
+from modeling_treediff.hub.records import CURVES_NAME
 from modeling_treediff.likelihood_treediff import NelboEstimate
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text.windows import TokenWindows
@@ -26,7 +27,7 @@ from modeling_treediff.training.memory.tracker import MemoryTracker, PeakMemory
 from . import out_of_memory
 from .batches import StepBatches
 from .checkpoints import CheckpointStore
-from .curves import CURVES_NAME, draw_curves
+from .curves import draw_curves
 from .divergence import report_divergence
 from .identity import run_identity
 from .optimization import make_learning_rate, make_optimizer, peak_learning_rate
