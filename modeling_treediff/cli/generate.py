@@ -38,8 +38,9 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
 
 def start(text: Text, model: TreeDiffForDiffusionLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the arguments of `generate` that hold prompt or infilling."""
+    nodes = starting_nodes(tokenizer, model.config.mask_token_id, text.prompt, text.infill)
     settings: dict[str, Any] = {
-        "input_ids": starting_nodes(tokenizer, model.config.mask_token_id, text.prompt, text.infill),
+        "input_ids": in_clusters(nodes, text.like or [], model, tokenizer),
         "max_new_tokens": None if text.infill is not None else text.max_new_tokens,
         "generator": torch.Generator(model.device).manual_seed(text.seed),
     }
@@ -102,3 +103,36 @@ def starting_nodes(
     if prompt is not None:
         return torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]], dtype=torch.long)
     return None
+
+
+def in_clusters(
+    nodes: torch.Tensor | None,
+    words: list[str] | None,
+    model: TreeDiffForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+) -> torch.Tensor | None:
+    """Return the nodes (1, T) with the parents of words' tokens in place of the first open positions.
+
+    Raises:
+        ValueError: the tree is flat, there are more words than open positions, or a word is not one token.
+
+    """
+    if nodes is None or not words:
+        return nodes
+    if model.tree.tree_depth == 1:
+        raise ValueError("--like needs a tree with clusters, and this model's is flat (MDLM).")
+    open_positions = torch.nonzero(nodes[0] == model.config.mask_token_id)[:, 0]
+    if len(words) > len(open_positions):
+        raise ValueError(f"--like has {len(words)} words for {len(open_positions)} gaps: one word for a gap at most.")
+    tokens = [one_token(word, tokenizer) for word in words]
+    nodes[0, open_positions[: len(tokens)]] = model.tree.parent[tokens]
+    return nodes
+
+
+def one_token(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token of a word, with a space before it if there is such a token."""
+    for spelling in (f" {word}", word):
+        token_ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
+        if len(token_ids) == 1:
+            return int(token_ids[0])
+    raise ValueError(f"--like {word!r} is not one token of this vocabulary: take a more frequent word of its kind.")

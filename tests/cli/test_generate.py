@@ -4,13 +4,14 @@ import re
 import string
 
 import pytest
+import torch
 from helpers.models import SEQUENTIAL, tiny_model
 from helpers.processes import SAMPLE, last_line, run_here, run_treediff
 from helpers.vocabularies import word_tokenizer
 
-from modeling_treediff import VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
-from modeling_treediff.cli.generate import starting_nodes
+from modeling_treediff.cli.generate import in_clusters, starting_nodes
 from modeling_treediff.hub import save_checkpoint
 
 
@@ -60,6 +61,24 @@ def test_a_text_is_written_without_bad_words(checkpoint):
     assert word not in run_here("generate", checkpoint, *steps, "--bad-words", word).stdout.split("\n\n")[1]
 
 
+def test_a_gap_becomes_a_token_of_the_cluster_of_a_word(checkpoint, tokenizer):
+    """The written token is one of the cluster, since a given internal node becomes one of the tokens below it."""
+    model = TreeDiffForDiffusionLM.from_pretrained(checkpoint)
+    gapped = starting_nodes(tokenizer, model.config.mask_token_id, None, "The _ of _ and _.")
+    nodes = in_clusters(gapped.clone(), ["people", "of"], model, tokenizer)
+    people, of = (tokenizer.encode(word) for word in (" people", " of"))
+    assert nodes[0][gapped[0] == model.config.mask_token_id].tolist() == [
+        *model.tree.ancestors[[*people, *of], 1].tolist(),
+        model.config.mask_token_id,
+    ]
+    assert torch.equal(nodes[gapped != model.config.mask_token_id], gapped[gapped != model.config.mask_token_id])
+    flat = tiny_model(VocabularyTree.flat(tokenizer.vocab_size))
+    with pytest.raises(ValueError, match="this model's is flat"):
+        in_clusters(gapped, ["people"], flat, tokenizer)
+    ran = run_here("generate", checkpoint, "--infill", "The _ of.", "--like", "people")
+    assert ran.returncode == 0 and "step   0/" in ran.stdout and "The <" in ran.stdout.splitlines()[0], ran.stderr
+
+
 def test_other_files_are_refused_before_a_model_is_loaded():
     ran = run_here("generate", "no/such/model", "--animation", "text.mp4")
     assert ran.returncode == 1 and "a .gif or an .html file, not text.mp4" in last_line(ran)
@@ -90,6 +109,9 @@ def test_generation_errors_are_one_line(checkpoint, tmp_path):
         ([checkpoint, "--num-steps", "1"], "num_steps=1 is too small", 1),
         ([checkpoint, "--temperature", "0"], "temperature must be positive", 1),
         ([checkpoint, "--infill", "no gap"], "needs at least one _", 1),
+        ([checkpoint, "--prompt", "a", "--like", "b"], "give a text with gaps", 2),
+        ([checkpoint, "--infill", "a _", "--like", "a", "b"], "--like has 2 words for 1 gaps", 1),
+        ([checkpoint, "--infill", "a _", "--like", "zxqj"], "'zxqj' is not one token", 1),
         ([checkpoint, "--prompt", "word " * 30], "more than the model's 16", 1),
         ([tmp_path / "nowhere"], "nowhere", 1),
     ):

@@ -16,6 +16,7 @@ EXAMPLES = """
   treediff generate my_model                                            # unconditional
   treediff generate my_model --prompt "The state of the Union is"       # continue a text
   treediff generate my_model --infill "We must ____ our ________."      # fill each run of _ (one token each)
+  treediff generate my_model --infill "The _ spoke." --like people      # the gap: a word of the cluster of "people"
   treediff generate my_model --bad-words war "the enemy"                # without these words
   treediff generate my_model --temperature 1.1 0.8                      # one for each level, coarsest first
   treediff generate my_model --watch --animation text.gif               # live, and as a file that plays it
@@ -34,14 +35,22 @@ class Text:
     model: str = operand("folder or Hub repository of a trained model")
     prompt: str | None = option(None, "text to continue", is_text=True)
     infill: str | None = option(None, "text with gaps: every _ is one token to fill", is_text=True)
+    like: list[str] | None = option(
+        None,
+        "the first gap of --infill becomes a token of the first word's cluster in the tree, the next of the next's",
+        metavar="WORD",
+        is_text=True,
+    )
     bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD", is_text=True)
     max_new_tokens: int = option(48, "length of new text, in tokens")
     seed: int = option(0, "seed of the random draws")
     trust_remote_code: bool = trust_option()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a prompt beside an infilling."""
+        """Raise ValueError for a prompt beside an infilling, and for clusters without gaps."""
         check_exclusive(self, "prompt", "infill")
+        if self.like is not None and self.infill is None:
+            raise ValueError("--like says of which clusters the gaps of --infill are: give a text with gaps.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""The reference checkpoint is what was trained, rounded; its record is of the rounded weights."""
+
+import lzma
+
+import torch
+from helpers.cards import record
+from helpers.processes import SAMPLE, run_here
+from safetensors.torch import load_file
+
+from benchmarks.quality.packed_data import spread
+from benchmarks.reference import NOVELS, WINDOWS, WORKS, documents, save_rounded
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.text import Corpus, read_documents
+from modeling_treediff.text.tree_tokenizer import load_tokenizer
+from modeling_treediff.training import DataOptions, open_training_data
+
+
+def test_novels_become_chapters_of_unwrapped_paragraphs(tmp_path):
+    for name in WORKS:
+        (tmp_path / f"{name}.txt.xz").write_bytes(lzma.compress(f"Of {name}.\n\nMore.\n".encode()))
+    lines = "\n".join(["some words"] * 60)
+    novel = f"A NOVEL\n\nCHAPTER I\n\nCHAPTER II\n\nCHAPTER I\n\n{lines}\n\nEnd.\n"
+    (tmp_path / f"{NOVELS}.txt.xz").write_bytes(lzma.compress(novel.encode()))
+    *works, chapter = documents(tmp_path)
+    assert works == [text for name in WORKS for text in (f"Of {name}.", "More.")]
+    assert chapter == "CHAPTER I\n" + " ".join(["some words"] * 60) + "\nEnd."
+
+
+def test_the_saved_model_is_the_trained_one_in_bf16_and_its_record_is_of_these_weights(tmp_path):
+    text, trained, saved = tmp_path / "text.txt", tmp_path / "trained", tmp_path / "saved"
+    text.write_text("\n\n".join(document[:2000] for document in read_documents(SAMPLE / "validation.txt.xz")), "utf-8")
+    sizes = ["--hidden-size", "16", "--heads", "2", "--layers", "1", "--sequence-length", "16", "--batch-size", "4"]
+    steps = ["--max-steps", "2", "--warmup-steps", "1", "--save-every", "0", "--hold-out-every", "5"]
+    assert run_here("train", "--text", text, "--output", trained, *sizes, *steps).returncode == 0
+    save_rounded(trained, text, saved)
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, saved))
+    model = TreeDiffForDiffusionLM.from_pretrained(saved)
+    for name, tensor in before.items():
+        rounded = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert torch.equal(after[name], rounded) and after[name].dtype == rounded.dtype
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    measured, tokenizer = record(saved), load_tokenizer(str(saved))
+    _, validation = open_training_data(Corpus(text), tokenizer, DataOptions(16, hold_out_every=5))
+    bound = model.nelbo(spread(validation, WINDOWS), generator=torch.Generator().manual_seed(0))
+    assert bound.value == measured["nelbo"] != record(trained)["nelbo"]
+    assert f"{bound.value:.3f} ± " in (saved / "README.md").read_text("utf-8")
