@@ -6,13 +6,14 @@ Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864)
 Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.masking_utils import and_masks, create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
@@ -109,31 +110,57 @@ class TreeDiffBackbone(nn.Module):
         embeddings_BTE: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        block_numbers: torch.Tensor | None = None,
+        clean_BTE: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T, E) embeddings -> (B, T, E) normalised hidden states.
 
-        attention_mask (B, T) has 0 at padding; positions with different segment_ids (B, T) do not see one another.
+        attention_mask (B, T) has 0 at padding; positions with different segment_ids (B, T) do not see one another. With
+        block_numbers (B, T) positions see their own block and those before it; with clean_BTE (B, T, E), the embeddings
+        of the clean tokens, they see these of the blocks before (BD3-LM, arXiv 2503.09573, section 3.2).
         """
         config = self.config
-        mask = self._attention_mask(embeddings_BTE, attention_mask, segment_ids)
         head_dim = config.hidden_size // config.num_attention_heads
         length, device = embeddings_BTE.shape[1], embeddings_BTE.device
         rotation = rotary_tables(length, head_dim, config.rope_theta, device)
-        hidden_BTE = embeddings_BTE
+        hidden_BTE, beside = embeddings_BTE, (attention_mask, segment_ids, block_numbers)
+        if clean_BTE is not None:
+            hidden_BTE = torch.cat([embeddings_BTE, clean_BTE], dim=1)
+            beside = tuple(None if some is None else some.repeat(1, 2) for some in beside)  # type: ignore[assignment]
+            rotation = rotation[0].repeat(2, 1), rotation[1].repeat(2, 1)
+        mask = self._attention_mask(hidden_BTE, *beside, noisy=length if clean_BTE is not None else 0)
         for layer in self.layers:
             hidden_BTE = layer(hidden_BTE, rotation, mask)
-        return self.norm(hidden_BTE)
+        return self.norm(hidden_BTE[:, :length])
 
     def _attention_mask(
-        self, embeddings_BTE: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None
+        self,
+        embeddings_BTE: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        block_numbers: torch.Tensor | None,
+        noisy: int,
     ) -> AttentionMask:
-        """Return who sees whom."""
-        if segment_ids is None:
+        """Return who sees whom; the first `noisy` positions are those that clean ones stand beside."""
+        if segment_ids is None and block_numbers is None:
             return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)
         if "flash" in self.config._attn_implementation:
             kind = self.config._attn_implementation
-            raise ValueError(f"{kind} cannot keep segments apart: load with attn_implementation='sdpa'.")
+            raise ValueError(f"{kind} cannot keep segments or blocks apart: load with attn_implementation='sdpa'.")
         if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
+            segment_ids = torch.zeros_like(attention_mask) if segment_ids is None else segment_ids
             segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
-        same_segment = packed_sequence_mask_function(segment_ids)
-        return create_bidirectional_mask(self.config, embeddings_BTE, None, and_mask_function=same_segment)
+        functions = [] if segment_ids is None else [packed_sequence_mask_function(segment_ids)]
+        functions += [] if block_numbers is None else [_block_mask_function(block_numbers, noisy)]
+        return create_bidirectional_mask(self.config, embeddings_BTE, None, and_mask_function=and_masks(*functions))
+
+
+def _block_mask_function(block_numbers: torch.Tensor, noisy: int) -> Callable[..., torch.Tensor]:
+    """Return who sees whom: noisy positions their own block and clean blocks before it, clean ones clean blocks."""
+
+    def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        own, other = block_numbers[batch, query], block_numbers[batch, key]
+        both_noisy, of_clean, to_clean = (query < noisy) & (key < noisy), query >= noisy, key >= noisy
+        return (both_noisy & (other == own)) | (to_clean & ((other < own) | (of_clean & (other == own))))
+
+    return sees

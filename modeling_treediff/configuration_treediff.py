@@ -11,7 +11,7 @@ from .vocabulary_tree import MOST_PLACES, VocabularyTree
 if TYPE_CHECKING:  # transformers tells checkpoints apart by the code that this file names, here all of it
     from .modeling_treediff import TreeDiffForDiffusionLM  # noqa: F401
 
-FORMAT_VERSION = 3  # raised when this code writes checkpoints that its older versions would read wrongly
+FORMAT_VERSION = 4  # raised when this code writes checkpoints that its older versions would read wrongly
 RENAMED = {"window_lengths": "level_durations"}  # since format 1, which also said what training kept:
 RENAMED |= {"recompute_mlp_layers": "make_lean(recompute_mlp=)", "loss_chunk_size": "make_lean(loss_chunk=)"}
 HEADS = ("child", "node", "leaf")
@@ -39,6 +39,8 @@ class TreeDiffConfig(PreTrainedConfig):
         intermediate_size: width of the gated MLP; by default 8/3 of hidden_size, rounded up to a multiple of 8.
         max_position_embeddings: longest sequence in tokens; the default length of generated text.
         rope_theta: base of the rotary position embedding.
+        block_size: S, positions of a block: blocks are written one after the other, each by diffusion, and see those
+            before them (arXiv 2503.09573). None: all positions are one block.
         rms_norm_eps: added to the mean square in the normalisation.
         initializer_range: standard deviation of the initial weights.
         schedule: how positions lose depth, see `noise_schedules.py`: "sequential" = one level after the other (TDLM),
@@ -74,6 +76,7 @@ class TreeDiffConfig(PreTrainedConfig):
     intermediate_size: int = None  # type: ignore[assignment]
     max_position_embeddings: int = 1024
     rope_theta: float = 10000.0
+    block_size: int | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     schedule: str = "binomial"
@@ -152,7 +155,7 @@ class TreeDiffConfig(PreTrainedConfig):
         for name, kind in TreeDiffConfig.__annotations__.items():
             value = getattr(self, name)
             said, most = repr(value)[:40], LARGEST_VOCABULARY if name in OF_THE_VOCABULARY else LARGEST_COUNT
-            counts = kind is int or name in ("num_timesteps", "embedding_rank")
+            counts = kind is int or name in ("num_timesteps", "embedding_rank", "block_size")
             if counts and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
             if kind is float and value <= 0 and name != "uniform_share":

@@ -9,7 +9,7 @@ f_k = -alpha_k', a token x stands at its ancestor of depth k with probability pi
     NELBO(x) = sum_k int_0^1 dt f_k(t) / pi_{k-1}(t) E_{z_t} sum_i 1[depth_i = k-1] (-log p(a_k(x_i) | z_t, i)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class CorruptedBatch:
 
     input_ids: torch.Tensor  # (B, T) node ids: ancestors of the tokens
     labels: torch.Tensor  # (B, T) clean token ids; -100 at padding and fixed positions, which the bound does not count
-    timesteps: torch.Tensor  # (B,) the time each sequence was corrupted to
+    timesteps: torch.Tensor  # (B,) the time each sequence was corrupted to; (B, T), of each position, for blocks
 
 
 def corrupt(
@@ -39,6 +39,7 @@ def corrupt(
     attention_mask: torch.Tensor | None = None,
     fixed_mask: torch.Tensor | None = None,
     uniforms: torch.Tensor | None = None,
+    block_numbers: torch.Tensor | None = None,
 ) -> CorruptedBatch:
     """Draw z_t ~ q(. | x): each position stands at its token's ancestor of a depth drawn from the schedule.
 
@@ -46,15 +47,20 @@ def corrupt(
         token_ids: (B, T) clean tokens, 0..V-1; ValueError for others.
         tree: the vocabulary tree.
         schedule: the schedule of its levels.
-        timesteps: (B,) times in [0, 1]; drawn with low discrepancy if not given.
+        timesteps: (B,) or (B, T) times in [0, 1]; drawn with low discrepancy if not given, one for each block.
         generator: source of all randomness, on any device.
         attention_mask: (B, T); positions with 0 are padding, stay as they are and are not counted.
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
         uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
+        block_numbers: (B, T) of `number_blocks`, for models that have blocks: each gets a time of its own.
 
     """
     check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms)
-    if timesteps is None:
+    if timesteps is None and block_numbers is not None:
+        shape = len(token_ids), int(block_numbers.max()) + 1
+        times_BN = schedule.sample_times(shape[0] * shape[1], generator).view(shape).to(token_ids.device)
+        timesteps = times_BN.gather(1, block_numbers)
+    elif timesteps is None:
         timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
     elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
         raise ValueError("timesteps must lie in [0, 1].")
@@ -150,8 +156,30 @@ def uniform(shape: Sequence[int], generator: torch.Generator | None, device: tor
 
 
 def _depths(uniforms: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Tensor) -> torch.Tensor:
-    """Return each position's depth (B, T) at its sequence's time, from its number in [0, 1)."""
-    return (uniforms[..., None] < schedule.alpha(timesteps)[:, None, 1:]).sum(-1)
+    """Return each position's depth (B, T) at its time, from its number in [0, 1)."""
+    return (uniforms[..., None] < by_position(schedule.alpha, timesteps)[..., 1:]).sum(-1)
+
+
+def by_position(of_times: Callable[[torch.Tensor], torch.Tensor], timesteps: torch.Tensor) -> torch.Tensor:
+    """Return a function of times, (n,) -> (n, X), beside positions: (B,) -> (B, 1, X), (B, T) -> (B, T, X)."""
+    shape = (*timesteps.shape, 1)[:2]
+    return of_times(timesteps.flatten()).view(*shape, -1)
+
+
+def number_blocks(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None, block_size: int
+) -> torch.Tensor:
+    """Return the number (B, T) of each position's block, from 0 on; padding, which has none, is in block 0.
+
+    Every text, or segment of a window, begins with a block of its own; its last block may be shorter.
+    """
+    real_BT = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
+    order_BT = (real_BT.cumsum(dim=1) - 1).clamp(min=0)
+    if segment_ids is not None:
+        begins_BT = torch.ones_like(real_BT, dtype=torch.bool)
+        begins_BT[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+        order_BT = order_BT - torch.where(begins_BT, order_BT, 0).cummax(dim=1).values
+    return (((order_BT % block_size == 0) & (real_BT != 0)).cumsum(dim=1) - 1).clamp(min=0) * real_BT
 
 
 def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
@@ -173,7 +201,7 @@ def nelbo_terms(
     Args:
         nats: (B, T) cross-entropies of the true children, 0 where not counted.
         input_ids: (B, T) nodes.
-        timesteps: (B,) times that they were corrupted to.
+        timesteps: (B,) or (B, T) times that they were corrupted to.
         tree: the vocabulary tree.
         schedule: the schedule that corrupted them.
 
@@ -181,4 +209,4 @@ def nelbo_terms(
         (B, T, D) nats, non-zero at most at [b, i, depth of node i].
     """
     at_level = F.one_hot(tree.depth[input_ids].clamp(max=schedule.depth - 1), schedule.depth)
-    return nats[..., None] * at_level * schedule.weight(timesteps)[:, None, :]
+    return nats[..., None] * at_level * by_position(schedule.weight, timesteps)

@@ -83,6 +83,14 @@ class Draft:
         return elsewhere.scatter(1, place, torch.where(self.real.view(shape), values, elsewhere.gather(1, place)))
 
 
+@dataclass(frozen=True)
+class Block:
+    """Positions of a draft that are written together."""
+
+    columns: slice  # that the network sees meanwhile, from the first one that it sees to the block's end
+    positions: torch.Tensor  # (B, T) bool
+
+
 class Constraints(Protocol):
     """The interface of constraints on tokens: the argument `constraints` of `generate`."""
 

@@ -15,8 +15,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes
-from .drafts_treediff import Constraints, Draft, TokenWeights
+from .diffusion_process import check_nodes, number_blocks
+from .drafts_treediff import Block, Constraints, Draft, TokenWeights
 from .generation_config_treediff import SPECIAL_TOKENS, TOKENIZER_OUTPUTS, TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
 from .sampling_treediff import Denoiser, Generators, Stage
@@ -232,24 +232,44 @@ class _Audience:
             self.streamer.put_draft(shown.cpu())
 
 
-def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) -> list[slice]:
-    """Return the columns of the draft that are seen while each block, the end of its columns, is filled.
+def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) -> list[Block]:
+    """Return the blocks that are filled one after the other: those that the model has, or of block_length.
 
-    Without block_length all new positions are one block; the model sees its max_position_embeddings last positions.
+    Without either, all new positions are one block; the model sees its max_position_embeddings last positions.
     """
     length, limit = draft.node_ids.shape[1], config.max_position_embeddings
     if block_length is None and length > limit:
-        hint = ", or write it in blocks (block_length)" if draft.num_new else ""
+        hint = ", or write it in blocks (block_length)" if draft.num_new and config.block_size is None else ""
         raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter{hint}.")
+    if config.block_size is not None:
+        if block_length is not None:
+            size = config.block_size
+            raise ValueError(f"The model writes in blocks of its own, of {size} positions: leave out block_length.")
+        return _own_blocks(draft, config)
     if block_length is None:
-        return [slice(0, length)]
+        return [Block(slice(0, length), torch.ones_like(draft.real))]
     if block_length > limit - (length > limit):
         raise ValueError(f"block_length={block_length} leaves no room in {limit} positions: choose a smaller one.")
     ends = [*range(length - draft.num_new + block_length, length, block_length), length]
     unseen = max(0, ends[0] - limit)
     if (draft.real & (draft.node_ids >= config.vocab_size))[:, :unseen].any():
         raise ValueError(f"An open position lies over {limit} positions before the first block's end: fill it first.")
-    return [slice(max(0, end - limit), end) for end in ends]
+    column_T = torch.arange(length, device=draft.real.device)
+    spans = [(max(0, end - limit), end) for end in ends]
+    return [
+        Block(slice(start, end), ((column_T >= start) & (column_T < end)).expand_as(draft.real)) for start, end in spans
+    ]
+
+
+def _own_blocks(draft: Draft, config: TreeDiffConfig) -> list[Block]:
+    """Return in the n-th place the n-th block of each text, as the model has blocks, that has an open position."""
+    assert config.block_size is not None
+    number_BT = number_blocks(draft.node_ids, draft.real, None, config.block_size)
+    is_open_BT = draft.real & (draft.node_ids >= config.vocab_size)
+    opens_BN = torch.zeros_like(number_BT).scatter_add(1, number_BT, is_open_BT.long()) > 0
+    turn_BT = torch.where(opens_BN, opens_BN.cumsum(dim=1), 0).gather(1, number_BT) * draft.real
+    turns = [turn_BT == turn for turn in range(1, int(turn_BT.max()) + 1)]
+    return [Block(slice(0, int(here_BT.any(dim=0).nonzero().max()) + 1), here_BT) for here_BT in turns]
 
 
 def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tree: VocabularyTree) -> list[Stage]:

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from .configuration_treediff import TreeDiffConfig, is_of
-from .diffusion_process import check_nodes, check_tokens, child_slots, corrupt_level, counted_positions, uniform
+from .diffusion_process import (
+    check_nodes,
+    check_tokens,
+    child_slots,
+    corrupt_level,
+    counted_positions,
+    number_blocks,
+    uniform,
+)
 from .node_layers_treediff import TreeHead, mix_uniform
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
@@ -56,6 +64,18 @@ class NelboStep:
     hidden: torch.Tensor  # (n, E) hidden state
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of some sequences that hold a token to count; each sequence is one in a model without blocks."""
+
+    sequence: torch.Tensor  # (R,) that each is in, in order
+    place: torch.Tensor  # (R, S) its positions there, -1 behind its last
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """Return (R, S) of values (B, T), whatever behind a block's end."""
+        return values[self.sequence[:, None], self.place.clamp(min=0)]
+
+
 class TreeDiffLikelihoodMixin:
     """Adds `nelbo` and `token_log_probs` to a model with a tree, a schedule and a head."""
 
@@ -87,6 +107,8 @@ class TreeDiffLikelihoodMixin:
         all positions take depths from the schedule, one of them, drawn evenly, is put at depth k-1, and N times the
         mean cross-entropy of all positions at depth k-1 is an unbiased estimate of the level's share. No weight is
         unbounded. Levels and times are stratified. With S >= D every sequence sees every level, with fewer by chance.
+        The bound of a model with blocks is the sum of theirs, each given the tokens before it: what is said of a
+        sequence here is then said of each of its blocks, all of them in one pass.
 
         Args:
             token_ids: (B, T) clean tokens.
@@ -109,34 +131,46 @@ class TreeDiffLikelihoodMixin:
             raise ValueError(f"num_samples and batch_size must be whole numbers, at least 1, got {got}.")
         if not (some := counted.any(dim=1)).all():
             raise ValueError(f"There is nothing to measure in sequence {int((~some).nonzero()[0])}: no token to count.")
-        if (total := len(token_ids) * num_samples) < depth:
+        blocks = self._blocks(token_ids, attention_mask, segment_ids, counted)
+        if (total := len(blocks.place) * num_samples) < depth:
             raise ValueError(f"{total} corruptions cannot visit the tree's {depth} levels: give more num_samples.")
-        row, level, quantile = strata(len(token_ids), num_samples, depth, generator)
+        row, level, quantile = strata(len(blocks.place), num_samples, depth, generator)
         times = self.schedule.loss_times(level, quantile)
         visit = row * depth + level
-        # Of each corruption in its level's mean: over its sequence's, or over those that it could have had.
+        # Of each corruption in its level's mean: over its block's, or over those that it could have had.
         share = 1 / torch.bincount(visit)[visit].double()
         if num_samples < depth:
             share = torch.full(row.shape, depth / num_samples, dtype=torch.float64)
-        nats = torch.zeros(total, token_ids.shape[1], dtype=torch.float64)
-        for part in torch.arange(total).split(batch_size):
-            tokens, mask = token_ids[row[part]].to(self.device), counted[row[part]].to(self.device)
-            seen = (None if some is None else some[row[part]].to(self.device) for some in (attention_mask, segment_ids))
+        counted_RS = blocks.of(counted) & (blocks.place >= 0)
+        nats = torch.zeros(total, blocks.place.shape[1], dtype=torch.float64)
+        for part in torch.arange(len(token_ids) * num_samples).split(batch_size):
+            sequence, sample = part // num_samples, part % num_samples
+            within, block = (sequence[:, None] == blocks.sequence).nonzero(as_tuple=True)
+            drawn, place = block * num_samples + sample[within], blocks.place[block]
+            tokens = token_ids[sequence].to(self.device)
+            seen = [None if some is None else some[sequence].to(self.device) for some in (attention_mask, segment_ids)]
             time_dtype = torch.float32 if self.device.type == "mps" else torch.float64
-            where = level[part].to(self.device), times[part].to(self.device, time_dtype)
-            node_ids, refined = corrupt_level(tokens, mask, *where, tree, self.schedule, generator)
+            where = level[drawn].to(self.device), times[drawn].to(self.device, time_dtype)
+            within, place, mask = within.to(self.device), place.to(self.device), counted_RS[block].to(self.device)
+            clean_nS = tokens[within[:, None], place.clamp(min=0)]
+            nodes_nS, refined = corrupt_level(clean_nS, mask, *where, tree, self.schedule, generator)
+            inside = place >= 0
+            node_ids = tokens.clone()
+            node_ids[within[:, None].expand_as(place)[inside], place[inside]] = nodes_nS[inside]
+            hidden = self.model(node_ids, *seen, tokens).last_hidden_state
             # The head looks only at the positions that count.
-            hidden_nE = self.model(node_ids, *seen).last_hidden_state[refined]
-            node_n, token_n = node_ids[refined], tokens[refined]
+            hidden_nE = hidden[within[:, None].expand_as(place)[refined], place[refined]]
+            node_n, token_n = nodes_nS[refined], clean_nS[refined]
             slot_n = child_slots(node_n, token_n, tree)
             log_n = -self.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])[0]
             nats_n = -mix_uniform(log_n, node_n, tree, self.config.uniform_share)
-            within, position = refined.cpu().nonzero(as_tuple=True)
-            weight = mask.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[part]
-            nats[part[within], position] = nats_n.cpu().double() * weight[within]
+            one, position = refined.cpu().nonzero(as_tuple=True)
+            weight = mask.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[drawn]
+            nats[drawn[one], position] = nats_n.cpu().double() * weight[one]
             if callback is not None:
-                callback(NelboStep(row[part[within]], position, weight[within], node_n, token_n, hidden_nE))
-        return _estimate(nats, share, row, level, counted, depth)
+                found = sequence[within.cpu()[one]], place.cpu()[one, position]
+                callback(NelboStep(*found, weight[one], node_n, token_n, hidden_nE))
+        return _estimate(nats, share, row, level, blocks, counted_RS, depth, token_ids.shape)
 
     @torch.no_grad()
     def token_log_probs(
@@ -181,6 +215,26 @@ class TreeDiffLikelihoodMixin:
             row_n, place_n, node_n, log_n = (torch.cat(pair) for pair in zip(below, given, strict=True))
         log_BTV[row_n, place_n, node_n] = log_n
         return log_BTV
+
+    def _blocks(
+        self,
+        token_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        counted: torch.Tensor,
+    ) -> Blocks:
+        length = token_ids.shape[1]
+        if self.config.block_size is None:
+            return Blocks(torch.arange(len(token_ids)), torch.arange(length).expand(len(token_ids), length))
+        number_BT = number_blocks(token_ids, attention_mask, segment_ids, self.config.block_size).cpu()
+        real_BT = torch.ones_like(number_BT) if attention_mask is None else (attention_mask != 0).cpu()
+        is_in_BNT = number_BT[:, None] == torch.arange(int(number_BT.max()) + 1)[:, None]
+        is_in_BNT &= real_BT.bool()[:, None]
+        sequence, number = (is_in_BNT & counted[:, None]).any(dim=2).nonzero(as_tuple=True)
+        is_in_RT = is_in_BNT[sequence, number]
+        place_RT = torch.where(is_in_RT, torch.arange(length), length).sort(dim=1).values
+        place_RT = place_RT.masked_fill(place_RT == length, -1)
+        return Blocks(sequence, place_RT[:, : int(is_in_RT.sum(dim=1).max())])
 
     def _log_children(
         self, context_BT: torch.Tensor, masks: Masks, row_n: torch.Tensor, place_n: torch.Tensor, node_n: torch.Tensor
@@ -239,12 +293,21 @@ def strata(
 
 
 def _estimate(
-    nats: torch.Tensor, share: torch.Tensor, row: torch.Tensor, level: torch.Tensor, counted: torch.Tensor, depth: int
+    nats: torch.Tensor,
+    share: torch.Tensor,
+    row: torch.Tensor,
+    level: torch.Tensor,
+    blocks: Blocks,
+    counted: torch.Tensor,
+    depth: int,
+    shape: torch.Size,
 ) -> NelboEstimate:
-    """Put the corruptions' contributions (n, T), of which each is `share` of a mean, together."""
+    """Put the corruptions' contributions (n, S), of which each is `share` of a mean, together."""
     num_tokens, length = int(counted.sum()), counted.sum(dim=1)[row].double()
     samples, per_corruption = len(row) // len(counted), nats.sum(dim=1)
-    token_losses = torch.zeros(counted.shape, dtype=torch.float64).index_add_(0, row, nats)
+    losses = torch.zeros(counted.shape, dtype=torch.float64).index_add_(0, row, nats)
+    token_losses, inside = torch.zeros(shape, dtype=torch.float64), blocks.place >= 0
+    token_losses[blocks.sequence[:, None].expand_as(blocks.place)[inside], blocks.place[inside]] = losses[inside]
     level_losses = torch.bincount(level - 1, per_corruption, minlength=depth) / num_tokens
     # Spread within a sequence if it has two corruptions of every level, else over all sequences: around the mean rate
     # per token, or around the mean where it is left to chance which sequence a level sees.

@@ -26,7 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file
 
 from .backbone_treediff import TreeDiffBackbone
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms
+from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms, number_blocks
 from .generation_treediff import TreeDiffGenerationMixin
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .node_layers_treediff import HEAD_CLASSES, FactorisedEmbedding, child_cross_entropy, embed_paths
@@ -223,11 +223,13 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        clean_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
-        Positions with different segment_ids (B, T) do not see one another: documents packed into one window.
+        Positions with different segment_ids (B, T) do not see one another: documents packed into one window. In a model
+        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
         check_tensors("input_ids", input_ids, attention_mask=attention_mask, segment_ids=segment_ids)
@@ -238,7 +240,12 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         except IndexError:
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
-        return BaseModelOutput(last_hidden_state=self.backbone(embeddings_BTE, attention_mask, segment_ids))
+        blocks_BT, clean_BTE = None, None
+        if (size := self.config.block_size) is not None:
+            blocks_BT = number_blocks(input_ids, attention_mask, segment_ids, size)
+            clean_BTE = None if clean_ids is None else self._embed(clean_ids)
+        hidden_BTE = self.backbone(embeddings_BTE, attention_mask, segment_ids, blocks_BT, clean_BTE)
+        return BaseModelOutput(last_hidden_state=hidden_BTE)
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) nodes -> (B, T, E)."""
@@ -294,7 +301,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             input_ids: (B, T) node ids.
             attention_mask: (B, T), 0 at padding.
             labels: (B, T) clean token ids, -100 where not counted; leaves in `input_ids` count as predicted.
-            timesteps: (B,) times that `input_ids` were corrupted to; needed with labels.
+            timesteps: times that `input_ids` were corrupted to, needed with labels: (B,), for blocks (B, T).
             output_hidden_states: also return the backbone's output.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
             **kwargs: switches of other models, ignored.
@@ -304,7 +311,8 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """
         if labels is None and timesteps is not None:
             raise ValueError("`timesteps` need `labels` here: leave out label_smoothing_factor and compute_loss_func.")
-        hidden_BTE = self.model(input_ids, attention_mask, segment_ids).last_hidden_state
+        clean_ids = None if labels is None else torch.where(labels >= 0, labels, input_ids)
+        hidden_BTE = self.model(input_ids, attention_mask, segment_ids, clean_ids).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         if labels is None or not self.training:
             output.logits = self.head(hidden_BTE, input_ids, self.tree)
@@ -321,8 +329,10 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
     ) -> torch.Tensor:
         """Return the (B, T, D) terms of the bound, in nats."""
         check_tensors("labels", labels, input_ids=input_ids)
-        if not isinstance(timesteps, torch.Tensor) or timesteps.shape != labels.shape[:1]:
-            raise ValueError("The loss needs `timesteps`, one for each text, beside `labels`, as of corrupt(...).")
+        shape = labels.shape[:1] if self.config.block_size is None else labels.shape
+        if not isinstance(timesteps, torch.Tensor) or timesteps.shape != shape:
+            said = f"The loss needs `timesteps` of shape {tuple(shape)} beside `labels`"
+            raise ValueError(f"{said}, as of corrupt(...), with block_numbers for a model that has blocks.")
         if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
             hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
             raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")

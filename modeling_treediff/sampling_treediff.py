@@ -12,7 +12,7 @@ import torch
 from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from .diffusion_process import uniform
-from .drafts_treediff import ChildModel, Constraints, Draft
+from .drafts_treediff import Block, ChildModel, Constraints, Draft
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from .vocabulary_tree import VocabularyTree
 
@@ -169,11 +169,12 @@ class Denoiser:
         constraints.begin(model, settings)
         draft.num_forward_passes = constraints.num_forward_passes
 
-    def denoise(self, blocks: Sequence[slice], stages: Sequence[Stage]) -> Iterator[Draft]:
+    def denoise(self, blocks: Sequence[Block], stages: Sequence[Stage]) -> Iterator[Draft]:
         """Fill the draft block by block; yield it after every forward pass, remasking, step and block."""
         draft = self.draft
-        for draft.columns in blocks:
-            self._begin_block()
+        for block in blocks:
+            draft.columns = block.columns
+            self._begin_block(block)
             for stage in stages:
                 yield from self._descend(stage)
                 for index in range(stage.corrections):
@@ -186,11 +187,9 @@ class Denoiser:
             if not (draft.node_ids[draft.real] >= self.tree.vocab_size).any():
                 return
 
-    def _begin_block(self) -> None:
-        in_block_BT = torch.zeros_like(self.draft.real)
-        in_block_BT[:, self.draft.columns] = True
+    def _begin_block(self, block: Block) -> None:
         self.given_depth = self._depth()
-        self.open = self.draft.real & in_block_BT & (self.given_depth < self.tree.tree_depth)
+        self.open = self.draft.real & block.positions & (self.given_depth < self.tree.tree_depth)
         self.uniform = uniform_at(self.open, self.generator, self.tree.tree_depth)
         self.constraints.check(self.draft, self.open)
 

@@ -32,6 +32,7 @@ SHARES_SCHEMA: dict[str, Schema] = SCHEMA | {"runs": [{"variant": str, "title": 
 SCHEMAS = {
     "candidates": CANDIDATES_SCHEMA,
     "embeddings": EMBEDDINGS_SCHEMA,
+    "embeddings-long": EMBEDDINGS_SCHEMA,
     "unseen": SHARES_SCHEMA,
     "shares": SHARES_SCHEMA,
 }
@@ -229,11 +230,16 @@ def _facts(record: Record) -> str:
     )
 
 
+def seen_tokens(record: Record) -> str:
+    """Return how many tokens each run of a part has seen."""
+    protocol = record["protocol"]
+    return f"{protocol['steps'] * protocol['batch_size'] * protocol['sequence_length'] / 1e6:.2f}M tokens"
+
+
 def _trained(record: Record) -> str:
     protocol = record["protocol"]
-    seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     return (
-        f"{seen / 1e6:.2f}M tokens, {protocol['steps']} steps of {protocol['batch_size']} windows of "
+        f"{seen_tokens(record)}, {protocol['steps']} steps of {protocol['batch_size']} windows of "
         f"{protocol['sequence_length']} tokens, learning rate {record['learning_rate']:g}."
     )
 

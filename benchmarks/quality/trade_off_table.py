@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.markdown import table
 from benchmarks.places import FIGURES
+from benchmarks.quality.ablation_table import seen_tokens
 from benchmarks.quality.ablations import SEEDS
 from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.quality.trade_offs import LEAN, MODELS, RECORD
@@ -49,7 +50,8 @@ def budgets_table(record: Record, embeddings: Record) -> str:
         lines.append([run["title"], str(row["layers"]), *cells, f"{math.exp(_nats(run) - reference):.3f}"])
     header = ("model", "layers", "parameters", "planned memory", "time of a step", "perplexity")
     return table(header, lines) + (
-        f"\nAs ratios to MDLM; perplexity of the held-out text, seed {SEEDS[0]}. Steps of {record['batch_size']} "
+        f"\nAs ratios to MDLM; perplexity of the held-out text after {seen_tokens(embeddings)}, seed "
+        f"{SEEDS[0]}. Steps of {record['batch_size']} "
         f"windows of {record['sequence_length']} tokens in fp32, median of the ratios of turns; {record['device']}; "
         f"commits {record['commit']} (costs), {embeddings['trained_with']['commit']} (perplexity).\n"
     )

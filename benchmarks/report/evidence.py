@@ -10,7 +10,7 @@ from benchmarks.memory import tables as memory_tables
 from benchmarks.memory.peaks import PRECISION
 from benchmarks.memory.peaks import RECORDS as MEMORY_RECORDS
 from benchmarks.places import FIGURES, RESULTS
-from benchmarks.quality import ablation_table, error_tables
+from benchmarks.quality import ablation_table, error_tables, trade_off_table
 from benchmarks.quality import tables as quality_tables
 from benchmarks.record_schema import read_record
 from benchmarks.speed import tables as speed_tables
@@ -29,6 +29,7 @@ Record = dict[str, Any]
 def sections() -> dict[tuple[str, str], str]:
     """Return what stands between which marks of the page."""
     quality, memory = quality_tables.read_quality("cpu"), memory_tables.read_memory()
+    embeddings = ablation_table.read_part("embeddings")
     contents = {
         "quality table": quality_tables.main_table(quality),
         "zero-shot table": quality_tables.zero_shot_table(quality),
@@ -39,6 +40,9 @@ def sections() -> dict[tuple[str, str], str]:
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
         "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
         "candidates table": ablation_table.candidates_table(ablation_table.read_part("candidates")),
+        "embeddings table": ablation_table.embeddings_table(embeddings),
+        "long embeddings table": ablation_table.embeddings_table(ablation_table.read_part("embeddings-long")),
+        "budgets table": trade_off_table.budgets_table(trade_off_table.read_trade_offs(), embeddings),
         "trees table": ablation_table.trees_table(ablation_table.read_part("trees")),
         "schedules table": generation_figures.quality_table(
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
@@ -75,6 +79,7 @@ def draw_figures() -> None:
     speed_tables.draw(speed)
     quality_tables.draw(quality_tables.read_quality("cpu"), tokens_per_second(speed), FIGURES / "quality.png")
     draw_errors(read_record(ERRORS, error_tables.ERRORS_SCHEMA), FIGURES / "errors.png")
+    trade_off_table.draw(trade_off_table.read_trade_offs(), ablation_table.read_part("embeddings"))
 
 
 def tokens_per_second(speed: Record) -> dict[str, float]:

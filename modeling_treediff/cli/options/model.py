@@ -80,6 +80,7 @@ class Process:
     node_embedding: str = same_as(TreeDiffConfig, "node_embedding", choices=NODE_EMBEDDINGS)
     embedding_rank: int | None = same_as(TreeDiffConfig, "embedding_rank")
     tie_word_embeddings: bool = same_as(TreeDiffConfig, "tie_word_embeddings")
+    block_size: int | None = same_as(TreeDiffConfig, "block_size")
 
 
 # Fields of the model's config that are options of the same name.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_treediff.diffusion_process import corrupt
+from modeling_treediff.diffusion_process import corrupt, number_blocks
 from modeling_treediff.noise_schedules import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
@@ -36,11 +36,14 @@ class DiffusionCollator:
         schedule: LevelSchedule,
         seed: int = 0,
         sampling_eps: float = TRAINING_SAMPLING_EPS,
+        block_size: int | None = None,
     ) -> None:
         """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 
-        The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit.
+        The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit. Each block
+        of a model that has blocks, of `config.block_size` positions, gets a time of its own.
         """
+        self.block_size = block_size
         # The loader works on the host, wherever the model's own tree lies.
         self.tree, self.schedule, self.seed, self.sampling_eps = tree.to("cpu"), schedule, seed, sampling_eps
 
@@ -53,8 +56,8 @@ class DiffusionCollator:
                 do not see one another), each (T,), and `place` (3,).
 
         Returns:
-            input_ids (B, T), labels (B, T) and timesteps (B,), and attention_mask, segment_ids (B, T) and place (B, 3)
-            where they were given.
+            input_ids and labels (B, T), timesteps (B,), or (B, T) for blocks, and attention_mask, segment_ids (B, T)
+            and place (B, 3) where they were given.
 
         """
         columns = {
@@ -68,18 +71,30 @@ class DiffusionCollator:
             rank, processes = _process()
             start = int(torch.randint(2**62, ())) + rank
             positions = list(range(start, start + processes * len(features), processes))
-        times = self.schedule.place_times(torch.from_numpy(time_uniforms(self.seed, positions)), self.sampling_eps)
         batch = corrupt(
             columns["input_ids"],
             self.tree,
             self.schedule,
-            times.float(),
+            self._times(positions, columns),
             attention_mask=columns.get("attention_mask"),
             fixed_mask=columns.get("fixed_mask"),
             uniforms=torch.from_numpy(depth_uniforms(self.seed, positions, columns["input_ids"].shape[1])),
         )
         forwarded = {name: columns[name] for name in FORWARDED if name in columns}
         return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps} | forwarded
+
+    def _times(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return (B,) times, or (B, T) with one for each block; those of all blocks of a run are spread evenly, too."""
+        if self.block_size is None:
+            uniforms = torch.from_numpy(time_uniforms(self.seed, positions))
+            return self.schedule.place_times(uniforms, self.sampling_eps).float()
+        token_ids, size = columns["input_ids"], self.block_size
+        number_BT = number_blocks(token_ids, columns.get("attention_mask"), columns.get("segment_ids"), size)
+        most = token_ids.shape[1] if "segment_ids" in columns else -(-token_ids.shape[1] // size)  # blocks of a window
+        numbered = [position * most + number for position in positions for number in range(most)]
+        uniforms = torch.from_numpy(time_uniforms(self.seed, numbered))
+        times = self.schedule.place_times(uniforms, self.sampling_eps).float()
+        return times.view(len(positions), most).gather(1, number_BT)
 
 
 def _process() -> tuple[int, int]:

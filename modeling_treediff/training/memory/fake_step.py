@@ -92,7 +92,7 @@ def record_step(step: TrainingStep) -> Ledger:
         average = _make_state(model, shapes, ledger, step.ema)
         optimizer = _make_optimizer(model, ledger)
         _watch_head(model, ledger)
-        batch = _make_batch(step.batch_size, step.sequence_length)
+        batch = _make_batch(step.batch_size, step.sequence_length, step.model_config.block_size is not None)
         for _ in range(min(step.accumulation, 2)):  # the second pass finds the gradients of the first; more ones too
             _pass(model, batch, step.precision, ledger)
         ledger.begin("optimizer")
@@ -146,9 +146,9 @@ def _make_optimizer(model: TreeDiffForDiffusionLM, ledger: Ledger) -> torch.opti
     return optimizer
 
 
-def _make_batch(batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+def _make_batch(batch_size: int, sequence_length: int, has_blocks: bool) -> dict[str, torch.Tensor]:
     ids = {name: torch.zeros(batch_size, sequence_length, dtype=torch.long) for name in ("input_ids", "labels")}
-    return ids | {"timesteps": torch.ones(batch_size)}
+    return ids | {"timesteps": torch.ones((batch_size, sequence_length) if has_blocks else batch_size)}
 
 
 def _watch_head(model: TreeDiffForDiffusionLM, ledger: Ledger) -> None:

@@ -25,7 +25,8 @@ def embeddings():
         for name, nats in zip(MODELS, (6.0, 5.5, 5.0), strict=True)
         for seed in (0, 1)
     ]
-    return {"trained_with": {"commit": "7654321"}, "runs": runs}
+    protocol = {"steps": 2500, "batch_size": 16, "sequence_length": 64}
+    return {"trained_with": {"commit": "7654321"}, "protocol": protocol, "runs": runs}
 
 
 def test_every_way_to_train_is_planned_as_it_is_taken(record):
@@ -43,6 +44,7 @@ def test_the_table_has_ratios_to_mdlm(record, embeddings):
     flat, path, factorised = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:5])
     assert flat[2:] == ["1.00", "1.00", "1.00", "1.000"]
     assert path[-1] == f"{math.exp(-0.5):.3f}" and factorised[-1] == f"{math.exp(-1.0):.3f}"
+    assert "after 2.56M tokens" in lines[-1]
     sizes = {row["variant"]: row["parameters"] for row in record["rows"]}
     assert factorised[2] == f"{sizes['own-64'] / sizes['mdlm']:.2f}"
 

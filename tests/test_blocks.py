@@ -1,0 +1,188 @@
+"""Models with blocks: each block is a diffusion of its own, given the clean tokens before it."""
+
+import pytest
+import torch
+from helpers.models import tiny_model
+
+from modeling_treediff import VocabularyTree, corrupt
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
+from modeling_treediff.diffusion_process import number_blocks
+from modeling_treediff.training import DiffusionCollator, make_lean, plan_memory
+
+TREE = random_tree(100, branching=5, depth=3, seed=1)
+TOKENS = torch.randint(0, 100, (3, 16), generator=torch.Generator().manual_seed(0))
+SIZE = 5  # which does not divide 16
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def model_with(block_size, tree=TREE, **fields):
+    return tiny_model(tree, block_size=block_size, **fields).double().eval()
+
+
+def numbered(*rows):
+    return torch.tensor(rows)
+
+
+def test_each_text_and_segment_begins_a_block_and_padding_is_in_the_first():
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    assert torch.equal(number_blocks(ids, None, None, 3), numbered([0, 0, 0, 1, 1, 1, 2, 2]))
+    left, right = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]])
+    assert torch.equal(number_blocks(ids, left, None, 3), numbered([0, 0, 0, 0, 0, 1, 1, 1]))
+    assert torch.equal(number_blocks(ids, right, None, 3), numbered([0, 0, 0, 1, 1, 0, 0, 0]))
+    segments = torch.tensor([[7, 7, 7, 7, 2, 2, 2, 2]])
+    assert torch.equal(number_blocks(ids, None, segments, 3), numbered([0, 0, 0, 1, 2, 2, 2, 3]))
+    assert torch.equal(number_blocks(ids, left, segments, 3), numbered([0, 0, 0, 0, 1, 1, 1, 2]))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_one_pass_over_noisy_and_clean_tokens_is_a_pass_for_each_block(implementation):
+    """Each block alone behind the clean tokens before it, in a model of one stream."""
+    model = model_with(SIZE, head="node")
+    model.set_attn_implementation(implementation)
+    number = number_blocks(TOKENS, None, None, SIZE)
+    noisy = corrupt(TOKENS, TREE, model.schedule, block_numbers=number, generator=generator()).input_ids
+    both = model.model(noisy, clean_ids=TOKENS).last_hidden_state
+    for block in range(int(number.max()) + 1):
+        own = number[0] == block
+        text = torch.where(own, noisy, TOKENS)[:, : int(own.nonzero().max()) + 1]
+        alone = model.model(text).last_hidden_state[:, own[: text.shape[1]]]
+        torch.testing.assert_close(both[:, own], alone, rtol=0, atol=1e-6 if implementation == "eager" else 1e-12)
+
+
+def test_a_block_of_the_whole_text_is_the_model_without_blocks():
+    plain, blocks = model_with(None), model_with(16)
+    blocks.load_state_dict(plain.state_dict())
+    first, second = (model.nelbo(TOKENS, num_samples=3, generator=generator()) for model in (plain, blocks))
+    assert first == second and torch.equal(first.token_losses, second.token_losses)
+    batch = corrupt(TOKENS, TREE, plain.schedule, generator=generator())
+    times = batch.timesteps[:, None].expand(-1, 16)
+    one = plain(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps)
+    other = blocks(batch.input_ids, labels=batch.labels, timesteps=times)
+    torch.testing.assert_close(one.loss, other.loss, rtol=1e-12, atol=0)
+    texts = [model.generate(max_new_tokens=16, num_steps=16, generator=generator()) for model in (plain, blocks)]
+    assert torch.equal(*texts)
+
+
+def test_blocks_of_one_token_over_a_flat_tree_are_an_autoregressive_model():
+    """Each token's bound is then its exact -log p: the softmax at a mask behind the clean tokens before it."""
+    model = model_with(1, VocabularyTree.flat(30))
+    tokens = TOKENS % 30
+    found = model.nelbo(tokens, generator=generator())
+    for place in range(16):
+        text = torch.cat([tokens[:, :place], torch.full((3, 1), model.config.mask_token_id)], dim=1)
+        with torch.no_grad():
+            log_probs = model(text).logits[:, -1].log_softmax(dim=-1)
+        expected = -log_probs.gather(1, tokens[:, place, None])[:, 0]
+        torch.testing.assert_close(found.token_losses[:, place], expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("schedule", "head"), zip(SCHEDULES, HEADS, strict=True))
+def test_the_bound_is_the_mean_of_the_training_loss(schedule, head):
+    """With a time for each block; within four standard errors of both."""
+    model = model_with(SIZE, schedule=schedule, head=head)
+    number = number_blocks(TOKENS, None, None, SIZE).repeat(40, 1)
+    losses = []
+    for seed in range(50):
+        many = TOKENS.repeat(40, 1)
+        batch = corrupt(many, TREE, model.schedule, block_numbers=number, generator=generator(seed))
+        assert batch.timesteps.shape == many.shape
+        assert all(len(times.unique()) == 1 for times in batch.timesteps[:, :SIZE])
+        with torch.no_grad():
+            losses.append(model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss)
+    loss, bound = torch.stack(losses), model.nelbo(TOKENS, num_samples=300, generator=generator())
+    error = (loss.var() / len(loss) + bound.standard_error**2) ** 0.5
+    assert abs(float(loss.mean()) - bound.value) < 4 * error < 0.3
+
+
+def test_padding_prompts_and_segments_leave_a_bound_as_alone():
+    model, samples = model_with(SIZE), {"num_samples": 30}
+    mask = torch.ones_like(TOKENS)
+    mask[:, :3] = 0
+    padded = model.nelbo(TOKENS, attention_mask=mask, generator=generator(), **samples)
+    alone = model.nelbo(TOKENS[:, 3:], generator=generator(), **samples)
+    assert padded.value == pytest.approx(alone.value, rel=1e-6) and not padded.token_losses[:, :3].any()
+    fixed = torch.zeros_like(TOKENS)
+    fixed[:, : 2 * SIZE] = 1
+    given = model.nelbo(TOKENS, fixed_mask=fixed, generator=generator(), num_samples=600)
+    whole = model.nelbo(TOKENS, generator=generator(), num_samples=600)
+    rest = whole.token_losses[:, 2 * SIZE :].sum() / given.num_tokens  # blocks before it are clean in either
+    assert abs(given.value - float(rest)) < 4 * 2**0.5 * given.standard_error * 2
+    segments = torch.arange(16).expand(3, -1) // 8
+    packed = model.nelbo(TOKENS, segment_ids=segments, generator=generator(), num_samples=600)
+    apart = model.nelbo(torch.cat([TOKENS[:, :8], TOKENS[:, 8:]]), generator=generator(), num_samples=600)
+    assert abs(packed.value - apart.value) < 4 * (packed.standard_error + apart.standard_error)
+
+
+def test_later_blocks_do_not_change_what_is_before_them():
+    model = model_with(SIZE)
+    changed = TOKENS.clone()
+    changed[:, 10:] = (changed[:, 10:] + 7) % 100
+    with torch.no_grad():
+        first, second = (model.model(ids).last_hidden_state for ids in (TOKENS, changed))
+    assert torch.equal(first[:, :10], second[:, :10]) and not torch.equal(first[:, 10:], second[:, 10:])
+
+
+def test_texts_are_written_block_by_block_and_each_as_alone():
+    """Prompts of different lengths, padded: blocks begin with each text, and one is finished before the next begins."""
+    model, seen = model_with(SIZE), []
+    prompts, mask = TOKENS[:2, :7].clone(), torch.ones(2, 7, dtype=torch.long)
+    mask[1, :3] = 0
+    together = model.generate(
+        prompts,
+        attention_mask=mask,
+        max_new_tokens=9,
+        num_steps=8,
+        generator=[generator(1), generator(2)],
+        callback=lambda step: seen.append(step.node_ids[0]),
+    )
+    for row, kept in ((0, slice(None)), (1, slice(3, None))):
+        alone = model.generate(
+            prompts[row : row + 1, kept], max_new_tokens=9, num_steps=8, generator=generator(row + 1)
+        )
+        assert torch.equal(alone[0], together[row, kept])
+    for nodes in seen:
+        is_open = nodes >= 100
+        number = number_blocks(nodes[None], None, None, SIZE)[0]
+        touched = number[(nodes < 100)].max()
+        assert not is_open[number < touched].any()
+    with pytest.raises(ValueError, match="blocks of its own, of 5 positions"):
+        model.generate(max_new_tokens=8, block_length=4)
+
+
+def test_the_collator_gives_each_block_a_time_and_all_times_of_a_run_are_even():
+    model = model_with(4)
+    collator = DiffusionCollator(model.tree, model.schedule, seed=3, sampling_eps=0.0, block_size=4)
+    features = [{"input_ids": TOKENS[0], "position": position} for position in range(64)]
+    times = collator(features)["timesteps"]
+    assert times.shape == (64, 16) and (times.view(64, 4, 4) == times.view(64, 4, 4)[..., :1]).all()
+    spread = times[:, ::4].flatten().sort().values
+    assert float((spread.diff()).max()) < 3 / len(spread)
+    apart = torch.cat([collator(features[:10])["timesteps"], collator(features[10:])["timesteps"]])
+    assert torch.equal(apart, times)
+
+
+def test_a_lean_model_with_blocks_has_the_same_gradients_and_its_step_is_planned():
+    plain, lean = model_with(SIZE).train(), model_with(SIZE).train()
+    lean.load_state_dict(plain.state_dict())
+    make_lean(lean, recompute_mlp=1)
+    number = number_blocks(TOKENS, None, None, SIZE)
+    batch = vars(corrupt(TOKENS, TREE, plain.schedule, block_numbers=number, generator=generator()))
+    for model in (plain, lean):
+        model(**batch).loss.backward()
+    for one, other in zip(plain.parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    peaks = [plan_memory(tiny_model(TREE, block_size=size).config, 4, 16).peak for size in (None, SIZE)]
+    assert peaks[0] < peaks[1] < 3 * peaks[0]
+
+
+def test_what_does_not_fit_blocks_is_refused():
+    with pytest.raises(ValueError, match="block_size must be at least 1"):
+        tiny_model(TREE, block_size=0)
+    model = model_with(SIZE)
+    batch = corrupt(TOKENS, TREE, model.schedule, generator=generator())
+    with pytest.raises(ValueError, match=r"of shape \(3, 16\) .* block_numbers"):
+        model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps)
