@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
+from transformers.cache_utils import Cache
 from transformers.masking_utils import and_masks, create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -37,9 +38,9 @@ class TreeDiffAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: TreeDiffConfig) -> None:
+    def __init__(self, config: TreeDiffConfig, layer_index: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layer_index = config, layer_index
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_key_value_groups = 1
         size = config.hidden_size
@@ -48,19 +49,30 @@ class TreeDiffAttention(nn.Module):
         self.v_proj = nn.Linear(size, size, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask) -> torch.Tensor:
+    def forward(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask, past: Cache | None = None
+    ) -> torch.Tensor:
         """(B, T, E) -> (B, T, E)."""
         projected = self.q_proj(hidden_BTE), self.k_proj(hidden_BTE), self.v_proj(hidden_BTE)
-        return self.o_proj(self.mix(projected, rotation, attention_mask))
+        return self.o_proj(self.mix(projected, rotation, attention_mask, past))
 
     def mix(
-        self, projected: tuple[torch.Tensor, ...], rotation: Rotation, attention_mask: AttentionMask
+        self,
+        projected: tuple[torch.Tensor, ...],
+        rotation: Rotation,
+        attention_mask: AttentionMask,
+        past: Cache | None = None,
     ) -> torch.Tensor:
-        """Queries, keys and values (B, T, E) -> (B, T, E): each head's mean of the values, weighted by its scores."""
+        """Queries, keys and values (B, T, E) -> (B, T, E): each head's mean of the values, weighted by its scores.
+
+        Of keys and values in a cache, too, to which these are added.
+        """
         size = projected[0].shape
         query, key, value = (features.view(*size[:-1], -1, self.head_dim).transpose(1, 2) for features in projected)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         query, key = apply_rotary_pos_emb(query, key, *(table[None].to(query.dtype) for table in rotation))
+        if past is not None:
+            key, value = past.update(key, value, self.layer_index)
         options: dict[str, Any] = {"dropout": 0.0, "scaling": self.head_dim**-0.5, "is_causal": False}
         mixed_BTHC, _ = attend(self, query, key, value, attention_mask, **options)
         return mixed_BTHC.reshape(size)
@@ -83,16 +95,18 @@ class TreeDiffMLP(nn.Module):
 class TreeDiffBlock(GradientCheckpointingLayer):
     """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: TreeDiffConfig) -> None:
+    def __init__(self, config: TreeDiffConfig, layer_index: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = TreeDiffAttention(config)
+        self.self_attn = TreeDiffAttention(config, layer_index)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = TreeDiffMLP(config)
 
-    def forward(self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask) -> torch.Tensor:
+    def forward(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask, past: Cache | None = None
+    ) -> torch.Tensor:
         """(B, T, E) -> (B, T, E)."""
-        hidden_BTE = hidden_BTE + self.self_attn(self.input_layernorm(hidden_BTE), rotation, attention_mask)
+        hidden_BTE = hidden_BTE + self.self_attn(self.input_layernorm(hidden_BTE), rotation, attention_mask, past)
         return hidden_BTE + self.mlp(self.post_attention_layernorm(hidden_BTE))
 
 
@@ -102,7 +116,7 @@ class TreeDiffBackbone(nn.Module):
     def __init__(self, config: TreeDiffConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(TreeDiffBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TreeDiffBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
@@ -112,25 +126,29 @@ class TreeDiffBackbone(nn.Module):
         segment_ids: torch.Tensor | None = None,
         block_numbers: torch.Tensor | None = None,
         clean_BTE: torch.Tensor | None = None,
+        past: Cache | None = None,
     ) -> torch.Tensor:
         """(B, T, E) embeddings -> (B, T, E) normalised hidden states.
 
         attention_mask (B, T) has 0 at padding; positions with different segment_ids (B, T) do not see one another. With
         block_numbers (B, T) positions see their own block and those before it; with clean_BTE (B, T, E), the embeddings
-        of the clean tokens, they see these of the blocks before (BD3-LM, arXiv 2503.09573, section 3.2).
+        of the clean tokens, they see these of the blocks before (BD3-LM, arXiv 2503.09573, section 3.2). Behind a cache
+        of P positions the other arguments are (B, P + T).
         """
         config = self.config
         head_dim = config.hidden_size // config.num_attention_heads
         length, device = embeddings_BTE.shape[1], embeddings_BTE.device
-        rotation = rotary_tables(length, head_dim, config.rope_theta, device)
+        done = 0 if past is None else int(past.get_seq_length())
+        cos_TC, sin_TC = rotary_tables(done + length, head_dim, config.rope_theta, device)
+        rotation = cos_TC[done:], sin_TC[done:]
         hidden_BTE, beside = embeddings_BTE, (attention_mask, segment_ids, block_numbers)
         if clean_BTE is not None:
             hidden_BTE = torch.cat([embeddings_BTE, clean_BTE], dim=1)
             beside = tuple(None if some is None else some.repeat(1, 2) for some in beside)  # type: ignore[assignment]
             rotation = rotation[0].repeat(2, 1), rotation[1].repeat(2, 1)
-        mask = self._attention_mask(hidden_BTE, *beside, noisy=length if clean_BTE is not None else 0)
+        mask = self._attention_mask(hidden_BTE, *beside, noisy=length if clean_BTE is not None else 0, past=past)
         for layer in self.layers:
-            hidden_BTE = layer(hidden_BTE, rotation, mask)
+            hidden_BTE = layer(hidden_BTE, rotation, mask, *([] if past is None else [past]))
         return self.norm(hidden_BTE[:, :length])
 
     def _attention_mask(
@@ -140,6 +158,7 @@ class TreeDiffBackbone(nn.Module):
         segment_ids: torch.Tensor | None,
         block_numbers: torch.Tensor | None,
         noisy: int,
+        past: Cache | None,
     ) -> AttentionMask:
         """Return who sees whom; the first `noisy` positions are those that clean ones stand beside."""
         if segment_ids is None and block_numbers is None:
@@ -150,9 +169,16 @@ class TreeDiffBackbone(nn.Module):
         if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
             segment_ids = torch.zeros_like(attention_mask) if segment_ids is None else segment_ids
             segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
+        if past is not None and block_numbers is not None:  # room that a static cache has left is a block to come
+            room = past.get_mask_sizes(embeddings_BTE.shape[1], 0)[0] - block_numbers.shape[1]
+            block_numbers = F.pad(block_numbers, (0, room), value=block_numbers.shape[1])
+            segment_ids = None if segment_ids is None else F.pad(segment_ids, (0, room))
         functions = [] if segment_ids is None else [packed_sequence_mask_function(segment_ids)]
         functions += [] if block_numbers is None else [_block_mask_function(block_numbers, noisy)]
-        return create_bidirectional_mask(self.config, embeddings_BTE, None, and_mask_function=and_masks(*functions))
+        sees = and_masks(*functions)
+        return create_bidirectional_mask(
+            self.config, embeddings_BTE, None, past_key_values=past, and_mask_function=sees
+        )
 
 
 def _block_mask_function(block_numbers: torch.Tensor, noisy: int) -> Callable[..., torch.Tensor]:

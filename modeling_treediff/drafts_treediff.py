@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from transformers.cache_utils import Cache
 
 from .generation_config_treediff import TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
@@ -22,7 +23,9 @@ class ChildModel(Protocol):
     tree: VocabularyTree
     schedule: LevelSchedule
 
-    def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def child_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
+    ) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
 
 
@@ -89,6 +92,7 @@ class Block:
 
     columns: slice  # that the network sees meanwhile, from the first one that it sees to the block's end
     positions: torch.Tensor  # (B, T) bool
+    num_final: int = 0  # columns before it that no later block changes, nor sees otherwise: what a cache may keep
 
 
 class Constraints(Protocol):

@@ -63,6 +63,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
         sampling_dtype: precision of the draw, "float64" or "float32".
         eos_early_stop: replace what follows the first end of text among the new tokens by padding.
         num_return_sequences: texts per prompt.
+        use_cache: keep keys and values of finished blocks, in a model that has blocks: the same text, sooner.
         output_history: also return the node ids after each step.
         return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
         bos_token_id, eos_token_id, pad_token_id: special tokens; where None, those of the model's own settings.
@@ -86,6 +87,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     sampling_dtype: str = "float64"
     eos_early_stop: bool = True
     num_return_sequences: int = 1
+    use_cache: bool = True
     output_history: bool = False
     return_dict_in_generate: bool = False
     bos_token_id: int | None = None

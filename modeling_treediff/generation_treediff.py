@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
@@ -32,6 +33,7 @@ class TreeDiffGenerationOutput(ModelOutput):
 
     sequences: torch.Tensor | None = None  # (B, T) token ids
     num_forward_passes: int | None = None  # network evaluations (NFE), those for constraints among them
+    cache_bytes: int | None = None  # of the keys and values kept at the end; None without a cache
     # (B, T, D) of each level's child among its siblings, before temperature and truncation; 0 at levels that were given
     log_probs: torch.Tensor | None = None
     history: tuple[torch.Tensor, ...] | None = None  # with output_history: (B, T) node ids at first and after each step
@@ -70,6 +72,7 @@ class TreeDiffGenerationMixin:
         generator: Generators = None,
         constraints: Constraints | None = None,
         callback: Callable[[GenerationStep], None] | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | TreeDiffGenerationOutput:
         """Fill every position that is not a token yet; tokens that are given never change.
@@ -90,6 +93,8 @@ class TreeDiffGenerationMixin:
             constraints: what the tokens may be, beyond allowed_tokens and suppress_tokens, such as
                 `modeling_treediff.constraints.TokenConstraints`: no bad words, logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.
+            past_key_values: an empty cache of transformers, such as a StaticCache with room for the whole text, for a
+                model that has blocks; by default a DynamicCache.
             kwargs: single settings that override the config's; what else a tokenizer returns is ignored.
 
         Returns:
@@ -103,7 +108,8 @@ class TreeDiffGenerationMixin:
         stages = plan_stages(settings, self.schedule, self.tree)
         draft = self._lay_out(input_ids, attention_mask, settings)
         blocks = plan_blocks(draft, settings.block_length, self.config)
-        denoiser = Denoiser(self, draft, settings, constraints or TokenWeights(), generator)
+        cache = self._cache(past_key_values, settings)
+        denoiser = Denoiser(self, draft, settings, constraints or TokenWeights(), generator, cache)
         audience = _Audience(draft, self.tree, streamer, callback, settings.output_history)
         for draft in denoiser.denoise(blocks, stages):
             audience.see(draft)
@@ -112,16 +118,18 @@ class TreeDiffGenerationMixin:
         sequences, history = draft.result, audience.history
         if not settings.return_dict_in_generate:
             return sequences
+        layers: Any = () if cache is None else cache.layers
         return TreeDiffGenerationOutput(
             sequences=sequences,
             num_forward_passes=draft.num_forward_passes,
+            cache_bytes=None if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
             log_probs=draft.restore(draft.log_probs, draft.log_probs.new_zeros(*sequences.shape, self.tree.tree_depth)),
             history=None if history is None else tuple(history),
             depths=None if history is None else tuple(self.tree.depth[nodes] for nodes in history),
         )
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Return forward's arguments; there is no cache. PEFT looks this method up."""
+        """Return forward's arguments; `generate` has its own loop. PEFT looks this method up."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
     def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
@@ -155,6 +163,14 @@ class TreeDiffGenerationMixin:
                 if token >= self.config.vocab_size:
                     raise ValueError(f"{name} is {token}: the vocabulary has tokens 0..{self.config.vocab_size - 1}.")
         return settings
+
+    def _cache(self, given: Cache | None, settings: TreeDiffGenerationConfig) -> Cache | None:
+        """Return the cache to use; ValueError if the model or the settings have no use for the one that is given."""
+        if given is not None and (self.config.block_size is None or not settings.use_cache or given.get_seq_length()):
+            raise ValueError("past_key_values must be an empty cache, with use_cache, for a model that has blocks.")
+        if given is not None or self.config.block_size is None or not settings.use_cache:
+            return given
+        return DynamicCache()
 
     def _lay_out(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
@@ -268,8 +284,13 @@ def _own_blocks(draft: Draft, config: TreeDiffConfig) -> list[Block]:
     is_open_BT = draft.real & (draft.node_ids >= config.vocab_size)
     opens_BN = torch.zeros_like(number_BT).scatter_add(1, number_BT, is_open_BT.long()) > 0
     turn_BT = torch.where(opens_BN, opens_BN.cumsum(dim=1), 0).gather(1, number_BT) * draft.real
-    turns = [turn_BT == turn for turn in range(1, int(turn_BT.max()) + 1)]
-    return [Block(slice(0, int(here_BT.any(dim=0).nonzero().max()) + 1), here_BT) for here_BT in turns]
+    blocks, length = [], number_BT.shape[1]
+    for turn in range(1, int(turn_BT.max()) + 1):
+        here_BT = turn_BT == turn
+        columns_C = here_BT.any(dim=0).nonzero()[:, 0]
+        # Texts that have fewer open blocks are finished.
+        blocks.append(Block(slice(0, int(columns_C[-1]) + 1), here_BT, num_final=min(int(columns_C[0]), length)))
+    return blocks
 
 
 def plan_stages(settings: TreeDiffGenerationConfig, schedule: LevelSchedule, tree: VocabularyTree) -> list[Stage]:

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file, can_return_tuple
 
 from .backbone_treediff import TreeDiffBackbone
@@ -49,6 +50,7 @@ class TreeDiffOutput(ModelOutput):
     level_losses: torch.Tensor | None = None  # (D,) share of each level in the loss, coarsest first, detached
     logits: torch.Tensor | None = None  # (B, T, K) scores of the children, -inf where there is none
     hidden_states: tuple[torch.Tensor, ...] | None = None  # if asked for: the backbone's output (B, T, E)
+    past_key_values: Cache | None = None  # the one that was given, with these positions
 
 
 class TreeTables(nn.Module):
@@ -224,16 +226,23 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         clean_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
+    ) -> BaseModelOutputWithPast:
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window. In a model
-        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them.
+        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them, or
+        in past_key_values, a cache of P positions to which all T are added; masks then have all P + T.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
-        check_tensors("input_ids", input_ids, attention_mask=attention_mask, segment_ids=segment_ids)
-        if (length := input_ids.shape[1]) > (limit := self.config.max_position_embeddings):
+        done = 0 if past_key_values is None else self._cached(past_key_values, input_ids)
+        if done and attention_mask is None:
+            attention_mask = input_ids.new_ones(len(input_ids), done + input_ids.shape[1])
+        whole = input_ids if not done or attention_mask is None else attention_mask
+        check_tensors("input_ids", input_ids)
+        check_tensors("input_ids with the cache", whole, attention_mask=attention_mask, segment_ids=segment_ids)
+        if (length := whole.shape[1]) > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
         try:
             embeddings_BTE = self._embed(input_ids)
@@ -242,10 +251,24 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
             raise
         blocks_BT, clean_BTE = None, None
         if (size := self.config.block_size) is not None:
-            blocks_BT = number_blocks(input_ids, attention_mask, segment_ids, size)
+            blocks_BT = number_blocks(whole, attention_mask, segment_ids, size)
             clean_BTE = None if clean_ids is None else self._embed(clean_ids)
-        hidden_BTE = self.backbone(embeddings_BTE, attention_mask, segment_ids, blocks_BT, clean_BTE)
-        return BaseModelOutput(last_hidden_state=hidden_BTE)
+        hidden_BTE = self.backbone(embeddings_BTE, attention_mask, segment_ids, blocks_BT, clean_BTE, past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_BTE, past_key_values=past_key_values)
+
+    def _cached(self, cache: Cache, input_ids: torch.Tensor) -> int:
+        """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts."""
+        if self.config.block_size is None:
+            raise ValueError("past_key_values need a model with blocks (config.block_size): elsewhere all changes.")
+        if not (done := int(cache.get_seq_length())):
+            return 0
+        layers: Any = cache.layers
+        keys, count = layers[0].keys, self.config.num_hidden_layers
+        found = (len(keys), len(layers), keys.shape[1] * keys.shape[3], keys.device)
+        if found != (expected := (len(input_ids), count, self.config.hidden_size, input_ids.device)):
+            said = "a cache of (texts, layers, hidden size, device)"
+            raise ValueError(f"past_key_values is {said} {found}, not {expected}: make a new one for these texts.")
+        return done
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) nodes -> (B, T, E)."""
@@ -275,9 +298,11 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """Return the layer whose vectors the input embedding shares, for sharding and rounding; None without one."""
         return self.head.nodes if self.config.tie_word_embeddings else None  # type: ignore[return-value]
 
-    def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def child_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
+    ) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
-        hidden_BTE = self.model(input_ids, attention_mask).last_hidden_state
+        hidden_BTE = self.model(input_ids, attention_mask, past_key_values=past_key_values).last_hidden_state
         return self.head(hidden_BTE, input_ids, self.tree)
 
     def child_cross_entropy(self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -293,6 +318,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         timesteps: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         segment_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Score the children of every position's node; with labels, also the bound. Draws no randomness.
@@ -304,6 +330,8 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             timesteps: times that `input_ids` were corrupted to, needed with labels: (B,), for blocks (B, T).
             output_hidden_states: also return the backbone's output.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
+            past_key_values: a cache of the clean blocks before `input_ids`, for a model with blocks, without labels; it
+                keeps all positions that pass, so those that are not tokens yet are to be cropped off again.
             **kwargs: switches of other models, ignored.
 
         Raises:
@@ -311,9 +339,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """
         if labels is None and timesteps is not None:
             raise ValueError("`timesteps` need `labels` here: leave out label_smoothing_factor and compute_loss_func.")
+        if labels is not None and past_key_values is not None:
+            raise ValueError("The loss sees whole texts: leave out past_key_values, or labels.")
         clean_ids = None if labels is None else torch.where(labels >= 0, labels, input_ids)
-        hidden_BTE = self.model(input_ids, attention_mask, segment_ids, clean_ids).last_hidden_state
+        hidden_BTE = self.model(input_ids, attention_mask, segment_ids, clean_ids, past_key_values).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
+        output.past_key_values = past_key_values
         if labels is None or not self.training:
             output.logits = self.head(hidden_BTE, input_ids, self.tree)
         if labels is not None:
@@ -348,9 +379,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
 class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
 
-    def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def child_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
+    ) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
-        return self(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
+        cache = {} if past_key_values is None else {"past_key_values": past_key_values}
+        return self(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **cache).logits
 
 
 class TreeDiffForMaskedLM(TreeDiffLanguageModel):

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
+from transformers.cache_utils import Cache, StaticLayer
 from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from .diffusion_process import uniform
@@ -146,6 +148,16 @@ def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tenso
     return among_BT & (rank_BT < count_B[:, None])
 
 
+def crop(cache: Cache, length: int) -> None:
+    """Let a cache forget all behind its first positions."""
+    layers: Any = cache.layers
+    for layer in layers:
+        if isinstance(layer, StaticLayer):  # whose tensors stay
+            layer.cumulative_length.fill_(length)
+        else:
+            layer.crop(length - int(layer.get_seq_length()))
+
+
 class Denoiser:
     """Takes a draft from open nodes down to tokens: steps, and corrections by remasking.
 
@@ -160,8 +172,13 @@ class Denoiser:
         settings: TreeDiffGenerationConfig,
         constraints: Constraints,
         generator: Generators,
+        cache: Cache | None = None,
     ) -> None:
-        """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left."""
+        """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left.
+
+        A cache keeps what the network has computed for finished blocks, in a model that has blocks.
+        """
+        self.cache, self.num_final = cache, 0
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
         self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
         self.draft, self.num_passes = draft, 0
@@ -188,6 +205,7 @@ class Denoiser:
                 return
 
     def _begin_block(self, block: Block) -> None:
+        self.num_final = block.num_final
         self.given_depth = self._depth()
         self.open = self.draft.real & block.positions & (self.given_depth < self.tree.tree_depth)
         self.uniform = uniform_at(self.open, self.generator, self.tree.tree_depth)
@@ -265,8 +283,7 @@ class Denoiser:
 
     def _pass(self, waiting_BT: torch.Tensor, select: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Draft:
         """Look at the draft once, draw children where positions wait, and let those descend that are selected."""
-        logits = self.model.child_logits(self.draft.seen, self.draft.attention_mask)
-        logits_nK = logits[waiting_BT[:, self.draft.columns]]
+        logits_nK = self._child_logits(waiting_BT[:, self.draft.columns])
         self.num_passes += 1
         node_n = self.draft.node_ids[waiting_BT]
         level_n = self.tree.depth[node_n]
@@ -282,6 +299,16 @@ class Denoiser:
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
         return self.draft
+
+    def _child_logits(self, waiting_BT: torch.Tensor) -> torch.Tensor:
+        """Return the (n, K) scores of the children of waiting nodes, among the columns that the network sees."""
+        nodes, mask = self.draft.seen, self.draft.attention_mask
+        if self.cache is None:
+            return self.model.child_logits(nodes, mask)[waiting_BT]
+        done = int(self.cache.get_seq_length())
+        logits = self.model.child_logits(nodes[:, done:], mask, self.cache)
+        crop(self.cache, self.num_final)
+        return logits[waiting_BT[:, done:]]
 
     def _remask(self, stage: Stage, share: float) -> None:
         """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.models import tiny_model
+from transformers import DynamicCache, StaticCache
 
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
@@ -151,6 +152,58 @@ def test_texts_are_written_block_by_block_and_each_as_alone():
         assert not is_open[number < touched].any()
     with pytest.raises(ValueError, match="blocks of its own, of 5 positions"):
         model.generate(max_new_tokens=8, block_length=4)
+
+
+@pytest.mark.parametrize("unmasking", ["random", "first_hitting", "confidence"])
+def test_a_cache_changes_no_token_and_looks_at_less(unmasking):
+    """In fp64, for prompts of several lengths, with remasking; a static cache as a growing one."""
+    model, looks = model_with(SIZE, head="node"), []
+    model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
+    prompts, mask = TOKENS[:, :6].clone(), torch.ones(3, 6, dtype=torch.long)
+    mask[1, :3] = mask[2, :1] = 0
+    prompts[0, 4] = TREE.root_id  # open within the prompt
+    settings = {"max_new_tokens": 10, "num_steps": 9, "unmasking": unmasking, "remasking_steps": 3}
+    settings |= {"return_dict_in_generate": True, "attention_mask": mask}
+    without = model.generate(prompts, use_cache=False, generator=generator(), **settings)
+    seen, looks[:] = sum(looks), []
+    cached = model.generate(prompts, generator=generator(), **settings)
+    static = StaticCache(config=model.config, max_cache_len=16)
+    fixed = model.generate(prompts, generator=generator(), past_key_values=static, **settings)
+    assert torch.equal(cached.sequences, without.sequences) and torch.equal(fixed.sequences, without.sequences)
+    torch.testing.assert_close(cached.log_probs, without.log_probs, rtol=1e-9, atol=1e-12)
+    assert cached.num_forward_passes == without.num_forward_passes and sum(looks) < 2 * 0.8 * seen
+    heads = model.config.num_hidden_layers * 2 * model.config.hidden_size * 3 * 8  # bytes of a column
+    assert without.cache_bytes is None and fixed.cache_bytes == 16 * heads and 0 < cached.cache_bytes < 16 * heads
+
+
+def test_a_cache_holds_what_was_computed_for_clean_blocks():
+    model, cache = model_with(SIZE), DynamicCache()
+    with torch.no_grad():
+        whole = model.model(TOKENS).last_hidden_state
+        first = model.model(TOKENS[:, :10], past_key_values=cache).last_hidden_state
+        second = model.model(TOKENS[:, 10:], past_key_values=cache)
+    assert second.past_key_values is cache and cache.get_seq_length() == 16
+    torch.testing.assert_close(torch.cat([first, second.last_hidden_state], dim=1), whole, rtol=0, atol=1e-12)
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    model, plain, cache = model_with(SIZE), model_with(None), DynamicCache()
+    with pytest.raises(ValueError, match="need a model with blocks"):
+        plain(TOKENS, past_key_values=cache)
+    with pytest.raises(ValueError, match="for a model that has blocks"):
+        plain.generate(past_key_values=cache)
+    with torch.no_grad():
+        model(TOKENS[:, :5], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"\(3, 2, 32, .*not \(2, 2, 32"):
+        model(TOKENS[:2, 5:], past_key_values=cache)
+    with pytest.raises(ValueError, match="not .*3, 1,"):
+        model_with(SIZE, num_hidden_layers=1)(TOKENS[:, 5:], past_key_values=cache)
+    with pytest.raises(ValueError, match="must be an empty cache"):
+        model.generate(TOKENS[:, :5], past_key_values=cache)
+    with pytest.raises(ValueError, match="leave out past_key_values, or labels"):
+        model(TOKENS, labels=TOKENS, timesteps=torch.ones(3, 16), past_key_values=cache)
+    with pytest.raises(ValueError, match="17 positions are more than the model's 16"):
+        model(torch.cat([TOKENS[:, 5:], TOKENS[:, :1]], dim=1), past_key_values=cache)
 
 
 def test_the_collator_gives_each_block_a_time_and_all_times_of_a_run_are_even():

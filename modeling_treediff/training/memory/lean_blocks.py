@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_treediff.backbone_treediff import AttentionMask, Rotation, TreeDiffBlock
@@ -90,11 +91,12 @@ def _lean_block(
     hidden_BTE: torch.Tensor,
     rotation: Rotation,
     attention_mask: AttentionMask,
+    past: Cache | None = None,
 ) -> torch.Tensor:
     """(B, T, E) -> (B, T, E): the block's `forward`."""
 
     def transform(hidden_BTE: torch.Tensor) -> torch.Tensor:
-        mixed_BTE = _attention(block, hidden_BTE, rotation, attention_mask)
+        mixed_BTE = _attention(block, hidden_BTE, rotation, attention_mask, past)
         # Before the MLP, so that its gradient comes after the MLP's: it takes memory.
         sum_BTE = hidden_BTE + mixed_BTE
         # The MLP keeps both addends, since their sum would be a third tensor, in fp32 under autocast.
@@ -109,14 +111,18 @@ def _lean_block(
 
 
 def _attention(
-    block: TreeDiffBlock, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask
+    block: TreeDiffBlock,
+    hidden_BTE: torch.Tensor,
+    rotation: Rotation,
+    attention_mask: AttentionMask,
+    past: Cache | None,
 ) -> torch.Tensor:
     """(B, T, E) -> (B, T, E): the attention of the norm."""
     attention, norm = block.self_attn, block.input_layernorm
     if not may_be_passed_over(attention):
-        return attention(norm(hidden_BTE), rotation, attention_mask)
+        return attention(norm(hidden_BTE), rotation, attention_mask, past)
     projected = normed_projections((hidden_BTE,), norm, (attention.q_proj, attention.k_proj, attention.v_proj))
-    return projection(attention.mix(projected, rotation, attention_mask), attention.o_proj)
+    return projection(attention.mix(projected, rotation, attention_mask, past), attention.o_proj)
 
 
 def _mlp(block: TreeDiffBlock, recompute: bool, before_BTE: torch.Tensor, mixed_BTE: torch.Tensor) -> torch.Tensor:
