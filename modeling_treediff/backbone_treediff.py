@@ -181,6 +181,21 @@ class TreeDiffBackbone(nn.Module):
         )
 
 
+def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConfig) -> int:
+    """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts (B, T)."""
+    if config.block_size is None:
+        raise ValueError("past_key_values need a model with blocks (config.block_size): elsewhere all changes.")
+    layers: Any = cache.layers
+    if not (done := int(cache.get_seq_length())):
+        return 0
+    keys = layers[0].keys
+    found = (len(keys), len(layers), keys.shape[1] * keys.shape[3], keys.device)
+    if found != (expected := (len(input_ids), config.num_hidden_layers, config.hidden_size, input_ids.device)):
+        said = "a cache of (texts, layers, hidden size, device)"
+        raise ValueError(f"past_key_values is {said} {found}, not {expected}: make a new one for these texts.")
+    return done
+
+
 def _block_mask_function(block_numbers: torch.Tensor, noisy: int) -> Callable[..., torch.Tensor]:
     """Return who sees whom: noisy positions their own block and clean blocks before it, clean ones clean blocks."""
 

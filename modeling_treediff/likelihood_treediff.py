@@ -147,7 +147,7 @@ class TreeDiffLikelihoodMixin:
             sequence, sample = part // num_samples, part % num_samples
             within, block = (sequence[:, None] == blocks.sequence).nonzero(as_tuple=True)
             drawn, place = block * num_samples + sample[within], blocks.place[block]
-            tokens = token_ids[sequence].to(self.device)
+            tokens = token_ids[sequence].to(self.device).long()
             seen = [None if some is None else some[sequence].to(self.device) for some in (attention_mask, segment_ids)]
             time_dtype = torch.float32 if self.device.type == "mps" else torch.float64
             where = level[drawn].to(self.device), times[drawn].to(self.device, time_dtype)

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file, can_return_tuple
 
-from .backbone_treediff import TreeDiffBackbone
+from .backbone_treediff import TreeDiffBackbone, cached_positions
 from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms, number_blocks
 from .generation_treediff import TreeDiffGenerationMixin
@@ -79,6 +79,7 @@ class TreeDiffPreTrainedModel(PreTrainedModel):
     """Base of all models. The base model, `self.base_model`, holds the tree, in its module `tree_tables`."""
 
     config_class = TreeDiffConfig
+    config: TreeDiffConfig
     base_model_prefix = "model"
     base_model: Any
     supports_gradient_checkpointing = True
@@ -236,7 +237,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         in past_key_values, a cache of P positions to which all T are added; masks then have all P + T.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
-        done = 0 if past_key_values is None else self._cached(past_key_values, input_ids)
+        done = 0 if past_key_values is None else cached_positions(past_key_values, input_ids, self.config)
         if done and attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), done + input_ids.shape[1])
         whole = input_ids if not done or attention_mask is None else attention_mask
@@ -255,20 +256,6 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
             clean_BTE = None if clean_ids is None else self._embed(clean_ids)
         hidden_BTE = self.backbone(embeddings_BTE, attention_mask, segment_ids, blocks_BT, clean_BTE, past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=hidden_BTE, past_key_values=past_key_values)
-
-    def _cached(self, cache: Cache, input_ids: torch.Tensor) -> int:
-        """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts."""
-        if self.config.block_size is None:
-            raise ValueError("past_key_values need a model with blocks (config.block_size): elsewhere all changes.")
-        if not (done := int(cache.get_seq_length())):
-            return 0
-        layers: Any = cache.layers
-        keys, count = layers[0].keys, self.config.num_hidden_layers
-        found = (len(keys), len(layers), keys.shape[1] * keys.shape[3], keys.device)
-        if found != (expected := (len(input_ids), count, self.config.hidden_size, input_ids.device)):
-            said = "a cache of (texts, layers, hidden size, device)"
-            raise ValueError(f"past_key_values is {said} {found}, not {expected}: make a new one for these texts.")
-        return done
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) nodes -> (B, T, E)."""
@@ -339,9 +326,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """
         if labels is None and timesteps is not None:
             raise ValueError("`timesteps` need `labels` here: leave out label_smoothing_factor and compute_loss_func.")
-        if labels is not None and past_key_values is not None:
-            raise ValueError("The loss sees whole texts: leave out past_key_values, or labels.")
-        clean_ids = None if labels is None else torch.where(labels >= 0, labels, input_ids)
+        clean_ids = None
+        if labels is not None:
+            check_tensors("labels", labels, input_ids=input_ids)
+            clean_ids = torch.where(labels >= 0, labels, input_ids)
+            if past_key_values is not None:
+                raise ValueError("The loss sees whole texts: leave out past_key_values, or labels.")
         hidden_BTE = self.model(input_ids, attention_mask, segment_ids, clean_ids, past_key_values).last_hidden_state
         output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
         output.past_key_values = past_key_values
@@ -359,7 +349,6 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         self, hidden_BTE: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, timesteps: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the (B, T, D) terms of the bound, in nats."""
-        check_tensors("labels", labels, input_ids=input_ids)
         shape = labels.shape[:1] if self.config.block_size is None else labels.shape
         if not isinstance(timesteps, torch.Tensor) or timesteps.shape != shape:
             said = f"The loss needs `timesteps` of shape {tuple(shape)} beside `labels`"

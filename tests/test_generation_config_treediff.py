@@ -357,7 +357,7 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
 
 
 WRONG_TYPES = {
-    "bool": (["yes", 1, None], "do_sample output_history eos_early_stop return_dict_in_generate"),
+    "bool": (["yes", 1, None], "do_sample output_history eos_early_stop return_dict_in_generate use_cache"),
     "int": ([True, 2.0, "3", None], "num_steps num_return_sequences remasking_steps remasking_levels"),
     "int | None": ([True, 2.0, "3", [1], b"1"], "max_new_tokens block_length top_k bos_token_id pad_token_id"),
     "int | list[int] | None": ([True, "<eos>", [1.0], range(3), {1}], "eos_token_id"),
@@ -412,7 +412,7 @@ def test_every_setting_survives_saving(tmp_path):
         "temperature": [1.0, 0.5], "top_k": 3, "top_p": 0.8, "allowed_tokens": [1, 2], "suppress_tokens": [3],
         "sampling_dtype": "float32", "eos_early_stop": False, "num_return_sequences": 2,
         "output_history": True, "return_dict_in_generate": True, "bos_token_id": 1, "eos_token_id": [2, 3],
-        "pad_token_id": 4,
+        "pad_token_id": 4, "use_cache": False,
     }  # fmt: skip
     config = TreeDiffGenerationConfig(**settings)
     config.save_pretrained(tmp_path)
@@ -421,7 +421,7 @@ def test_every_setting_survives_saving(tmp_path):
     assert set(settings) == {name for name in vars(config) if not name.startswith("_")} - {"transformers_version"}
 
 
-@pytest.mark.parametrize("name", ["use_cache", "num_beams", "length_penalty"])
+@pytest.mark.parametrize("name", ["cache_implementation", "num_beams", "length_penalty"])
 def test_what_transformers_sets_on_it_does_not_reach_the_file(tmp_path, name):
     """Trainers set such fields on any model; a file that held one could not be read."""
     model = tiny_model(TREES[1])

@@ -80,7 +80,7 @@ def test_the_loss_and_the_bound_see_the_segments(tree, segments):
 def test_attention_that_would_ignore_segments_is_refused(tree, tokens, segments):
     model = tiny_model(tree)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="flash_attention_2 cannot keep segments apart"):
+    with pytest.raises(ValueError, match="flash_attention_2 cannot keep segments or blocks apart"):
         hidden(model, tokens, segment_ids=segments)
 
 

@@ -185,12 +185,10 @@ def draw_samples(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[
     """Return texts by the model saved in a folder, with its settings of `generate`: one for each of the first seeds."""
     network = TreeDiffForDiffusionLM.from_pretrained(folder).to(PartialState().device)
     length = min(SAMPLE_TOKENS, network.config.max_position_embeddings)
-    samples = []
-    for seed in range(SAMPLES):
-        generator = torch.Generator(network.device).manual_seed(seed)
-        written = network.generate(max_new_tokens=length, generator=generator)
-        samples.append({"seed": seed, "text": tokenizer.decode(written[0], skip_special_tokens=True)})
-    return samples
+    generators = [torch.Generator(network.device).manual_seed(seed) for seed in range(SAMPLES)]
+    written = network.generate(max_new_tokens=length, num_return_sequences=SAMPLES, generator=generators)
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [{"seed": seed, "text": text} for seed, text in enumerate(texts)]
 
 
 def summary(result: TrainingResult, text: dict[str, Any], config: TrainingConfig) -> str:

@@ -46,6 +46,7 @@ def values_of_the_model(model: TreeDiffLanguageModel) -> dict[str, str]:
         **{name: f"{getattr(config, name):,}" for name in sizes},
         **{name: getattr(config, name) for name in ("head", "schedule")},
         "node_embedding": _embedding(config),
+        "block_size": "" if config.block_size is None else f"{config.block_size:,} positions",
         **{f"parameters_{part}": f"{count:,}" for part, count in parts.items()},
         "parameters_all": f"{sum(parts.values()):,}",
         "parameters_rounded": _rounded(sum(parts.values())),

@@ -8,7 +8,7 @@ from helpers.processes import SAMPLE, run_here
 from safetensors.torch import load_file
 
 from benchmarks.quality.packed_data import spread
-from benchmarks.reference import NOVELS, WINDOWS, WORKS, documents, save_rounded
+from benchmarks.quality.reference import NOVELS, WINDOWS, WORKS, documents, save_rounded
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text import Corpus, read_documents
 from modeling_treediff.text.tree_tokenizer import load_tokenizer

@@ -1,10 +1,10 @@
 """The reference checkpoint: its text out of five public-domain ones, and the trained model rounded to bf16.
 
 here=runs/reference   # TEXTS holds sotu, spurgeon, mhcc, web_bible and austen, each .txt.xz
-python -m benchmarks.reference text TEXTS $here/classics.txt
+python -m benchmarks.quality.reference text TEXTS $here/classics.txt
 treediff build-tree --text $here/classics.txt --train-tokenizer 8192 --license cc0-1.0 --output $here/classics-8k
 treediff train --text $here/classics.txt --tree $here/classics-8k ... --output $here/model   # options: in the card
-python -m benchmarks.reference save $here/model $here/classics.txt examples/classics-7m
+python -m benchmarks.quality.reference save $here/model $here/classics.txt examples/classics-7m
 
 What is saved has weights of 2 bytes, in which it is measured again, and is loaded as fp32: a CPU computes with that.
 """
