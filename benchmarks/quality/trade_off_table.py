@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.markdown import table
 from benchmarks.places import FIGURES
-from benchmarks.quality.ablation_table import seen_tokens
+from benchmarks.quality.ablation_table import embedding_title, seen_tokens
 from benchmarks.quality.ablations import SEEDS
 from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.quality.trade_offs import LEAN, MODELS, RECORD
@@ -47,7 +47,7 @@ def budgets_table(record: Record, embeddings: Record) -> str:
         run = runs[row["variant"]]
         costs = [row[name] / first[name] for name in ("parameters", "peak_bytes")]
         cells = [f"{cost:.2f}" for cost in (*costs, 1 / row["ratio"])]
-        lines.append([run["title"], str(row["layers"]), *cells, f"{math.exp(_nats(run) - reference):.3f}"])
+        lines.append([embedding_title(run), str(row["layers"]), *cells, f"{math.exp(_nats(run) - reference):.3f}"])
     header = ("model", "layers", "parameters", "planned memory", "time of a step", "perplexity")
     return table(header, lines) + (
         f"\nAs ratios to MDLM; perplexity of the held-out text after {seen_tokens(embeddings)}, seed "
@@ -84,7 +84,7 @@ def _draw(axes: Axes, record: Record, runs: dict[str, Record], heights: dict[str
         colour = f"C{number}" if number < 10 else "black"
         axes.plot(places, tops, color=colour, linewidth=0.8)
         for row, place, top in zip(rows, places, tops, strict=True):
-            label = f"{runs[name]['title']}, {row['layers']} layers" if row["way"] == LEAN else None
+            label = f"{embedding_title(runs[name])}, {row['layers']} layers" if row["way"] == LEAN else None
             axes.plot([place], [top], color=colour, marker=MARKERS[ways.index(row["way"])], linestyle="", label=label)
     for way, marker in zip(ways, MARKERS, strict=False):
         axes.plot([], [], color="grey", marker=marker, linestyle="", label=way)
