@@ -148,11 +148,7 @@ def embeddings_table(record: Record) -> str:
     rows = []
     for run in record["runs"]:
         unchanged = run["variant"] in (NODE, "mdlm")
-        title = {
-            NODE: "tree, V x d vectors",
-            "mdlm": "flat, V x d vectors",
-            BASE: "TDLM (child head), V x d vectors",
-        }.get(run["variant"], run["title"])
+        title = embedding_title(run)
         found = [run, *(run["further"][text] for text in texts)]
         cells = [f"{one['nats']:.3f}" + ("" if unchanged else f"; {_spread(one['difference'], '+')}") for one in found]
         size = [f"{run['num_hidden_layers']}", f"{run['parameters'] / 1e6:.2f}M", f"{run['seed']}"]
@@ -164,7 +160,7 @@ def embeddings_table(record: Record) -> str:
 def embedding_title(run: Record) -> str:
     """Return the name of a model among those that differ in their input embedding."""
     names = {NODE: "tree, V x d vectors", "mdlm": "flat, V x d vectors", BASE: "TDLM (child head), V x d vectors"}
-    return names.get(run["variant"], run["title"])
+    return names.get(run["variant"], str(run["title"]))
 
 
 def headline(record: Record, texts: Sequence[str]) -> str:
