@@ -1,7 +1,8 @@
 """Likelihood: the bound on -log p, estimated with low variance, and the distribution over tokens at every position.
 
 Shape legend: B sequences, T positions, E hidden size, V tokens, D depth of the leaves, K largest fan-out, S corruptions
-of a sequence; in `nelbo` n = B S; in `token_log_probs` n nodes that positions may stand at, m of them scored in a pass.
+of a sequence; in `nelbo` R blocks of up to L positions, n of their corruptions, m positions that a pass scores; in
+`token_log_probs` n nodes that positions may stand at, m of them scored in a pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,10 +70,10 @@ class Blocks:
     """The blocks of some sequences that hold a token to count; each sequence is one in a model without blocks."""
 
     sequence: torch.Tensor  # (R,) that each is in, in order
-    place: torch.Tensor  # (R, S) its positions there, -1 behind its last
+    place: torch.Tensor  # (R, L) its positions there, -1 behind its last
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """Return (R, S) of values (B, T), whatever behind a block's end."""
+        """Return (R, L) of values (B, T), whatever behind a block's end."""
         return values[self.sequence[:, None], self.place.clamp(min=0)]
 
 
@@ -141,36 +142,38 @@ class TreeDiffLikelihoodMixin:
         share = 1 / torch.bincount(visit)[visit].double()
         if num_samples < depth:
             share = torch.full(row.shape, depth / num_samples, dtype=torch.float64)
-        counted_RS = blocks.of(counted) & (blocks.place >= 0)
-        nats = torch.zeros(total, blocks.place.shape[1], dtype=torch.float64)
+        counted_RL = blocks.of(counted) & (blocks.place >= 0)
+        nats = torch.zeros(total, dtype=torch.float64)
+        token_losses = torch.zeros(token_ids.shape, dtype=torch.float64)
         for part in torch.arange(len(token_ids) * num_samples).split(batch_size):
             sequence, sample = part // num_samples, part % num_samples
-            within, block = (sequence[:, None] == blocks.sequence).nonzero(as_tuple=True)
-            drawn, place = block * num_samples + sample[within], blocks.place[block]
+            text_n, block_n = (sequence[:, None] == blocks.sequence).nonzero(as_tuple=True)
+            drawn_n = block_n * num_samples + sample[text_n]
             tokens = token_ids[sequence].to(self.device).long()
             seen = [None if some is None else some[sequence].to(self.device) for some in (attention_mask, segment_ids)]
             time_dtype = torch.float32 if self.device.type == "mps" else torch.float64
-            where = level[drawn].to(self.device), times[drawn].to(self.device, time_dtype)
-            within, place, mask = within.to(self.device), place.to(self.device), counted_RS[block].to(self.device)
-            clean_nS = tokens[within[:, None], place.clamp(min=0)]
-            nodes_nS, refined = corrupt_level(clean_nS, mask, *where, tree, self.schedule, generator)
-            inside = place >= 0
-            node_ids = tokens.clone()
-            node_ids[within[:, None].expand_as(place)[inside], place[inside]] = nodes_nS[inside]
+            where = level[drawn_n].to(self.device), times[drawn_n].to(self.device, time_dtype)
+            place_nL, mask_nL = blocks.place[block_n].to(self.device), counted_RL[block_n].to(self.device)
+            text_nL = text_n.to(self.device)[:, None].expand_as(place_nL)
+            clean_nL = tokens[text_nL, place_nL.clamp(min=0)]
+            nodes_nL, refined = corrupt_level(clean_nL, mask_nL, *where, tree, self.schedule, generator)
+            node_ids = tokens.index_put((text_nL[mask_nL], place_nL[mask_nL]), nodes_nL[mask_nL])
             hidden = self.model(node_ids, *seen, tokens).last_hidden_state
             # The head looks only at the positions that count.
-            hidden_nE = hidden[within[:, None].expand_as(place)[refined], place[refined]]
-            node_n, token_n = nodes_nS[refined], clean_nS[refined]
-            slot_n = child_slots(node_n, token_n, tree)
-            log_n = -self.child_cross_entropy(hidden_nE[None], node_n[None], slot_n[None])[0]
-            nats_n = -mix_uniform(log_n, node_n, tree, self.config.uniform_share)
-            one, position = refined.cpu().nonzero(as_tuple=True)
-            weight = mask.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[drawn]
-            nats[drawn[one], position] = nats_n.cpu().double() * weight[one]
+            hidden_mE = hidden[text_nL[refined], place_nL[refined]]
+            node_m, token_m = nodes_nL[refined], clean_nL[refined]
+            slot_m = child_slots(node_m, token_m, tree)
+            log_m = -self.child_cross_entropy(hidden_mE[None], node_m[None], slot_m[None])[0]
+            nats_m = -mix_uniform(log_m, node_m, tree, self.config.uniform_share)
+            weight_n = mask_nL.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[drawn_n]
+            of_m = refined.cpu().nonzero()[:, 0]
+            weight_m, position_m = weight_n[of_m], place_nL[refined].cpu()
+            loss_m = nats_m.cpu().double() * weight_m
+            nats.index_add_(0, drawn_n[of_m], loss_m)
+            token_losses.index_put_((sequence[text_n[of_m]], position_m), loss_m, accumulate=True)
             if callback is not None:
-                found = sequence[within.cpu()[one]], place.cpu()[one, position]
-                callback(NelboStep(*found, weight[one], node_n, token_n, hidden_nE))
-        return _estimate(nats, share, row, level, blocks, counted_RS, depth, token_ids.shape)
+                callback(NelboStep(sequence[text_n[of_m]], position_m, weight_m, node_m, token_m, hidden_mE))
+        return _estimate(nats, token_losses, share, row, level, counted_RL.sum(dim=1), depth)
 
     @torch.no_grad()
     def token_log_probs(
@@ -293,21 +296,17 @@ def strata(
 
 
 def _estimate(
-    nats: torch.Tensor,
+    per_corruption: torch.Tensor,
+    token_losses: torch.Tensor,
     share: torch.Tensor,
     row: torch.Tensor,
     level: torch.Tensor,
-    blocks: Blocks,
-    counted: torch.Tensor,
+    counts: torch.Tensor,
     depth: int,
-    shape: torch.Size,
 ) -> NelboEstimate:
-    """Put the corruptions' contributions (n, S), of which each is `share` of a mean, together."""
-    num_tokens, length = int(counted.sum()), counted.sum(dim=1)[row].double()
-    samples, per_corruption = len(row) // len(counted), nats.sum(dim=1)
-    losses = torch.zeros(counted.shape, dtype=torch.float64).index_add_(0, row, nats)
-    token_losses, inside = torch.zeros(shape, dtype=torch.float64), blocks.place >= 0
-    token_losses[blocks.sequence[:, None].expand_as(blocks.place)[inside], blocks.place[inside]] = losses[inside]
+    """Put the corruptions' contributions (n,), of which each is `share` of a mean, together; `counts` are tokens."""
+    num_tokens, length = int(counts.sum()), counts[row].double()
+    samples = len(row) // len(counts)
     level_losses = torch.bincount(level - 1, per_corruption, minlength=depth) / num_tokens
     # Spread within a sequence if it has two corruptions of every level, else over all sequences: around the mean rate
     # per token, or around the mean where it is left to chance which sequence a level sees.
