@@ -78,7 +78,7 @@ def main() -> None:
     trainer = DiffusionTrainer(
         adapted(model, script.lora_rank),
         arguments,
-        data_collator=DiffusionCollator(model.tree, model.schedule, arguments.seed),
+        data_collator=DiffusionCollator(model.tree, model.schedule, arguments.seed, block_size=model.config.block_size),
         train_dataset=training,
         eval_dataset=held_out,
         processing_class=tokenizer_with_mask(tokenizer, model.tree),
