@@ -148,7 +148,7 @@ class TreeDiffBackbone(nn.Module):
             rotation = rotation[0].repeat(2, 1), rotation[1].repeat(2, 1)
         mask = self._attention_mask(hidden_BTE, *beside, noisy=length if clean_BTE is not None else 0, past=past)
         for layer in self.layers:
-            hidden_BTE = layer(hidden_BTE, rotation, mask, *([] if past is None else [past]))
+            hidden_BTE = layer(hidden_BTE, rotation, mask, past)
         return self.norm(hidden_BTE[:, :length])
 
     def _attention_mask(

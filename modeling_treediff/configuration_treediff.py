@@ -61,12 +61,8 @@ class TreeDiffConfig(PreTrainedConfig):
 
     model_type = "treediff"
     _auto_class = "AutoConfig"  # so that save_pretrained writes the code beside the config
-    keys_to_ignore_at_inference = [
-        "nelbo",
-        "level_losses",
-        "hidden_states",
-        "past_key_values",
-    ]  # so Trainer.predict returns the logits
+    # So that Trainer.predict returns the logits.
+    keys_to_ignore_at_inference = ["nelbo", "level_losses", "hidden_states", "past_key_values"]
 
     vocab_size: int = 50257
     tree_depth: int = 1

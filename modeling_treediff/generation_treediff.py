@@ -284,12 +284,11 @@ def _own_blocks(draft: Draft, config: TreeDiffConfig) -> list[Block]:
     is_open_BT = draft.real & (draft.node_ids >= config.vocab_size)
     opens_BN = torch.zeros_like(number_BT).scatter_add(1, number_BT, is_open_BT.long()) > 0
     turn_BT = torch.where(opens_BN, opens_BN.cumsum(dim=1), 0).gather(1, number_BT) * draft.real
-    blocks, length = [], number_BT.shape[1]
+    blocks = []
     for turn in range(1, int(turn_BT.max()) + 1):
         here_BT = turn_BT == turn
-        columns_C = here_BT.any(dim=0).nonzero()[:, 0]
-        # Texts that have fewer open blocks are finished.
-        blocks.append(Block(slice(0, int(columns_C[-1]) + 1), here_BT, num_final=min(int(columns_C[0]), length)))
+        column_C = here_BT.any(dim=0).nonzero()[:, 0]  # of texts with fewer open blocks none: they are finished
+        blocks.append(Block(slice(0, int(column_C[-1]) + 1), here_BT, num_final=int(column_C[0])))
     return blocks
 
 

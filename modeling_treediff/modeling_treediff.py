@@ -241,8 +241,9 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         if done and attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), done + input_ids.shape[1])
         whole = input_ids if not done or attention_mask is None else attention_mask
+        name = "input_ids behind the cache" if done else "input_ids"
         check_tensors("input_ids", input_ids)
-        check_tensors("input_ids with the cache", whole, attention_mask=attention_mask, segment_ids=segment_ids)
+        check_tensors(name, whole, attention_mask=attention_mask, segment_ids=segment_ids)
         if (length := whole.shape[1]) > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
         try:
@@ -372,8 +373,8 @@ class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
     ) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
-        cache = {} if past_key_values is None else {"past_key_values": past_key_values}
-        return self(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **cache).logits
+        given = {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        return self(input_ids=input_ids, return_dict=True, **given).logits
 
 
 class TreeDiffForMaskedLM(TreeDiffLanguageModel):

@@ -107,7 +107,7 @@ def starting_nodes(
 
 def in_clusters(
     nodes: torch.Tensor | None,
-    words: list[str] | None,
+    words: list[str],
     model: TreeDiffForDiffusionLM,
     tokenizer: PreTrainedTokenizerBase,
 ) -> torch.Tensor | None:

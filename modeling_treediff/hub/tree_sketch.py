@@ -50,9 +50,7 @@ def _some_tokens(token_ids: list[int], text_of: Callable[[int], str] | None) -> 
         shown = [str(token) for token in distinct[:TOKENS]]
     else:
         texts = (text_of(token) for token in distinct)
-        readable = (
-            text for text in texts if any(map(str.isprintable, text)) and "\N{REPLACEMENT CHARACTER}" not in text
-        )
+        readable = filter(_is_readable, texts)
         shown = [
             printable(json.dumps(text, ensure_ascii=False)) for text, _ in zip(readable, range(TOKENS), strict=False)
         ]

@@ -359,7 +359,7 @@ def test_hooks_of_sublayers_see_what_the_textbook_gives_them():
 def test_a_forward_that_something_else_has_replaced_stays():
     model = tiny_model(TREE)
     block = model.model.backbone.layers[0]
-    block.forward = forward = lambda hidden, rotation, mask: hidden
+    block.forward = forward = lambda hidden, *_: hidden
     make_lean(model)
     undo_lean(model)
     assert block.forward is forward and "forward" not in vars(model.model.backbone.layers[1])
