@@ -75,7 +75,9 @@ RECORDS = {  # by part
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
     "embeddings-long": [
-        (name, seed) for seed in SEEDS for name in ("mdlm", NODE, "own-64", "own-64-deeper", "mdlm-own-64-deeper")
+        (name, seed)
+        for seed in SEEDS
+        for name in ("mdlm", NODE, "own-64", "own-64-deeper", "tied-64", "mdlm-own-64-deeper")
     ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
