@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from transformers import GPT2LMHeadModel
+
 from benchmarks.contenders import (
     AUTOREGRESSIVE,
     AUTOREGRESSIVE_TITLE,
     CONTENDERS,
     Contender,
     budget_config,
+    gpt2_for_budget,
     make_model,
     reference_parameters,
     same_depth_config,
@@ -101,6 +104,22 @@ def matched_models(names: Sequence[str], size: Size) -> list[MatchedModel]:
             models.append(MatchedModel(name, size, (BUDGET,), by_budget))
             models.append(MatchedModel(name, size, (DEPTH,), by_depth))
     return models
+
+
+def make_gpt2(size: Size) -> GPT2LMHeadModel:
+    """Return a new GPT-2 with the budget of the reference at this size, as it trains: without a cache."""
+    parameters = reference_parameters(size.vocab_size, size.layers, **size.fields)
+    config = gpt2_for_budget(
+        size.vocab_size, size.sequence_length, parameters, size.hidden_size, size.heads, eos_token_id=0
+    )
+    config.use_cache = False
+    return GPT2LMHeadModel(config)
+
+
+def gpt2_facts(model: GPT2LMHeadModel) -> dict[str, Any]:
+    """Return what a record says of it."""
+    facts = {"contender": AUTOREGRESSIVE, "matched": [BUDGET], "layers": model.config.n_layer}
+    return facts | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
 def title(contender: str, matched: str = BUDGET) -> str:

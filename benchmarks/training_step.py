@@ -24,9 +24,14 @@ CPU_ATTENTION: dict[Any, Any] = {
 }
 
 
-def diffusion_batch(model: TreeDiffForDiffusionLM, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Return the arguments of `model.forward` for random tokens: nodes, labels and times, on the model's device."""
+def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+    """Return the arguments of `model.forward` for random tokens, on the model's device.
+
+    Nodes, labels and times; of a model of transformers, such as GPT-2, the tokens, which are their own labels.
+    """
     tokens_BT = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=model.device)
+    if not isinstance(model, TreeDiffForDiffusionLM):
+        return {"input_ids": tokens_BT, "labels": tokens_BT}
     noisy = corrupt(tokens_BT, model.tree, model.schedule)
     return {"input_ids": noisy.input_ids, "labels": noisy.labels, "timesteps": noisy.timesteps}
 

@@ -2,14 +2,15 @@
 
 python -m benchmarks.memory.peaks                   # planned on fake tensors
 python -m benchmarks.memory.peaks --measure cpu --hidden-sizes 768 --vocabularies 50257 --batches 4 8 16 \
-    --precisions fp32 bf16 --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial tree-factorised
+    --precisions fp32 bf16 --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial tree-factorised ar
 python -m benchmarks.memory.peaks --measure cuda --hidden-sizes 768 --vocabularies 50257 --batches 4 32
 
 Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768
 or 24 of 1,024; windows of 512 tokens, AdamW. With `--measure`, the peak of every step whose plan fits the device is
 measured beside the plan: on a GPU what the allocator counts, and the time of a step; on a CPU the resident memory
-(`resident.py`), of models of the budget alone. At the reference point, GPT-2's vocabulary and hidden size 768, MDLM and
-the tree also come in other variants of what backward keeps, except on a CPU:
+(`resident.py`), of models of the budget alone, and of GPT-2 (`ar`), for which there are no plans. At the reference
+point, GPT-2's vocabulary and hidden size 768, MDLM and the tree also come in other variants of what backward keeps,
+except on a CPU:
 - lean: what the package does, and all other rows: no matrix product is repeated;
 - plain: blocks as autograd keeps them, nothing saved;
 - recompute: MLPs repeated in five of six layers.
@@ -18,15 +19,17 @@ Every row is written when it is finished, to a partial record beside the output;
 
 import argparse
 import gc
+import itertools
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, REFERENCE
+from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
 from benchmarks.matched_models import (
     BUDGET,
     COMPARED,
@@ -34,12 +37,14 @@ from benchmarks.matched_models import (
     VOCABULARIES,
     MatchedModel,
     Size,
+    gpt2_facts,
+    make_gpt2,
     matched_models,
 )
 from benchmarks.memory.resident import resident_bytes
 from benchmarks.places import RESULTS
 from benchmarks.timing import seconds_in_turns
-from benchmarks.training_step import DTYPES, diffusion_batch, training_step
+from benchmarks.training_step import DTYPES, random_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.training import MemoryPlan, make_lean, plan_memory, undo_lean
@@ -108,7 +113,8 @@ def main() -> None:
     facts: dict[str, Any] = {"sequence_length": REFERENCE_POINT.sequence_length, "measured": bool(options.measure)}
     rows = read_rows(partial_record, facts) if options.resume else []
     done = [[row[name] for name in KEY] for row in rows]
-    grid = cases(options.contenders, options.hidden_sizes, options.vocabularies, options.batches)
+    names = [name for name in options.contenders if name != AUTOREGRESSIVE]
+    grid = cases(names, options.hidden_sizes, options.vocabularies, options.batches)
     for case in (replace(case, precision=precision) for precision in options.precisions for case in grid):
         if options.measure == "cpu" and not (case.variant == LEAN and BUDGET in case.model.matched):
             continue
@@ -120,6 +126,7 @@ def main() -> None:
         write_record(partial_record, facts | {"rows": rows}, seed=0)
         print(rows[-1], flush=True)
     facts["rows"] = rows
+    facts["autoregressive"] = measure_gpt2(options) if AUTOREGRESSIVE in options.contenders else []
     write_record(options.output, facts, seed=0)
     partial_record.unlink(missing_ok=True)
 
@@ -129,7 +136,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", choices=("cpu", "cuda"), default="", help="on this device, beside the plans")
     grid = parser.add_argument_group("the grid; by default all of it")
-    grid.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=COMPARED, metavar="NAME")
+    grid.add_argument(
+        "--contenders", nargs="+", choices=[*CONTENDERS, AUTOREGRESSIVE], default=COMPARED, metavar="NAME"
+    )
     grid.add_argument("--hidden-sizes", type=int, nargs="+", choices=list(LAYERS_AND_HEADS), default=LAYERS_AND_HEADS)
     grid.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="TOKENS")
     grid.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="WINDOWS")
@@ -141,6 +150,8 @@ def parse_arguments() -> argparse.Namespace:
     options.output = options.output or RECORDS[options.measure]
     if REFERENCE not in options.contenders:
         parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
+    if AUTOREGRESSIVE in options.contenders and options.measure != "cpu":
+        parser.error(f"--contenders {AUTOREGRESSIVE} needs --measure cpu.")
     return options
 
 
@@ -187,6 +198,19 @@ def measure(case: Case, plan: MemoryPlan, device: str, steps: int) -> dict[str, 
     return {"resident_bytes": resident_bytes(case.make, case.precision, shape)}
 
 
+def measure_gpt2(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what a step of GPT-2, as transformers has it, takes on a CPU, a row for each point of the grid."""
+    rows = []
+    for hidden_size, vocab_size in itertools.product(options.hidden_sizes, options.vocabularies):
+        size = Size.full(vocab_size, hidden_size)
+        facts = gpt2_facts(make_gpt2(size)) | {"vocab_size": vocab_size, "hidden_size": hidden_size}
+        for precision, batch_size in itertools.product(options.precisions, options.batches):
+            peak = resident_bytes(partial(make_gpt2, size), precision, (batch_size, size.sequence_length))
+            rows.append(facts | {"precision": precision, "batch_size": batch_size, "resident_bytes": peak})
+            print(rows[-1], flush=True)
+    return rows
+
+
 def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
     """Return the peaks that CUDA allocates and reserves and the median seconds of a step, or why there are none."""
     gc.collect()
@@ -195,7 +219,7 @@ def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
     try:
         model = case.make()
         torch.nn.Module.to(model, "cuda")
-        batch = diffusion_batch(model, case.batch_size, case.model.size.sequence_length)
+        batch = random_batch(model, case.batch_size, case.model.size.sequence_length)
         step = training_step(model, batch, case.precision)
         for _ in range(3):
             step()

@@ -12,9 +12,10 @@ from multiprocessing import get_context
 from unittest.mock import patch
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.memory.bf16_products import use_fp32_tiles
-from benchmarks.training_step import diffusion_batch, training_step
+from benchmarks.training_step import random_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.training.memory.tracker import MemoryTracker
 
@@ -23,7 +24,7 @@ KEEP = "MALLOC_MMAP_MAX_"  # whose 0 would keep all blocks
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def resident_bytes(make: Callable[[], TreeDiffForDiffusionLM], precision: str, shape: tuple[int, int]) -> int:
+def resident_bytes(make: Callable[[], PreTrainedModel], precision: str, shape: tuple[int, int]) -> int:
     """Return the peak of the resident set over one training step, above what is resident without the model.
 
     Args:
@@ -41,7 +42,7 @@ def resident_bytes(make: Callable[[], TreeDiffForDiffusionLM], precision: str, s
             return pool.submit(_measure, make, precision, shape).result()
 
 
-def _measure(make: Callable[[], TreeDiffForDiffusionLM], precision: str, shape: tuple[int, int]) -> int:
+def _measure(make: Callable[[], PreTrainedModel], precision: str, shape: tuple[int, int]) -> int:
     torch.manual_seed(0)
     library = use_fp32_tiles()  # in effect while it is referred to
     _take_steps(TreeDiffForDiffusionLM.from_tree(VocabularyTree.flat(64), **TINY), precision, (2, 16))
@@ -51,12 +52,12 @@ def _measure(make: Callable[[], TreeDiffForDiffusionLM], precision: str, shape: 
     return peak - before
 
 
-def _take_steps(model: TreeDiffForDiffusionLM, precision: str, shape: tuple[int, int]) -> int:
+def _take_steps(model: PreTrainedModel, precision: str, shape: tuple[int, int]) -> int:
     """Take a step on a tiny batch and one on a batch of the shape; return the peak of the second."""
-    batch = diffusion_batch(model, 1, 8)
+    batch = random_batch(model, 1, 8)
     step = training_step(model, batch, precision)
     step()
-    batch.update(diffusion_batch(model, *shape))
+    batch.update(random_batch(model, *shape))
     tracker = MemoryTracker("cpu")
     step()
     return tracker.peak().resident

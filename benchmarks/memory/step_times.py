@@ -12,7 +12,7 @@ import torch
 from benchmarks.matched_models import BUDGET, matched_models
 from benchmarks.memory.peaks import LEAN, PLAIN, PRECISION, RECOMPUTE, REFERENCE_POINT, TREE, Case
 from benchmarks.places import RESULTS
-from benchmarks.training_step import diffusion_batch, training_step
+from benchmarks.training_step import random_batch, training_step
 from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "memory_step_times.json"
@@ -31,7 +31,7 @@ def cpu_step_seconds(steps: int) -> dict[str, float]:
     tree = next(model for model in matched_models([TREE], REFERENCE_POINT) if BUDGET in model.matched)
     torch.manual_seed(0)
     model = tree.make()
-    step = training_step(model, diffusion_batch(model, 1, REFERENCE_POINT.sequence_length), PRECISION)
+    step = training_step(model, random_batch(model, 1, REFERENCE_POINT.sequence_length), PRECISION)
     cases = {variant: Case(tree, 1, variant) for variant in (PLAIN, LEAN, RECOMPUTE)}
     seconds: dict[str, list[float]] = {variant: [] for variant in cases}
     for _ in range(steps + 1):

@@ -124,6 +124,14 @@ def resident_table(record: Record) -> str:
                 cells[row["batch_size"]] = f"{measured:.2f} ({planned:.2f})"
         if cells:
             lines.append([title, str(models[0]["layers"]), precision, *(cells.get(batch, "") for batch in batches)])
+    for title, models in by_title(record.get("autoregressive", [])).items():
+        for precision in DTYPES:
+            cells = {
+                row["batch_size"]: f"{row['resident_bytes'] / GIBIBYTE:.2f}"
+                for row in models
+                if row["precision"] == precision
+            }
+            lines.append([title, str(models[0]["layers"]), precision, *(cells.get(batch, "") for batch in batches)])
     header = ("model", "layers", "precision", *(f"batch {batch}" for batch in batches))
     return table(header, lines) + (
         f"\nGiB of a training step, measured (planned); they differ by at most {largest_deviation(record):.1%}. "

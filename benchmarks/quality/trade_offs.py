@@ -21,7 +21,7 @@ from benchmarks.quality.training import Protocol
 from benchmarks.quality.variants import BASE, NODE, VARIANTS, planned_memory, variant_config
 from benchmarks.speed.throughput import WARM_UP, rates
 from benchmarks.timing import seconds_in_turns
-from benchmarks.training_step import diffusion_batch, training_step
+from benchmarks.training_step import random_batch, training_step
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import write_record
@@ -60,7 +60,7 @@ def measure(names: Sequence[str], vocab_size: int, protocol: Protocol, turns: in
         tree = unclustered_tree(Contender("", depth), vocab_size)
         config = variant_config(VARIANTS[name], tree, protocol)
         model = make_model(config, tree)
-        step = training_step(model, diffusion_batch(model, protocol.batch_size, protocol.sequence_length), "fp32")
+        step = training_step(model, random_batch(model, protocol.batch_size, protocol.sequence_length), "fp32")
         sizes = {"layers": config.num_hidden_layers, "parameters": sum(count_parameters(config).values())}
         for way, settings in ways(config.num_hidden_layers, positions, depth == 1).items():
             peak = planned_memory(config, protocol, **settings)

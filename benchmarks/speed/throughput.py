@@ -22,14 +22,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE, gpt2_for_budget, reference_parameters
+from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
 from benchmarks.generation.speed import write_texts
-from benchmarks.matched_models import BUDGET, COMPARED, Size, matched_models
+from benchmarks.matched_models import COMPARED, Size, gpt2_facts, make_gpt2, matched_models
 from benchmarks.places import RESULTS
 from benchmarks.timing import quartiles, seconds_in_turns
-from benchmarks.training_step import DTYPES, autocast, count_flops, diffusion_batch, training_step
+from benchmarks.training_step import DTYPES, autocast, count_flops, random_batch, training_step
 from modeling_treediff.files.records import write_record
 
 RECORDS = {"cpu": RESULTS / "speed.json", "cuda": RESULTS / "speed_cuda.json"}  # by device
@@ -182,25 +182,12 @@ def make_runners(workload: Workload, device: str) -> list[Runner]:
     for matched in matched_models(names, workload.size):
         model = matched.make()
         torch.nn.Module.to(model, device)
-        batch = diffusion_batch(model, workload.batch_size, workload.size.sequence_length)
+        batch = random_batch(model, workload.batch_size, workload.size.sequence_length)
         runners.append(Runner(matched.facts, model, training_step(model, batch, PRECISION[device])))
-    return [*runners, autoregressive_runner(workload, device)]
-
-
-def autoregressive_runner(workload: Workload, device: str) -> Runner:
-    """Return GPT-2 with the budget of the reference."""
-    size = workload.size
-    parameters = reference_parameters(size.vocab_size, size.layers, **size.fields)
-    config = gpt2_for_budget(
-        size.vocab_size, size.sequence_length, parameters, size.hidden_size, size.heads, eos_token_id=0
-    )
-    config.use_cache = False
-    model = GPT2LMHeadModel(config)
-    torch.nn.Module.to(model, device)
-    tokens_BT = torch.randint(0, size.vocab_size, (workload.batch_size, size.sequence_length), device=device)
-    facts = {"contender": AUTOREGRESSIVE, "matched": [BUDGET], "layers": config.n_layer}
-    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return Runner(facts, model, training_step(model, {"input_ids": tokens_BT, "labels": tokens_BT}, PRECISION[device]))
+    gpt2 = make_gpt2(workload.size)
+    torch.nn.Module.to(gpt2, device)
+    batch = random_batch(gpt2, workload.batch_size, workload.size.sequence_length)
+    return [*runners, Runner(gpt2_facts(gpt2), gpt2, training_step(gpt2, batch, PRECISION[device]))]
 
 
 def writes(contender: str) -> bool:

@@ -14,7 +14,7 @@ def test_operations_are_counted_as_by_hand(contender, repeated):
     """Two per weight and position forward, four backward; attention two products forward, five backward."""
     size = matched_models.Size(500, 64, layers=2, heads=2, sequence_length=WINDOW)
     model = matched_models.matched_models((contender,), size)[-1].make()
-    step = training_step.training_step(model, training_step.diffusion_batch(model, BATCH, WINDOW), "fp32")
+    step = training_step.training_step(model, training_step.random_batch(model, BATCH, WINDOW), "fp32")
     parts = count_parameters(model.config)
     head = sum(layer.weight.numel() for layer in model.head.levels)
     layers = parts["layers"] - 2 * 2 * model.config.hidden_size  # norms multiply no matrices
@@ -28,7 +28,7 @@ def test_a_step_trains_on_always_the_same_batch():
     size = matched_models.Size(500, 64, layers=2, heads=2, sequence_length=WINDOW)
     (model,) = matched_models.matched_models(("mdlm",), size)
     model = model.make()
-    batch = training_step.diffusion_batch(model, BATCH, WINDOW)
+    batch = training_step.random_batch(model, BATCH, WINDOW)
     step, before = training_step.training_step(model, batch, "fp32"), model(**batch).loss.item()
     for _ in range(20):
         step()

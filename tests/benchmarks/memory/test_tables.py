@@ -39,6 +39,17 @@ def test_measurements_stand_beside_plans():
         tables.measured_table(record_of({}))
 
 
+def test_resident_memory_of_gpt2_stands_below_the_models_that_have_plans():
+    record = record_of({"resident_bytes": 3 * 2**30}, measured=True)
+    (row,) = record["rows"]
+    names = ("precision", "batch_size", "layers", "matched")
+    gpt2 = {name: row[name] for name in names} | {"contender": "ar", "resident_bytes": 5 * 2**29}
+    before, after = (tables.resident_table(one) for one in (record, record | {"autoregressive": [gpt2]}))
+    assert "autoregressive (GPT-2)" not in before
+    (line,) = (line for line in after.splitlines() if "autoregressive (GPT-2)" in line)
+    assert "2.50" in line and "(" not in line.replace("(GPT-2)", "")
+
+
 def test_resident_memory_stands_beside_plans():
     fast = {"precision": "fp32", "resident_bytes": 33 * 2**30 // 10}
     rows = ({"resident_bytes": 3 * 2**30}, {"resident_bytes": 2**32, "batch_size": 64}, fast)
