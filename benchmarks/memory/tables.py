@@ -131,7 +131,8 @@ def resident_table(record: Record) -> str:
                 for row in models
                 if row["precision"] == precision
             }
-            lines.append([title, str(models[0]["layers"]), precision, *(cells.get(batch, "") for batch in batches)])
+            if cells:
+                lines.append([title, str(models[0]["layers"]), precision, *(cells.get(batch, "") for batch in batches)])
     header = ("model", "layers", "precision", *(f"batch {batch}" for batch in batches))
     return table(header, lines) + (
         f"\nGiB of a training step, measured (planned); they differ by at most {largest_deviation(record):.1%}. "
