@@ -1,10 +1,12 @@
-"""What the records say, section by section of benchmarks/README.md, and in a few sentences at the head of README.md."""
+"""What the records say: benchmarks/README.md, section by section and in short, and the table at the head of README.md."""
+
+import math
 
 from typing import Any
 
-from benchmarks.contenders import REFERENCE
+from benchmarks.contenders import AUTOREGRESSIVE, REFERENCE
 from benchmarks.generation import figures as generation_figures
-from benchmarks.markdown import marks
+from benchmarks.markdown import marks, table
 from benchmarks.matched_models import BUDGET, DEPTH
 from benchmarks.memory import tables as memory_tables
 from benchmarks.memory.peaks import PRECISION
@@ -12,6 +14,7 @@ from benchmarks.memory.peaks import RECORDS as MEMORY_RECORDS
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.quality import ablation_table, error_tables, trade_off_table
 from benchmarks.quality import tables as quality_tables
+from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.record_schema import read_record
 from benchmarks.speed import tables as speed_tables
 from modeling_treediff.evaluation.error_figure import draw_errors
@@ -21,6 +24,13 @@ ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
+FIRST = {  # of README.md
+    REFERENCE: "MDLM",
+    CHUNKED: "MDLM, its loss in chunks",
+    "hdlm": "HDLM",
+    AUTOREGRESSIVE: "GPT-2",
+    DEFAULT: "**tree (ours)**",
+}
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
 Record = dict[str, Any]
@@ -70,6 +80,37 @@ def headline() -> str:
     title = errors["models"]["model"]["title"]
     points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
     return "".join(f"- {point}\n" for point in points)
+
+
+def first_table() -> str:
+    """Return the models that a newcomer asks about side by side: memory, speed and perplexity, each with its scale."""
+    memory, speed = memory_tables.read_memory(MEMORY_RECORDS["cpu"]), speed_tables.read_speed()
+    quality = quality_tables.read_quality("cpu")
+    batch = max(row["batch_size"] for row in memory["rows"])
+    steps = [
+        row
+        for row in (*memory["rows"], *memory.get("autoregressive", []))
+        if (row["precision"], row["batch_size"]) == (PRECISION, batch)
+    ]
+    resident = {row["contender"]: f"{row['resident_bytes'] / memory_tables.GIBIBYTE:.1f} GiB" for row in steps}
+    rates = tokens_per_second(speed)
+    ours = DEFAULT if DEFAULT in quality["best"] else NODE
+    rows = []
+    for name, title in FIRST.items():
+        measured = {CHUNKED: REFERENCE, DEFAULT: ours}.get(name, name)  # a loss in chunks is the same loss
+        run = quality_tables.runs_of(quality, measured)[0]
+        perplexity = math.exp(run["texts"][VALIDATION]["nats"])
+        bound = "" if name == AUTOREGRESSIVE else "≤ "
+        rows.append([title, resident.get(name, ""), f"{rates[name]:,.0f} tokens/s", f"{bound}{perplexity:.0f}"])
+    protocol, (small,) = quality["protocol"], (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
+    tokens = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
+    return table(("model", "memory of a training step", "training speed", "perplexity"), rows) + (
+        f"\nEqual parameters in each column. Memory: {steps[0]['parameters'] / 1e6:.0f}M parameters, batch {batch} of "
+        f"{memory['sequence_length']} tokens, GPT-2's vocabulary, {PRECISION}, on a CPU. Speed: one CPU thread, "
+        f"{run['parameters'] / 1e6:.1f}M parameters, a vocabulary of {small['vocab_size']:,}. Perplexity of held-out "
+        f"text (≤: an upper bound): the same size after {tokens / 1e6:.1f}M tokens of training, where all still learn "
+        "fast. [Evidence](benchmarks/README.md) has intervals, more contenders and other texts, where results differ.\n"
+    )
 
 
 def draw_figures() -> None:

@@ -25,7 +25,7 @@ from benchmarks.places import ARTIFACTS, RESULTS, ROOT
 from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table
 from benchmarks.record_schema import Schema, check_schema, read_record
-from benchmarks.report.evidence import draw_figures, headline, sections
+from benchmarks.report.evidence import draw_figures, first_table, headline, sections
 from benchmarks.trees import tables as tree_tables
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.building.budget import budget_config, count_parameters
@@ -200,19 +200,18 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         json.loads(record.read_text(encoding="utf-8")) for record in (QUALITY_RECORD, CONVERSION_RECORD)
     )
     return {
-        ROOT / "benchmarks" / "README.md": sections(),
+        ROOT / "benchmarks" / "README.md": sections()
+        | {marks("evidence"): headline(), marks("quickstart table"): table()},
         ARTIFACTS / "README.md": tree_tables.sections(),
-        ROOT / "README.md": {
-            marks("evidence"): headline(),
-            marks("quickstart table"): table(),
-            marks("budget table"): budget_table(),
-            marks("memory table"): memory_table(),
-            marks("generation speed table"): speed_table(),
-        },
+        ROOT / "README.md": {marks("first table"): first_table()},
+        HOW_TO / "memory.md": {marks("budget table"): budget_table(), marks("memory table"): memory_table()},
         HOW_TO / "training.md": {marks("robustness"): robustness()},
         HOW_TO / "convert.md": {marks("conversion table"): conversion_table(conversion)},
         HOW_TO / "evaluation.md": {marks("variance table"): variance_table()},
-        HOW_TO / "generation.md": {marks("generation quality table"): quality_table(quality)},
+        HOW_TO / "generation.md": {
+            marks("generation quality table"): quality_table(quality),
+            marks("generation speed table"): speed_table(),
+        },
     }
 
 
