@@ -1,4 +1,4 @@
-# make quickstart   set up, then build a tree, train, and generate on the embedded sample (minutes on two CPU cores)
+# make quickstart   set up, write with the model of examples/, then build a tree, train, measure and write with a small one
 # make test         set up, then run all tests, in a process per core
 # make check        lint and types
 # make docs         build the documentation into site/
@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 SAMPLE := tree_artifacts/sotu-8k
+MODEL := examples/classics-7m
 # Left alone, accelerate gives a process on the CPU one thread.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --mixed_precision no \
@@ -32,13 +33,33 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 quickstart: setup
 	rm -rf $(RUN)
+	@printf "\n== A model of 7 million parameters writes. _ is an open place, <word> a cluster of words like this one.\n"
+	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 40 --unmasking confidence
+	@printf "\n== It fills gaps, with both sides given.\n"
+	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence
+	@printf "\n== The same gaps, each for a word of a kind: one like king, mother, came and house.\n"
+	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence \
+		--like king mother came house
+	@printf "\n== Now a tree of its own for a small text, and a model of half that size, in minutes.\n"
 	$(BIN)/treediff build-tree --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
 		--license PDDL-1.0 --output $(RUN)/tree
 	$(BIN)/treediff inspect-tree $(RUN)/tree --text $(SAMPLE)/validation.txt.xz --search " government"
 	$(LAUNCH) examples/train.py --tree $(RUN)/tree --output $(RUN)/model
-	$(BIN)/treediff generate $(RUN)/model
+	$(BIN)/treediff evaluate $(RUN)/model $(SAMPLE)/validation.txt.xz
 	$(BIN)/treediff generate $(RUN)/model --prompt "The state of the Union is"
-	$(BIN)/treediff generate $(RUN)/model --infill "I recommend to the_____ that the_____ of the United States be"
+	@echo "$$NEXT"
+
+define NEXT
+
+== Next, in the environment that was set up (. $(BIN)/activate):
+treediff evaluate $(MODEL) my_text.txt                                 perplexity and bits per byte of a text
+treediff generate $(MODEL) --prompt "Once" --watch                     the text as it is written, live
+treediff inspect-tree $(MODEL) --html tree.html                        the tree as a page
+treediff train --from $(MODEL) --text my_text.txt --output my_model    the model, trained on with your text
+pip install -e ".[demo]" && treediff app $(MODEL)                      a page on which it writes
+docs/tutorial.md                                                               from your own text to a model on the Hub
+endef
+export NEXT
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal $(PYTEST)
