@@ -1,7 +1,6 @@
-"""What the records say: benchmarks/README.md, section by section and in short, and the table at the head of README.md."""
+"""What the records say: benchmarks/README.md, section by section and in short, and README.md's first table."""
 
 import math
-
 from typing import Any
 
 from benchmarks.contenders import AUTOREGRESSIVE, REFERENCE
