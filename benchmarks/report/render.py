@@ -17,6 +17,9 @@ from typing import Any
 
 from benchmarks.generation.figures import RECORD as QUALITY_RECORD
 from benchmarks.generation.figures import quality_table
+from benchmarks.generation.kinds import RECORD as KINDS_RECORD
+from benchmarks.generation.kinds import SCHEMA as KINDS_SCHEMA
+from benchmarks.generation.kinds import kinds_table
 from benchmarks.markdown import fill, marks
 from benchmarks.markdown import table as markdown_table
 from benchmarks.memory.peaks import PRECISION
@@ -205,6 +208,7 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         ARTIFACTS / "README.md": tree_tables.sections(),
         ROOT / "README.md": {marks("first table"): first_table()},
         HOW_TO / "memory.md": {marks("budget table"): budget_table(), marks("memory table"): memory_table()},
+        HOW_TO / "constraints.md": {marks("kinds table"): kinds_table(read_record(KINDS_RECORD, KINDS_SCHEMA))},
         HOW_TO / "training.md": {marks("robustness"): robustness()},
         HOW_TO / "convert.md": {marks("conversion table"): conversion_table(conversion)},
         HOW_TO / "evaluation.md": {marks("variance table"): variance_table()},

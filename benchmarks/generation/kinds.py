@@ -1,0 +1,121 @@
+"""Gaps that must become words of given kinds: a tree model, which takes clusters as input, beside a flat one.
+
+python -m benchmarks.generation.kinds --tree TREE_MODEL --flat FLAT_MODEL   # benchmarks/results/kinds.json
+
+In windows of held-out text, some places are opened, and every word there must be one of the cluster that the text's own
+token is in. The tree model gets the clusters; the flat model gets masks, and is asked again until all words happen to
+be right, for which the share of right words says how often. Both models have seen the same text as often, the clusters
+are those of the tree model's tree, and the sampler is the same.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from benchmarks.markdown import table
+from benchmarks.places import RESULTS, SAMPLE
+from benchmarks.record_schema import Schema, read_record
+from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.files.records import write_record
+from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
+
+RECORD = RESULTS / "kinds.json"
+TEXT = SAMPLE / "validation.txt.xz"
+MODEL: Schema = {
+    **dict.fromkeys(("layers", "parameters", "passes"), int),
+    **dict.fromkeys(("of_the_kind", "texts_of_the_kinds", "own_word"), float),
+}
+SCHEMA: Schema = {
+    "commit": str,
+    "text": str,
+    **dict.fromkeys(("windows", "length", "gaps", "clusters"), int),
+    "models": {"tree": MODEL, "flat": MODEL},
+}
+
+
+def main() -> None:
+    """Measure both models and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path, required=True, help="folder of a tree model")
+    parser.add_argument("--flat", type=Path, required=True, help="folder of a flat model with its tokenizer")
+    parser.add_argument("--windows", type=int, default=256, help="texts (default %(default)s)")
+    parser.add_argument("--gaps", type=int, default=4, help="open places of each (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    parser.add_argument("--output", type=Path, default=RECORD, help="(default %(default)s)")
+    options = parser.parse_args()
+    models = {name: TreeDiffForDiffusionLM.from_pretrained(getattr(options, name)).eval() for name in ("tree", "flat")}
+    tree = models["tree"].tree
+    if models["flat"].tree.tree_depth != 1 or tree.tree_depth == 1:
+        raise SystemExit("--flat must be a flat model and --tree one of a deeper tree.")
+    length = min(model.config.max_position_embeddings for model in models.values())
+    tokenizer = AutoTokenizer.from_pretrained(options.tree)
+    documents = tokenize_documents(read_documents(TEXT), tokenizer)
+    windows = torch.from_numpy(pack_windows(documents, length)[: options.windows].astype("int64"))
+    generator = torch.Generator().manual_seed(options.seed)
+    places = torch.rand(windows.shape, generator=generator).argsort(dim=1)[:, : options.gaps]
+    clusters = tree.parent[: tree.vocab_size]
+    facts = {"text": TEXT.name, "windows": len(windows), "length": length, "gaps": options.gaps}
+    found = {}
+    for name, model in models.items():
+        given = clusters[windows] if name == "tree" else torch.full_like(windows, model.config.mask_token_id)
+        start = windows.scatter(1, places, given.gather(1, places))
+        found[name] = written(model, start, windows, clusters, places, options.seed)
+    facts |= {"clusters": len(clusters.unique()), "models": found}
+    write_record(options.output, facts, options.seed)
+    print(kinds_table(read_record(options.output, SCHEMA)))
+
+
+def written(
+    model: TreeDiffForDiffusionLM,
+    start: torch.Tensor,
+    windows: torch.Tensor,
+    clusters: torch.Tensor,
+    places: torch.Tensor,
+    seed: int,
+) -> dict[str, Any]:
+    """Return which share of what a model writes at the places is of the wanted clusters, and the text's own word.
+
+    Args:
+        model: fills the places of `start` (B, T).
+        start: (B, T) tokens, and at the places nodes.
+        windows: (B, T) the texts' own tokens.
+        clusters: (V,) of every token.
+        places: (B, gaps) which are open.
+        seed: of the draws.
+
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result: Any = model.generate(start, unmasking="confidence", generator=generator, return_dict_in_generate=True)
+    tokens = result.sequences.gather(1, places)
+    right = clusters[tokens] == clusters[windows].gather(1, places)
+    return {
+        "layers": model.config.num_hidden_layers,
+        "parameters": model.num_parameters(),
+        "passes": int(result.num_forward_passes),
+        "of_the_kind": float(right.float().mean()),
+        "texts_of_the_kinds": float(right.all(dim=1).float().mean()),
+        "own_word": float((tokens == windows.gather(1, places)).float().mean()),
+    }
+
+
+def kinds_table(record: dict[str, Any]) -> str:
+    """Return both models side by side."""
+    titles = {"tree": "tree, given the clusters", "flat": "flat (MDLM), given masks"}
+    rows = []
+    for name, title in titles.items():
+        figures = record["models"][name]
+        shares = [figures[key] for key in ("of_the_kind", "texts_of_the_kinds", "own_word")]
+        rows.append([title, f"{figures['layers']}", *(f"{share:.1%}" for share in shares)])
+    header = ("model", "layers", "words of their kind", "texts with all words of their kinds", "the text's own word")
+    return table(header, rows) + (
+        f"\n{record['windows']} windows of {record['length']} tokens of held-out text, {record['gaps']} gaps in each, "
+        f"{record['clusters']} clusters; {record['models']['tree']['parameters'] / 1e6:.1f}M parameters each, trained "
+        f"alike; one text drawn for each window, surest place first; commit {record['commit']}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
