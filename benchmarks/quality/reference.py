@@ -6,6 +6,16 @@ treediff build-tree --text $here/classics.txt --train-tokenizer 8192 --license c
 treediff train --text $here/classics.txt --tree $here/classics-8k ... --output $here/model   # options: in the card
 python -m benchmarks.quality.reference save $here/model $here/classics.txt examples/classics-7m
 
+Judged beside the model of `make quickstart`, each with real text that it has not seen:
+
+python -m benchmarks.quality.reference held-out $here/classics.txt $here/held_out.txt
+python -m benchmarks.generation.quality classics-7m=examples/classics-7m --text $here/held_out.txt \
+    --judge runs/SmolLM2-135M-Instruct --samplers random "random, top-p 0.9" confidence --passes 64 \
+    --record benchmarks/results/judged_reference.json --figure $here/judged.png
+python -m benchmarks.generation.quality quickstart=runs/quickstart/model --judge runs/SmolLM2-135M-Instruct \
+    --samplers random "random, top-p 0.9" confidence --passes 64 \
+    --record benchmarks/results/judged_quickstart.json --figure $here/judged_quickstart.png
+
 What is saved has weights of 2 bytes, in which it is measured again, and is loaded as fp32: a CPU computes with that.
 """
 
@@ -27,6 +37,7 @@ from modeling_treediff.files.json_files import read_json, write_json
 from modeling_treediff.hub import save_checkpoint, weights_sha256, write_card
 from modeling_treediff.hub.records import CURVES_NAME, TRAINING_RECORD
 from modeling_treediff.text import Corpus, read_documents
+from modeling_treediff.text.documents import split_documents
 from modeling_treediff.training import DataOptions, open_training_data
 
 WORKS = ("sotu", "spurgeon", "mhcc", "web_bible")  # a document is an address, a psalm or a book
@@ -47,13 +58,23 @@ def main() -> None:
     save.add_argument("model", type=Path, help="folder that `treediff train` wrote")
     save.add_argument("text", type=Path, help="that it was trained on")
     save.add_argument("output", type=Path, help="folder to write")
+    held_out = commands.add_parser("held-out", help="write the documents that training does not see")
+    held_out.add_argument("text", type=Path, help="the joined texts")
+    held_out.add_argument("output", type=Path, help="file to write")
     options = parser.parse_args()
     if options.what == "text":
-        joined = "\n\n".join(documents(options.folder)) + "\n"
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.output, lambda path: path.write_text(joined, encoding="utf-8"))
+        write_text(options.output, documents(options.folder))
+    elif options.what == "held-out":
+        write_text(options.output, split_documents(read_documents(options.text), DataOptions.hold_out_every)[1])
     else:
         save_rounded(options.model, options.text, options.output)
+
+
+def write_text(file: Path, documents: list[str]) -> None:
+    """Write documents with blank lines between them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    joined = "\n\n".join(documents) + "\n"
+    write_atomically(file, lambda path: path.write_text(joined, encoding="utf-8"))
 
 
 def documents(folder: Path) -> list[str]:

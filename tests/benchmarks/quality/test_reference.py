@@ -1,6 +1,7 @@
 """The reference checkpoint is what was trained, rounded; its record is of the rounded weights."""
 
 import lzma
+import sys
 
 import torch
 from helpers.cards import record
@@ -8,9 +9,10 @@ from helpers.processes import SAMPLE, run_here
 from safetensors.torch import load_file
 
 from benchmarks.quality.packed_data import spread
-from benchmarks.quality.reference import NOVELS, WINDOWS, WORKS, documents, save_rounded
+from benchmarks.quality.reference import NOVELS, WINDOWS, WORKS, documents, main, save_rounded
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text import Corpus, read_documents
+from modeling_treediff.text.documents import split_documents
 from modeling_treediff.text.tree_tokenizer import load_tokenizer
 from modeling_treediff.training import DataOptions, open_training_data
 
@@ -24,6 +26,16 @@ def test_novels_become_chapters_of_unwrapped_paragraphs(tmp_path):
     *works, chapter = documents(tmp_path)
     assert works == [text for name in WORKS for text in (f"Of {name}.", "More.")]
     assert chapter == "CHAPTER I\n" + " ".join(["some words"] * 60) + "\nEnd."
+
+
+def test_the_held_out_documents_are_those_that_training_does_not_see(tmp_path, monkeypatch):
+    text, held_out = tmp_path / "text.txt", tmp_path / "held" / "held_out.txt"
+    text.write_text("\n\n".join(f"Document {number}." for number in range(1, 101)), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["reference", "held-out", str(text), str(held_out)])
+    main()
+    assert read_documents(held_out) == [f"Document {number}." for number in (20, 40, 60, 80, 100)]
+    training, _ = split_documents(read_documents(text), DataOptions.hold_out_every)
+    assert not {*training} & {*read_documents(held_out)}
 
 
 def test_the_saved_model_is_the_trained_one_in_bf16_and_its_record_is_of_these_weights(tmp_path):
