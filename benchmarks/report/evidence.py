@@ -10,14 +10,15 @@ from benchmarks.matched_models import BUDGET, DEPTH
 from benchmarks.memory import tables as memory_tables
 from benchmarks.memory.peaks import PRECISION
 from benchmarks.memory.peaks import RECORDS as MEMORY_RECORDS
-from benchmarks.places import FIGURES, RESULTS
+from benchmarks.places import FIGURES, RESULTS, ROOT
 from benchmarks.quality import ablation_table, error_tables, trade_off_table
 from benchmarks.quality import tables as quality_tables
 from benchmarks.quality.packed_data import VALIDATION
-from benchmarks.record_schema import read_record
+from benchmarks.record_schema import Schema, read_record
 from benchmarks.speed import tables as speed_tables
 from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.evaluation.error_tables import summary
+from modeling_treediff.hub.records import TRAINING_RECORD
 
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
@@ -32,6 +33,15 @@ FIRST = {  # of README.md
 }
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
+REFERENCE_MODEL = ROOT / "examples" / "classics-7m"
+REFERENCE_SCHEMA: Schema = {
+    **dict.fromkeys(("num_hidden_layers", "hidden_size", "tokens_seen", "sequence_length", "validation_tokens"), int),
+    **dict.fromkeys(("nelbo", "unigram_entropy"), float),
+    **dict.fromkeys(("weights_dtype", "commit"), str),
+    "parameters": dict,
+}
+JUDGED = ("judged_reference", "judged_quickstart")
+
 Record = dict[str, Any]
 
 
@@ -43,6 +53,7 @@ def sections() -> dict[tuple[str, str], str]:
         "quality table": quality_tables.main_table(quality),
         "zero-shot table": quality_tables.zero_shot_table(quality),
         "grid table": quality_tables.grid_table(quality),
+        "reference tables": reference_tables(),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "resident table": memory_tables.resident_table(memory_tables.read_memory(MEMORY_RECORDS["cpu"])),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
@@ -65,6 +76,20 @@ def sections() -> dict[tuple[str, str], str]:
         "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
     return {marks(name): content for name, content in contents.items()}
+
+
+def reference_tables() -> str:
+    """Return what is known of the reference checkpoint, and of the model of `make quickstart` beside it."""
+    known = read_record(REFERENCE_MODEL / TRAINING_RECORD, REFERENCE_SCHEMA)
+    judged = (read_record(RESULTS / f"{name}.json", generation_figures.SCHEMA) for name in JUDGED)
+    parameters, tokens = sum(known["parameters"].values()), known["tokens_seen"]
+    facts = (
+        f"{parameters / 1e6:.1f}M parameters, {known['num_hidden_layers']} layers of {known['hidden_size']}, after "
+        f"{tokens / 1e6:.1f}M tokens in windows of {known['sequence_length']}: at most {known['nelbo']:.3f} nats per "
+        f"token on {known['validation_tokens']:,} held-out tokens, whose unigram entropy is "
+        f"{known['unigram_entropy']:.3f}; weights in {known['weights_dtype']}, trained at commit {known['commit']}.\n"
+    )
+    return "\n".join([facts, *(generation_figures.quality_table(record, steps=(64,)) for record in judged)])
 
 
 def headline() -> str:
