@@ -19,10 +19,15 @@ ABOVE_0 = math.ulp(0.0)
 # Settings, the least and the largest that each of their numbers may be, and how that is said.
 RANGES = (
     ("num_steps steps_per_level remasking_levels top_k", 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
-    ("max_new_tokens num_return_sequences block_length", 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
-    ("temperature", ABOVE_0, math.inf, "be positive"),
+    (
+        "max_new_tokens num_return_sequences block_length stability_threshold",
+        1,
+        LARGEST_COUNT,
+        "be a positive whole number up to 2^20",
+    ),
+    ("temperature guidance_scale", ABOVE_0, math.inf, "be positive"),
     ("top_p remasking_fraction", ABOVE_0, 1, "lie in (0, 1]"),
-    ("remasking_steps threshold allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),
+    ("remasking_steps threshold entropy_bound allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),
     (" ".join(SPECIAL_TOKENS), 0, math.inf, "not be negative"),
 )
 
@@ -50,10 +55,15 @@ class TreeDiffGenerationConfig(GenerationConfig):
             ("margin"), or by the lowest "entropy".
         threshold: with confidence, margin or entropy, all positions that are this sure descend as well (probability or
             lead at least this, entropy at most this many nats); num_steps is then the largest number of steps.
+        entropy_bound: with entropy, as many of the surest positions descend as well as have together, the least sure of
+            them left out, at most this many nats (arXiv 2505.24857); num_steps is then the largest number of steps.
         remasking_steps: steps of num_steps spent on corrections (on top of steps_per_level and first_hitting): when a
             level is filled, the new positions whose descent was least probable are drawn anew (arXiv 2503.00307).
         remasking_fraction: share of the positions that climb in the first correction of a level, then linearly less.
         remasking_levels: levels that they climb; each needs a pass to come down.
+        stability_threshold: corrections of a level end when this many, one after the other, have changed nothing.
+        guidance_scale: above 1, given tokens count for more: logits are those without them, plus this many times what
+            they add (classifier-free guidance, arXiv 2410.18514). Each pass then costs a second one.
         do_sample: draw children from their distribution; False takes the most likely child.
         temperature: divides the logits, > 0; D numbers set it for each level, coarsest first.
         top_k: draw only among the k likeliest children at each level; by default all.
@@ -75,9 +85,12 @@ class TreeDiffGenerationConfig(GenerationConfig):
     steps_per_level: str | list[int] | None = None
     unmasking: str = "random"
     threshold: float | None = None
+    entropy_bound: float | None = None
     remasking_steps: int = 0
     remasking_fraction: float = 0.1
     remasking_levels: int = 1
+    stability_threshold: int | None = None
+    guidance_scale: float | None = None
     do_sample: bool = True
     temperature: float | list[float] = 1.0
     top_k: int | None = None
@@ -129,6 +142,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             raise ValueError("eos_token_id is an empty list: leave it out.")
         if self.threshold is not None and self.unmasking not in ORDERED:
             raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
+        if self.entropy_bound is not None and self.unmasking != "entropy":
+            raise ValueError(f"entropy_bound needs unmasking by entropy, not {self.unmasking!r}.")
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """Return the numbers to draw with on a device; single precision where it has no other."""

@@ -33,6 +33,7 @@ class TreeDiffGenerationOutput(ModelOutput):
 
     sequences: torch.Tensor | None = None  # (B, T) token ids
     num_forward_passes: int | None = None  # network evaluations (NFE), those for constraints among them
+    tokens_per_forward: torch.Tensor | None = None  # (B,) positions written, none behind an end of text, for each pass
     cache_bytes: int | None = None  # of the keys and values kept at the end; None without a cache
     # (B, T, D) of each level's child among its siblings, before temperature and truncation; 0 at levels that were given
     log_probs: torch.Tensor | None = None
@@ -122,6 +123,7 @@ class TreeDiffGenerationMixin:
         return TreeDiffGenerationOutput(
             sequences=sequences,
             num_forward_passes=draft.num_forward_passes,
+            tokens_per_forward=denoiser.written.sum(dim=1) / max(1, draft.num_forward_passes),
             cache_bytes=None if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
             log_probs=draft.restore(draft.log_probs, draft.log_probs.new_zeros(*sequences.shape, self.tree.tree_depth)),
             history=None if history is None else tuple(history),

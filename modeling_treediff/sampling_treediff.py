@@ -124,18 +124,30 @@ class Stage:
 
 
 def surest(
-    score_BT: torch.Tensor, levels_left_BT: torch.Tensor, passes_left: int, threshold: float | None
+    score_BT: torch.Tensor,
+    levels_left_BT: torch.Tensor,
+    passes_left: int,
+    threshold: float | None = None,
+    entropy_bound: float | None = None,
 ) -> torch.Tensor:
     """Choose who descends a level in this pass: (B, T) bool, the highest scores of each text.
 
     As many as finish all levels (B, T) that are left in passes_left equal passes, this one included, and all whose
-    score reaches the threshold; those who have as many levels left as passes must go.
+    score reaches the threshold, or whose entropies, the scores below 0, keep the bound; those who have as many levels
+    left as passes must go.
     """
     waiting_BT = levels_left_BT > 0
     count_B = (levels_left_BT.sum(dim=1) + passes_left - 1) // passes_left
     must_BT = levels_left_BT >= passes_left
     chosen_BT = must_BT | highest(score_BT, waiting_BT & ~must_BT, count_B - must_BT.sum(dim=1))
-    return chosen_BT if threshold is None else chosen_BT | (waiting_BT & (score_BT >= threshold))
+    if threshold is not None:
+        chosen_BT |= waiting_BT & (score_BT >= threshold)
+    if entropy_bound is not None:
+        entropy_BT = -score_BT.round(decimals=4).masked_fill(~waiting_BT, -torch.inf)
+        entropy_BT, order_BT = entropy_BT.sort(dim=1, stable=True)
+        kept_BT = entropy_BT.cumsum(dim=1) - entropy_BT <= entropy_bound  # they rise: the last is the greatest
+        chosen_BT |= waiting_BT & kept_BT.scatter(1, order_BT, kept_BT)
+    return chosen_BT
 
 
 def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
@@ -182,6 +194,8 @@ class Denoiser:
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
         self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
         self.draft, self.num_passes = draft, 0
+        self.given_tokens = draft.real & (draft.node_ids < model.tree.vocab_size)
+        self.written = torch.zeros_like(draft.real)  # positions, but those behind an end of text
         draft.log_probs = draft.log_probs.to(self.sampler.dtype)
         constraints.begin(model, settings)
         draft.num_forward_passes = constraints.num_forward_passes
@@ -194,10 +208,15 @@ class Denoiser:
             self._begin_block(block)
             for stage in stages:
                 yield from self._descend(stage)
+                unchanged = 0
                 for index in range(stage.corrections):
+                    before = draft.node_ids
                     self._remask(stage, self.settings.remasking_fraction * (1 - index / stage.corrections))
                     yield draft
                     yield from self._finish(stage)
+                    unchanged = unchanged + 1 if torch.equal(draft.node_ids, before) else 0
+                    if unchanged == self.settings.stability_threshold:
+                        break
             self._pad_behind_end()
             draft.num_blocks += 1
             yield draft
@@ -208,6 +227,7 @@ class Denoiser:
         self.num_final = block.num_final
         self.given_depth = self._depth()
         self.open = self.draft.real & block.positions & (self.given_depth < self.tree.tree_depth)
+        self.written = self.written | self.open
         self.uniform = uniform_at(self.open, self.generator, self.tree.tree_depth)
         self.constraints.check(self.draft, self.open)
 
@@ -267,8 +287,8 @@ class Denoiser:
             left_BT = self._levels_left(stage)
             if not left_BT.any():
                 return
-            select = partial(surest, levels_left_BT=left_BT, passes_left=passes_left, threshold=self.sampler.threshold)
-            yield self._pass(left_BT > 0, select)
+            sure = partial(surest, threshold=self.sampler.threshold, entropy_bound=self.settings.entropy_bound)
+            yield self._pass(left_BT > 0, partial(sure, levels_left_BT=left_BT, passes_left=passes_left))
             yield self._end_step()
 
     def _finish(self, stage: Stage) -> Iterator[Draft]:
@@ -302,13 +322,20 @@ class Denoiser:
 
     def _child_logits(self, waiting_BT: torch.Tensor) -> torch.Tensor:
         """Return the (n, K) scores of the children of waiting nodes, among the columns that the network sees."""
-        nodes, mask = self.draft.seen, self.draft.attention_mask
-        if self.cache is None:
-            return self.model.child_logits(nodes, mask)[waiting_BT]
-        done = int(self.cache.get_seq_length())
-        logits = self.model.child_logits(nodes[:, done:], mask, self.cache)
-        crop(self.cache, self.num_final)
-        return logits[waiting_BT[:, done:]]
+        nodes, mask, done = self.draft.seen, self.draft.attention_mask, 0
+        if self.cache is not None:
+            done = int(self.cache.get_seq_length())
+        logits_nK = self.model.child_logits(nodes[:, done:], mask, self.cache)[waiting_BT[:, done:]]
+        if self.cache is not None:
+            crop(self.cache, self.num_final)
+        if (scale := self.settings.guidance_scale) is None:
+            return logits_nK
+        self.num_passes += 1
+        nodes = nodes.masked_fill(self.given_tokens[:, self.draft.columns], self.tree.root_id)
+        with_nK, without_nK = (
+            one.log_softmax(dim=-1) for one in (logits_nK, self.model.child_logits(nodes, mask)[waiting_BT])
+        )
+        return torch.where(with_nK.isneginf(), with_nK, without_nK + scale * (with_nK - without_nK))
 
     def _remask(self, stage: Stage, share: float) -> None:
         """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""
@@ -336,3 +363,4 @@ class Denoiser:
         padding = settings.pad_token_id if settings.pad_token_id is not None else int(end_ids[0])
         self.draft.node_ids = self.draft.node_ids.masked_fill(behind_BT, padding)
         self.draft.log_probs = self.draft.log_probs.masked_fill(behind_BT[..., None], 0)
+        self.written = self.written & ~behind_BT

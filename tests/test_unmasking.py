@@ -93,12 +93,83 @@ def test_a_threshold_lets_the_sure_go_at_once(model):
     assert generate_recorded(model, threshold=10.0, **unsure).num_forward_passes == 3  # at most 10 nats: all
 
 
+@pytest.mark.parametrize("bound", [0.0, 2.0, 6.0])
+def test_an_entropy_bound_lets_go_whose_entropies_together_keep_it(model, bound):
+    """All but the last of those that descend have the bound's nats at most, and one more would break it."""
+    settings = {"unmasking": "entropy", "num_steps": 48, "num_return_sequences": 2}  # so that one a pass must go
+    result = generate_recorded(model, entropy_bound=bound, **settings)
+    for before, step in zip(result.history, moves(result), strict=False):
+        entropies = torch.distributions.Categorical(logits=model(before).logits.double()).entropy()
+        level = model.tree.depth[before]
+        for text in range(2):
+            waiting = level[text] == level[text].min()
+            moved = step[text] == 1
+            if (level[text] == 3).all():
+                continue
+            gone, left = entropies[text][waiting & moved], entropies[text][waiting & ~moved]
+            assert len(gone) and gone.sum() - gone.max() <= bound + 1e-3
+            assert not len(left) or (gone.max() <= left.min() + 1e-3 and gone.sum() > bound - 1e-3)
+    assert (result.num_forward_passes == 48) == (bound == 0)
+
+
 def test_who_must_goes_first_and_shares_are_rounded_up():
     levels_left = torch.tensor([[2, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
     score = torch.tensor([[0.0, 0.3, 0.9, 0.5, 1.0], [0.2, 0.1, 0.0, 0.0, 0.0]])
     assert surest(score, levels_left, 2, None).tolist() == [[True, False, True, True, False], [True] + [False] * 4]
     assert surest(score, levels_left, 5, None).tolist() == [[False, False, True, False, False], [True] + [False] * 4]
     assert surest(score, levels_left, 5, 0.3)[0].tolist() == [False, True, True, True, False]
+
+
+def test_corrections_end_when_they_change_nothing(model):
+    """Greedy, in the order of confidence: the same positions come down to the same children again and again."""
+    settings = {"unmasking": "confidence", "num_steps": 24, "remasking_steps": 18, "remasking_fraction": 1e-9}
+    settings |= {"do_sample": False}
+    all_of_them = generate_recorded(model, **settings)
+    ended = {count: generate_recorded(model, stability_threshold=count, **settings) for count in (1, 3, 18)}
+    passes = {count: result.num_forward_passes for count, result in ended.items()}
+    assert passes[1] < passes[3] < passes[18] == all_of_them.num_forward_passes
+    assert torch.equal(ended[18].sequences, all_of_them.sequences)
+    calm = generate_recorded(model, stability_threshold=1, **settings | {"temperature": 1e-3, "do_sample": True})
+    assert calm.num_forward_passes == passes[1]
+
+
+def test_guidance_weighs_what_given_tokens_say():
+    """Of one open position, by the scale s: p(child) is proportional to p_without^(1 - s) p_with^s, level by level."""
+    model = tiny_model(VocabularyTree.flat(12)).double()
+    start = torch.tensor([[3, 5, model.config.mask_token_id, 7]])
+    without = torch.full_like(start, model.config.mask_token_id)
+    log_p, log_q = (model(nodes).logits[0, 2].log_softmax(-1) for nodes in (start, without))
+    plain = generate_recorded(model, input_ids=start, num_steps=1)
+    for scale in (1.0, 3.0):
+        result = generate_recorded(model, input_ids=start, num_steps=1, guidance_scale=scale)
+        token = result.sequences[0, 2]
+        expected = (log_q + scale * (log_p - log_q)).log_softmax(-1)[token]
+        torch.testing.assert_close(result.log_probs[0, 2, 0], expected)
+        assert result.num_forward_passes == 2 * plain.num_forward_passes == 2
+        assert (result.sequences == start)[0, [0, 1, 3]].all()
+        assert scale != 1.0 or torch.equal(result.sequences, plain.sequences)
+
+
+def test_guidance_is_the_same_with_a_cache_and_where_children_are_missing(tree):
+    model = tiny_model(tree, schedule="binomial", block_size=4).double()
+    start = torch.full((2, 12), model.config.mask_token_id)
+    start[:, :3] = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    texts = [
+        generate_recorded(model, input_ids=start, guidance_scale=2.0, num_steps=6, use_cache=cached).sequences
+        for cached in (True, False)
+    ]
+    assert torch.equal(*texts) and (texts[0] < tree.vocab_size).all()
+
+
+def test_tokens_per_forward_counts_what_is_written(model):
+    start = torch.full((2, 16), 7)
+    start[0, :8], start[1, :3] = model.config.mask_token_id, model.config.mask_token_id
+    result = generate_recorded(model, input_ids=start, num_steps=12, unmasking="confidence")
+    assert result.tokens_per_forward.tolist() == pytest.approx([8 / 12, 3 / 12])
+    ends = generate_recorded(model, max_new_tokens=16, num_steps=12, eos_token_id=list(range(100)), pad_token_id=0)
+    assert float(ends.tokens_per_forward) == pytest.approx(
+        1 / ends.num_forward_passes
+    )  # all behind the first is padding
 
 
 @pytest.mark.parametrize("unmasking", ["random", "confidence"])

@@ -23,7 +23,7 @@ def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
     model = tiny_model(tree, max_position_embeddings=joint.ndim, **fields)
 
     class BayesOptimal(type(model)):
-        def child_logits(self, input_ids, attention_mask=None):
+        def child_logits(self, input_ids, attention_mask=None, past_key_values=None):
             below_BTV = tree.ancestors.T[tree.depth[input_ids]] == input_ids[..., None]
             if input_ids.shape[1] == joint.ndim:
                 texts_OT = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * joint.ndim).view(-1, joint.ndim)

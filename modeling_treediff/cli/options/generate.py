@@ -66,7 +66,10 @@ class Sampling:
     top_p: float | None = setting("top_p")
     unmasking: str | None = setting("unmasking", choices=UNMASKING)
     threshold: float | None = setting("threshold")
+    entropy_bound: float | None = setting("entropy_bound")
     remasking_steps: int | None = setting("remasking_steps")
+    stability_threshold: int | None = setting("stability_threshold")
+    guidance_scale: float | None = setting("guidance_scale")
     block_length: int | None = setting("block_length")
 
     def __post_init__(self) -> None:
