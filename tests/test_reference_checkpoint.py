@@ -1,6 +1,7 @@
 """The reference checkpoint in examples/: complete, of this package's code, and it measures and writes as it did."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ ENTRY = REPOSITORY / "modeling_treediff" / "modeling_treediff.py"
 MOST_BYTES = 24_000_000
 
 # What it gives; another training changes these lines.
-SENTENCE, BOUND = "In the beginning God created the heavens and the earth.", 0.0
-GAPS, FILLED = "The{gap} spoke to his{gap}, and they{gap} to the{gap}.", ""
+SENTENCE, BOUND = "In the beginning God created the heavens and the earth.", 5.4890
+GAPS, FILLED = (
+    "The{gap} spoke to his{gap}, and they{gap} to the{gap}.",
+    "The king spoke to his father, and they came to the city.",
+)
 
 USE = """
 import json, sys
@@ -41,7 +45,7 @@ print(json.dumps({
 
 
 def test_it_is_a_complete_small_checkpoint_of_this_packages_code():
-    for file in (ENTRY, *map(ENTRY.with_name, get_relative_import_files(str(ENTRY)))):
+    for file in map(Path, (ENTRY, *get_relative_import_files(str(ENTRY)))):
         saved = FOLDER / file.name
         assert saved.read_bytes() == file.read_bytes(), f"cp modeling_treediff/{file.name} {saved.parent}"
     files = [file for file in FOLDER.iterdir() if file.is_file()]

@@ -130,7 +130,8 @@ def first_table() -> str:
     tokens = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     return table(("model", "memory of a training step", "training speed", "perplexity"), rows) + (
         f"\nEqual parameters in each column. Memory: {steps[0]['parameters'] / 1e6:.0f}M parameters, batch {batch} of "
-        f"{memory['sequence_length']} tokens, GPT-2's vocabulary, {PRECISION}, on a CPU; GPT-2 as transformers has it. Speed: one CPU thread, "
+        f"{memory['sequence_length']} tokens, GPT-2's vocabulary, {PRECISION}, on a CPU; GPT-2 as transformers "
+        f"has it. Speed: one CPU thread, "
         f"{run['parameters'] / 1e6:.1f}M parameters, a vocabulary of {small['vocab_size']:,}. Perplexity of held-out "
         f"text (≤: an upper bound): the same size after {tokens / 1e6:.1f}M tokens of training, where all still learn "
         "fast. [Evidence](benchmarks/README.md) has intervals, more contenders and other texts, where results differ.\n"

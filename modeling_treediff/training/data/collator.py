@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_treediff.diffusion_process import corrupt, number_blocks
+from modeling_treediff.diffusion_process import (
+    IGNORED_LABEL,
+    CorruptedBatch,
+    check_tokens,
+    corrupt,
+    counted_positions,
+    number_blocks,
+)
 from modeling_treediff.noise_schedules import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
+from .counted_noise import counted_noise, levels_per_interval
 from .options import TRAINING_SAMPLING_EPS
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
@@ -41,7 +49,8 @@ class DiffusionCollator:
         """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 
         The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit. Each block
-        of a model that has blocks, of `config.block_size` positions, gets a time of its own.
+        of a model that has blocks, of `config.block_size` positions, gets a time of its own, and by `counted_noise`,
+        where the schedule allows it, as many losses as there are on average.
         """
         self.block_size = block_size
         # The loader works on the host, wherever the model's own tree lies.
@@ -71,17 +80,31 @@ class DiffusionCollator:
             rank, processes = _process()
             start = int(torch.randint(2**62, ())) + rank
             positions = list(range(start, start + processes * len(features), processes))
-        batch = corrupt(
-            columns["input_ids"],
-            self.tree,
-            self.schedule,
-            self._times(positions, columns),
-            attention_mask=columns.get("attention_mask"),
-            fixed_mask=columns.get("fixed_mask"),
-            uniforms=torch.from_numpy(depth_uniforms(self.seed, positions, columns["input_ids"].shape[1])),
-        )
+        batch = self._corrupt(positions, columns)
         forwarded = {name: columns[name] for name in FORWARDED if name in columns}
         return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps} | forwarded
+
+    def _corrupt(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> CorruptedBatch:
+        token_ids, tree, schedule = columns["input_ids"], self.tree, self.schedule
+        mask_BT, fixed_BT = columns.get("attention_mask"), columns.get("fixed_mask")
+        levels = None if self.block_size is None else levels_per_interval(schedule)
+        if levels is None or self.block_size is None:
+            noise = torch.from_numpy(depth_uniforms(self.seed, positions, token_ids.shape[1]))
+            times = self._times(positions, columns)
+            return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, uniforms=noise)
+        check_tokens(token_ids, tree, attention_mask=mask_BT, fixed_mask=fixed_BT)
+        counted_BT = counted_positions(token_ids, mask_BT, fixed_BT)
+        noise = torch.from_numpy(depth_uniforms(self.seed, positions, levels * token_ids.shape[1]))
+        noise_BTL = noise.view(*token_ids.shape, levels)
+        number_BT, times_BT = self._block_numbers(columns), self._times(positions, columns)
+        depth_BT, times_BT = counted_noise(times_BT, noise_BTL, number_BT, counted_BT, schedule)
+        node_ids = torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids)
+        return CorruptedBatch(node_ids, torch.where(counted_BT, token_ids, IGNORED_LABEL), times_BT.float())
+
+    def _block_numbers(self, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self.block_size is not None
+        masks = columns.get("attention_mask"), columns.get("segment_ids")
+        return number_blocks(columns["input_ids"], *masks, self.block_size)
 
     def _times(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return (B,) times, or (B, T) with one for each block; those of all blocks of a run are spread evenly, too."""
@@ -89,7 +112,7 @@ class DiffusionCollator:
             uniforms = torch.from_numpy(time_uniforms(self.seed, positions))
             return self.schedule.place_times(uniforms, self.sampling_eps).float()
         token_ids, size = columns["input_ids"], self.block_size
-        number_BT = number_blocks(token_ids, columns.get("attention_mask"), columns.get("segment_ids"), size)
+        number_BT = self._block_numbers(columns)
         most = token_ids.shape[1] if "segment_ids" in columns else -(-token_ids.shape[1] // size)  # blocks of a window
         numbered = [position * most + number for position in positions for number in range(most)]
         uniforms = torch.from_numpy(time_uniforms(self.seed, numbered))

@@ -1,0 +1,207 @@
+"""A bidirectional transformer: embeddings in, hidden states out. It knows nothing of trees or diffusion.
+
+Shape legend: B sequences, T positions, H heads, C features per head, E = H * C hidden size, I width of the MLP.
+
+Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864), gated MLP (SwiGLU, arXiv 2002.05202).
+Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.cache_utils import Cache
+from transformers.masking_utils import and_masks, create_bidirectional_mask, packed_sequence_mask_function
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+
+from .configuration_treediff import TreeDiffConfig
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+AttentionMask = torch.Tensor | BlockMask | None  # what the attention implementation takes
+
+
+def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
+    """Return fp32 cos and sin, each (T, C), of position x theta^(-2i/C), feature i paired with i + C/2."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+class TreeDiffAttention(nn.Module):
+    """Multi-head attention over all positions, in both directions."""
+
+    is_causal = False
+
+    def __init__(self, config: TreeDiffConfig, layer_index: int) -> None:
+        super().__init__()
+        self.config, self.layer_index = config, layer_index
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_key_value_groups = 1
+        size = config.hidden_size
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask, past: Cache | None = None
+    ) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        projected = self.q_proj(hidden_BTE), self.k_proj(hidden_BTE), self.v_proj(hidden_BTE)
+        return self.o_proj(self.mix(projected, rotation, attention_mask, past))
+
+    def mix(
+        self,
+        projected: tuple[torch.Tensor, ...],
+        rotation: Rotation,
+        attention_mask: AttentionMask,
+        past: Cache | None = None,
+    ) -> torch.Tensor:
+        """Queries, keys and values (B, T, E) -> (B, T, E): each head's mean of the values, weighted by its scores.
+
+        Of keys and values in a cache, too, to which these are added.
+        """
+        size = projected[0].shape
+        query, key, value = (features.view(*size[:-1], -1, self.head_dim).transpose(1, 2) for features in projected)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        query, key = apply_rotary_pos_emb(query, key, *(table[None].to(query.dtype) for table in rotation))
+        if past is not None:
+            key, value = past.update(key, value, self.layer_index)
+        options: dict[str, Any] = {"dropout": 0.0, "scaling": self.head_dim**-0.5, "is_causal": False}
+        mixed_BTHC, _ = attend(self, query, key, value, attention_mask, **options)
+        return mixed_BTHC.reshape(size)
+
+
+class TreeDiffMLP(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        return self.down_proj(F.silu(self.gate_proj(hidden_BTE)) * self.up_proj(hidden_BTE))
+
+
+class TreeDiffBlock(GradientCheckpointingLayer):
+    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TreeDiffConfig, layer_index: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = TreeDiffAttention(config, layer_index)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = TreeDiffMLP(config)
+
+    def forward(
+        self, hidden_BTE: torch.Tensor, rotation: Rotation, attention_mask: AttentionMask, past: Cache | None = None
+    ) -> torch.Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        hidden_BTE = hidden_BTE + self.self_attn(self.input_layernorm(hidden_BTE), rotation, attention_mask, past)
+        return hidden_BTE + self.mlp(self.post_attention_layernorm(hidden_BTE))
+
+
+class TreeDiffBackbone(nn.Module):
+    """The stack of blocks and the final norm."""
+
+    def __init__(self, config: TreeDiffConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(TreeDiffBlock(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        embeddings_BTE: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        block_numbers: torch.Tensor | None = None,
+        clean_BTE: torch.Tensor | None = None,
+        past: Cache | None = None,
+    ) -> torch.Tensor:
+        """(B, T, E) embeddings -> (B, T, E) normalised hidden states.
+
+        attention_mask (B, T) has 0 at padding; positions with different segment_ids (B, T) do not see one another. With
+        block_numbers (B, T) positions see their own block and those before it; with clean_BTE (B, T, E), the embeddings
+        of the clean tokens, they see these of the blocks before (BD3-LM, arXiv 2503.09573, section 3.2). Behind a cache
+        of P positions the other arguments are (B, P + T).
+        """
+        config = self.config
+        head_dim = config.hidden_size // config.num_attention_heads
+        length, device = embeddings_BTE.shape[1], embeddings_BTE.device
+        done = 0 if past is None else int(past.get_seq_length())
+        cos_TC, sin_TC = rotary_tables(done + length, head_dim, config.rope_theta, device)
+        rotation = cos_TC[done:], sin_TC[done:]
+        hidden_BTE, beside = embeddings_BTE, (attention_mask, segment_ids, block_numbers)
+        if clean_BTE is not None:
+            hidden_BTE = torch.cat([embeddings_BTE, clean_BTE], dim=1)
+            beside = tuple(None if some is None else some.repeat(1, 2) for some in beside)  # type: ignore[assignment]
+            rotation = rotation[0].repeat(2, 1), rotation[1].repeat(2, 1)
+        mask = self._attention_mask(hidden_BTE, *beside, noisy=length if clean_BTE is not None else 0, past=past)
+        for layer in self.layers:
+            hidden_BTE = layer(hidden_BTE, rotation, mask, past)
+        return self.norm(hidden_BTE[:, :length])
+
+    def _attention_mask(
+        self,
+        embeddings_BTE: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        block_numbers: torch.Tensor | None,
+        noisy: int,
+        past: Cache | None,
+    ) -> AttentionMask:
+        """Return who sees whom; the first `noisy` positions are those that clean ones stand beside."""
+        if segment_ids is None and block_numbers is None:
+            return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)
+        if "flash" in self.config._attn_implementation:
+            kind = self.config._attn_implementation
+            raise ValueError(f"{kind} cannot keep segments or blocks apart: load with attn_implementation='sdpa'.")
+        if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
+            segment_ids = torch.zeros_like(attention_mask) if segment_ids is None else segment_ids
+            segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
+        if past is not None and block_numbers is not None:  # room that a static cache has left is a block to come
+            room = past.get_mask_sizes(embeddings_BTE.shape[1], 0)[0] - block_numbers.shape[1]
+            block_numbers = F.pad(block_numbers, (0, room), value=block_numbers.shape[1])
+            segment_ids = None if segment_ids is None else F.pad(segment_ids, (0, room))
+        functions = [] if segment_ids is None else [packed_sequence_mask_function(segment_ids)]
+        functions += [] if block_numbers is None else [_block_mask_function(block_numbers, noisy)]
+        sees = and_masks(*functions)
+        return create_bidirectional_mask(
+            self.config, embeddings_BTE, None, past_key_values=past, and_mask_function=sees
+        )
+
+
+def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConfig) -> int:
+    """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts (B, T)."""
+    if config.block_size is None:
+        raise ValueError("past_key_values need a model with blocks (config.block_size): elsewhere all changes.")
+    layers: Any = cache.layers
+    if not (done := int(cache.get_seq_length())):
+        return 0
+    keys = layers[0].keys
+    found = (len(keys), len(layers), keys.shape[1] * keys.shape[3], keys.device)
+    if found != (expected := (len(input_ids), config.num_hidden_layers, config.hidden_size, input_ids.device)):
+        said = "a cache of (texts, layers, hidden size, device)"
+        raise ValueError(f"past_key_values is {said} {found}, not {expected}: make a new one for these texts.")
+    return done
+
+
+def _block_mask_function(block_numbers: torch.Tensor, noisy: int) -> Callable[..., torch.Tensor]:
+    """Return who sees whom: noisy positions their own block and clean blocks before it, clean ones clean blocks."""
+
+    def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        own, other = block_numbers[batch, query], block_numbers[batch, key]
+        both_noisy, of_clean, to_clean = (query < noisy) & (key < noisy), query >= noisy, key >= noisy
+        return (both_noisy & (other == own)) | (to_clean & ((other < own) | (of_clean & (other == own))))
+
+    return sees

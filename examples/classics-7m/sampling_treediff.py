@@ -1,0 +1,366 @@
+"""Sampling: which positions of a draft descend the tree in which step, and to which child.
+
+Shape legend: B sequences, T positions, n positions among them, D depth of the leaves, K largest fan-out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, StaticLayer
+from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from .diffusion_process import uniform
+from .drafts_treediff import Block, ChildModel, Constraints, Draft
+from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
+from .vocabulary_tree import VocabularyTree
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> torch.Tensor:
+    """Return (B, T, *shape) from U[0, 1) where asked for, else 0; of each text alone if it has its own generator."""
+    counts = where_BT.sum(dim=1).tolist()
+    if generator is None or isinstance(generator, torch.Generator):
+        drawn = uniform((sum(counts), *shape), generator, where_BT.device)
+    elif len(generator) != len(counts):
+        raise ValueError(f"{len(generator)} generators for {len(counts)} texts: give one, or one for each text.")
+    else:
+        pairs = zip(generator, counts, strict=True)
+        drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in pairs])
+    result = drawn.new_zeros(*where_BT.shape, *shape)
+    result[where_BT] = drawn
+    return result
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The children drawn for n positions."""
+
+    child: torch.Tensor  # (n,) node ids
+    log_prob: torch.Tensor  # (n,) of the child among its siblings, before temperature and truncation
+    score: torch.Tensor  # (n,) how sure the position is, in the measure that the unmasking goes by
+
+
+class ChildSampler:
+    """Draws children from logits, as the generation config says."""
+
+    def __init__(self, settings: TreeDiffGenerationConfig, tree: VocabularyTree) -> None:
+        """Prepare; ValueError if there are temperatures for another number of levels than the tree's."""
+        self.settings, self.tree = settings, tree
+        least, device = settings.threshold, tree.depth.device
+        # The least score that counts as sure.
+        self.threshold = -least if least is not None and settings.unmasking == "entropy" else least
+        self.dtype = settings.dtype_on(device)
+        temperature = settings.temperature
+        if isinstance(temperature, list | tuple) and len(temperature) != tree.tree_depth:
+            raise ValueError(f"temperature has {len(temperature)} numbers, the tree {tree.tree_depth} levels.")
+        # At least the smallest number above 0: 1e-50 is none in single precision.
+        above_0 = torch.finfo(self.dtype).tiny
+        self.temperature_D = torch.tensor(temperature, dtype=self.dtype, device=device).clamp(min=above_0)
+        self.temperature_D = self.temperature_D.expand(tree.tree_depth)
+        self.warpers = LogitsProcessorList()
+        if settings.top_k is not None:
+            self.warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p is not None:
+            self.warpers.append(TopPLogitsWarper(float(settings.top_p)))
+
+    def __call__(
+        self, node_n: torch.Tensor, logits_nK: torch.Tensor, uniform_n: torch.Tensor, log_weight_nK: torch.Tensor | None
+    ) -> Choice:
+        """Choose for internal nodes (n,) by numbers from U[0, 1): p(child) is proportional to exp(logit + log_weight).
+
+        Raises ValueError where a position has no child to draw, by the weights or because logits are not numbers.
+        """
+        # Low-precision sampling silently lowers the entropy of the text: never in half precision.
+        scores_nK = logits_nK.to(self.dtype)
+        if log_weight_nK is not None:
+            scores_nK = scores_nK.log_softmax(dim=-1) + log_weight_nK
+        log_prob_nK = scores_nK.log_softmax(dim=-1)
+        if (impossible := int(log_prob_nK.isnan().any(dim=-1).sum())) and not logits_nK.amax(dim=-1).isfinite().all():
+            where = f"at {impossible} positions: its weights are damaged, or too large for {logits_nK.dtype}"
+            raise ValueError(f"The model gives scores that are not numbers {where}.")
+        if impossible:
+            raise ValueError(f"The constraints together leave {impossible} positions no token: allow more.")
+        if self.settings.do_sample:
+            below_best_nK = log_prob_nK - log_prob_nK.amax(dim=-1, keepdim=True)  # however small the temperature
+            warped_nK = below_best_nK / self.temperature_D[self.tree.depth[node_n]][:, None]
+            slot_n = draw_slots(self.warpers(None, warped_nK).softmax(dim=-1), uniform_n)  # type: ignore[arg-type]
+        else:
+            slot_n = log_prob_nK.argmax(dim=-1)
+        log_prob_n = log_prob_nK.gather(1, slot_n[:, None])[:, 0]
+        child_n = self.tree.children[node_n - self.tree.root_id, slot_n]
+        return Choice(child_n, log_prob_n, self._score(log_prob_nK, log_prob_n))
+
+    def _score(self, log_prob_nK: torch.Tensor, log_prob_n: torch.Tensor) -> torch.Tensor:
+        if self.settings.unmasking == "entropy":
+            return torch.special.entr(log_prob_nK.exp()).sum(dim=-1).neg()
+        if self.settings.unmasking == "margin":
+            best = log_prob_nK.topk(min(2, log_prob_nK.shape[1]), dim=-1).values.exp()
+            return best[:, 0] - best[:, 1:].sum(dim=-1)
+        return log_prob_n.exp()
+
+
+def draw_slots(probability_nK: torch.Tensor, uniform_n: torch.Tensor) -> torch.Tensor:
+    """Return each row's first slot whose cumulative probability exceeds its number; never one of probability 0."""
+    cumulative_nK = probability_nK.cumsum(dim=-1)
+    total_n1 = cumulative_nK[:, -1:]
+    threshold_n1 = uniform_n.to(cumulative_nK.dtype)[:, None] * total_n1
+    threshold_n1 = torch.minimum(threshold_n1, torch.nextafter(total_n1, torch.zeros_like(total_n1)))  # if rounded up
+    return torch.searchsorted(cumulative_nK, threshold_n1, right=True)[:, 0]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the way down that all positions finish before any goes on: one level, or with some schedules all."""
+
+    depth: int  # what every position reaches
+    times: torch.Tensor  # (steps + 1,) float64, falling: what the steps lie between
+    corrections: int  # times that some positions are remasked after it
+    climb: int  # levels that they climb then
+
+
+def surest(
+    score_BT: torch.Tensor,
+    levels_left_BT: torch.Tensor,
+    passes_left: int,
+    threshold: float | None = None,
+    entropy_bound: float | None = None,
+) -> torch.Tensor:
+    """Choose who descends a level in this pass: (B, T) bool, the highest scores of each text.
+
+    As many as finish all levels (B, T) that are left in passes_left equal passes, this one included, and all whose
+    score reaches the threshold, or whose entropies, the scores below 0, keep the bound; those who have as many levels
+    left as passes must go.
+    """
+    waiting_BT = levels_left_BT > 0
+    count_B = (levels_left_BT.sum(dim=1) + passes_left - 1) // passes_left
+    must_BT = levels_left_BT >= passes_left
+    chosen_BT = must_BT | highest(score_BT, waiting_BT & ~must_BT, count_B - must_BT.sum(dim=1))
+    if threshold is not None:
+        chosen_BT |= waiting_BT & (score_BT >= threshold)
+    if entropy_bound is not None:
+        entropy_BT = -score_BT.round(decimals=4).masked_fill(~waiting_BT, -torch.inf)
+        entropy_BT, order_BT = entropy_BT.sort(dim=1, stable=True)
+        kept_BT = entropy_BT.cumsum(dim=1) - entropy_BT <= entropy_bound  # they rise: the last is the greatest
+        chosen_BT |= waiting_BT & kept_BT.scatter(1, order_BT, kept_BT)
+    return chosen_BT
+
+
+def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool: the `count_B` highest scores of each row among some; of equal ones the first.
+
+    To four decimals, so that rounding errors, which a text has in a batch and not alone, do not tell equals apart.
+    """
+    ranked_BT = score_BT.round(decimals=4).masked_fill(~among_BT, -torch.inf)
+    rank_BT = ranked_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return among_BT & (rank_BT < count_B[:, None])
+
+
+def crop(cache: Cache, length: int) -> None:
+    """Let a cache forget all behind its first positions."""
+    layers: Any = cache.layers
+    for layer in layers:
+        if isinstance(layer, StaticLayer):  # whose tensors stay
+            layer.cumulative_length.fill_(length)
+        else:
+            layer.crop(length - int(layer.get_seq_length()))
+
+
+class Denoiser:
+    """Takes a draft from open nodes down to tokens: steps, and corrections by remasking.
+
+    The loop, for each block of positions and each stage of the way down: look at the draft, draw a child for every
+    position that waits, let those descend that the order of unmasking selects.
+    """
+
+    def __init__(
+        self,
+        model: ChildModel,
+        draft: Draft,
+        settings: TreeDiffGenerationConfig,
+        constraints: Constraints,
+        generator: Generators,
+        cache: Cache | None = None,
+    ) -> None:
+        """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left.
+
+        A cache keeps what the network has computed for finished blocks, in a model that has blocks.
+        """
+        self.cache, self.num_final = cache, 0
+        self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
+        self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
+        self.draft, self.num_passes = draft, 0
+        self.given_tokens = draft.real & (draft.node_ids < model.tree.vocab_size)
+        self.written = torch.zeros_like(draft.real)  # positions, but those behind an end of text
+        draft.log_probs = draft.log_probs.to(self.sampler.dtype)
+        constraints.begin(model, settings)
+        draft.num_forward_passes = constraints.num_forward_passes
+
+    def denoise(self, blocks: Sequence[Block], stages: Sequence[Stage]) -> Iterator[Draft]:
+        """Fill the draft block by block; yield it after every forward pass, remasking, step and block."""
+        draft = self.draft
+        for block in blocks:
+            draft.columns = block.columns
+            self._begin_block(block)
+            for stage in stages:
+                yield from self._descend(stage)
+                unchanged = 0
+                for index in range(stage.corrections):
+                    before = draft.node_ids
+                    self._remask(stage, self.settings.remasking_fraction * (1 - index / stage.corrections))
+                    yield draft
+                    yield from self._finish(stage)
+                    unchanged = unchanged + 1 if torch.equal(draft.node_ids, before) else 0
+                    if unchanged == self.settings.stability_threshold:
+                        break
+            self._pad_behind_end()
+            draft.num_blocks += 1
+            yield draft
+            if not (draft.node_ids[draft.real] >= self.tree.vocab_size).any():
+                return
+
+    def _begin_block(self, block: Block) -> None:
+        self.num_final = block.num_final
+        self.given_depth = self._depth()
+        self.open = self.draft.real & block.positions & (self.given_depth < self.tree.tree_depth)
+        self.written = self.written | self.open
+        self.uniform = uniform_at(self.open, self.generator, self.tree.tree_depth)
+        self.constraints.check(self.draft, self.open)
+
+    def _depth(self) -> torch.Tensor:
+        """(B, T) depths of the nodes."""
+        return self.tree.depth[self.draft.node_ids]
+
+    def _levels_left(self, stage: Stage) -> torch.Tensor:
+        """(B, T) levels from here to the stage's depth; 0 where no position is open."""
+        return torch.where(self.open, stage.depth - self._depth(), 0).clamp(min=0)
+
+    def _descend(self, stage: Stage) -> Iterator[Draft]:
+        """Let all open positions descend to the stage's depth, in the order of unmasking."""
+        if self.settings.unmasking in ORDERED:
+            yield from self._descend_surest_first(stage)
+        elif self.settings.unmasking == "first_hitting":
+            yield from self._descend_to(self._first_hitting_targets(stage))
+        else:
+            yield from self._descend_to(self._random_targets(stage))
+        yield from self._finish(stage)  # those that constraints held back
+
+    def _random_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
+        """For each step yield the depths (B, T) to reach, drawn as the reverse process has it."""
+        for start, end in pairwise(stage.times.tolist()):
+            drawn_BT1 = uniform_at(self.open, self.generator)[..., None]
+            reached_before = self.model.schedule.reverse_step(start, end).cumsum(dim=1)[:, :-1].to(drawn_BT1)
+            depth_BT = self._depth()
+            target_BT = (drawn_BT1 >= reached_before[depth_BT]).sum(dim=-1)
+            yield torch.where(self.open, target_BT, depth_BT)
+
+    def _first_hitting_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
+        """Yield the depths (B, T) to reach, for a single position and level of each text after the other.
+
+        The order is that of the times at which the reverse process reaches them (arXiv 2409.02908).
+        """
+        depth_BT, schedule = self._depth(), self.model.schedule
+        uniform_nD = uniform_at(self.open, self.generator, schedule.depth).flatten(0, 1)
+        time_nD = schedule.hitting_times(depth_BT.flatten(), uniform_nD)
+        level_D = torch.arange(1, schedule.depth + 1, device=depth_BT.device)
+        ahead_BTD = (level_D > depth_BT[..., None]) & (level_D <= stage.depth) & self.open[..., None]
+        time_BTD = time_nD.view(ahead_BTD.shape).masked_fill(~ahead_BTD, -torch.inf)
+        # Equal times, if ever, keep the order of the levels: sorting is stable, levels of a position lie side by side.
+        rank_BP = time_BTD.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        for count in range(1, int(ahead_BTD.sum(dim=(1, 2)).max()) + 1):
+            yield depth_BT + (ahead_BTD & (rank_BP.view(ahead_BTD.shape) < count)).sum(dim=-1)
+
+    def _descend_to(self, targets: Iterator[torch.Tensor]) -> Iterator[Draft]:
+        """Let positions descend to each of the depths (B, T) in turn, a level in a pass."""
+        for target_BT in targets:
+            while (moving_BT := self._depth() < target_BT).any():
+                yield self._pass(moving_BT)
+            yield self._end_step()
+
+    def _descend_surest_first(self, stage: Stage) -> Iterator[Draft]:
+        """Let the surest positions descend first, in the stage's number of passes at most."""
+        for passes_left in range(len(stage.times) - 1, 0, -1):
+            left_BT = self._levels_left(stage)
+            if not left_BT.any():
+                return
+            sure = partial(surest, threshold=self.sampler.threshold, entropy_bound=self.settings.entropy_bound)
+            yield self._pass(left_BT > 0, partial(sure, levels_left_BT=left_BT, passes_left=passes_left))
+            yield self._end_step()
+
+    def _finish(self, stage: Stage) -> Iterator[Draft]:
+        """Let all that have not reached the stage's depth descend to it, a level in a pass."""
+        while (moving_BT := self._levels_left(stage) > 0).any():
+            yield self._pass(moving_BT)
+            yield self._end_step()
+
+    def _end_step(self) -> Draft:
+        self.draft.num_steps += 1
+        return self.draft
+
+    def _pass(self, waiting_BT: torch.Tensor, select: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Draft:
+        """Look at the draft once, draw children where positions wait, and let those descend that are selected."""
+        logits_nK = self._child_logits(waiting_BT[:, self.draft.columns])
+        self.num_passes += 1
+        node_n = self.draft.node_ids[waiting_BT]
+        level_n = self.tree.depth[node_n]
+        uniform_n = self.uniform[waiting_BT].gather(1, level_n[:, None])[:, 0]
+        choice = self.sampler(node_n, logits_nK, uniform_n, self.constraints.log_weights(self.draft, waiting_BT))
+        score_BT = choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score)
+        moving_BT = waiting_BT if select is None else select(score_BT)
+        after_BT = self.draft.node_ids.masked_scatter(waiting_BT, choice.child)
+        moving_BT = self.constraints.may_move(self.draft, after_BT, moving_BT)
+        moved_n = moving_BT[waiting_BT]
+        text_n, place_n = waiting_BT.nonzero(as_tuple=True)
+        self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
+        self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
+        self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
+        return self.draft
+
+    def _child_logits(self, waiting_BT: torch.Tensor) -> torch.Tensor:
+        """Return the (n, K) scores of the children of waiting nodes, among the columns that the network sees."""
+        nodes, mask, done = self.draft.seen, self.draft.attention_mask, 0
+        if self.cache is not None:
+            done = int(self.cache.get_seq_length())
+        logits_nK = self.model.child_logits(nodes[:, done:], mask, self.cache)[waiting_BT[:, done:]]
+        if self.cache is not None:
+            crop(self.cache, self.num_final)
+        if (scale := self.settings.guidance_scale) is None:
+            return logits_nK
+        self.num_passes += 1
+        nodes = nodes.masked_fill(self.given_tokens[:, self.draft.columns], self.tree.root_id)
+        with_nK, without_nK = (
+            one.log_softmax(dim=-1) for one in (logits_nK, self.model.child_logits(nodes, mask)[waiting_BT])
+        )
+        return torch.where(with_nK.isneginf(), with_nK, without_nK + scale * (with_nK - without_nK))
+
+    def _remask(self, stage: Stage, share: float) -> None:
+        """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""
+        target_BT = (stage.depth - stage.climb + torch.zeros_like(self.given_depth)).maximum(self.given_depth)
+        may_climb_BT = self.open & (target_BT < self._depth())
+        level_D = torch.arange(self.tree.tree_depth, device=target_BT.device)
+        undone_BTD = (level_D >= target_BT[..., None]) & (level_D < stage.depth)
+        improbable_BT = -(self.draft.log_probs * undone_BTD).sum(dim=-1)
+        count_B = (may_climb_BT.sum(dim=1) * share).ceil().long()
+        climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
+        above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
+        self.draft.node_ids = torch.where(climbing_BT, above_BT, self.draft.node_ids)
+        fresh_BTD = uniform_at(self.open, self.generator, self.tree.tree_depth)
+        self.uniform = torch.where((climbing_BT[..., None] & undone_BTD), fresh_BTD, self.uniform)
+
+    def _pad_behind_end(self) -> None:
+        """Put padding, or ends of text if there is none, behind the first new end of text."""
+        settings, new = self.settings, slice(self.draft.node_ids.shape[1] - self.draft.num_new, None)
+        if settings.eos_token_id is None or not self.draft.num_new or not settings.eos_early_stop:
+            return
+        end_ids = torch.tensor(settings.eos_token_id, device=self.draft.node_ids.device).view(-1)
+        behind_BT = torch.zeros_like(self.draft.real)
+        ends = torch.isin(self.draft.node_ids[:, new], end_ids).long()
+        behind_BT[:, new] = ends.cumsum(dim=1) - ends > 0
+        padding = settings.pad_token_id if settings.pad_token_id is not None else int(end_ids[0])
+        self.draft.node_ids = self.draft.node_ids.masked_fill(behind_BT, padding)
+        self.draft.log_probs = self.draft.log_probs.masked_fill(behind_BT[..., None], 0)
+        self.written = self.written & ~behind_BT

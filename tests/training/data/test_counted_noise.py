@@ -1,0 +1,96 @@
+"""Noise of blocks by counts: exactly so many levels are lost, and the loss still has the bound as its mean."""
+
+import pytest
+import torch
+from helpers.models import tiny_model
+
+from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.diffusion_process import number_blocks
+from modeling_treediff.noise_schedules import LevelSchedule
+from modeling_treediff.training import DiffusionCollator
+from modeling_treediff.training.data import collator as collator_module
+from modeling_treediff.training.data.counted_noise import counted_noise, levels_per_interval
+
+TREE = random_tree(60, 8, 2, seed=0)
+TOKENS = torch.randint(0, 60, (3, 12), generator=torch.Generator().manual_seed(0))
+SIZE = 4
+
+
+def schedule_of(name, tree=TREE):
+    return LevelSchedule.from_config(tiny_model(tree, schedule=name).config)
+
+
+def noisy(collator, copies, **more):
+    """Batch of the tokens, each text many times with noise of its own."""
+    features = [{"input_ids": text, "position": 3 * copy + place} | {name: value[place] for name, value in more.items()}
+                for copy in range(copies) for place, text in enumerate(TOKENS.numpy())]  # fmt: skip
+    return collator(features)
+
+
+@pytest.mark.parametrize("name", ["binomial", "sequential"])
+def test_a_block_has_lost_the_levels_that_its_time_says_and_what_is_not_counted_none(name):
+    schedule = schedule_of(name)
+    attention = torch.ones(3, 12, dtype=torch.long)
+    attention[0, 9:], attention[1, :2] = 0, 0
+    fixed = torch.zeros_like(attention)
+    fixed[2, :5] = 1
+    segments = torch.zeros_like(attention)
+    segments[2, 7:] = 1
+    number = number_blocks(TOKENS, attention, segments, SIZE)
+    counted = (attention != 0) & (fixed == 0)
+    levels = levels_per_interval(schedule)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        times = torch.rand(3, 12, generator=generator, dtype=torch.float64).gather(1, number)
+        uniforms = torch.rand(3, 12, levels, generator=generator, dtype=torch.float64)
+        depth, shown = counted_noise(times, uniforms, number, counted, schedule)
+        for text in range(3):
+            for block in number[text].unique():
+                own = counted[text] & (number[text] == block)
+                if not own.any():
+                    continue
+                time, total = float(times[text][own][0]), 2 * int(own.sum())
+                lost = int((2 - depth[text][own]).sum())
+                assert lost == int(time * total) + 1
+                assert shown[text][own].tolist() == pytest.approx([lost / total] * len(shown[text][own]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["binomial", "sequential"])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_the_mean_of_the_loss_is_the_bound_and_it_varies_less_than_with_losses_by_chance(name, size, monkeypatch):
+    """Within four standard errors; five tokens do not divide the window, so that a last block is shorter."""
+    model = tiny_model(TREE, schedule=name, block_size=size).double().eval()
+    collator = DiffusionCollator(model.tree, model.schedule, sampling_eps=0.0, block_size=size)
+
+    def losses():
+        batch = noisy(collator, 600)
+        with torch.no_grad():
+            return torch.stack([
+                model(**{key: value[start : start + 30] for key, value in batch.items()}).loss
+                for start in range(0, 1800, 30)
+            ])  # fmt: skip
+
+    counted = losses()
+    monkeypatch.setattr(collator_module, "levels_per_interval", lambda schedule: None)
+    by_chance = losses()
+    bound = model.nelbo(TOKENS, num_samples=400, generator=torch.Generator().manual_seed(0))
+    error = (counted.var() / len(counted) + bound.standard_error**2) ** 0.5
+    assert abs(float(counted.mean()) - bound.value) < 4 * error < 0.2
+    assert counted.var() < 0.5 * by_chance.var()
+
+
+def test_blocks_of_one_token_over_a_flat_tree_are_always_masked_with_weight_one():
+    model = tiny_model(VocabularyTree.flat(60), block_size=1)
+    batch = noisy(DiffusionCollator(model.tree, model.schedule, block_size=1), 5)
+    assert (batch["input_ids"] == model.config.mask_token_id).all()
+    assert model.schedule.weight(batch["timesteps"].flatten()).flatten().tolist() == pytest.approx(
+        [1.0] * 180, abs=1e-5
+    )
+
+
+def test_schedules_whose_choices_are_not_alike_keep_losses_by_chance():
+    known = {name: levels_per_interval(schedule_of(name)) for name in ("binomial", "sequential", "poisson")}
+    assert known == {"binomial": 2, "sequential": 1, "poisson": None}
+    warped = LevelSchedule.from_config(tiny_model(TREE, schedule="binomial", time_warp="cosine").config)
+    assert levels_per_interval(warped) is None
