@@ -33,11 +33,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 quickstart: setup
 	rm -rf $(RUN)
-	@printf "\n== A model of 7 million parameters writes. _ is an open place, <word> a cluster of words like this one.\n"
+	@printf "\n== A model of 7 million parameters writes. _ is an open place; <word> is a cluster, named by its most frequent word.\n"
 	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 40 --unmasking confidence
 	@printf "\n== It fills gaps, with both sides given.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence
-	@printf "\n== The same gaps, each for a word of a kind: one like king, mother, came and house.\n"
+	@printf "\n== The same gaps, each for a word of one cluster: those of king, mother, came and house.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence \
 		--like king mother came house
 	@printf "\n== Now a tree of its own for a small text, and a model of half that size, in minutes.\n"
@@ -55,7 +55,7 @@ define NEXT
 treediff evaluate $(MODEL) my_text.txt                                 perplexity and bits per byte of a text
 treediff generate $(MODEL) --prompt "Once" --watch                     the text as it is written, live
 treediff inspect-tree $(MODEL) --html tree.html                        the tree as a page
-treediff train --from $(MODEL) --text my_text.txt --output my_model    the model, trained on with your text
+treediff train --from $(MODEL) --text my_text.txt --output my_model    the model, trained further on your text
 pip install -e ".[demo]" && treediff app $(MODEL)                      a page on which it writes
 docs/tutorial.md                                                               from your own text to a model on the Hub
 endef
