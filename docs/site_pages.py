@@ -19,6 +19,7 @@ OUTSIDE = (
     "tree_artifacts/**/README.md",
     "tree_artifacts/**/LICENSE*",
     "CITATION.cff",
+    "examples/*.ipynb",
 )
 EXCEPT = ("model_card.md",)  # a template
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)\s#]+")

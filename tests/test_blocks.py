@@ -1,8 +1,10 @@
 """Models with blocks: each block is a diffusion of its own, given the clean tokens before it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from helpers.bayes_optimal import chi_square
+from helpers.bayes_optimal import TREES, chi_square, random_joint
 from helpers.models import tiny_model
 from scipy.stats import chi2
 from transformers import DynamicCache, StaticCache
@@ -264,3 +266,50 @@ def test_what_does_not_fit_blocks_is_refused():
     batch = corrupt(TOKENS, TREE, model.schedule, generator=generator())
     with pytest.raises(ValueError, match=r"of shape \(3, 16\) .* block_numbers"):
         model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps)
+
+
+def with_exact_posteriors(model, joint):
+    """Let a model score children by their exact posterior, given the nodes of their block and the clean tokens before.
+
+    `joint` has one axis of V for each position.
+    """
+    tree, size, length = model.tree, model.config.block_size, joint.ndim
+    texts_OT = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * length)
+
+    class Exact(torch.nn.Module):
+        def forward(self, node_ids, attention_mask=None, segment_ids=None, clean_ids=None):
+            below_BTV = tree.ancestors.T[tree.depth[node_ids]] == node_ids[..., None]
+            same_BTV = torch.nn.functional.one_hot(clean_ids, tree.vocab_size).bool()
+            token_BTV = torch.zeros(below_BTV.shape, dtype=torch.float64)
+            for start in range(0, length, size):
+                own = range(start, min(start + size, length))
+                weight_BO = joint.flatten().expand(len(node_ids), -1).clone()
+                for place in range(own.stop):
+                    known_BTV = below_BTV if place in own else same_BTV
+                    weight_BO *= known_BTV[:, place, texts_OT[:, place]]
+                for place in own:
+                    token_BTV[:, place].index_add_(1, texts_OT[:, place], weight_BO)
+            node_BTV = tree.ancestors.T[(tree.depth[node_ids] + 1).clamp(max=tree.tree_depth)]
+            child_BTK = torch.zeros(*node_ids.shape, tree.max_branching, dtype=torch.float64)
+            child_BTK.scatter_add_(2, tree.child_slot[node_BTV], token_BTV)
+            return SimpleNamespace(last_hidden_state=child_BTK.log().log_softmax(dim=-1))
+
+    model.model = Exact()
+    model.child_cross_entropy = lambda hidden, _, slots: -hidden.gather(-1, slots[..., None])[..., 0]
+    return texts_OT
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "binomial", "poisson"])
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_the_bound_of_bayes_optimal_blocks_is_the_entropy_of_the_data(tree, schedule):
+    """Of five tokens at three positions in blocks of two, the last shorter; within four standard errors."""
+    joint = random_joint(5, 5, 5)
+    model = model_with(2, tree, schedule=schedule, max_position_embeddings=3)
+    texts = with_exact_posteriors(model, joint)
+    means = []
+    for seed in range(8):
+        nats = model.nelbo(texts, num_samples=12, batch_size=500, generator=generator(seed)).token_losses.sum(dim=1)
+        means.append(float((joint.flatten() * nats).sum()))
+    entropy = float(torch.special.entr(joint).sum())
+    error = float(torch.tensor(means).std()) / len(means) ** 0.5
+    assert abs(sum(means) / len(means) - entropy) < 4 * error < 0.1

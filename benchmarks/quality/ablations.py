@@ -12,7 +12,7 @@ and with a uniform share of every choice (p -> (1 - e) p + e / children). With `
 training, too. With `--part times`: how early training times may be, also measured by single open words. With `--part
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
 parameters, also measured on texts of other kinds. With `--part embeddings-long`: a few of them, trained as long as the
-contenders, with both seeds.
+contenders, with both seeds. With `--part blocks`: models that write in blocks, trained and measured in the same way.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -43,6 +43,7 @@ from benchmarks.quality.training import Protocol, begin, load_model, measured_te
 from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, summarised_shares
 from benchmarks.quality.variants import (
     BASE,
+    BLOCKS,
     FACTORISED_VARIANTS,
     FACTORS,
     NODE,
@@ -71,6 +72,7 @@ RECORDS = {  # by part
     "times": "ablations_times",
     "embeddings": "ablations_embeddings",
     "embeddings-long": "ablations_embeddings_long",
+    "blocks": "ablations_blocks",
 }
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
@@ -78,6 +80,10 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         (name, seed)
         for seed in SEEDS
         for name in ("mdlm", NODE, "own-64", "own-64-deeper", "tied-64", "mdlm-own-64-deeper")
+    ],
+    "blocks": [
+        *((name, seed) for seed in SEEDS for name in ("mdlm", NODE, "blocks-4", "mdlm-blocks-4")),
+        *((name, SEEDS[0]) for name in ("blocks-8", "blocks-16", "blocks-1", "blocks-4-early", "mdlm-blocks-16")),
     ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
@@ -112,7 +118,7 @@ def wanted_runs(part: str) -> list[tuple[str, int]]:
         ]
     if part == "times":
         return [(name, SEEDS[0]) for name in VARIANTS if name == NODE or VARIANTS[name].group == TIMES]
-    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES, FACTORS)]
+    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES, FACTORS, BLOCKS)]
     names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
@@ -175,7 +181,7 @@ def measured(
         return {"shares": measured_shares(model, windows, samples, shares)}
     selection = windows.pop(SELECTION)
     facts = measured_text(model, selection, samples)
-    if part in ("candidates", "embeddings", "embeddings-long"):
+    if part in ("candidates", "embeddings", "embeddings-long", "blocks"):
         facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
     if part == "candidates":
         for title, given_T in given_places(protocol.sequence_length).items():

@@ -11,8 +11,10 @@ from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.training import plan_memory
 
 BASE, TREE, UNSEEN, TIMES, FACTORS = "base", "tree", "unseen tokens", "times", "factorised embedding"  # groups
+BLOCKS = "blocks"  # another
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 NODE = "binomial-node"  # the default
+BLOCK_EPS = 0.25  # share of a block's levels that are lost at least in training
 PARAMETERS, OF_BASE, MEMORY = "of the parameters", "of the base", "of the memory"  # what decides the layers
 
 
@@ -171,6 +173,21 @@ VARIANTS: dict[str, Variant] = {
         weights_from=0.1,
     ),
     **FACTORISED_VARIANTS,
+    **{
+        f"{name}-{size}{'-early' * (eps < 0.1)}": Variant(
+            BLOCKS,
+            f"{title}, S = {size}, at least {eps:g} of a block lost",
+            {**fields, "block_size": size},
+            depth=depth,
+            settings={"sampling_eps": eps},
+        )
+        for name, title, fields, depth in (
+            ("blocks", "tree", BINOMIAL_NODE, 2),
+            ("mdlm-blocks", "flat (BD3-LM)", {}, 1),
+        )
+        for size in (1, 4, 8, 16)
+        for eps in (BLOCK_EPS, 1e-3)
+    },
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
