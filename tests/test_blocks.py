@@ -276,7 +276,7 @@ def with_exact_posteriors(model, joint):
     tree, size, length = model.tree, model.config.block_size, joint.ndim
     texts_OT = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * length)
 
-    class Exact(torch.nn.Module):
+    class Exact(type(model.model)):
         def forward(self, node_ids, attention_mask=None, segment_ids=None, clean_ids=None):
             below_BTV = tree.ancestors.T[tree.depth[node_ids]] == node_ids[..., None]
             same_BTV = torch.nn.functional.one_hot(clean_ids, tree.vocab_size).bool()
@@ -294,7 +294,7 @@ def with_exact_posteriors(model, joint):
             child_BTK.scatter_add_(2, tree.child_slot[node_BTV], token_BTV)
             return SimpleNamespace(last_hidden_state=child_BTK.log().log_softmax(dim=-1))
 
-    model.model = Exact()
+    model.model.__class__ = Exact
     model.child_cross_entropy = lambda hidden, _, slots: -hidden.gather(-1, slots[..., None])[..., 0]
     return texts_OT
 
