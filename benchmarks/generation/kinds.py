@@ -3,9 +3,9 @@
 python -m benchmarks.generation.kinds --tree TREE_MODEL --flat FLAT_MODEL   # benchmarks/results/kinds.json
 
 In windows of held-out text, some places are opened, and every word there must be one of the cluster that the text's own
-token is in. The tree model gets the clusters; the flat model gets masks, and is asked again until all words happen to
-be right, for which the share of right words says how often. Both models have seen the same text as often, the clusters
-are those of the tree model's tree, and the sampler is the same.
+token is in. The tree model gets the clusters; the flat model, which cannot take them, gets masks, so that its share is
+that of chance and context. It is not restricted to a cluster's tokens, which its scores would allow. Both models must
+have seen the same text as often; the clusters are those of the tree model's tree, and the sampler is the same.
 """
 
 import argparse

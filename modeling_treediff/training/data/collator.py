@@ -87,33 +87,29 @@ class DiffusionCollator:
     def _corrupt(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> CorruptedBatch:
         token_ids, tree, schedule = columns["input_ids"], self.tree, self.schedule
         mask_BT, fixed_BT = columns.get("attention_mask"), columns.get("fixed_mask")
-        levels = None if self.block_size is None else levels_per_interval(schedule)
-        if levels is None or self.block_size is None:
+        number_BT = levels = None
+        if self.block_size is not None:
+            number_BT = number_blocks(token_ids, mask_BT, columns.get("segment_ids"), self.block_size)
+            levels = levels_per_interval(schedule)
+        times = self._times(positions, number_BT, "segment_ids" in columns)
+        if number_BT is None or levels is None:
             noise = torch.from_numpy(depth_uniforms(self.seed, positions, token_ids.shape[1]))
-            times = self._times(positions, columns)
             return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, uniforms=noise)
         check_tokens(token_ids, tree, attention_mask=mask_BT, fixed_mask=fixed_BT)
         counted_BT = counted_positions(token_ids, mask_BT, fixed_BT)
         noise = torch.from_numpy(depth_uniforms(self.seed, positions, levels * token_ids.shape[1]))
         noise_BTL = noise.view(*token_ids.shape, levels)
-        number_BT, times_BT = self._block_numbers(columns), self._times(positions, columns)
-        depth_BT, times_BT = counted_noise(times_BT, noise_BTL, number_BT, counted_BT, schedule)
+        depth_BT, times_BT = counted_noise(times, noise_BTL, number_BT, counted_BT, schedule)
         node_ids = torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids)
         return CorruptedBatch(node_ids, torch.where(counted_BT, token_ids, IGNORED_LABEL), times_BT.float())
 
-    def _block_numbers(self, columns: dict[str, torch.Tensor]) -> torch.Tensor:
-        assert self.block_size is not None
-        masks = columns.get("attention_mask"), columns.get("segment_ids")
-        return number_blocks(columns["input_ids"], *masks, self.block_size)
-
-    def _times(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _times(self, positions: Sequence[int], number_BT: torch.Tensor | None, in_segments: bool) -> torch.Tensor:
         """Return (B,) times, or (B, T) with one for each block; those of all blocks of a run are spread evenly, too."""
-        if self.block_size is None:
+        if self.block_size is None or number_BT is None:
             uniforms = torch.from_numpy(time_uniforms(self.seed, positions))
             return self.schedule.place_times(uniforms, self.sampling_eps).float()
-        token_ids, size = columns["input_ids"], self.block_size
-        number_BT = self._block_numbers(columns)
-        most = token_ids.shape[1] if "segment_ids" in columns else -(-token_ids.shape[1] // size)  # blocks of a window
+        length = number_BT.shape[1]
+        most = length if in_segments else -(-length // self.block_size)  # blocks of a window
         numbered = [position * most + number for position in positions for number in range(most)]
         uniforms = torch.from_numpy(time_uniforms(self.seed, numbered))
         times = self.schedule.place_times(uniforms, self.sampling_eps).float()
