@@ -183,8 +183,6 @@ class TreeDiffBackbone(nn.Module):
 
 def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConfig) -> int:
     """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts (B, T)."""
-    if config.block_size is None:
-        raise ValueError("past_key_values need a model with blocks (config.block_size): elsewhere all changes.")
     layers: Any = cache.layers
     if not (done := int(cache.get_seq_length())):
         return 0

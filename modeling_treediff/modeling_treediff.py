@@ -233,8 +233,8 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window. In a model
-        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them, or
-        in past_key_values, a cache of P positions to which all T are added; masks then have all P + T.
+        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them.
+        past_key_values, to which all T are added, holds P positions; masks then have P + T. It is exact for blocks.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
         done = 0 if past_key_values is None else cached_positions(past_key_values, input_ids, self.config)
@@ -251,10 +251,10 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         except IndexError:
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
-        blocks_BT, clean_BTE = None, None
-        if (size := self.config.block_size) is not None:
-            blocks_BT = number_blocks(whole, attention_mask, segment_ids, size)
-            clean_BTE = None if clean_ids is None else self._embed(clean_ids)
+        blocks_BT, size = None, self.config.block_size
+        if size is not None or past_key_values is not None:
+            blocks_BT = number_blocks(whole, attention_mask, segment_ids, size or length)
+        clean_BTE = None if clean_ids is None or size is None else self._embed(clean_ids)
         hidden_BTE = self.backbone(embeddings_BTE, attention_mask, segment_ids, blocks_BT, clean_BTE, past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=hidden_BTE, past_key_values=past_key_values)
 
@@ -318,8 +318,8 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             timesteps: times that `input_ids` were corrupted to, needed with labels: (B,), for blocks (B, T).
             output_hidden_states: also return the backbone's output.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
-            past_key_values: a cache of the clean blocks before `input_ids`, for a model with blocks, without labels; it
-                keeps all positions that pass, so those that are not tokens yet are to be cropped off again.
+            past_key_values: a cache of the clean blocks before `input_ids`, without labels; it keeps all positions that
+                pass, so those that are not tokens yet are to be cropped off again.
             **kwargs: switches of other models, ignored.
 
         Raises:

@@ -188,7 +188,7 @@ class Denoiser:
     ) -> None:
         """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left.
 
-        A cache keeps what the network has computed for finished blocks, in a model that has blocks.
+        A cache keeps what the network has computed for what stands before a block.
         """
         self.cache, self.num_final = cache, 0
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
@@ -204,7 +204,6 @@ class Denoiser:
         """Fill the draft block by block; yield it after every forward pass, remasking, step and block."""
         draft = self.draft
         for block in blocks:
-            draft.columns = block.columns
             self._begin_block(block)
             for stage in stages:
                 yield from self._descend(stage)
@@ -224,7 +223,10 @@ class Denoiser:
                 return
 
     def _begin_block(self, block: Block) -> None:
-        self.num_final = block.num_final
+        approximate = self.settings.approximate_cache
+        if self.cache is not None and (approximate or block.columns.start != self.draft.columns.start):
+            crop(self.cache, 0)
+        self.draft.columns, self.draft.visible, self.num_final = block.columns, block.visible, block.num_final
         self.given_depth = self._depth()
         self.open = self.draft.real & block.positions & (self.given_depth < self.tree.tree_depth)
         self.written = self.written | self.open

@@ -212,11 +212,98 @@ def test_a_cache_holds_what_was_computed_for_clean_blocks():
     torch.testing.assert_close(torch.cat([first, second.last_hidden_state], dim=1), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("settings", [{}, {"block_length": 4}, {"block_length": 4, "max_new_tokens": 26}])
+def test_the_approximate_cache_of_a_model_without_blocks_is_exact_in_one_layer(layers, settings):
+    """Where keys and values are those of tokens alone; in two layers they have seen the block as it was at first."""
+    model, looks = model_with(None, num_hidden_layers=layers, initializer_range=0.5), []
+    model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
+    prompts, mask = TOKENS[:, :6].clone(), torch.ones(3, 6, dtype=torch.long)
+    mask[1, :3] = 0
+    settings = {"max_new_tokens": 10, "num_steps": 9, "attention_mask": mask, **settings}
+    settings["return_dict_in_generate"] = True
+    exact = model.generate(prompts, generator=generator(), **settings)
+    seen, looks[:] = sum(looks), []
+    kept = model.generate(prompts, approximate_cache=True, generator=generator(), **settings)
+    same = torch.equal(kept.sequences, exact.sequences) and torch.allclose(kept.log_probs, exact.log_probs)
+    assert same == (layers == 1) and kept.cache_bytes > 0 and exact.cache_bytes is None
+    assert kept.num_forward_passes == exact.num_forward_passes and sum(looks) < 0.85 * seen
+
+
+def test_an_approximate_cache_sees_gaps_from_both_sides():
+    """One pass fills each gap, so that nothing is old: the text is that without a cache."""
+    model = model_with(None, VocabularyTree.flat(100))
+    gaps = TOKENS.clone()
+    gaps[:, 6:9] = model.config.mask_token_id
+    texts = [model.generate(gaps, num_steps=1, generator=generator(), approximate_cache=kept) for kept in (False, True)]
+    assert torch.equal(*texts) and (texts[0] < 100).all()
+
+
+@pytest.mark.parametrize("given", [4, 5, 7])
+def test_a_sliding_window_writes_as_from_the_last_blocks_alone(given):
+    """16 positions of the model, blocks of 5 in a window of 11: from column 16 on two blocks, or three, are seen."""
+    model, settings = model_with(SIZE), {"num_steps": 6}
+    whole = model.generate(TOKENS[:1, :given], max_new_tokens=40, sliding_window=11, generator=generator(), **settings)
+    source, text, start = generator(), TOKENS[:1, :given], 0
+    while text.shape[1] < given + 40:
+        end = min(text.shape[1] // SIZE * SIZE + SIZE, given + 40)
+        if end - start > 16:
+            start = end - 11
+        first = -(-start // SIZE) * SIZE  # blocks that are seen whole
+        new = model.generate(text[:, first:], max_new_tokens=end - text.shape[1], generator=source, **settings)
+        text = torch.cat([text, new[:, text.shape[1] - first :]], dim=1)
+    assert torch.equal(whole, text)
+
+
+def test_a_sliding_window_with_a_cache_and_prompts_of_several_lengths():
+    model, looks = model_with(SIZE, head="node"), []
+    model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
+    prompts, mask = TOKENS[:, :12].clone(), torch.ones(3, 12, dtype=torch.long)
+    mask[1, :7] = mask[2, :1] = 0
+    settings = {"max_new_tokens": 30, "num_steps": 9, "sliding_window": 12, "attention_mask": mask}
+    without = model.generate(prompts, use_cache=False, generator=generator(), **settings)
+    seen, looks[:] = sum(looks), []
+    cached = model.generate(prompts, generator=generator(), **settings)
+    room = StaticCache(config=model.config, max_cache_len=16)
+    fixed = model.generate(prompts, generator=generator(), past_key_values=room, **settings)
+    assert torch.equal(cached, without) and torch.equal(fixed, without) and sum(looks) < 2 * 0.8 * seen
+    for row, padding in ((0, 0), (1, 7), (2, 1)):
+        assert torch.equal(cached[row, :padding], prompts[row, :padding])
+
+
+def test_a_text_beyond_the_model_is_refused_without_a_window_or_with_one_that_cannot_be():
+    model, more = model_with(SIZE), {"max_new_tokens": 20}
+    with pytest.raises(ValueError, match=r"20 positions are more than the model's 16.*\(sliding_window\)"):
+        model.generate(**more)
+    with pytest.raises(ValueError, match="sliding_window=17 is more than the 16"):
+        model.generate(sliding_window=17, **more)
+    with pytest.raises(ValueError, match="A block of the model, 5 positions, leaves no room in 5 positions"):
+        model.generate(sliding_window=5, **more)
+    prompts, mask = TOKENS[:2, :14].clone(), torch.ones(2, 14, dtype=torch.long)
+    prompts[0, 1] = TREE.root_id
+    mask[1, :13] = 0  # its first block comes when the first text's is long out of sight
+    with pytest.raises(ValueError, match="over 16 positions before its block's end"):
+        model.generate(prompts, attention_mask=mask, sliding_window=10, **more)
+
+
+def test_a_model_writes_and_measures_in_other_blocks_if_its_config_says_so(tmp_path):
+    """As one that was made with that size; a size, or None, can be given in loading."""
+    model = model_with(SIZE)
+    model.save_pretrained(tmp_path)
+    for size in (None, 3, 16):
+        made, loaded = model_with(size), type(model).from_pretrained(tmp_path, block_size=size).double()
+        made.load_state_dict(model.state_dict())
+        model.config.block_size = size
+        for other in (loaded, model):
+            one, two = (each.nelbo(TOKENS, num_samples=3, generator=generator()) for each in (made, other))
+            assert one == two
+            one, two = (each.generate(max_new_tokens=8, num_steps=9, generator=generator()) for each in (made, other))
+            assert torch.equal(one, two)
+
+
 def test_a_cache_that_does_not_fit_is_refused():
     model, plain, cache = model_with(SIZE), model_with(None), DynamicCache()
-    with pytest.raises(ValueError, match="need a model with blocks"):
-        plain(TOKENS, past_key_values=cache)
-    with pytest.raises(ValueError, match="for a model that has blocks"):
+    with pytest.raises(ValueError, match="with approximate_cache for others"):
         plain.generate(past_key_values=cache)
     with torch.no_grad():
         model(TOKENS[:, :5], past_key_values=cache)
@@ -226,6 +313,8 @@ def test_a_cache_that_does_not_fit_is_refused():
         model_with(SIZE, num_hidden_layers=1)(TOKENS[:, 5:], past_key_values=cache)
     with pytest.raises(ValueError, match="must be an empty cache"):
         model.generate(TOKENS[:, :5], past_key_values=cache)
+    with pytest.raises(ValueError, match="is exact: leave out approximate_cache"):
+        model.generate(max_new_tokens=4, approximate_cache=True)
     with pytest.raises(ValueError, match="leave out past_key_values, or labels"):
         model(TOKENS, labels=TOKENS, timesteps=torch.ones(3, 16), past_key_values=cache)
     with pytest.raises(ValueError, match="17 positions are more than the model's 16"):

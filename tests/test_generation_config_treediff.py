@@ -357,11 +357,11 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
 
 
 WRONG_TYPES = {
-    "bool": (["yes", 1, None], "do_sample output_history eos_early_stop return_dict_in_generate use_cache"),
+    "bool": (["yes", 1, None], "do_sample output_history eos_early_stop return_dict_in_generate use_cache approximate_cache"),
     "int": ([True, 2.0, "3", None], "num_steps num_return_sequences remasking_steps remasking_levels"),
     "int | None": (
         [True, 2.0, "3", [1], b"1"],
-        "max_new_tokens block_length stability_threshold top_k bos_token_id pad_token_id",
+        "max_new_tokens block_length sliding_window stability_threshold top_k bos_token_id pad_token_id",
     ),
     "int | list[int] | None": ([True, "<eos>", [1.0], range(3), {1}], "eos_token_id"),
     "list[int] | None": ([3, "12", range(3), [True], torch.tensor([1]), b"12"], "allowed_tokens suppress_tokens"),
@@ -420,7 +420,7 @@ def test_every_setting_survives_saving(tmp_path):
         "temperature": [1.0, 0.5], "top_k": 3, "top_p": 0.8, "allowed_tokens": [1, 2], "suppress_tokens": [3],
         "sampling_dtype": "float32", "eos_early_stop": False, "num_return_sequences": 2,
         "output_history": True, "return_dict_in_generate": True, "bos_token_id": 1, "eos_token_id": [2, 3],
-        "pad_token_id": 4, "use_cache": False,
+        "pad_token_id": 4, "use_cache": False, "approximate_cache": True, "sliding_window": 40,
     }  # fmt: skip
     config = TreeDiffGenerationConfig(**settings)
     config.save_pretrained(tmp_path)
