@@ -30,6 +30,7 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
         measured.tokenizer,
         trust_remote_code=measured.trust_remote_code,
         device=PartialState().device,
+        block_size=how.block_size,
     )
     if how.uniform_share is not None:
         model.config.uniform_share = how.uniform_share
@@ -71,6 +72,7 @@ def describe(
         "model": public_name(measured.model),
         "tree_sha256": model.config.tree_sha256,
         "uniform_share": model.config.uniform_share,
+        "block_size": model.config.block_size,
         "weights_sha256": weights_sha256(model_folder(measured.model)),
         "tokenizer": public_name(measured.tokenizer or measured.model),
         "texts": [

@@ -22,7 +22,9 @@ def run(text: Text, sampling: Sampling, shown: Shown) -> None:
     """Load, generate, print snapshots and the final text."""
     viewing = load_viewing(shown)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_model(text.model, trust_remote_code=text.trust_remote_code, device=device)
+    model, tokenizer = load_model(
+        text.model, trust_remote_code=text.trust_remote_code, device=device, block_size=text.block_size
+    )
     settings = sampling.settings() | start(text, model, tokenizer)
     if viewing is not None:
         view(viewing, model, tokenizer, text, shown, settings)

@@ -8,8 +8,8 @@ from modeling_treediff.files.sources import check_source, refuse_adapter
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 
 
-def load_config(source: str) -> TreeDiffConfig:
-    """Return a model's config.
+def load_config(source: str, block_size: int | None = None) -> TreeDiffConfig:
+    """Return a model's config, with another size of blocks if one is given.
 
     Raises:
         OSError: nothing is there.
@@ -23,6 +23,9 @@ def load_config(source: str) -> TreeDiffConfig:
         raise
     if not isinstance(config, TreeDiffConfig):
         raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
+    if block_size is not None:
+        TreeDiffConfig(**config.to_dict() | {"block_size": block_size})  # which refuses an impossible one
+        config.block_size = block_size
     return config
 
 
@@ -33,8 +36,9 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    block_size: int | None = None,
 ) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a model and its tokenizer or the one of another name; errors as of `load_config`.
+    """Return a model and its tokenizer or the one of another name; config and errors as of `load_config`.
 
     The model runs no code but this package's; `trust_remote_code` is for the tokenizer.
 
@@ -42,8 +46,9 @@ def load_model(
         ValueError: also for a tokenizer that is not the tree's.
 
     """
-    load_config(source)
+    config = load_config(source, block_size)
     model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
+    model.config.block_size = config.block_size
     vocabulary = load_tokenizer(check_source(tokenizer or source, "tokenizer"), trust_remote_code)
     check_tokenizer(model.tree, vocabulary)
     return model.to(device), vocabulary

@@ -63,7 +63,8 @@ def run(
         return plan(model, process, config, options.trust_remote_code)
     check_run(config, options.resume)
     if model.source:
-        network, tokenizer = load_model(model.source, trust_remote_code=options.trust_remote_code, dtype=torch.float32)
+        trusted, size = options.trust_remote_code, process.block_size
+        network, tokenizer = load_model(model.source, trust_remote_code=trusted, dtype=torch.float32, block_size=size)
     else:
         network, tokenizer = make_model(model, process, config, options.trust_remote_code)
     length = model.sequence_length or network.config.max_position_embeddings
@@ -89,7 +90,7 @@ def plan(model: StartingModel, process: Process, config: TrainingConfig, trust_r
     """Print what a step will take of this machine's memory, without making the model."""
     check_settings(config)
     if model.source:
-        network = load_config(model.source)
+        network = load_config(model.source, process.block_size)
     else:
         tree, _, fields = load_tree(model, process, trust_remote_code)
         network = TreeDiffConfig.from_tree(tree, **fields)

@@ -96,6 +96,30 @@ def test_fine_tuning_goes_on_from_a_checkpoint_with_its_tree(trained, corpus, tm
     assert not (tmp_path / "new").exists()
 
 
+def test_a_model_goes_on_in_blocks_of_several_sizes_and_is_used_with_any_of_them(trained, corpus, tmp_path):
+    output, _ = trained
+    options = ["--from", output, "--max-steps", "2", "--block-size", "4"]
+    ran = train_here(corpus, tmp_path / "blocks", *options, "--mixed-block-sizes", "8", "16", sizes=[])
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((tmp_path / "blocks" / "config.json").read_text())["block_size"] == 4
+    figures = {}
+    for size in (None, 4, 16):
+        size_options = [] if size is None else ["--block-size", str(size)]
+        wrote = run_here("generate", tmp_path / "blocks", "--max-new-tokens", "8", *size_options)
+        assert wrote.returncode == 0, wrote.stderr
+        record = tmp_path / f"{size}.json"
+        measured = run_here("evaluate", tmp_path / "blocks", corpus, "--limit", "2", "--json", record, *size_options)
+        assert measured.returncode == 0, measured.stderr
+        facts = json.loads(record.read_text())
+        assert facts["block_size"] == (size or 4)
+        figures[size] = facts["texts"][0]["nelbo"]
+    assert figures[None] == figures[4] != figures[16]
+    ran = train_here(corpus, tmp_path / "new", "--max-steps", "2", "--mixed-block-sizes", "8")
+    assert ran.returncode == 1 and "give --block-size, too" in last_line(ran)
+    ran = run_here("generate", tmp_path / "blocks", "--block-size", "0")
+    assert ran.returncode == 1 and "block_size must be at least 1" in last_line(ran)
+
+
 def test_a_config_file_holds_options_and_names_the_nearest_of_those_it_misspells(corpus, tmp_path):
     file = tmp_path / "config.yaml"
     options = {"max_steps": 2, "learning-rate-schedule": "wsd", "decay-steps": 0, "ema_decay": 0.9, "save-every": 1}

@@ -6,7 +6,7 @@ All three are upper bounds (NELBO), with 95 % intervals of the Monte Carlo noise
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fields import operand, option, trust_option
+from .fields import block_size_option, operand, option, trust_option
 from .text import Dataset
 
 EXAMPLES = """
@@ -57,6 +57,7 @@ class Measurement:
         "share of every choice given to all children alike, for texts of another kind, such as 0.01 "
         "(default: the model's own, 0 unless its config has it)",
     )
+    block_size: int | None = block_size_option()
     seed: int = option(0, "of the corruptions")
     json: Path | None = option(
         None, "write the figures; as evaluation.json in the model's folder they go into its card, too"

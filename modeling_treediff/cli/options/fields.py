@@ -50,6 +50,11 @@ def trust_option() -> Any:
     return option(False, "run the code that the tokenizer's own repository brings: only if you trust its authors")
 
 
+def block_size_option() -> Any:
+    """Return the field of another size of blocks than the model's own."""
+    return option(None, "positions of a block, for a model that was trained with several (default: the model's own)")
+
+
 def flag_of(one: dataclasses.Field[Any]) -> str:
     """Return the option of a field."""
     return f"--{one.metadata.get('flag', one.name).replace('_', '-')}"

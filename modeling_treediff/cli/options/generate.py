@@ -10,7 +10,7 @@ from typing import Any
 
 from modeling_treediff.generation_config_treediff import UNMASKING, TreeDiffGenerationConfig
 
-from .fields import check_exclusive, help_of, operand, option, trust_option
+from .fields import block_size_option, check_exclusive, help_of, operand, option, trust_option
 
 EXAMPLES = """
   treediff generate my_model                                            # unconditional
@@ -43,6 +43,7 @@ class Text:
     )
     bad_words: list[str] | None = option(None, "words that the new text must not contain", metavar="WORD", is_text=True)
     max_new_tokens: int = option(48, "length of new text, in tokens")
+    block_size: int | None = block_size_option()
     seed: int = option(0, "seed of the random draws")
     trust_remote_code: bool = trust_option()
 
@@ -71,6 +72,8 @@ class Sampling:
     stability_threshold: int | None = setting("stability_threshold")
     guidance_scale: float | None = setting("guidance_scale")
     block_length: int | None = setting("block_length")
+    sliding_window: int | None = setting("sliding_window")
+    approximate_cache: bool = option(False, help_of(TreeDiffGenerationConfig, "approximate_cache"))
 
     def __post_init__(self) -> None:
         """Raise ValueError for steps that are not numbers."""
@@ -78,7 +81,7 @@ class Sampling:
 
     def settings(self) -> dict[str, Any]:
         """Return what is given, as arguments of `generate`."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None and value is not False}
         if self.temperature is not None and len(self.temperature) == 1:
             given["temperature"] = self.temperature[0]
         if self.steps_per_level == ["auto"]:

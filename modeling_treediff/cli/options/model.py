@@ -83,6 +83,7 @@ class Process:
     block_size: int | None = same_as(TreeDiffConfig, "block_size")
 
 
+BESIDE_FROM = ("--from", "--sequence-length", "--block-size")  # weights do not depend on these
 # Fields of the model's config that are options of the same name.
 FAMILY = tuple(Process.__annotations__)
 
@@ -91,7 +92,7 @@ def check_source(model: Model, process: Process) -> None:
     """Raise ValueError for what is given beside `--from` although the checkpoint brings it along."""
     if model.source is None:
         return
-    own = [flag for flag in given(model) if flag not in ("--from", "--sequence-length")] + given(process)
+    own = [flag for flag in given(model) + given(process) if flag not in BESIDE_FROM]
     own = ["--preset"] if model.preset else own  # which gives others
     if own:
         raise ValueError(f"--from brings its own model along: leave out {', '.join(own)}.")

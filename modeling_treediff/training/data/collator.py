@@ -44,15 +44,19 @@ class DiffusionCollator:
         schedule: LevelSchedule,
         seed: int = 0,
         sampling_eps: float = TRAINING_SAMPLING_EPS,
-        block_size: int | None = None,
+        block_size: int | Sequence[int] | None = None,
     ) -> None:
         """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 
         The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit. Each block
         of a model that has blocks, of `config.block_size` positions, gets a time of its own, and by `counted_noise`,
-        where the schedule allows it, as many losses as there are on average.
+        where the schedule allows it, as many losses as there are on average. Of several sizes windows take one each, in
+        turn.
         """
-        self.block_size = block_size
+        sizes = [block_size] if isinstance(block_size, int) else list(block_size or ())
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"Sizes of blocks must be at least 1, got {sizes}.")
+        self.block_sizes = sizes
         # The loader works on the host, wherever the model's own tree lies.
         self.tree, self.schedule, self.seed, self.sampling_eps = tree.to("cpu"), schedule, seed, sampling_eps
 
@@ -65,8 +69,8 @@ class DiffusionCollator:
                 do not see one another), each (T,), and `place` (3,).
 
         Returns:
-            input_ids and labels (B, T), timesteps (B,), or (B, T) for blocks, and attention_mask, segment_ids (B, T)
-            and place (B, 3) where they were given.
+            input_ids and labels (B, T), timesteps (B,), or (B, T) for blocks, beside their block_numbers (B, T), and
+            attention_mask, segment_ids (B, T) and place (B, 3) where they were given.
 
         """
         columns = {
@@ -80,17 +84,28 @@ class DiffusionCollator:
             rank, processes = _process()
             start = int(torch.randint(2**62, ())) + rank
             positions = list(range(start, start + processes * len(features), processes))
+        if self.block_sizes:
+            columns["block_numbers"] = self._block_numbers(positions, columns)
         batch = self._corrupt(positions, columns)
-        forwarded = {name: columns[name] for name in FORWARDED if name in columns}
+        forwarded = {name: columns[name] for name in (*FORWARDED, "block_numbers") if name in columns}
         return {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps} | forwarded
+
+    def _block_numbers(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return (B, T), by the size that a window's position gives it."""
+        masks = columns.get("attention_mask"), columns.get("segment_ids")
+        turn_B = torch.tensor([position % len(self.block_sizes) for position in positions])
+        number_BT = torch.zeros_like(columns["input_ids"])
+        for turn, size in enumerate(self.block_sizes):
+            here_B = turn_B == turn
+            of_size_BT = number_blocks(columns["input_ids"], *masks, size)
+            number_BT[here_B] = of_size_BT[here_B]
+        return number_BT
 
     def _corrupt(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> CorruptedBatch:
         token_ids, tree, schedule = columns["input_ids"], self.tree, self.schedule
         mask_BT, fixed_BT = columns.get("attention_mask"), columns.get("fixed_mask")
-        number_BT = levels = None
-        if self.block_size is not None:
-            number_BT = number_blocks(token_ids, mask_BT, columns.get("segment_ids"), self.block_size)
-            levels = levels_per_interval(schedule)
+        number_BT = columns.get("block_numbers")
+        levels = None if number_BT is None else levels_per_interval(schedule)
         times = self._times(positions, number_BT, "segment_ids" in columns)
         if number_BT is None or levels is None:
             noise = torch.from_numpy(depth_uniforms(self.seed, positions, token_ids.shape[1]))
@@ -105,11 +120,11 @@ class DiffusionCollator:
 
     def _times(self, positions: Sequence[int], number_BT: torch.Tensor | None, in_segments: bool) -> torch.Tensor:
         """Return (B,) times, or (B, T) with one for each block; those of all blocks of a run are spread evenly, too."""
-        if self.block_size is None or number_BT is None:
+        if number_BT is None:
             uniforms = torch.from_numpy(time_uniforms(self.seed, positions))
             return self.schedule.place_times(uniforms, self.sampling_eps).float()
         length = number_BT.shape[1]
-        most = length if in_segments else -(-length // self.block_size)  # blocks of a window
+        most = length if in_segments else -(-length // min(self.block_sizes))  # blocks of a window
         numbered = [position * most + number for position in positions for number in range(most)]
         uniforms = torch.from_numpy(time_uniforms(self.seed, numbered))
         times = self.schedule.place_times(uniforms, self.sampling_eps).float()

@@ -21,7 +21,8 @@ FREE_FIELDS = (
     "format_version", "tree_sha256", "tokenizer_sha256", "max_position_embeddings", "initializer_range",
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-ADDED_LATER = ("held-out text", "validation_windows", "uniform_share")  # which run folders of older versions lack
+# What run folders of older versions lack.
+ADDED_LATER = ("held-out text", "validation_windows", "uniform_share", "mixed_block_sizes")
 OPTIONS = {"tree": "--tree", "training text": "--text", "held-out text": "--validation-text or --hold-out-every"}
 HASH_DIGITS, SHOWN_DIGITS = 64, 8
 

@@ -150,8 +150,8 @@ class _Run:
         config = replace(config, learning_rate=rate)
         with self.memory.phase("load"):
             self.config = self._prepare(model, tokenizer, config, rate)
-            block_size = model.config.block_size
-            collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.sampling_eps, block_size)
+            sizes = [] if model.config.block_size is None else [model.config.block_size, *config.mixed_block_sizes]
+            collator = DiffusionCollator(model.tree, model.schedule, config.seed, config.sampling_eps, sizes)
             self.batches = StepBatches(self.accelerator, training, collator, self.config)
             self.accelerator.register_for_checkpointing(self.updater.learning_rate, self.batches)
             identity = run_identity(model, training, validation, config) | {

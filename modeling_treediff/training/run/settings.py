@@ -68,6 +68,13 @@ class TrainingConfig:
             "out of the gradient; the smaller, the closer the training loss to the bound"
         },
     )
+    mixed_block_sizes: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "sizes of blocks that windows of the training take in turn with --block-size; one of the window's "
+            "length or more is a model without blocks, which sees the right context of a gap"
+        },
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
     ema_decay: float = field(
         default=0.0,
@@ -143,6 +150,8 @@ class TrainingConfig:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}.")
         if self.seed >= SEEDS:
             raise ValueError(f"seed must be below 2^32, got {self.seed}.")
+        if any(not 1 <= size <= LARGEST for size in self.mixed_block_sizes):
+            raise ValueError(f"mixed_block_sizes must be at least 1, got {self.mixed_block_sizes}.")
         if not 0 < self.sampling_eps < 1:
             raise ValueError(f"sampling_eps must lie between 0 and 1, got {self.sampling_eps}.")
         if not 0 <= self.ema_decay < 1:

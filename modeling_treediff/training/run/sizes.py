@@ -28,9 +28,12 @@ def check_sizes(model: TreeDiffConfig, config: TrainingConfig, sequence_length: 
         sequence_length: tokens per window.
 
     Raises:
-        ValueError: it takes more memory than the device has, or more workers than are of use.
+        ValueError: it takes more memory than the device has, or more workers than are of use, or has sizes of blocks
+            for a model without blocks.
 
     """
+    if config.mixed_block_sizes and model.block_size is None:
+        raise ValueError("--mixed-block-sizes need a model that has blocks: give --block-size, too.")
     state = PartialState()
     memory, config = device_memory(state.device), config.on_processes(state.num_processes)
     batch = 1 if config.find_batch_size else config.batch_size

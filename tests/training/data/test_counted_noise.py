@@ -94,3 +94,35 @@ def test_schedules_whose_choices_are_not_alike_keep_losses_by_chance():
     assert known == {"binomial": 2, "sequential": 1, "poisson": None}
     warped = LevelSchedule.from_config(tiny_model(TREE, schedule="binomial", time_warp="cosine").config)
     assert levels_per_interval(warped) is None
+
+
+def test_windows_take_several_sizes_of_blocks_in_turn_and_each_as_if_it_were_the_only_one():
+    """The times of the larger one are those of the smaller one's first blocks."""
+    model = tiny_model(TREE, block_size=SIZE)
+    both = noisy(DiffusionCollator(model.tree, model.schedule, sampling_eps=0.0, block_size=[SIZE, 12]), 400)
+    turn = torch.arange(1200) % 2
+    for size, here in ((SIZE, turn == 0), (12, turn == 1)):
+        number = number_blocks(TOKENS, None, None, size)
+        assert (both["block_numbers"][here].view(-1, 12) == number[0]).all()
+        alone = noisy(DiffusionCollator(model.tree, model.schedule, sampling_eps=0.0, block_size=size), 400)
+        if size == SIZE:
+            for name, values in alone.items():
+                assert torch.equal(values[here], both[name][here])
+        values, counts = both["timesteps"][here][:, ::size].unique(return_counts=True)
+        assert len(values) == 2 * size and counts.max() < 1.15 * counts.min()
+    with pytest.raises(ValueError, match="at least 1"):
+        DiffusionCollator(model.tree, model.schedule, block_size=[4, 0])
+
+
+def test_the_loss_of_a_window_is_that_of_a_model_with_its_blocks():
+    """One model reads windows of both sizes in one pass, as two models with one size each."""
+    model, whole = tiny_model(TREE, block_size=SIZE).double(), tiny_model(TREE, block_size=None).double()
+    whole.load_state_dict(model.state_dict())
+    batch = noisy(DiffusionCollator(model.tree, model.schedule, block_size=[SIZE, 12]), 4)
+    here = torch.arange(12) % 2 == 1
+    found = model(**batch).nelbo
+    part = {name: values[here] for name, values in batch.items() if name != "block_numbers"}
+    expected = whole(**part | {"timesteps": part["timesteps"][:, 0]}).nelbo
+    torch.testing.assert_close(found[here], expected, rtol=1e-9, atol=0)
+    part = {name: values[~here] for name, values in batch.items() if name != "block_numbers"}
+    torch.testing.assert_close(found[~here], model(**part).nelbo, rtol=1e-9, atol=0)
