@@ -39,7 +39,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
         block_length: append the new tokens in blocks of this length, each finished before the next begins and seeing
             the last max_position_embeddings (semi-autoregressive, arXiv 2503.09573). By default all at once.
         sliding_window: where a text outgrows max_position_embeddings, a model that has blocks goes on with the blocks
-            among the last sliding_window positions, and so on. By default it refuses; others see all that they can.
+            among the last sliding_window positions, and so on, a batch at once; by default it refuses.
         num_steps: steps of the text, or of each block, at least D. A step is one forward pass; with unmasking="random"
             none where nothing moves, and one for each level that some position descends. A new model in discrete time
             (D3PM) has its own T here.

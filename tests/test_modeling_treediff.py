@@ -262,6 +262,7 @@ def test_bad_calls_say_what_is_wrong():
         {"head": "child", "schedule": "binomial", "time_warp": "cosine", "padding": True},
         {"node_embedding": "free", "schedule": "poisson", "checkpointing": True},
         {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True, "flat": True},
+        {"head": "node", "block_size": 4, "padding": True},
     ],
     ids=lambda fields: " ".join(map(str, fields.values())),
 )

@@ -56,10 +56,13 @@ def answer_bound(
         generator: source of the randomness, on any device.
 
     Raises:
-        ValueError: ids outside the vocabulary, a mask of another shape, or fewer passes than levels.
+        ValueError: ids outside the vocabulary, a mask of another shape, fewer passes than levels, or a model with
+            blocks, whose bound is `nelbo`'s alone.
 
     """
     depth = model.config.tree_depth
+    if model.config.block_size is not None:
+        raise ValueError("The answer may lie in several blocks, each given those before it: use nelbo.")
     check_tokens(token_ids, model.tree, fixed_mask=fixed_mask)
     if num_samples < depth:
         raise ValueError(f"{num_samples} corruptions cannot visit the tree's {depth} levels: give more num_samples.")

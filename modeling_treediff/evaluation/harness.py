@@ -194,9 +194,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return answers
 
     def _bound(self, cut: EvaluationWindows, generator: torch.Generator) -> AnswerBound:
-        """Return the bound of a continuation: in one window `answer_bound`, in several `nelbo`."""
+        """Return the bound of a continuation: in one window `answer_bound`; in several, or in blocks, `nelbo`."""
         settings = (self.num_samples, self.batch_size, generator)
-        if len(cut) == 1:
+        if len(cut) == 1 and self.model.config.block_size is None:
             return answer_bound(self.model, cut.token_ids, cut.fixed_mask, *settings)
         found = self.model.nelbo(cut.token_ids, cut.attention_mask, cut.fixed_mask, *settings)
         return AnswerBound(found.value * found.num_tokens, found.standard_error * found.num_tokens)
@@ -244,7 +244,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
         A task's `generation_kwargs`, and `--gen_kwargs`, may hold any setting of `generate`. By default it is greedy:
         the surest positions first, each taking its likeliest child. What does not fit the model's window beside its
-        context is written in blocks, by default of half a window.
+        context is written in blocks, by default of half a window; a model that has blocks sees as much of the text.
         """
         repeats: Counter[str] = Counter()
         jobs = []
@@ -256,7 +256,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             jobs.append((settings, len(token_ids), index, token_ids, seed))
         answers = [""] * len(requests)
         with tqdm(total=len(jobs), desc="generate_until", disable=disable_tqdm) as bar:
-            for settings, alike in groupby(sorted(jobs), key=lambda job: job[0]):
+            for (settings, _), alike in groupby(sorted(jobs), key=_alike):
                 while batch := list(islice(alike, self.batch_size)):
                     _, _, indices, contexts, seeds = zip(*batch, strict=True)
                     for index, new in zip(indices, self._write(contexts, seeds, json.loads(settings)), strict=True):
@@ -276,8 +276,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             if self.model.generation_config.unmasking not in ORDERED:
                 settings.setdefault("unmasking", "confidence")
         if context_length + settings["max_new_tokens"] > self.max_length:
-            own = self.model.generation_config.block_length
-            settings.setdefault("block_length", own or math.ceil(self.max_length / 2))
+            own, size = self.model.generation_config, self.model.config.block_size
+            name = "block_length" if size is None else "sliding_window"
+            settings.setdefault(name, getattr(own, name) or max(math.ceil(self.max_length / 2), (size or 0) + 1))
         return settings
 
     def _write(self, contexts: Sequence[list[int]], seeds: Sequence[int], settings: dict[str, Any]) -> list[list[int]]:
@@ -295,6 +296,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
         text = self.tokenizer.decode(list(takewhile(lambda token: token not in ends, token_ids)))
         return postprocess_generated_text(text, handle_stop_sequences(until, None), None)
+
+
+def _alike(job: tuple[Any, ...]) -> tuple[str, int]:
+    """Return what the texts of a batch share; a window slides over all at once, so with one also their length."""
+    settings, length, *_ = job
+    return settings, length if "sliding_window" in settings else 0
 
 
 def request_seed(seed: int, context: str, repeat: int = 1) -> int:

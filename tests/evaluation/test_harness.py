@@ -100,6 +100,37 @@ def test_the_uniform_model_is_measured_exactly(harness, tree):
     assert model.loglikelihood_rolling(requests((LONG,))) == pytest.approx([-43 * math.log(8)], rel=1e-5)
 
 
+def test_blocks_of_one_token_are_measured_as_an_autoregressive_model(harness):
+    """Over a flat tree: the exact log-probability of each token given those before it, also across windows."""
+    small = harness.HarnessModel(tiny_model(FLAT, block_size=1, **SEQUENTIAL), make_tokenizer(), num_samples=2)
+
+    def exact(row, given):
+        total = 0.0
+        for place in range(given, len(row)):
+            with torch.no_grad():
+                logits = small.model(torch.tensor([[*row[:place], small.model.config.mask_token_id]])).logits[0, -1]
+            total += float(logits.log_softmax(dim=-1)[row[place]])
+        return total
+
+    context, answer = encode("a b the"), encode("c d é a")
+    (found,) = small.loglikelihood(requests(("a b the", " c d é a")))
+    assert found[0] == pytest.approx(exact(context + answer, len(context)), rel=1e-4)
+    ((near, _),) = small.loglikelihood(requests((LONG, " é c")))
+    assert near == pytest.approx(exact(encode(LONG)[-14:] + encode("é c"), 14), rel=1e-4)
+    rolled = small.loglikelihood_rolling(requests(("a b the c",)))
+    assert rolled == pytest.approx([exact([*encode("a b the c"), small.tokenizer.eos_token_id], 0)], rel=1e-4)
+    with pytest.raises(ValueError, match="use nelbo"):
+        answer_bound(small.model, torch.tensor([context]), torch.tensor([[1, 1, 0]]), 2, 4)
+
+
+def test_a_model_with_blocks_writes_beyond_its_window_and_stops(harness):
+    small = harness.HarnessModel(tiny_model(BINARY, block_size=5, **SEQUENTIAL), make_tokenizer(), batch_size=2)
+    asked = requests(*[(context, {"max_gen_toks": 40, "suppress_tokens": [0]}) for context in ("c", "a b the", LONG)])
+    texts = small.generate_until(asked)
+    assert [len(text.split()) for text in texts] == [40] * 3
+    assert small.generate_until(asked[1:2]) == texts[1:2]
+
+
 # ---- a model that knows the answers, through the harness's own evaluator ---------------------------------------------
 
 QUESTIONS = [("a a b", "c d d"), ("b b a", "d c the"), ("the c", "é é a"), ("d", "the the é")]

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from helpers.models import tiny_model
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.diffusion_process import number_blocks
 from modeling_treediff.hub import save_checkpoint
 from modeling_treediff.training import make_lean
 from modeling_treediff.training.run.distributed import (
@@ -34,11 +35,18 @@ PASSES, STEPS, SAVED_AFTER, DECAY = 4, 4, 2, 0.5  # passes per optimizer step, o
 TREE = random_tree(100, branching=5, depth=3, seed=1, metadata={"tokenizer": "a test"})
 
 
-def run(folder: str, environment: dict | None = None, precision: str = "no", resume: str | None = None) -> None:
+def run(
+    folder: str,
+    environment: dict | None = None,
+    precision: str = "no",
+    resume: str | None = None,
+    block_size: int | None = None,
+) -> None:
     """Train, and write what was measured to FOLDER/result.pt; with `resume`, go on from that run's checkpoint."""
     output = Path(folder)
     accelerator = make_accelerator(environment or {}, precision)
-    model = tiny_model(TREE, head="node", head_rank=8, node_embedding="factorised", tie_word_embeddings=True).train()
+    fields = {"head": "node", "head_rank": 8, "node_embedding": "factorised", "tie_word_embeddings": True}
+    model = tiny_model(TREE, **fields, block_size=block_size).train()
     make_lean(model, recompute_mlp=1, loss_chunk=20)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, STEPS)
@@ -124,7 +132,9 @@ def batch(number: int, model: TreeDiffForDiffusionLM) -> dict[str, torch.Tensor]
     """The micro-batch of this number in the whole run, whoever takes it."""
     generator = torch.Generator().manual_seed(number)
     tokens = torch.randint(0, 100, (2, 16), generator=generator)
-    return vars(corrupt(tokens, TREE, model.schedule, generator=generator))
+    size = model.config.block_size
+    numbers = None if size is None else number_blocks(tokens, None, None, size)
+    return vars(corrupt(tokens, TREE, model.schedule, generator=generator, block_numbers=numbers))
 
 
 class Averaged:

@@ -8,6 +8,7 @@ import torch
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.constraints import TokenConstraints
+from modeling_treediff.diffusion_process import number_blocks
 from modeling_treediff.modeling_treediff import TreeDiffLanguageModel
 
 BACKBONE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # layers that PEFT adapts
@@ -50,7 +51,10 @@ def corrupted(model, shape=(4, 10), seed=0, attention_mask=None):
     """Random tokens at random times under the model's process."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator)
-    return corrupt(tokens, model.tree, model.schedule, generator=generator, attention_mask=attention_mask)
+    size = model.config.block_size
+    numbers = None if size is None else number_blocks(tokens, attention_mask, None, size)
+    masks = {"attention_mask": attention_mask, "block_numbers": numbers}
+    return corrupt(tokens, model.tree, model.schedule, generator=generator, **masks)
 
 
 def generate_recorded(model, seed: int = 0, **settings):

@@ -11,7 +11,7 @@ from accelerate.utils import find_executable_batch_size, release_memory
 from accelerate.utils.memory import should_reduce_batch_size
 
 from modeling_treediff.configuration_treediff import TreeDiffConfig
-from modeling_treediff.diffusion_process import corrupt
+from modeling_treediff.diffusion_process import corrupt, number_blocks
 from modeling_treediff.modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training.memory.plan import MemoryPlan, plan_memory
 from modeling_treediff.training.memory.tracker import readable
@@ -114,7 +114,9 @@ def _step_on_noise(
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
-    batch = corrupt(tokens, model.tree.to("cpu"), model.schedule, generator=generator)
+    size = model.config.block_size
+    numbers = None if size is None else number_blocks(tokens, None, None, size)
+    batch = corrupt(tokens, model.tree.to("cpu"), model.schedule, generator=generator, block_numbers=numbers)
     inputs = {name: value.to(accelerator.device) for name, value in vars(batch).items()}
     # Processes that exchange gradients hold them a second time.
     buckets = [torch.empty_like(value) for value in model.parameters()] if accelerator.num_processes > 1 else []

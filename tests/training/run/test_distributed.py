@@ -75,13 +75,16 @@ def results(tmp_path_factory):
     def named(name, **options):
         return {"folder": str(home / name)} | options
 
-    (home / "alone").mkdir()
-    distributed_worker.run(str(home / "alone"))
+    for name, options in (("alone", {}), ("alone, blocks", {"block_size": 5})):
+        (home / name).mkdir()
+        distributed_worker.run(str(home / name), **options)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     launch(
         2,
         named("parallel"),
+        named("parallel, blocks", block_size=5),
+        named("sharded, blocks", environment=sharding, block_size=5),
         named("parallel bf16", precision="bf16"),
         named("sharded", environment=sharding),
         named("sharded bf16", environment=sharding, precision="bf16"),
@@ -99,12 +102,12 @@ def same(first, second, steps=slice(None), **tolerance):
     torch.testing.assert_close(first["weights"], second["weights"], **tolerance)
 
 
-@pytest.mark.parametrize("name", ["parallel", "two machines", "sharded"])
+@pytest.mark.parametrize("name", ["parallel", "two machines", "sharded", "parallel, blocks", "sharded, blocks"])
 def test_two_processes_take_the_steps_of_one_with_the_same_global_batch(results, name):
     """Losses, gradient norms, bounds and texts under averaged weights after each step, and the weights at the end."""
-    assert results[name]["kind"] == ("FSDP" if name == "sharded" else "MULTI_CPU")
+    assert results[name]["kind"] == ("FSDP" if name.startswith("sharded") else "MULTI_CPU")
     assert len(results[name]["losses"]) == 4
-    same(results[name], results["alone"], rtol=1e-5, atol=1e-5)
+    same(results[name], results["alone, blocks" if "blocks" in name else "alone"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_sharded_run_resumes_as_if_it_had_not_stopped(results):

@@ -54,6 +54,14 @@ def test_the_largest_batch_that_fits_trains_the_same_model(tmp_path, monkeypatch
     assert equal(whole, found) and losses == expected
 
 
+def test_the_search_knows_models_with_blocks(tmp_path, room_for):
+    settings = {"model_fields": {"block_size": 3}, "max_steps": 2}
+    whole, expected, _ = tiny_run(tmp_path / "whole", batch_size=2, **settings)
+    room_for(4)
+    found, losses, _ = tiny_run(tmp_path / "found", batch_size=2, find_batch_size=True, **settings)
+    assert equal(whole, found) and losses == expected
+
+
 def test_when_nothing_fits_it_is_said(tmp_path, room_for):
     room_for(0)
     with pytest.raises(MemoryError, match="Out of memory with one window at a time. By plan a step takes"):
