@@ -7,6 +7,9 @@ treediff build-tree --tokenizer SmolLM2-135M-Instruct --embeddings SmolLM2-135M-
 python -m benchmarks.quality.conversion SmolLM2-135M-Instruct --name SmolLM2-135M-Instruct --tree smol_tree --layers 3 \
     --steps 120 --record benchmarks/results/conversion_smollm2.json
 
+With `--block-size 4` in blocks, too, which the weights of a causal model may suit better (`--arms random converted
+--record benchmarks/results/conversion_blocks.json`; the whole model without `--layers`).
+
 Arms: the sizes of the checkpoint with random weights; the same with its embeddings alone; all that `convert` copies.
 They see the same windows of the embedded sample in the same order with the same noise, in the checkpoint's own tokens,
 and are measured on the same held-out windows with the same noise.
@@ -22,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.places import SAMPLE
-from benchmarks.quality.conversion_table import ARMS, RECORD, conversion_table
+from benchmarks.quality.conversion_table import ARMS, BLOCKS, RECORD, conversion_table
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.conversion import Source, convert, load_source, size_fields
 from modeling_treediff.files.records import write_record
@@ -52,8 +55,12 @@ def main() -> None:
         "hidden_size": converted.config.hidden_size,
         "vocabulary": tree.vocab_size,
         "unigram_entropy": unigram_entropy(windows[1].counted_ids),
-        "arms": {arm: run(make(arm, source, tree, args), source, windows, args) for arm in ARMS},
+        "block_size": args.block_size,
+        "arms": {},
     }
+    names = [*ARMS] if args.arms is None else args.arms
+    for arm in names if args.block_size is None else [name + part for part in ("", BLOCKS) for name in names]:
+        facts["arms"][arm] = run(make(arm, source, tree, args), source, windows, args)
     write_record(args.record, facts, args.seed)
     print(conversion_table(json.loads(args.record.read_text(encoding="utf-8"))))
 
@@ -65,6 +72,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="what the checkpoint is called")
     parser.add_argument("--tree", required=True, help="folder of a tree over its vocabulary")
     parser.add_argument("--layers", type=int, help="number of layers to keep, the first ones (default: all)")
+    parser.add_argument("--block-size", type=int, help="train each arm a second time, in blocks of this size")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="(default: all)")
     parser.add_argument("--steps", type=int, default=300, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows per step (default %(default)s)")
     parser.add_argument("--sequence-length", type=int, default=64, help="tokens per window (default %(default)s)")
@@ -76,14 +85,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def make(arm: str, source: Source, tree: VocabularyTree, args: argparse.Namespace) -> TreeDiffForDiffusionLM:
     """Return the model of an arm; what is random is the same in all of them."""
+    fields = {"block_size": args.block_size} if arm.endswith(BLOCKS) else {}
     torch.manual_seed(args.seed)
-    model, _ = convert(source, tree, args.layers)
-    if arm == "converted":
+    model, _ = convert(source, tree, args.layers, **fields)
+    if arm.startswith("converted"):
         return model
     embeddings = model.get_input_embeddings().state_dict()
     torch.manual_seed(args.seed)
-    model = TreeDiffForDiffusionLM.from_tree(tree, **size_fields(source, args.layers))
-    if arm == "embeddings":
+    model = TreeDiffForDiffusionLM.from_tree(tree, **size_fields(source, args.layers), **fields)
+    if arm.startswith("embeddings"):
         model.get_input_embeddings().load_state_dict(embeddings)
     return model
 

@@ -7,30 +7,34 @@ from benchmarks.places import RESULTS
 from benchmarks.record_schema import Schema, check_schema
 
 RECORD = RESULTS / "conversion.json"
-ARMS = ("random", "embeddings", "converted")
+ARMS = {"random": "random weights", "embeddings": "its embeddings", "converted": "all that is copied"}
+BLOCKS = " in blocks"  # what the name of an arm ends with that writes in blocks
 SCHEMA: Schema = {
     "source": str,
     "commit": str,
     **dict.fromkeys(("steps", "batch_size", "sequence_length", "layers", "hidden_size", "vocabulary"), int),
     **dict.fromkeys(("learning_rate", "unigram_entropy"), float),
-    "arms": {
-        arm: {"nelbo": float, "nelbo_standard_error": float, "seconds": float, "curve": [{"step": int, "nelbo": float}]}
-        for arm in ARMS
-    },
+    "arms": dict,
+}
+ARM: Schema = {
+    **dict.fromkeys(("nelbo", "nelbo_standard_error", "seconds"), float),
+    "curve": [{"step": int, "nelbo": float}],
 }
 
 
 def conversion_table(record: dict[str, Any]) -> str:
     """Return the arms side by side, as Markdown."""
     check_schema(record, SCHEMA, "conversion")
+    check_schema(record["arms"], dict.fromkeys(["random", *record["arms"]], ARM), "conversion.arms")
     random = record["arms"]["random"]["nelbo"]
-    titles = {"random": "random weights", "embeddings": "its embeddings", "converted": "all that is copied"}
     rows = []
-    for arm in ARMS:
-        figures = record["arms"][arm]
+    for arm, figures in record["arms"].items():
+        title = ARMS[arm.removesuffix(BLOCKS)]
+        if arm.endswith(BLOCKS):
+            title += f", in blocks of {record['block_size']}"
         curve = [f"{point['nelbo']:.3f}" for point in figures["curve"]]
         final = f"{figures['nelbo']:.3f} ± {figures['nelbo_standard_error']:.3f}"
-        rows.append([titles[arm], *curve[::2], final, f"{random - figures['nelbo']:+.3f}"])
+        rows.append([title, *curve[::2], final, f"{random - figures['nelbo']:+.3f}"])
     steps = [f"step {point['step']}" for point in record["arms"]["random"]["curve"][::2]]
     return table(("start", *steps, "at the end, nats/token", "gain"), rows) + (
         f"\n{record['source']} ({record['layers']} layers of {record['hidden_size']}, V = {record['vocabulary']:,}), "

@@ -16,13 +16,17 @@ from modeling_treediff.text import read_documents
 
 
 def test_the_arms_differ_in_what_is_copied_alone(checkpoints, sample_tree):
-    source, args = load_source(str(checkpoints("llama")[0])), SimpleNamespace(seed=3, layers=None)
+    source, args = load_source(str(checkpoints("llama")[0])), SimpleNamespace(seed=3, layers=None, block_size=4)
     random, embeddings, converted = (
         dict(conversion.make(arm, source, sample_tree, args).named_parameters()) for arm in conversion.ARMS
     )
     for name, tensor in converted.items():
         assert torch.equal(tensor, embeddings[name]) == (name.startswith(("head", "model.embed_nodes")))
         assert torch.equal(random[name], embeddings[name]) == (name != "model.embed_nodes.weight")
+    blocks = conversion.make("converted" + conversion.BLOCKS, source, sample_tree, args)
+    assert blocks.config.block_size == 4 and all(
+        torch.equal(tensor, converted[name]) for name, tensor in blocks.named_parameters()
+    )
 
 
 def test_the_benchmark_records_what_its_table_shows(checkpoints, tmp_path, monkeypatch, capsys):
@@ -33,12 +37,15 @@ def test_the_benchmark_records_what_its_table_shows(checkpoints, tmp_path, monke
     monkeypatch.setattr(conversion, "POINTS", 2)
     record = tmp_path / "record.json"
     options = ["--name", "tiny", "--tree", SAMPLE, "--steps", 4, "--sequence-length", 16, "--record", record]
+    options += ["--block-size", 4]
     monkeypatch.setattr(sys, "argv", ["conversion", *map(str, [checkpoints("gpt2")[0], *options])])
     conversion.main()
     facts = json.loads(record.read_text())
     assert [point["step"] for point in facts["arms"]["random"]["curve"]] == [2, 4]
     shown = capsys.readouterr().out
-    assert all(f"{facts['arms'][arm]['nelbo']:.3f} ± " in shown for arm in conversion.ARMS)
+    assert len(facts["arms"]) == 6
+    assert all(f"{figures['nelbo']:.3f} ± " in shown for figures in facts["arms"].values())
+    assert "| all that is copied, in blocks of 4 |" in shown
     del facts["arms"]["converted"]["nelbo"]
     with pytest.raises(ValueError, match="conversion.arms.converted lacks nelbo"):
         conversion.conversion_table(facts)
