@@ -4,9 +4,10 @@ OMP_NUM_THREADS=1 python -m benchmarks.generation.lengths                 # benc
 python -m benchmarks.generation.lengths --device cuda --lengths 256 1024 4096
 
 All diffusion models have the same weights, which are random, and make as many forward passes for a token: blocks of 4
-positions 4 passes each, blocks of 16 positions 16, and a text all at once as many passes as it has tokens, of which the
-benchmark makes a few, all alike. So the ratios are those of the cost of a pass, and hold for other numbers of passes
-where all change alike. GPT-2 has as many parameters and makes one pass for a token. Models take turns.
+positions 4 passes each, blocks of 16 positions 16, and a text all at once as many passes as it has tokens. Where all
+passes are alike, without a cache, the benchmark makes only some of them. So the ratios are those of the cost of a pass,
+and hold for other numbers of passes where all change alike. GPT-2 has as many parameters and makes one pass for a
+token. Models take turns.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from modeling_treediff.building.balanced import random_tree, smallest_branching
 from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "generation_lengths.json"
-PASSES = 16  # of a text all at once, and at most of blocks without a cache; more would be alike
+PASSES_AT_ONCE, PASSES_OF_BLOCK = 16, 2  # that are made without a cache, out of more that are alike
 ONCE, GPT2 = "all at once", "GPT-2, with its cache"
 SCHEMA: Schema = {
     "commit": str,
@@ -52,10 +53,14 @@ class How:
     block_size: int | None = None  # of a model with blocks
     settings: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def block(self) -> int | None:
-        """Positions that are written together."""
-        return self.block_size or dict(self.settings).get("block_length")
+    def passes(self, length: int) -> tuple[int, int]:
+        """Return the passes for each block, or for a text of this length all at once: those made, and all of them."""
+        settings = dict(self.settings)
+        block = self.block_size or settings.get("block_length")
+        if block is None:
+            return min(PASSES_AT_ONCE, length), length
+        cached = self.block_size is not None or "approximate_cache" in settings
+        return (block if cached else PASSES_OF_BLOCK), block
 
 
 HOWS = (
@@ -72,12 +77,14 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
     models = make_models(options)
-    cells = []
+    cells: list[dict[str, Any]] = []
     for batch in options.batches:
         for length in options.lengths:
-            actions = [partial(write, models[how.block_size], how, batch, length) for how in HOWS]
-            actions.append(partial(write_gpt2, models[GPT2], batch, length))
-            seconds = seconds_in_turns(actions, options.turns, 1, options.device)
+            actions = [
+                *(partial(write, models[how.block_size], how, batch, length) for how in HOWS),
+                partial(write_gpt2, models[GPT2], batch, length),
+            ]
+            seconds = seconds_in_turns(actions, options.turns, int(not cells), options.device)
             cells += summary(batch, length, seconds)
     facts = {name: getattr(options, name) for name in ("vocabulary", "hidden_size", "layers", "turns")}
     facts |= {"threads": torch.get_num_threads(), "parameters": models[None].num_parameters(), "cells": cells}
@@ -94,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
         "--lengths", type=int, nargs="+", default=[64, 256, 1024, 2048], help="tokens of a text (default %(default)s)"
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="texts (default %(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="timed calls of each (default %(default)s)")
+    parser.add_argument("--turns", type=int, default=2, help="timed calls of each (default %(default)s)")
     parser.add_argument("--vocabulary", type=int, default=8192, help="tokens (default %(default)s)")
     parser.add_argument("--hidden-size", type=int, default=256, help="(default %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="of the tree models (default %(default)s)")
@@ -120,23 +127,19 @@ def make_models(options: argparse.Namespace) -> dict[Any, Any]:
     return models
 
 
-def write(model: TreeDiffForDiffusionLM, how: How, batch: int, length: int) -> float:
-    """Write texts, or as much of them as is enough to tell; return the share of the passes that was made."""
-    block = how.block or length
-    passes = min(block, length)
-    made = passes if how.block else min(PASSES, passes)
+def write(model: TreeDiffForDiffusionLM, how: How, batch: int, length: int) -> None:
+    """Write texts, with those passes that are made."""
     model.generate(
         num_return_sequences=batch,
         max_new_tokens=length,
-        num_steps=made,
+        num_steps=how.passes(length)[0],
         unmasking="confidence",
         generator=torch.Generator(model.device).manual_seed(0),
         **dict(how.settings),
     )
-    return made / passes
 
 
-def write_gpt2(model: GPT2LMHeadModel, batch: int, length: int) -> float:
+def write_gpt2(model: GPT2LMHeadModel, batch: int, length: int) -> None:
     """Write texts with GPT-2, as transformers does it; its first token is given."""
     start = torch.ones(batch, 1, dtype=torch.long, device=model.device)
     writer: Any = model
@@ -148,14 +151,13 @@ def write_gpt2(model: GPT2LMHeadModel, batch: int, length: int) -> float:
         do_sample=True,
         pad_token_id=0,
     )
-    return 1.0
 
 
 def summary(batch: int, length: int, seconds: list[list[float]]) -> list[dict[str, Any]]:
     """Return a cell for each way, whose ratio is to the text all at once in the same turn."""
-    shares = [min(1, PASSES / length), *[1.0] * len(HOWS)]
+    shares = [made / wanted for made, wanted in (how.passes(length) for how in HOWS)] + [1.0]
     whole = [[one / share for one in some] for some, share in zip(seconds, shares, strict=True)]
-    cells = []
+    cells: list[dict[str, Any]] = []
     for title, some in zip([*(how.title for how in HOWS), GPT2], whole, strict=True):
         ratios = [reference / one for reference, one in zip(whole[0], some, strict=True)]
         speeds = quartiles("tokens_per_second", [batch * length / one for one in some])
