@@ -2,9 +2,9 @@
 
 python -m benchmarks.generation.approximate_cache examples/classics-7m    # benchmarks/results/approximate_cache.json
 
-Held-out windows: a prompt, then a block in which some places hold the text's own tokens already, and the others stand at
-the root or at their cluster. A whole pass sees all as it is. With the cache, keys and values of the prompt are those of
-the block's first pass, when all of it was open. Both give the text's own next node some nats; the divergence
+Held-out windows: a prompt, then a block in which some places hold the text's own tokens already, and the others stand
+at the root or at their cluster. A whole pass sees all as it is. With the cache, keys and values of the prompt are those
+of the block's first pass, when all of it was open. Both give the text's own next node some nats; the divergence
 (Kullback-Leibler) is that of the two distributions at the same place.
 """
 

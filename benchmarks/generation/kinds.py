@@ -3,9 +3,10 @@
 python -m benchmarks.generation.kinds --tree TREE_MODEL --flat FLAT_MODEL   # benchmarks/results/kinds.json
 
 In windows of held-out text, some places are opened, and every word there must be one of the cluster that the text's own
-token is in. The tree model gets the clusters; the flat model, which cannot take them, gets masks, so that its share is
-that of chance and context. It is not restricted to a cluster's tokens, which its scores would allow. Both models must
-have seen the same text as often; the clusters are those of the tree model's tree, and the sampler is the same.
+token is in. The tree model gets the clusters. The flat model, which cannot take them, gets masks, so that its share is
+that of chance and context; and a second time its choice at each gap is restricted to the cluster's tokens, which then
+are of the kind, but the network does not know the kinds of the other gaps. Both models must have seen the same text as
+often; the clusters are those of the tree model's tree, and the sampler is the same.
 """
 
 import argparse
@@ -19,11 +20,17 @@ from benchmarks.markdown import table
 from benchmarks.places import RESULTS, SAMPLE
 from benchmarks.record_schema import Schema, read_record
 from modeling_treediff import TreeDiffForDiffusionLM
+from modeling_treediff.drafts_treediff import Draft, TokenWeights
 from modeling_treediff.files.records import write_record
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
 
 RECORD = RESULTS / "kinds.json"
 TEXT = SAMPLE / "validation.txt.xz"
+TITLES = {
+    "tree": "tree, given the clusters",
+    "flat": "flat (MDLM), given masks",
+    "flat_restricted": "flat, restricted to the cluster at each gap",
+}
 MODEL: Schema = {
     **dict.fromkeys(("layers", "parameters", "passes"), int),
     **dict.fromkeys(("of_the_kind", "texts_of_the_kinds", "own_word"), float),
@@ -32,7 +39,7 @@ SCHEMA: Schema = {
     "commit": str,
     "text": str,
     **dict.fromkeys(("windows", "length", "gaps", "clusters"), int),
-    "models": {"tree": MODEL, "flat": MODEL},
+    "models": dict.fromkeys(TITLES, MODEL),
 }
 
 
@@ -59,13 +66,28 @@ def main() -> None:
     clusters = tree.parent[: tree.vocab_size]
     facts = {"text": TEXT.name, "windows": len(windows), "length": length, "gaps": options.gaps}
     found = {}
-    for name, model in models.items():
+    for name in TITLES:
+        model = models[name.removesuffix("_restricted")]
         given = clusters[windows] if name == "tree" else torch.full_like(windows, model.config.mask_token_id)
         start = windows.scatter(1, places, given.gather(1, places))
-        found[name] = written(model, start, windows, clusters, places, options.seed)
+        constraints = OfKinds(clusters, windows) if name == "flat_restricted" else None
+        found[name] = written(model, start, windows, clusters, places, options.seed, constraints)
     facts |= {"clusters": len(clusters.unique()), "models": found}
     write_record(options.output, facts, options.seed)
     print(kinds_table(read_record(options.output, SCHEMA)))
+
+
+class OfKinds(TokenWeights):
+    """Lets a flat model write, at each place, the tokens of one cluster alone."""
+
+    def __init__(self, clusters: torch.Tensor, windows: torch.Tensor) -> None:
+        """Take the cluster of each token (V,), and tokens (B, T) of the wanted ones."""
+        self.clusters, self.wanted_BT = clusters, clusters[windows]
+
+    def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor:
+        """Return (n, V), in the order of the tree's slots: 0 for the tokens of the wanted clusters, else -inf."""
+        is_of_kind_nV = self.clusters[self.tree.children[0]] == self.wanted_BT.gather(1, draft.place)[waiting][:, None]
+        return torch.zeros(is_of_kind_nV.shape, dtype=self.dtype).masked_fill(~is_of_kind_nV, -torch.inf)
 
 
 def written(
@@ -75,6 +97,7 @@ def written(
     clusters: torch.Tensor,
     places: torch.Tensor,
     seed: int,
+    constraints: TokenWeights | None,
 ) -> dict[str, Any]:
     """Return which share of what a model writes at the places is of the wanted clusters, and the text's own word.
 
@@ -85,10 +108,11 @@ def written(
         clusters: (V,) of every token.
         places: (B, gaps) which are open.
         seed: of the draws.
+        constraints: on the tokens, if any.
 
     """
-    generator = torch.Generator().manual_seed(seed)
-    result: Any = model.generate(start, unmasking="confidence", generator=generator, return_dict_in_generate=True)
+    how: Any = {"unmasking": "confidence", "constraints": constraints, "return_dict_in_generate": True}
+    result: Any = model.generate(start, generator=torch.Generator().manual_seed(seed), **how)
     tokens = result.sequences.gather(1, places)
     right = clusters[tokens] == clusters[windows].gather(1, places)
     return {
@@ -103,9 +127,8 @@ def written(
 
 def kinds_table(record: dict[str, Any]) -> str:
     """Return both models side by side."""
-    titles = {"tree": "tree, given the clusters", "flat": "flat (MDLM), given masks"}
     rows = []
-    for name, title in titles.items():
+    for name, title in TITLES.items():
         figures = record["models"][name]
         shares = [figures[key] for key in ("of_the_kind", "texts_of_the_kinds", "own_word")]
         rows.append([title, f"{figures['layers']}", *(f"{share:.1%}" for share in shares)])

@@ -15,11 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.generation.approximate_cache import RECORD as CACHE_RECORD
+from benchmarks.generation.approximate_cache import SCHEMA as CACHE_SCHEMA
+from benchmarks.generation.approximate_cache import cache_table
 from benchmarks.generation.figures import RECORD as QUALITY_RECORD
 from benchmarks.generation.figures import quality_table
 from benchmarks.generation.kinds import RECORD as KINDS_RECORD
 from benchmarks.generation.kinds import SCHEMA as KINDS_SCHEMA
 from benchmarks.generation.kinds import kinds_table
+from benchmarks.generation.lengths import RECORD as LENGTHS_RECORD
+from benchmarks.generation.lengths import SCHEMA as LENGTHS_SCHEMA
+from benchmarks.generation.lengths import lengths_table
 from benchmarks.markdown import fill, marks
 from benchmarks.markdown import table as markdown_table
 from benchmarks.memory.peaks import PRECISION
@@ -209,6 +215,10 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         ROOT / "README.md": {marks("first table"): first_table()},
         HOW_TO / "memory.md": {marks("budget table"): budget_table(), marks("memory table"): memory_table()},
         HOW_TO / "constraints.md": {marks("kinds table"): kinds_table(read_record(KINDS_RECORD, KINDS_SCHEMA))},
+        HOW_TO / "blocks.md": {
+            marks("approximate cache table"): cache_table(read_record(CACHE_RECORD, CACHE_SCHEMA)),
+            marks("lengths table"): lengths_table(read_record(LENGTHS_RECORD, LENGTHS_SCHEMA)),
+        },
         HOW_TO / "training.md": {marks("robustness"): robustness()},
         HOW_TO / "convert.md": {marks("conversion table"): conversion_table(conversion)},
         HOW_TO / "evaluation.md": {marks("variance table"): variance_table()},

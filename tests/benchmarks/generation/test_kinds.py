@@ -23,6 +23,8 @@ def test_a_tree_model_writes_words_of_the_clusters_it_is_given_and_a_flat_one_on
     tree, flat = record["models"]["tree"], record["models"]["flat"]
     assert tree["of_the_kind"] == tree["texts_of_the_kinds"] == 1
     assert flat["of_the_kind"] < 0.5  # untrained: one of some dozen clusters
+    restricted = record["models"]["flat_restricted"]
+    assert restricted["of_the_kind"] == restricted["texts_of_the_kinds"] == 1 > flat["of_the_kind"]
     assert "| tree, given the clusters | " in kinds.kinds_table(json.loads(output.read_text("utf-8")))
 
 
