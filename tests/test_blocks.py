@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
+from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.diffusion_process import number_blocks
 from modeling_treediff.training import DiffusionCollator, make_lean, plan_memory
 
@@ -402,3 +403,47 @@ def test_the_bound_of_bayes_optimal_blocks_is_the_entropy_of_the_data(tree, sche
     entropy = float(torch.special.entr(joint).sum())
     error = float(torch.tensor(means).std()) / len(means) ** 0.5
     assert abs(sum(means) / len(means) - entropy) < 4 * error < 0.1
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_constraints_streams_and_callbacks_are_the_same_with_a_cache(sliding):
+    """Bad words of two tokens, weighed in the text as it stands; finished blocks are streamed, none of them open."""
+    model, new = model_with(SIZE, head="node"), 24 if sliding else 10
+    settings = {"max_new_tokens": new, "num_steps": 9, "unmasking": "confidence", "suppress_tokens": [*range(0, 90, 2)]}
+    settings |= {"sliding_window": 12} if sliding else {}
+    plain = model.generate(TOKENS[:1, :6], generator=generator(), **settings)[0]
+    words = [plain[place : place + 2].tolist() for place in (7, 10, 12)]
+    texts, passes = [], []
+    for use_cache in (True, False):
+        streamed, seen = [], []
+        text = model.generate(
+            TOKENS[:1, :6],
+            constraints=TokenConstraints(bad_words_ids=words, exact=True),
+            streamer=SimpleNamespace(put=lambda value, to=streamed: to.append(value), end=lambda: None),
+            callback=lambda step, to=seen: to.append(step.node_ids),
+            generator=generator(),
+            use_cache=use_cache,
+            **settings,
+        )
+        texts.append(text[0])
+        passes.append(len(seen))
+        assert torch.equal(torch.cat(streamed, dim=1), text) and (text < 100).all()
+        assert torch.equal(seen[-1], text) and len(streamed) == 1 + -(-(6 + new) // SIZE) - 1
+    assert torch.equal(*texts) and passes[0] == passes[1] and not torch.equal(texts[0], plain)
+    pairs = [list(pair) for pair in zip(texts[0][6:-1].tolist(), texts[0][7:].tolist(), strict=True)]
+    assert not any(word in pairs for word in words) and not set(texts[0][6:].tolist()) & {*range(0, 90, 2)}
+
+
+@pytest.mark.gpu
+def test_flex_attention_trains_blocks_as_sdpa_does():
+    """Loss and gradients on a GPU; on a CPU flex attention has no backward."""
+    results = []
+    for attention in ("sdpa", "flex_attention"):
+        model = tiny_model(TREE, block_size=SIZE, hidden_size=64, num_attention_heads=2).cuda().train()
+        model.set_attn_implementation(attention)
+        number = number_blocks(TOKENS, None, None, SIZE)
+        batch = vars(corrupt(TOKENS, TREE, model.schedule, block_numbers=number, generator=generator()))
+        loss = model(**{name: value.cuda() for name, value in batch.items()}).loss
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
