@@ -33,6 +33,7 @@ SCHEMAS = {
     "candidates": CANDIDATES_SCHEMA,
     "embeddings": EMBEDDINGS_SCHEMA,
     "embeddings-long": EMBEDDINGS_SCHEMA,
+    "blocks": EMBEDDINGS_SCHEMA,
     "unseen": SHARES_SCHEMA,
     "shares": SHARES_SCHEMA,
 }
@@ -154,6 +155,24 @@ def embeddings_table(record: Record) -> str:
         size = [f"{run['num_hidden_layers']}", f"{run['parameters'] / 1e6:.2f}M", f"{run['seed']}"]
         rows.append([title, *size, *cells])
     header = ("model, input embedding", "layers", "parameters", "seed", "selection", *texts)
+    return f"{table(header, rows)}\n{_facts(record)}"
+
+
+def blocks_table(record: Record) -> str:
+    """Return a row for each size of blocks and seed: nats, and perplexity divided by that of the same without blocks."""
+    texts = list(record["runs"][0]["further"])
+    titles = {NODE: "tree (the default)", "mdlm": "flat (MDLM)"}
+    rows = []
+    for run in record["runs"]:
+        held_out = run["further"][VALIDATION]
+        row = [titles.get(run["variant"], str(run["title"])), f"{run['seed']}", _spread(held_out, "")]
+        for text in texts:
+            figures = run["further"][text]["difference"]
+            low, high = (math.exp(end) for end in figures["interval"])
+            ratio = f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
+            row.append("1" if run["variant"] in titles else ratio)
+        rows.append(row)
+    header = ("model", "seed", "held out, nats/token", *(f"{text}: perplexity / without blocks" for text in texts))
     return f"{table(header, rows)}\n{_facts(record)}"
 
 

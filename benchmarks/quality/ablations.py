@@ -12,7 +12,8 @@ and with a uniform share of every choice (p -> (1 - e) p + e / children). With `
 training, too. With `--part times`: how early training times may be, also measured by single open words. With `--part
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
 parameters, also measured on texts of other kinds. With `--part embeddings-long`: a few of them, trained as long as the
-contenders, with both seeds. With `--part blocks`: models that write in blocks, trained and measured in the same way.
+contenders, with both seeds. With `--part blocks`: models that write in blocks, trained and measured in the same way;
+with `--part blocks-mixed` one that has learned two sizes of blocks, measured in both.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -73,6 +74,7 @@ RECORDS = {  # by part
     "embeddings": "ablations_embeddings",
     "embeddings-long": "ablations_embeddings_long",
     "blocks": "ablations_blocks",
+    "blocks-mixed": "ablations_blocks_mixed",
 }
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
@@ -85,6 +87,7 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         *((name, seed) for seed in SEEDS for name in ("mdlm", NODE, "blocks-4", "mdlm-blocks-4")),
         *((name, SEEDS[0]) for name in ("blocks-8", "blocks-16", "blocks-1", "blocks-4-early", "mdlm-blocks-16")),
     ],
+    "blocks-mixed": [("blocks-4-and-64", SEEDS[0])],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
 
@@ -181,8 +184,12 @@ def measured(
         return {"shares": measured_shares(model, windows, samples, shares)}
     selection = windows.pop(SELECTION)
     facts = measured_text(model, selection, samples)
-    if part in ("candidates", "embeddings", "embeddings-long", "blocks"):
+    if part in ("candidates", "embeddings", "embeddings-long", "blocks", "blocks-mixed"):
         facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
+    for size in variant.settings.get("mixed_block_sizes", ()):
+        model.config.block_size = size
+        for text, some in {SELECTION: selection, **windows}.items():
+            facts["further"][f"{text}, S = {size}"] = measured_text(model, some, samples)
     if part == "candidates":
         for title, given_T in given_places(protocol.sequence_length).items():
             facts["further"][title] = measured_text(model, selection, samples, given_T)

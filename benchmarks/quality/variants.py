@@ -188,6 +188,12 @@ VARIANTS: dict[str, Variant] = {
         for size in (1, 4, 8, 16)
         for eps in (BLOCK_EPS, 1e-3)
     },
+    "blocks-4-and-64": Variant(
+        BLOCKS,
+        f"tree, S = 4 and 64 in turn, at least {BLOCK_EPS:g} of a block lost",
+        {**BINOMIAL_NODE, "block_size": 4},
+        settings={"sampling_eps": BLOCK_EPS, "mixed_block_sizes": [64]},
+    ),
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
