@@ -159,7 +159,7 @@ def embeddings_table(record: Record) -> str:
 
 
 def blocks_table(record: Record) -> str:
-    """Return a row for each size of blocks and seed: nats, and perplexity divided by that of the same without blocks."""
+    """Return a row for each size of blocks and seed: nats, and the ratio of perplexities to the same without blocks."""
     texts = list(record["runs"][0]["further"])
     titles = {NODE: "tree (the default)", "mdlm": "flat (MDLM)"}
     rows = []
