@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import PreTrainedModel
 
 from modeling_treediff import TreeDiffForDiffusionLM, corrupt
+from modeling_treediff.diffusion_process import number_blocks
 
 Batch = Mapping[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of matrix products, by the name of the precision
@@ -32,7 +33,9 @@ def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) 
     tokens_BT = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=model.device)
     if not isinstance(model, TreeDiffForDiffusionLM):
         return {"input_ids": tokens_BT, "labels": tokens_BT}
-    noisy = corrupt(tokens_BT, model.tree, model.schedule)
+    size = model.config.block_size
+    numbers = None if size is None else number_blocks(tokens_BT, None, None, size)
+    noisy = corrupt(tokens_BT, model.tree, model.schedule, block_numbers=numbers)
     return {"input_ids": noisy.input_ids, "labels": noisy.labels, "timesteps": noisy.timesteps}
 
 
