@@ -35,6 +35,9 @@ from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table
 from benchmarks.record_schema import Schema, check_schema, read_record
 from benchmarks.report.evidence import draw_figures, first_table, headline, sections
+from benchmarks.speed.block_steps import RECORD as STEPS_RECORD
+from benchmarks.speed.block_steps import SCHEMA as STEPS_SCHEMA
+from benchmarks.speed.block_steps import block_steps_table
 from benchmarks.trees import tables as tree_tables
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.building.budget import budget_config, count_parameters
@@ -217,6 +220,7 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         HOW_TO / "constraints.md": {marks("kinds table"): kinds_table(read_record(KINDS_RECORD, KINDS_SCHEMA))},
         HOW_TO / "blocks.md": {
             marks("approximate cache table"): cache_table(read_record(CACHE_RECORD, CACHE_SCHEMA)),
+            marks("block steps table"): block_steps_table(read_record(STEPS_RECORD, STEPS_SCHEMA)),
             marks("lengths table"): lengths_table(read_record(LENGTHS_RECORD, LENGTHS_SCHEMA)),
         },
         HOW_TO / "training.md": {marks("robustness"): robustness()},
