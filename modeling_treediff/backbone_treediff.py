@@ -6,6 +6,7 @@ Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864)
 Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -184,14 +185,19 @@ class TreeDiffBackbone(nn.Module):
 
 def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConfig) -> int:
     """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts (B, T)."""
+    if not isinstance(cache, Cache):
+        raise ValueError(f"past_key_values must be a cache of transformers, got {type(cache).__name__}.")
     layers: Any = cache.layers
-    if not (done := int(cache.get_seq_length())):
-        return 0
-    keys = layers[0].keys
-    found = (len(keys), len(layers), keys.shape[1] * keys.shape[3], keys.device)
-    if found != (expected := (len(input_ids), config.num_hidden_layers, config.hidden_size, input_ids.device)):
-        said = "a cache of (texts, layers, hidden size, device)"
+    done, keys = int(cache.get_seq_length()), layers[0].keys if layers else None
+    room = getattr(layers[0], "max_cache_len", math.inf) if layers else math.inf
+    heads = config.num_attention_heads
+    expected = len(input_ids), config.num_hidden_layers, heads, config.hidden_size // heads, input_ids.device
+    found = (len(keys), len(layers), keys.shape[1], keys.shape[3], keys.device) if keys is not None else expected
+    if found != expected or layers and len(layers) != config.num_hidden_layers:
+        said = "a cache of (texts, layers, heads, head size, device)"
         raise ValueError(f"past_key_values is {said} {found}, not {expected}: make a new one for these texts.")
+    if (length := done + input_ids.shape[1]) > room:
+        raise ValueError(f"past_key_values has room for {room} positions, not for {length}: give it more.")
     return done
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .configuration_treediff import is_of
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
@@ -135,6 +136,17 @@ def check_tensors(name: str, ids: torch.Tensor, **beside: torch.Tensor | None) -
         raise ValueError(f"{name} must be whole numbers of shape (batch, length), at least one text, got {got}.")
 
 
+def checked_times(timesteps: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
+    """Return the times of a batch; ValueError unless they have this shape, in numbers of 32 bits or more."""
+    if not isinstance(timesteps, torch.Tensor) or timesteps.shape != shape:
+        said = f"The loss needs `timesteps` of shape {tuple(shape)} beside `labels`"
+        raise ValueError(f"{said}, as of corrupt(...), with block_numbers for a model that has blocks.")
+    if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
+        hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
+        raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
+    return timesteps
+
+
 def _check_range(ids: torch.Tensor, count: int, name: str, what: str, hint: str = "") -> None:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
         raise ValueError(f"{name} must lie in 0..{count - 1} ({what}), got {int(ids.min())}..{int(ids.max())}.{hint}")
@@ -173,8 +185,10 @@ def number_blocks(
 
     Every text, or segment of a window, begins with a block of its own; its last block may be shorter.
     """
+    if not is_of(block_size, int) or block_size < 1:
+        raise ValueError(f"block_size must be a whole number, at least 1, got {block_size!r}.")
     real_BT = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
-    order_BT = (real_BT.cumsum(dim=1) - 1).clamp(min=0)
+    order_BT = real_BT.cumsum(dim=1) - real_BT
     if segment_ids is not None:
         begins_BT = torch.ones_like(real_BT, dtype=torch.bool)
         begins_BT[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]

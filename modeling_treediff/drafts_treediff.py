@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from transformers.cache_utils import Cache
 
+from .configuration_treediff import TreeDiffConfig
 from .generation_config_treediff import TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
@@ -20,6 +21,7 @@ NODES_PER_PASS = 1024
 class ChildModel(Protocol):
     """A model that scores the children of the node at every position."""
 
+    config: TreeDiffConfig
     tree: VocabularyTree
     schedule: LevelSchedule
 

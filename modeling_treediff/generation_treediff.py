@@ -237,8 +237,10 @@ class _Audience:
         if self.history is not None:
             self.history[-1] = result
         if self.streamer is not None:
-            end = draft.columns.stop - draft.node_ids.shape[1] + result.shape[1]
-            self.streamer.put(result[:, self.streamed : end].cpu())
+            inner = (result >= self.tree.vocab_size).any(dim=0).nonzero()
+            end = int(inner[0]) if len(inner) else result.shape[1]
+            if end > self.streamed:
+                self.streamer.put(result[:, self.streamed : end].cpu())
             self.streamed = end
 
     def _tell(self, draft: Draft) -> None:
@@ -268,7 +270,7 @@ def plan_blocks(draft: Draft, settings: TreeDiffGenerationConfig, config: TreeDi
         raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter{hint}.")
     if window is not None and window > limit:
         raise ValueError(f"sliding_window={window} is more than the {limit} positions of the model: make it smaller.")
-    if window is not None and (own or size or 0) + (length > limit) > window:
+    if window is not None and (length > limit or own is None) and (own or size or 0) + (length > limit) > window:
         said = f"block_length={size} leaves" if own is None else f"A block of the model, {own} positions, leaves"
         raise ValueError(f"{said} no room in {window} positions: choose a smaller block or a larger sliding_window.")
     column_T = torch.arange(length, device=draft.real.device)

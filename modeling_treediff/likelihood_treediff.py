@@ -230,14 +230,16 @@ class TreeDiffLikelihoodMixin:
         if self.config.block_size is None:
             return Blocks(torch.arange(len(token_ids)), torch.arange(length).expand(len(token_ids), length))
         number_BT = number_blocks(token_ids, attention_mask, segment_ids, self.config.block_size).cpu()
-        real_BT = torch.ones_like(number_BT) if attention_mask is None else (attention_mask != 0).cpu()
-        is_in_BNT = number_BT[:, None] == torch.arange(int(number_BT.max()) + 1)[:, None]
-        is_in_BNT &= real_BT.bool()[:, None]
-        sequence, number = (is_in_BNT & counted[:, None]).any(dim=2).nonzero(as_tuple=True)
-        is_in_RT = is_in_BNT[sequence, number]
-        place_RT = torch.where(is_in_RT, torch.arange(length), length).sort(dim=1).values
-        place_RT = place_RT.masked_fill(place_RT == length, -1)
-        return Blocks(sequence, place_RT[:, : int(is_in_RT.sum(dim=1).max())])
+        real_BT = torch.ones_like(counted) if attention_mask is None else (attention_mask != 0).cpu()
+        most = int(number_BT.max()) + 1
+        text_m, place_m = real_BT.nonzero(as_tuple=True)  # block after block, as they are numbered
+        key_R, block_m, size_R = (text_m * most + number_BT[real_BT]).unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        place_RL = torch.full((len(key_R), int(size_R.max())), -1)
+        place_RL[block_m, torch.arange(len(place_m)) - (size_R.cumsum(0) - size_R)[block_m]] = place_m
+        some_R = torch.zeros(len(key_R), dtype=torch.bool).index_put((block_m[counted[real_BT]],), torch.tensor(True))
+        return Blocks(key_R[some_R] // most, place_RL[some_R])
 
     def _log_children(
         self, context_BT: torch.Tensor, masks: Masks, row_n: torch.Tensor, place_n: torch.Tensor, node_n: torch.Tensor

@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file
 
 from .backbone_treediff import TreeDiffBackbone, cached_positions
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms, number_blocks
+from .diffusion_process import check_nodes, check_tensors, checked_times, child_slots, nelbo_terms, number_blocks
 from .generation_treediff import TreeDiffGenerationMixin
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .node_layers_treediff import HEAD_CLASSES, FactorisedEmbedding, child_cross_entropy, embed_paths
@@ -253,7 +253,9 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         except IndexError:
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
-        size = self.config.block_size or (length if past_key_values is not None else None)
+        if length != done + input_ids.shape[1]:
+            raise ValueError(f"Masks cover {length} positions, cache and input_ids {done + input_ids.shape[1]}.")
+        size = length if past_key_values is not None and self.config.block_size is None else self.config.block_size
         if block_numbers is None and size is not None:
             beside["block_numbers"] = number_blocks(whole, attention_mask, segment_ids, size)
         clean_BTE = None if clean_ids is None or beside["block_numbers"] is None else self._embed(clean_ids)
@@ -345,7 +347,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             output.logits = self.head(hidden_BTE, input_ids, self.tree)
         if labels is not None:
             in_blocks = self.config.block_size is not None or block_numbers is not None
-            times = _checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
+            times = checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
             try:
                 slots_BT = child_slots(input_ids, labels, self.tree)
             except IndexError as error:
@@ -380,22 +382,14 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         labels: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        block_numbers: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Return `token_log_probs` as logits (B, T, V); with labels, what the diffusion model's `forward` returns."""
         if labels is not None or timesteps is not None:
-            return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
+            how = {"segment_ids": segment_ids, "block_numbers": block_numbers}
+            return super().forward(input_ids, attention_mask, labels, timesteps, **how)
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
-
-
-def _checked_times(timesteps: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
-    if not isinstance(timesteps, torch.Tensor) or timesteps.shape != shape:
-        said = f"The loss needs `timesteps` of shape {tuple(shape)} beside `labels`"
-        raise ValueError(f"{said}, as of corrupt(...), with block_numbers for a model that has blocks.")
-    if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
-        hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
-        raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
-    return timesteps
 
 
 def weights_pattern(variant: str | None = None) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 Shape legend: B sequences, T positions, n positions among them, D depth of the leaves, K largest fan-out.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from .diffusion_process import uniform
+from .diffusion_process import number_blocks, uniform
 from .drafts_treediff import Block, ChildModel, Constraints, Draft
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from .vocabulary_tree import VocabularyTree
@@ -207,15 +208,16 @@ class Denoiser:
             self._begin_block(block)
             for stage in stages:
                 yield from self._descend(stage)
-                unchanged = 0
+                unchanged_B = torch.zeros_like(draft.node_ids[:, 0])
                 for index in range(stage.corrections):
-                    before = draft.node_ids
-                    self._remask(stage, self.settings.remasking_fraction * (1 - index / stage.corrections))
+                    before, going_on = draft.node_ids, unchanged_B < (self.settings.stability_threshold or math.inf)
+                    if not going_on.any():
+                        break
+                    share = self.settings.remasking_fraction * (1 - index / stage.corrections)
+                    self._remask(stage, share, self.open & going_on[:, None])
                     yield draft
                     yield from self._finish(stage)
-                    unchanged = unchanged + 1 if torch.equal(draft.node_ids, before) else 0
-                    if unchanged == self.settings.stability_threshold:
-                        break
+                    unchanged_B = torch.where((draft.node_ids == before).all(dim=1), unchanged_B + 1, 0)
             self._pad_behind_end()
             draft.num_blocks += 1
             yield draft
@@ -333,16 +335,23 @@ class Denoiser:
         if (scale := self.settings.guidance_scale) is None:
             return logits_nK
         self.num_passes += 1
-        nodes = nodes.masked_fill(self.given_tokens[:, self.draft.columns], self.tree.root_id)
+        given = self.given_tokens[:, self.draft.columns]
+        if (size := self.model.config.block_size) is not None:  # which sees tokens alone in the blocks before
+            number = number_blocks(nodes, mask, None, size)
+            written = torch.zeros_like(number).scatter_add(1, number, (~given).long()).gather(1, number) > 0
+            mask = written.long() if mask is None else mask * written
+            given = given & (number == number.masked_fill(~waiting_BT, 0).amax(dim=1, keepdim=True))
+        nodes = nodes.masked_fill(given, self.tree.root_id)
         with_nK, without_nK = (
-            one.log_softmax(dim=-1) for one in (logits_nK, self.model.child_logits(nodes, mask)[waiting_BT])
+            one.to(self.sampler.dtype).log_softmax(dim=-1)
+            for one in (logits_nK, self.model.child_logits(nodes, mask)[waiting_BT])
         )
         return torch.where(with_nK.isneginf(), with_nK, without_nK + scale * (with_nK - without_nK))
 
-    def _remask(self, stage: Stage, share: float) -> None:
-        """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""
+    def _remask(self, stage: Stage, share: float, among: torch.Tensor) -> None:
+        """Put a share of some positions (B, T) levels up: those whose last levels were least probable when drawn."""
         target_BT = (stage.depth - stage.climb + torch.zeros_like(self.given_depth)).maximum(self.given_depth)
-        may_climb_BT = self.open & (target_BT < self._depth())
+        may_climb_BT = among & (target_BT < self._depth())
         level_D = torch.arange(self.tree.tree_depth, device=target_BT.device)
         undone_BTD = (level_D >= target_BT[..., None]) & (level_D < stage.depth)
         improbable_BT = -(self.draft.log_probs * undone_BTD).sum(dim=-1)
@@ -350,7 +359,7 @@ class Denoiser:
         climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
         above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
         self.draft.node_ids = torch.where(climbing_BT, above_BT, self.draft.node_ids)
-        fresh_BTD = uniform_at(self.open, self.generator, self.tree.tree_depth)
+        fresh_BTD = uniform_at(among, self.generator, self.tree.tree_depth)
         self.uniform = torch.where((climbing_BT[..., None] & undone_BTD), fresh_BTD, self.uniform)
 
     def _pad_behind_end(self) -> None:

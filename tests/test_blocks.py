@@ -4,15 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.bayes_optimal import TREES, chi_square, random_joint
+from helpers.bayes_optimal import TREES, random_joint
 from helpers.models import tiny_model
-from scipy.stats import chi2
-from transformers import DynamicCache, StaticCache
+from helpers.shapes import Shapes
 
-from modeling_treediff import VocabularyTree, corrupt
+from modeling_treediff import TreeDiffForMaskedLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
-from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.diffusion_process import number_blocks
 from modeling_treediff.training import DiffusionCollator, make_lean, plan_memory
 
@@ -42,6 +40,12 @@ def test_each_text_and_segment_begins_a_block_and_padding_is_in_the_first():
     segments = torch.tensor([[7, 7, 7, 7, 2, 2, 2, 2]])
     assert torch.equal(number_blocks(ids, None, segments, 3), numbered([0, 0, 0, 1, 2, 2, 2, 3]))
     assert torch.equal(number_blocks(ids, left, segments, 3), numbered([0, 0, 0, 0, 1, 1, 1, 2]))
+    holes = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1]])  # the second segment begins with padding
+    segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    assert torch.equal(number_blocks(ids, holes, segments, 3), numbered([0, 0, 0, 0, 0, 0, 1, 1]))
+    for size in (0, -2, 2.5, "4", True):
+        with pytest.raises(ValueError, match="block_size must be a whole number, at least 1"):
+            number_blocks(ids, None, None, size)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -86,7 +90,8 @@ def test_blocks_of_one_token_over_a_flat_tree_are_an_autoregressive_model():
         torch.testing.assert_close(found.token_losses[:, place], expected, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize(("schedule", "head"), zip(SCHEDULES, HEADS, strict=True))
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_bound_is_the_mean_of_the_training_loss(schedule, head):
     """With a time for each block; within four standard errors of both."""
     model = model_with(SIZE, schedule=schedule, head=head)
@@ -116,7 +121,7 @@ def test_padding_prompts_and_segments_leave_a_bound_as_alone():
     given = model.nelbo(TOKENS, fixed_mask=fixed, generator=generator(), num_samples=600)
     whole = model.nelbo(TOKENS, generator=generator(), num_samples=600)
     rest = whole.token_losses[:, 2 * SIZE :].sum() / given.num_tokens  # blocks before it are clean in either
-    assert abs(given.value - float(rest)) < 4 * 2**0.5 * given.standard_error * 2
+    assert abs(given.value - float(rest)) < 4 * 2**0.5 * given.standard_error
     segments = torch.arange(16).expand(3, -1) // 8
     packed = model.nelbo(TOKENS, segment_ids=segments, generator=generator(), num_samples=600)
     apart = model.nelbo(torch.cat([TOKENS[:, :8], TOKENS[:, 8:]]), generator=generator(), num_samples=600)
@@ -130,196 +135,6 @@ def test_later_blocks_do_not_change_what_is_before_them():
     with torch.no_grad():
         first, second = (model.model(ids).last_hidden_state for ids in (TOKENS, changed))
     assert torch.equal(first[:, :10], second[:, :10]) and not torch.equal(first[:, 10:], second[:, 10:])
-
-
-def test_texts_are_written_block_by_block_and_each_as_alone():
-    """Prompts of different lengths, padded: blocks begin with each text, and one is finished before the next begins."""
-    model, seen = model_with(SIZE), []
-    prompts, mask = TOKENS[:2, :7].clone(), torch.ones(2, 7, dtype=torch.long)
-    mask[1, :3] = 0
-    together = model.generate(
-        prompts,
-        attention_mask=mask,
-        max_new_tokens=9,
-        num_steps=8,
-        generator=[generator(1), generator(2)],
-        callback=lambda step: seen.append(step.node_ids[0]),
-    )
-    for row, kept in ((0, slice(None)), (1, slice(3, None))):
-        alone = model.generate(
-            prompts[row : row + 1, kept], max_new_tokens=9, num_steps=8, generator=generator(row + 1)
-        )
-        assert torch.equal(alone[0], together[row, kept])
-    for nodes in seen:
-        is_open = nodes >= 100
-        number = number_blocks(nodes[None], None, None, SIZE)[0]
-        touched = number[(nodes < 100)].max()
-        assert not is_open[number < touched].any()
-    with pytest.raises(ValueError, match="blocks of its own, of 5 positions"):
-        model.generate(max_new_tokens=8, block_length=4)
-
-
-@pytest.mark.parametrize("unmasking", ["random", "first_hitting", "confidence"])
-def test_a_cache_changes_no_token_and_looks_at_less(unmasking):
-    """In fp64, for prompts of several lengths, with remasking; a static cache as a growing one."""
-    model, looks = model_with(SIZE, head="node"), []
-    model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
-    prompts, mask = TOKENS[:, :6].clone(), torch.ones(3, 6, dtype=torch.long)
-    mask[1, :3] = mask[2, :1] = 0
-    prompts[0, 4] = TREE.root_id  # open within the prompt
-    settings = {"max_new_tokens": 10, "num_steps": 9, "unmasking": unmasking, "remasking_steps": 3}
-    settings |= {"return_dict_in_generate": True, "attention_mask": mask}
-    without = model.generate(prompts, use_cache=False, generator=generator(), **settings)
-    seen, looks[:] = sum(looks), []
-    cached = model.generate(prompts, generator=generator(), **settings)
-    static = StaticCache(config=model.config, max_cache_len=16)
-    fixed = model.generate(prompts, generator=generator(), past_key_values=static, **settings)
-    assert torch.equal(cached.sequences, without.sequences) and torch.equal(fixed.sequences, without.sequences)
-    torch.testing.assert_close(cached.log_probs, without.log_probs, rtol=1e-9, atol=1e-12)
-    assert cached.num_forward_passes == without.num_forward_passes and sum(looks) < 2 * 0.8 * seen
-    heads = model.config.num_hidden_layers * 2 * model.config.hidden_size * 3 * 8  # bytes of a column
-    assert without.cache_bytes is None and fixed.cache_bytes == 16 * heads and 0 < cached.cache_bytes < 16 * heads
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_blocks_are_sampled_from_their_exact_law(use_cache):
-    """Two blocks of two of four tokens, a level in a step: 20,000 texts pass a chi-square test at 99.9 %."""
-    tree = VocabularyTree.from_paths([[0, 0], [0, 1], [1, 0], [1, 1]], 2)
-    model = model_with(2, tree, schedule="sequential", max_position_embeddings=4, initializer_range=1.0)
-    texts = torch.cartesian_prod(*[torch.arange(4)] * 4)
-    log_law = torch.zeros(len(texts), dtype=torch.float64)
-    for block in (slice(0, 2), slice(2, 4)):
-        for level in (0, 1):  # what stands in the block when its level + 1 is drawn, behind the tokens before it
-            nodes = texts[:, : block.stop].clone()
-            nodes[:, block] = tree.ancestors[texts[:, block], level]
-            with torch.no_grad():
-                log_probs = model(nodes).logits[:, block].log_softmax(dim=-1)
-            slot = tree.child_slot[tree.ancestors[texts[:, block], level + 1]]
-            log_law += log_probs.gather(2, slot[..., None]).sum(dim=(1, 2))
-    law = log_law.exp()
-    assert float(law.sum()) == pytest.approx(1) and float(law.max()) > 3 / len(law)
-    settings = {"max_new_tokens": 4, "num_steps": 2, "num_return_sequences": 20_000, "use_cache": use_cache}
-    drawn = model.generate(generator=generator(), **settings)
-    assert chi_square(drawn, law.view(4, 4, 4, 4)) < chi2.ppf(0.999, len(law) - 1)
-
-
-def test_a_cache_holds_what_was_computed_for_clean_blocks():
-    model, cache = model_with(SIZE), DynamicCache()
-    with torch.no_grad():
-        whole = model.model(TOKENS).last_hidden_state
-        first = model.model(TOKENS[:, :10], past_key_values=cache).last_hidden_state
-        second = model.model(TOKENS[:, 10:], past_key_values=cache)
-    assert second.past_key_values is cache and cache.get_seq_length() == 16
-    torch.testing.assert_close(torch.cat([first, second.last_hidden_state], dim=1), whole, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("settings", [{}, {"block_length": 4}, {"block_length": 4, "max_new_tokens": 26}])
-def test_the_approximate_cache_of_a_model_without_blocks_is_exact_in_one_layer(layers, settings):
-    """Where keys and values are those of tokens alone; in two layers they have seen the block as it was at first."""
-    model, looks = model_with(None, num_hidden_layers=layers, initializer_range=0.5), []
-    model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
-    prompts, mask = TOKENS[:, :6].clone(), torch.ones(3, 6, dtype=torch.long)
-    mask[1, :3] = 0
-    settings = {"max_new_tokens": 10, "num_steps": 9, "attention_mask": mask, **settings}
-    settings["return_dict_in_generate"] = True
-    exact = model.generate(prompts, generator=generator(), **settings)
-    seen, looks[:] = sum(looks), []
-    kept = model.generate(prompts, approximate_cache=True, generator=generator(), **settings)
-    same = torch.equal(kept.sequences, exact.sequences) and torch.allclose(kept.log_probs, exact.log_probs)
-    assert same == (layers == 1) and kept.cache_bytes > 0 and exact.cache_bytes is None
-    assert kept.num_forward_passes == exact.num_forward_passes and sum(looks) < 0.85 * seen
-
-
-def test_an_approximate_cache_sees_gaps_from_both_sides():
-    """One pass fills each gap, so that nothing is old: the text is that without a cache."""
-    model = model_with(None, VocabularyTree.flat(100))
-    gaps = TOKENS.clone()
-    gaps[:, 6:9] = model.config.mask_token_id
-    texts = [model.generate(gaps, num_steps=1, generator=generator(), approximate_cache=kept) for kept in (False, True)]
-    assert torch.equal(*texts) and (texts[0] < 100).all()
-
-
-@pytest.mark.parametrize("given", [4, 5, 7])
-def test_a_sliding_window_writes_as_from_the_last_blocks_alone(given):
-    """16 positions of the model, blocks of 5 in a window of 11: from column 16 on two blocks, or three, are seen."""
-    model, settings = model_with(SIZE), {"num_steps": 6}
-    whole = model.generate(TOKENS[:1, :given], max_new_tokens=40, sliding_window=11, generator=generator(), **settings)
-    source, text, start = generator(), TOKENS[:1, :given], 0
-    while text.shape[1] < given + 40:
-        end = min(text.shape[1] // SIZE * SIZE + SIZE, given + 40)
-        if end - start > 16:
-            start = end - 11
-        first = -(-start // SIZE) * SIZE  # blocks that are seen whole
-        new = model.generate(text[:, first:], max_new_tokens=end - text.shape[1], generator=source, **settings)
-        text = torch.cat([text, new[:, text.shape[1] - first :]], dim=1)
-    assert torch.equal(whole, text)
-
-
-def test_a_sliding_window_with_a_cache_and_prompts_of_several_lengths():
-    model, looks = model_with(SIZE, head="node"), []
-    model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
-    prompts, mask = TOKENS[:, :12].clone(), torch.ones(3, 12, dtype=torch.long)
-    mask[1, :7] = mask[2, :1] = 0
-    settings = {"max_new_tokens": 30, "num_steps": 9, "sliding_window": 12, "attention_mask": mask}
-    without = model.generate(prompts, use_cache=False, generator=generator(), **settings)
-    seen, looks[:] = sum(looks), []
-    cached = model.generate(prompts, generator=generator(), **settings)
-    room = StaticCache(config=model.config, max_cache_len=16)
-    fixed = model.generate(prompts, generator=generator(), past_key_values=room, **settings)
-    assert torch.equal(cached, without) and torch.equal(fixed, without) and sum(looks) < 2 * 0.8 * seen
-    for row, padding in ((0, 0), (1, 7), (2, 1)):
-        assert torch.equal(cached[row, :padding], prompts[row, :padding])
-
-
-def test_a_text_beyond_the_model_is_refused_without_a_window_or_with_one_that_cannot_be():
-    model, more = model_with(SIZE), {"max_new_tokens": 20}
-    with pytest.raises(ValueError, match=r"20 positions are more than the model's 16.*\(sliding_window\)"):
-        model.generate(**more)
-    with pytest.raises(ValueError, match="sliding_window=17 is more than the 16"):
-        model.generate(sliding_window=17, **more)
-    with pytest.raises(ValueError, match="A block of the model, 5 positions, leaves no room in 5 positions"):
-        model.generate(sliding_window=5, **more)
-    prompts, mask = TOKENS[:2, :14].clone(), torch.ones(2, 14, dtype=torch.long)
-    prompts[0, 1] = TREE.root_id
-    mask[1, :13] = 0  # its first block comes when the first text's is long out of sight
-    with pytest.raises(ValueError, match="over 16 positions before its block's end"):
-        model.generate(prompts, attention_mask=mask, sliding_window=10, **more)
-
-
-def test_a_model_writes_and_measures_in_other_blocks_if_its_config_says_so(tmp_path):
-    """As one that was made with that size; a size, or None, can be given in loading."""
-    model = model_with(SIZE)
-    model.save_pretrained(tmp_path)
-    for size in (None, 3, 16):
-        made, loaded = model_with(size), type(model).from_pretrained(tmp_path, block_size=size).double()
-        made.load_state_dict(model.state_dict())
-        model.config.block_size = size
-        for other in (loaded, model):
-            one, two = (each.nelbo(TOKENS, num_samples=3, generator=generator()) for each in (made, other))
-            assert one == two
-            one, two = (each.generate(max_new_tokens=8, num_steps=9, generator=generator()) for each in (made, other))
-            assert torch.equal(one, two)
-
-
-def test_a_cache_that_does_not_fit_is_refused():
-    model, plain, cache = model_with(SIZE), model_with(None), DynamicCache()
-    with pytest.raises(ValueError, match="with approximate_cache for others"):
-        plain.generate(past_key_values=cache)
-    with torch.no_grad():
-        model(TOKENS[:, :5], past_key_values=cache)
-    with pytest.raises(ValueError, match=r"\(3, 2, 32, .*not \(2, 2, 32"):
-        model(TOKENS[:2, 5:], past_key_values=cache)
-    with pytest.raises(ValueError, match="not .*3, 1,"):
-        model_with(SIZE, num_hidden_layers=1)(TOKENS[:, 5:], past_key_values=cache)
-    with pytest.raises(ValueError, match="must be an empty cache"):
-        model.generate(TOKENS[:, :5], past_key_values=cache)
-    with pytest.raises(ValueError, match="is exact: leave out approximate_cache"):
-        model.generate(max_new_tokens=4, approximate_cache=True)
-    with pytest.raises(ValueError, match="leave out past_key_values, or labels"):
-        model(TOKENS, labels=TOKENS, timesteps=torch.ones(3, 16), past_key_values=cache)
-    with pytest.raises(ValueError, match="17 positions are more than the model's 16"):
-        model(torch.cat([TOKENS[:, 5:], TOKENS[:, :1]], dim=1), past_key_values=cache)
 
 
 def test_the_collator_gives_each_block_a_time_and_all_times_of_a_run_are_even():
@@ -347,6 +162,63 @@ def test_a_lean_model_with_blocks_has_the_same_gradients_and_its_step_is_planned
         torch.testing.assert_close(one.grad, other.grad)
     peaks = [plan_memory(tiny_model(TREE, block_size=size).config, 4, 16).peak for size in (None, SIZE)]
     assert peaks[0] < peaks[1] < 3 * peaks[0]
+
+
+def test_the_masked_model_trains_blocks_of_several_sizes_as_the_diffusion_model():
+    model = model_with(SIZE)
+    masked = TreeDiffForMaskedLM(model.config).double()
+    masked.load_state_dict(model.state_dict())
+    features = [{"input_ids": row, "position": place} for place, row in enumerate(TOKENS)]
+    batch = DiffusionCollator(TREE, model.schedule, block_size=[SIZE, 16])(features)
+    torch.testing.assert_close(masked(**batch).loss, model(**batch).loss, rtol=0, atol=0)
+
+
+def test_the_bound_is_above_the_exact_likelihood_of_blocks():
+    """Of a flat model, two blocks of two positions: the law of all orders in which each block is written."""
+    model = model_with(2, VocabularyTree.flat(4), max_position_embeddings=4, initializer_range=1.0)
+    texts = torch.cartesian_prod(*[torch.arange(4)] * 4)
+    log_law = torch.zeros(len(texts), dtype=torch.float64)
+    for first, second in ((0, 1), (2, 3)):
+        orders = []
+        for before, after in ((first, second), (second, first)):
+            nodes, log_order = texts[:, : second + 1].clone(), 0
+            nodes[:, [first, second]] = model.config.mask_token_id
+            for place in (before, after):
+                with torch.no_grad():
+                    log_probs = model(nodes).logits[:, place].log_softmax(dim=-1)
+                log_order = log_order + log_probs.gather(1, texts[:, place, None])[:, 0]
+                nodes[:, place] = texts[:, place]
+            orders.append(log_order)
+        log_law += torch.stack(orders).logsumexp(dim=0) - torch.tensor(2.0).log()
+    assert float(log_law.exp().sum()) == pytest.approx(1)
+    estimate = model.nelbo(texts, num_samples=400, batch_size=512, generator=generator())
+    bound = estimate.token_losses.sum(dim=1)
+    error = 4 * estimate.standard_error * 4 * len(texts) ** 0.5  # of a text: four tokens, and one of many
+    assert (bound > -log_law - error).all() and float((bound + log_law).mean()) > 0
+
+
+def test_blocks_are_found_without_tables_of_blocks_by_positions():
+    """Memory grows with the positions: 16 windows of 128 positions have 2,048 blocks of one."""
+    model = model_with(1, max_position_embeddings=128)
+    tokens = torch.randint(0, 100, (16, 128), generator=generator())
+    mask = torch.ones_like(tokens)
+    mask[3, :40] = mask[5, 100:] = mask[7, 50:60] = 0
+    counted = mask.bool() & (torch.rand(mask.shape, generator=generator()) < 0.7)
+    with Shapes(floating_only=False) as shapes:
+        blocks = model._blocks(tokens, mask, None, counted)
+    assert max(torch.Size(shape).numel() for _, shape in shapes.seen) <= 2 * tokens.numel()
+    model.config.block_size = 5
+    blocks, number = model._blocks(tokens, mask, None, counted), number_blocks(tokens, mask, None, 5)
+    expected = [
+        (text, ((number[text] == block) & mask[text].bool()).nonzero()[:, 0].tolist())
+        for text in range(16)
+        for block in range(int(number[text].max()) + 1)
+        if (counted[text] & (number[text] == block)).any()
+    ]
+    found = [
+        (int(text), [int(one) for one in row if one >= 0]) for text, row in zip(*vars(blocks).values(), strict=True)
+    ]
+    assert found == expected
 
 
 def test_what_does_not_fit_blocks_is_refused():
@@ -403,35 +275,6 @@ def test_the_bound_of_bayes_optimal_blocks_is_the_entropy_of_the_data(tree, sche
     entropy = float(torch.special.entr(joint).sum())
     error = float(torch.tensor(means).std()) / len(means) ** 0.5
     assert abs(sum(means) / len(means) - entropy) < 4 * error < 0.1
-
-
-@pytest.mark.parametrize("sliding", [False, True])
-def test_constraints_streams_and_callbacks_are_the_same_with_a_cache(sliding):
-    """Bad words of two tokens, weighed in the text as it stands; finished blocks are streamed, none of them open."""
-    model, new = model_with(SIZE, head="node"), 24 if sliding else 10
-    settings = {"max_new_tokens": new, "num_steps": 9, "unmasking": "confidence", "suppress_tokens": [*range(0, 90, 2)]}
-    settings |= {"sliding_window": 12} if sliding else {}
-    plain = model.generate(TOKENS[:1, :6], generator=generator(), **settings)[0]
-    words = [plain[place : place + 2].tolist() for place in (7, 10, 12)]
-    texts, passes = [], []
-    for use_cache in (True, False):
-        streamed, seen = [], []
-        text = model.generate(
-            TOKENS[:1, :6],
-            constraints=TokenConstraints(bad_words_ids=words, exact=True),
-            streamer=SimpleNamespace(put=lambda value, to=streamed: to.append(value), end=lambda: None),
-            callback=lambda step, to=seen: to.append(step.node_ids),
-            generator=generator(),
-            use_cache=use_cache,
-            **settings,
-        )
-        texts.append(text[0])
-        passes.append(len(seen))
-        assert torch.equal(torch.cat(streamed, dim=1), text) and (text < 100).all()
-        assert torch.equal(seen[-1], text) and len(streamed) == 1 + -(-(6 + new) // SIZE) - 1
-    assert torch.equal(*texts) and passes[0] == passes[1] and not torch.equal(texts[0], plain)
-    pairs = [list(pair) for pair in zip(texts[0][6:-1].tolist(), texts[0][7:].tolist(), strict=True)]
-    assert not any(word in pairs for word in words) and not set(texts[0][6:].tolist()) & {*range(0, 90, 2)}
 
 
 @pytest.mark.gpu

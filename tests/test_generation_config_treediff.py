@@ -356,11 +356,9 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
     torch._dynamo.reset()
 
 
+BOOLS = "do_sample output_history eos_early_stop return_dict_in_generate use_cache approximate_cache"
 WRONG_TYPES = {
-    "bool": (
-        ["yes", 1, None],
-        "do_sample output_history eos_early_stop return_dict_in_generate use_cache approximate_cache",
-    ),
+    "bool": (["yes", 1, None], BOOLS),
     "int": ([True, 2.0, "3", None], "num_steps num_return_sequences remasking_steps remasking_levels"),
     "int | None": (
         [True, 2.0, "3", [1], b"1"],

@@ -133,6 +133,19 @@ def test_corrections_end_when_they_change_nothing(model):
     assert calm.num_forward_passes == passes[1]
 
 
+def test_texts_whose_corrections_end_do_not_depend_on_those_that_go_on(model):
+    """With a generator for each text: alone and in a batch the same."""
+    settings = {"unmasking": "confidence", "num_steps": 40, "remasking_steps": 30, "stability_threshold": 1}
+    settings |= {"remasking_fraction": 0.2, "max_new_tokens": 8}
+
+    def generators(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = model.generate(num_return_sequences=12, generator=generators(*range(12)), **settings)
+    alone = [model.generate(generator=generators(seed), **settings) for seed in range(12)]
+    assert torch.equal(together, torch.cat(alone))
+
+
 def test_guidance_weighs_what_given_tokens_say():
     """Of one open position, by the scale s: p(child) is proportional to p_without^(1 - s) p_with^s, level by level."""
     model = tiny_model(VocabularyTree.flat(12)).double()

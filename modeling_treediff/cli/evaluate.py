@@ -25,6 +25,11 @@ from .saved_model import load_model
 
 def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Measurement) -> None:
     """Load, measure each text, write, print."""
+    # Where the card looks for it.
+    for_card = how.json is not None and how.json.resolve() == model_folder(measured.model).resolve() / EVALUATION_RECORD
+    if for_card and how.block_size is not None:
+        hint = "write --json elsewhere, or leave out --block-size"
+        raise ValueError(f"The model card shows the model's own blocks: {hint}.")
     model, tokenizer = load_model(
         measured.model,
         measured.tokenizer,
@@ -51,11 +56,11 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
     if how.json is not None:
         facts = describe(measured, dataset, model, results) | {"limit": text.limit}
         write_record(how.json, facts, how.seed)
-        folder = model_folder(measured.model)
-        if how.json.resolve() == folder.resolve() / EVALUATION_RECORD:  # where the card looks for it
-            write_card(model, folder)
+        if for_card:
+            write_card(model, model_folder(measured.model))
     console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     share = f"; {how.uniform_share:.2g} of each choice shared evenly" if how.uniform_share else ""
+    share += f"; in blocks of {model.config.block_size} positions" if model.config.block_size is not None else ""
     console.print(as_table(results, f"tokenizer of {measured.tokenizer or measured.model}; {protocol}{share}"))
 
 

@@ -48,7 +48,9 @@ def load_model(
     """
     config = load_config(source, block_size)
     model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
-    model.config.block_size = config.block_size
+    if config.block_size != model.config.block_size:
+        model.config.block_size = config.block_size
+        model.generation_config.block_length, model.generation_config.approximate_cache = None, False
     vocabulary = load_tokenizer(check_source(tokenizer or source, "tokenizer"), trust_remote_code)
     check_tokenizer(model.tree, vocabulary)
     return model.to(device), vocabulary

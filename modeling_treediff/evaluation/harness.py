@@ -278,7 +278,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         if context_length + settings["max_new_tokens"] > self.max_length:
             own, size = self.model.generation_config, self.model.config.block_size
             name = "block_length" if size is None else "sliding_window"
-            settings.setdefault(name, getattr(own, name) or max(math.ceil(self.max_length / 2), (size or 0) + 1))
+            half = max(math.ceil(self.max_length / 2), (size or 0) + 1)
+            settings.setdefault(name, getattr(own, name) or min(half, self.max_length))
         return settings
 
     def _write(self, contexts: Sequence[list[int]], seeds: Sequence[int], settings: dict[str, Any]) -> list[list[int]]:

@@ -114,6 +114,13 @@ def test_a_model_goes_on_in_blocks_of_several_sizes_and_is_used_with_any_of_them
         assert facts["block_size"] == (size or 4)
         figures[size] = facts["texts"][0]["nelbo"]
     assert figures[None] == figures[4] != figures[16]
+    saved = tmp_path / "blocks" / "generation_config.json"
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"block_length": 4, "approximate_cache": True}))
+    wrote = run_here("generate", tmp_path / "blocks", "--max-new-tokens", "8", "--block-size", "8")
+    assert wrote.returncode == 0, wrote.stderr  # which are settings for a model without blocks
+    card = tmp_path / "blocks" / "evaluation.json"
+    ran = run_here("evaluate", tmp_path / "blocks", corpus, "--block-size", "16", "--json", card)
+    assert ran.returncode == 1 and "shows the model's own blocks" in last_line(ran) and not card.exists()
     ran = train_here(corpus, tmp_path / "new", "--max-steps", "2", "--mixed-block-sizes", "8")
     assert ran.returncode == 1 and "give --block-size, too" in last_line(ran)
     ran = run_here("generate", tmp_path / "blocks", "--block-size", "0")

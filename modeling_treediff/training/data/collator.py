@@ -25,6 +25,7 @@ from .counted_noise import counted_noise, levels_per_interval
 from .options import TRAINING_SAMPLING_EPS
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
+FAR = 2**48
 FORWARDED = ("attention_mask", "segment_ids", "place")
 
 
@@ -123,9 +124,15 @@ class DiffusionCollator:
         if number_BT is None:
             uniforms = torch.from_numpy(time_uniforms(self.seed, positions))
             return self.schedule.place_times(uniforms, self.sampling_eps).float()
-        length = number_BT.shape[1]
-        most = length if in_segments else -(-length // min(self.block_sizes))  # blocks of a window
-        numbered = [position * most + number for position in positions for number in range(most)]
+        length, sizes = number_BT.shape[1], self.block_sizes
+        blocks = [length if in_segments else -(-length // size) for size in sizes]  # of a window, at most
+        most = max(blocks)
+        # Each size has times of its own, as if all windows had it: numbers that are far from those of the others.
+        numbered: list[int] = []
+        for position in positions:
+            turn = position % len(sizes)
+            first = turn * FAR + position // len(sizes) * blocks[turn]
+            numbered += range(first, first + most)
         uniforms = torch.from_numpy(time_uniforms(self.seed, numbered))
         times = self.schedule.place_times(uniforms, self.sampling_eps).float()
         return times.view(len(positions), most).gather(1, number_BT)

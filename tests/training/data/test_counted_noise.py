@@ -97,19 +97,18 @@ def test_schedules_whose_choices_are_not_alike_keep_losses_by_chance():
 
 
 def test_windows_take_several_sizes_of_blocks_in_turn_and_each_as_if_it_were_the_only_one():
-    """The times of the larger one are those of the smaller one's first blocks."""
+    """In each the times are spread as evenly as if there were no other windows; three sizes, too."""
     model = tiny_model(TREE, block_size=SIZE)
-    both = noisy(DiffusionCollator(model.tree, model.schedule, sampling_eps=0.0, block_size=[SIZE, 12]), 400)
-    turn = torch.arange(1200) % 2
-    for size, here in ((SIZE, turn == 0), (12, turn == 1)):
-        number = number_blocks(TOKENS, None, None, size)
-        assert (both["block_numbers"][here].view(-1, 12) == number[0]).all()
-        alone = noisy(DiffusionCollator(model.tree, model.schedule, sampling_eps=0.0, block_size=size), 400)
-        if size == SIZE:
-            for name, values in alone.items():
-                assert torch.equal(values[here], both[name][here])
-        values, counts = both["timesteps"][here][:, ::size].unique(return_counts=True)
-        assert len(values) == 2 * size and counts.max() < 1.15 * counts.min()
+    for sizes in ([SIZE, 12], [SIZE, 5, 12]):
+        batch = noisy(DiffusionCollator(model.tree, model.schedule, sampling_eps=0.0, block_size=sizes), 400)
+        for turn, size in enumerate(sizes):
+            here = torch.arange(1200) % len(sizes) == turn
+            number = number_blocks(TOKENS, None, None, size)[0]
+            assert (batch["block_numbers"][here] == number).all()
+            times, levels = batch["timesteps"][here][:, ::size], 2 * torch.bincount(number)
+            for block, total in enumerate(levels.tolist()):
+                values, counts = times[:, block].unique(return_counts=True)
+                assert len(values) == total and counts.max() - counts.min() <= 6
     with pytest.raises(ValueError, match="at least 1"):
         DiffusionCollator(model.tree, model.schedule, block_size=[4, 0])
 
