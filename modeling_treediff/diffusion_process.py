@@ -9,6 +9,7 @@ f_k = -alpha_k', a token x stands at its ancestor of depth k with probability pi
     NELBO(x) = sum_k int_0^1 dt f_k(t) / pi_{k-1}(t) E_{z_t} sum_i 1[depth_i = k-1] (-log p(a_k(x_i) | z_t, i)).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,10 +68,12 @@ def corrupt(
         raise ValueError("timesteps must lie in [0, 1].")
     if uniforms is None:
         uniforms = uniform(token_ids.shape, generator, token_ids.device)
-    depth_BT = _depths(uniforms, schedule, timesteps)
+    node_ids = tree.ancestors[token_ids, _depths(uniforms, schedule, timesteps)]
+    if schedule.perturbation:
+        node_ids = perturb(node_ids, tree, schedule.perturbation, uniform(node_ids.shape, generator, node_ids.device))
     counted_BT = counted_positions(token_ids, attention_mask, fixed_mask)
     return CorruptedBatch(
-        input_ids=torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids),
+        input_ids=torch.where(counted_BT, node_ids, token_ids),
         labels=torch.where(counted_BT, token_ids, IGNORED_LABEL),
         timesteps=timesteps,
     )
@@ -107,8 +110,42 @@ def corrupt_level(
     place_BT = uniform(token_ids.shape, generator, token_ids.device).masked_fill(~counted, -1)
     above_B1 = (level - 1)[:, None]
     depth_BT = depth_BT.scatter(1, place_BT.argmax(dim=1, keepdim=True), above_B1)
-    node_ids = torch.where(counted, tree.ancestors[token_ids, depth_BT], token_ids)
-    return node_ids, (depth_BT == above_B1) & counted
+    node_ids = tree.ancestors[token_ids, depth_BT]
+    if schedule.perturbation:
+        node_ids = perturb(node_ids, tree, schedule.perturbation, uniform(node_ids.shape, generator, node_ids.device))
+    return torch.where(counted, node_ids, token_ids), (depth_BT == above_B1) & counted
+
+
+def perturb(node_ids: torch.Tensor, tree: VocabularyTree, rate: float, uniforms: torch.Tensor) -> torch.Tensor:
+    """Replace nodes between root and tokens, of any shape, by another child of their parent, all alike, at a rate.
+
+    `uniforms`, one number from U[0, 1) for each, say whether and by which. On a tree of depth 2 this is HDLM's noise,
+    whose xi is 1 - rate. An only child stays.
+    """
+    children, is_there = siblings(node_ids, tree)
+    slot = torch.arange(children.shape[-1], device=node_ids.device)
+    is_other = is_there & (slot != tree.child_slot[node_ids][..., None])
+    index = (uniforms / rate * is_other.sum(dim=-1)).long()[..., None]
+    chosen = (is_other & (is_other.cumsum(dim=-1) - 1 == index)).long().argmax(dim=-1, keepdim=True)
+    moves = (node_ids > tree.root_id) & (uniforms < rate) & is_other.any(dim=-1)
+    return torch.where(moves, children.gather(-1, chosen)[..., 0], node_ids)
+
+
+def siblings(node_ids: torch.Tensor, tree: VocabularyTree) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes of any shape -> (..., K) the children of their parents, those of the root for the root, and which exist."""
+    above = (tree.depth[node_ids] - 1).clamp(min=0)
+    children = tree.children[tree.ancestors[tree.representative[node_ids], above] - tree.root_id]
+    return children, children >= 0
+
+
+def sibling_log_likelihood(node_ids: torch.Tensor, tree: VocabularyTree, rate: float) -> torch.Tensor:
+    """(n,) nodes that are shown -> (n, K): log-probability of it if the child in that slot of their parent is meant."""
+    _, is_there_nK = siblings(node_ids, tree)
+    others_n1 = is_there_nK.sum(dim=-1, keepdim=True) - 1
+    wrong_n1 = torch.where(others_n1 > 0, rate / others_n1.clamp(min=1), 0.0).log()
+    right_n1 = torch.where(others_n1 > 0, math.log1p(-rate), 0.0)
+    own_nK = torch.arange(is_there_nK.shape[-1], device=node_ids.device) == tree.child_slot[node_ids][:, None]
+    return torch.where(own_nK, right_n1, wrong_n1).masked_fill(~is_there_nK, -torch.inf)
 
 
 def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree, **beside: torch.Tensor | None) -> None:

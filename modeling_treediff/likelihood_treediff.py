@@ -15,7 +15,6 @@ from .configuration_treediff import TreeDiffConfig, is_of
 from .diffusion_process import (
     check_nodes,
     check_tokens,
-    child_slots,
     corrupt_level,
     counted_positions,
     number_blocks,
@@ -88,7 +87,7 @@ class TreeDiffLikelihoodMixin:
     tree: VocabularyTree
     model: Any  # a TreeDiffModel
     head: TreeHead
-    child_cross_entropy: Callable[..., torch.Tensor]
+    bound_nats: Callable[..., torch.Tensor]
 
     @torch.no_grad()
     def nelbo(
@@ -162,9 +161,9 @@ class TreeDiffLikelihoodMixin:
             # The head looks only at the positions that count.
             hidden_mE = hidden[text_nL[refined], place_nL[refined]]
             node_m, token_m = nodes_nL[refined], clean_nL[refined]
-            slot_m = child_slots(node_m, token_m, tree)
-            log_m = -self.child_cross_entropy(hidden_mE[None], node_m[None], slot_m[None])[0]
-            nats_m = -mix_uniform(log_m, node_m, tree, self.config.uniform_share)
+            nats_m = self.bound_nats(hidden_mE[None], node_m[None], token_m[None])[0]
+            if share_of_all := self.config.uniform_share:
+                nats_m = -mix_uniform(-nats_m, node_m, tree, share_of_all)
             weight_n = mask_nL.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[drawn_n]
             of_m = refined.cpu().nonzero()[:, 0]
             weight_m, position_m = weight_n[of_m], place_nL[refined].cpu()

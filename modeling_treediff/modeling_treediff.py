@@ -30,7 +30,13 @@ from .configuration_treediff import TreeDiffConfig
 from .diffusion_process import check_nodes, check_tensors, checked_times, child_slots, nelbo_terms, number_blocks
 from .generation_treediff import TreeDiffGenerationMixin
 from .likelihood_treediff import TreeDiffLikelihoodMixin
-from .node_layers_treediff import HEAD_CLASSES, FactorisedEmbedding, child_cross_entropy, embed_paths
+from .node_layers_treediff import (
+    HEAD_CLASSES,
+    FactorisedEmbedding,
+    child_cross_entropy,
+    embed_paths,
+    perturbed_cross_entropy,
+)
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, Folder, VocabularyTree, find_tree_file
 
@@ -301,6 +307,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
         return child_cross_entropy(self.head, hidden, input_ids, slots, self.tree)
 
+    def bound_nats(self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes, tokens or -100 -> (B, T) nats that the bound weighs, 0 at tokens."""
+        if rate := self.config.perturbation:
+            return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
+        return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
+
     @can_return_tuple
     def forward(
         self,
@@ -349,10 +361,9 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             in_blocks = self.config.block_size is not None or block_numbers is not None
             times = checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
             try:
-                slots_BT = child_slots(input_ids, labels, self.tree)
+                nats_BT = self.bound_nats(hidden_BTE, input_ids, labels)
             except IndexError as error:
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
-            nats_BT = self.child_cross_entropy(hidden_BTE, input_ids, slots_BT)
             terms_BTD = nelbo_terms(nats_BT, input_ids, times, self.tree, self.schedule)
             count = (labels >= 0).sum().clamp(min=1)
             output.loss = terms_BTD.sum() / count

@@ -1,0 +1,198 @@
+"""Noise that shows wrong nodes: the bound, against the rates of the process itself and against exact posteriors."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.bayes_optimal import TREES, random_joint
+from helpers.models import corrupted, tiny_model
+
+from modeling_treediff import VocabularyTree, corrupt
+from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
+from modeling_treediff.diffusion_process import perturb, sibling_log_likelihood
+from modeling_treediff.node_layers_treediff import perturbed_cross_entropy
+
+INNER = {name: TREES[name] for name in ("uneven", "deep")}  # which have nodes between root and tokens
+RATE = 0.3
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def token_head(hidden, node_ids, tree):
+    """Scores of children from log-weights of tokens (..., V): the logarithm of what lies below each."""
+    below = torch.full((*hidden.shape[:-1], tree.max_branching), -torch.inf, dtype=hidden.dtype)
+    for slot in range(tree.max_branching):
+        child = tree.children[(node_ids - tree.root_id).clamp(min=0), slot]
+        is_below = tree.ancestors.T[tree.depth[child.clamp(min=0)]] == child[..., None]
+        below[..., slot] = hidden.masked_fill(~is_below, -torch.inf).logsumexp(dim=-1)
+    return below
+
+
+def shown_law(tree, token, rate):
+    """(D + 1, N): what is shown at each depth for a token, written out."""
+    law = torch.zeros(tree.tree_depth + 1, tree.num_nodes, dtype=torch.float64)
+    for depth, node in enumerate(tree.ancestors[token].tolist()):
+        family = [one for one in tree.children[tree.parent[node] - tree.root_id].tolist() if one >= 0] if depth else []
+        if 0 < depth < tree.tree_depth and len(family) > 1:
+            law[depth, family] = rate / (len(family) - 1)
+            law[depth, node] = 1 - rate
+        else:
+            law[depth, node] = 1
+    return law
+
+
+@pytest.mark.parametrize("tree", INNER.values(), ids=INNER)
+def test_nodes_are_shown_as_the_law_says(tree):
+    """60,000 draws for every node, within four standard errors; likelihoods are the same law read the other way."""
+    draws = 60_000
+    uniforms = torch.rand(draws, generator=generator(), dtype=torch.float64)
+    for token in range(tree.vocab_size):
+        law = shown_law(tree, token, RATE)
+        for depth, node in enumerate(tree.ancestors[token].tolist()):
+            found = perturb(torch.full((draws,), node), tree, RATE, uniforms).bincount(minlength=tree.num_nodes) / draws
+            assert ((found - law[depth]).abs() <= 4 * (law[depth] * (1 - law[depth]) / draws).sqrt()).all()
+            if 0 < depth < tree.tree_depth:
+                for shown in law[depth].nonzero()[:, 0].tolist():
+                    log_likelihood = sibling_log_likelihood(torch.tensor([shown]), tree, RATE)[0, tree.child_slot[node]]
+                    assert float(log_likelihood.exp()) == pytest.approx(float(law[depth, shown]))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("tree", INNER.values(), ids=INNER)
+def test_the_loss_is_that_of_the_rates_of_the_process(tree, schedule):
+    """Of any continuous-time Markov chain: the sum over jumps of B log(B / B') - B + B', B' the model's reverse rate.
+
+    B follows from the forward rates, which know the shown node alone, and from the law of what is shown.
+    """
+    model = tiny_model(tree, schedule=schedule, perturbation=RATE)
+    time = torch.tensor([0.37], dtype=torch.float64)
+    alpha, flux = model.schedule.alpha(time)[0], model.schedule.flux(time)[0]
+    pi = alpha - torch.cat([alpha[1:], alpha.new_zeros(1)])
+    laws = torch.stack([shown_law(tree, token, RATE) for token in range(tree.vocab_size)])
+    at_time = (laws * pi[:, None]).sum(dim=1)  # (V, N)
+    forward = torch.zeros(tree.num_nodes, tree.num_nodes, dtype=torch.float64)
+    for node in range(tree.num_nodes):
+        depth = int(tree.depth[node])
+        if depth and pi[depth] > 0:
+            token = int(tree.representative[node])  # what is below a node has the same law above it
+            forward[node] = flux[depth - 1] / pi[depth] * laws[token, depth - 1]
+    change = at_time @ forward - at_time * forward.sum(dim=1)
+    step = 1e-6
+    ends = (model.schedule.alpha(time + sign * step)[0] for sign in (1, -1))
+    later, earlier = (((end - torch.cat([end[1:], end.new_zeros(1)]))[:, None] * laws).sum(dim=1) for end in ends)
+    torch.testing.assert_close(change, (later - earlier) / (2 * step), rtol=1e-5, atol=1e-8)  # it has this law
+
+    log_weights = torch.randn(tree.vocab_size, generator=generator(), dtype=torch.float64)
+    for token in range(tree.vocab_size):
+        for shown in (at_time[token] > 0).nonzero()[:, 0].tolist():
+            if (depth := int(tree.depth[shown])) == tree.tree_depth:
+                continue
+            reverse = torch.where(at_time[:, shown, None] > 0, at_time * forward[:, shown] / at_time[:, shown, None], 0)
+            posterior = log_weights.exp() * at_time[:, shown]
+            ours = (posterior[:, None] * reverse).sum(dim=0) / posterior.sum()
+            exact = torch.xlogy(reverse[token], reverse[token] / ours.clamp(min=1e-300)) - reverse[token] + ours
+            shown_11, token_11 = torch.tensor([[shown]]), torch.tensor([[token]])
+            nats = perturbed_cross_entropy(token_head, log_weights[None, None], shown_11, token_11, tree, RATE)
+            found = nats * model.schedule.weight(time)[0, depth]
+            torch.testing.assert_close(found[0, 0], exact.sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_hdlm_with_its_xi_is_the_tree_of_depth_two():
+    """The right cluster with xi, the others share the rest; below a cluster, right or wrong, the token by Bayes."""
+    tree, xi = INNER["uneven"], 1 - RATE
+    cluster_of = tree.ancestors[:, 1] - tree.root_id - 1
+    log_weights = torch.randn(5, generator=generator(), dtype=torch.float64)
+    token_p = log_weights.softmax(dim=0)
+    cluster_p = torch.zeros(3, dtype=torch.float64).index_add(0, cluster_of, token_p)
+    shown_p = torch.full((3, 3), (1 - xi) / 2, dtype=torch.float64).fill_diagonal_(xi)  # of true, shown
+    for token in range(5):
+        mask, labels = torch.tensor([[tree.root_id]]), torch.tensor([[token]])
+        nats = perturbed_cross_entropy(token_head, log_weights[None, None], mask, labels, tree, 1 - xi)
+        target, predicted = shown_p[cluster_of[token]], cluster_p @ shown_p
+        assert float(nats) == pytest.approx(float((target * (target / predicted).log()).sum()))
+        for shown in range(3):
+            nodes = torch.tensor([[tree.root_id + 1 + shown]])
+            nats = perturbed_cross_entropy(token_head, log_weights[None, None], nodes, labels, tree, 1 - xi)
+            posterior = token_p * shown_p[cluster_of, shown]
+            assert float(nats) == pytest.approx(-float((posterior[token] / posterior.sum()).log()))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_perturbation_the_loss_is_the_other_one_and_a_small_rate_comes_near(head):
+    plain, noisy = (tiny_model(INNER["deep"], head=head, perturbation=rate).double() for rate in (0.0, 1e-9))
+    noisy.load_state_dict(plain.state_dict())
+    batch = vars(corrupted(plain))
+    torch.testing.assert_close(noisy(**batch).loss, plain(**batch).loss, rtol=1e-6, atol=0)
+    hidden = torch.randn(4, 10, 32, generator=generator(), dtype=torch.float64)
+    nats = perturbed_cross_entropy(plain.head, hidden, batch["input_ids"], batch["labels"], plain.tree, 0.0)
+    torch.testing.assert_close(nats, plain.bound_nats(hidden, batch["input_ids"], batch["labels"]))
+
+
+def knowing(tree, joint, **fields):
+    """A model whose hidden states are log-weights of tokens as the other positions have them, by enumeration."""
+    model = tiny_model(tree, perturbation=RATE, max_position_embeddings=joint.ndim, **fields)
+    texts = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * joint.ndim).view(-1, joint.ndim)
+    law = torch.stack(
+        [shown_law(tree, token, RATE).sum(dim=0) for token in range(tree.vocab_size)]
+    )  # by token and node
+
+    class Knowing(type(model.model)):
+        def forward(self, node_ids, attention_mask=None, *_, **__):
+            weight_BO = joint.flatten().expand(len(node_ids), -1)
+            factor = [law[texts[:, place]][:, node_ids[:, place]].T for place in range(joint.ndim)]
+            hidden = torch.zeros(*node_ids.shape, tree.vocab_size, dtype=torch.float64)
+            for place in range(joint.ndim):
+                others = weight_BO.clone()
+                for other in range(joint.ndim):
+                    others = others * factor[other] if other != place else others
+                hidden[:, place].index_add_(1, texts[:, place], others)
+            return SimpleNamespace(last_hidden_state=hidden.log())
+
+    class Head(type(model.head)):
+        def forward(self, hidden, node_ids, tree):
+            return token_head(hidden, node_ids, tree)
+
+    model.model.__class__, model.head.__class__ = Knowing, Head
+    return model, texts
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("tree", INNER.values(), ids=INNER)
+def test_the_bound_of_the_best_model_is_the_entropy_of_the_data(tree, schedule):
+    """Two positions; within four standard errors."""
+    joint = random_joint(5, 5)
+    model, texts = knowing(tree, joint, schedule=schedule)
+    means = []
+    for seed in range(40):
+        nats = model.nelbo(texts, num_samples=24, batch_size=600, generator=generator(seed)).token_losses.sum(dim=1)
+        means.append(float((joint.flatten() * nats).sum()))
+    entropy = float(torch.special.entr(joint).sum())
+    error = float(torch.tensor(means).std()) / len(means) ** 0.5
+    assert abs(sum(means) / len(means) - entropy) < 4 * error < 0.1
+
+
+def test_the_bound_is_the_mean_of_the_training_loss():
+    tree = random_tree(100, branching=5, depth=3, seed=1)
+    model = tiny_model(tree, perturbation=RATE).double().eval()
+    tokens = torch.randint(0, 100, (3, 16), generator=generator())
+    losses = []
+    for seed in range(50):
+        batch = corrupt(tokens.repeat(40, 1), tree, model.schedule, generator=generator(seed))
+        with torch.no_grad():
+            losses.append(model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss)
+    loss, bound = torch.stack(losses), model.nelbo(tokens, num_samples=300, generator=generator())
+    error = (loss.var() / len(loss) + bound.standard_error**2) ** 0.5
+    assert abs(float(loss.mean()) - bound.value) < 4 * error < 0.3
+
+
+def test_what_cannot_be_perturbed_is_refused():
+    with pytest.raises(ValueError, match="nodes between root and tokens"):
+        tiny_model(VocabularyTree.flat(5), perturbation=0.1)
+    for rate in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="perturbation must be at least 0 and less than 1"):
+            tiny_model(INNER["deep"], perturbation=rate)
+    with pytest.raises(ValueError, match="no uniform_share"):
+        tiny_model(INNER["deep"], perturbation=0.1, uniform_share=0.1)
