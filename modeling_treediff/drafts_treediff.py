@@ -5,7 +5,7 @@ nodes, M nodes of one level, D depth of the leaves, K largest fan-out, n positio
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import Cache
@@ -24,6 +24,8 @@ class ChildModel(Protocol):
     config: TreeDiffConfig
     tree: VocabularyTree
     schedule: LevelSchedule
+    model: Any  # hidden states of nodes, and
+    head: Any  # scores of any nodes' children from these, asked for where the schedule perturbs nodes
 
     def child_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
