@@ -53,11 +53,16 @@ def corrupt(
         generator: source of all randomness, on any device.
         attention_mask: (B, T); positions with 0 are padding, stay as they are and are not counted.
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
-        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
+        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's; (2, B, T), where the
+            schedule perturbs nodes, those that say by which.
         block_numbers: (B, T) of `number_blocks`, for models that have blocks: each gets a time of its own.
 
     """
-    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms)
+    kinds = 2 if schedule.perturbation else 1
+    if uniforms is None:
+        uniforms = uniform((kinds, *token_ids.shape), generator, token_ids.device)
+    uniforms = uniforms.view(kinds, *uniforms.shape[-2:])
+    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms[0])
     if timesteps is None and block_numbers is not None:
         shape = len(token_ids), int(block_numbers.max()) + 1
         times_BN = schedule.sample_times(shape[0] * shape[1], generator).view(shape).to(token_ids.device)
@@ -66,11 +71,9 @@ def corrupt(
         timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
     elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
         raise ValueError("timesteps must lie in [0, 1].")
-    if uniforms is None:
-        uniforms = uniform(token_ids.shape, generator, token_ids.device)
-    node_ids = tree.ancestors[token_ids, _depths(uniforms, schedule, timesteps)]
+    node_ids = tree.ancestors[token_ids, _depths(uniforms[0], schedule, timesteps)]
     if schedule.perturbation:
-        node_ids = perturb(node_ids, tree, schedule.perturbation, uniform(node_ids.shape, generator, node_ids.device))
+        node_ids = perturb(node_ids, tree, schedule.perturbation, uniforms[1])
     counted_BT = counted_positions(token_ids, attention_mask, fixed_mask)
     return CorruptedBatch(
         input_ids=torch.where(counted_BT, node_ids, token_ids),

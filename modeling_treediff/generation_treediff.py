@@ -60,6 +60,8 @@ class TreeDiffGenerationMixin:
     schedule: LevelSchedule
     tree: VocabularyTree
     child_logits: Callable[..., torch.Tensor]
+    model: Any  # a TreeDiffModel
+    head: Any  # a TreeHead
 
     generation_config_class: type[TreeDiffGenerationConfig] = TreeDiffGenerationConfig
 

@@ -15,12 +15,13 @@ from .configuration_treediff import TreeDiffConfig, is_of
 from .diffusion_process import (
     check_nodes,
     check_tokens,
+    child_slots,
     corrupt_level,
     counted_positions,
     number_blocks,
     uniform,
 )
-from .node_layers_treediff import TreeHead, mix_uniform
+from .node_layers_treediff import TreeHead, mix_uniform, perturbed_cross_entropy
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
@@ -87,7 +88,13 @@ class TreeDiffLikelihoodMixin:
     tree: VocabularyTree
     model: Any  # a TreeDiffModel
     head: TreeHead
-    bound_nats: Callable[..., torch.Tensor]
+    child_cross_entropy: Callable[..., torch.Tensor]
+
+    def bound_nats(self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes, tokens or -100 -> (B, T) nats that the bound weighs, 0 at tokens."""
+        if rate := self.config.perturbation:
+            return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
+        return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
 
     @torch.no_grad()
     def nelbo(

@@ -27,16 +27,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file
 
 from .backbone_treediff import TreeDiffBackbone, cached_positions
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes, check_tensors, checked_times, child_slots, nelbo_terms, number_blocks
+from .diffusion_process import check_nodes, check_tensors, checked_times, nelbo_terms, number_blocks
 from .generation_treediff import TreeDiffGenerationMixin
 from .likelihood_treediff import TreeDiffLikelihoodMixin
-from .node_layers_treediff import (
-    HEAD_CLASSES,
-    FactorisedEmbedding,
-    child_cross_entropy,
-    embed_paths,
-    perturbed_cross_entropy,
-)
+from .node_layers_treediff import HEAD_CLASSES, FactorisedEmbedding, child_cross_entropy, embed_paths
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import HUB_OPTIONS, TREE_WEIGHTS_NAME, Folder, VocabularyTree, find_tree_file
 
@@ -294,7 +288,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the layer whose vectors the input embedding shares, for sharding and rounding; None without one."""
-        return self.head.nodes if self.config.tie_word_embeddings else None  # type: ignore[return-value]
+        return self.head.nodes if self.config.tie_word_embeddings else None
 
     def child_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
@@ -306,12 +300,6 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
     def child_cross_entropy(self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
         return child_cross_entropy(self.head, hidden, input_ids, slots, self.tree)
-
-    def bound_nats(self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(B, T, E) hidden states, (B, T) nodes, tokens or -100 -> (B, T) nats that the bound weighs, 0 at tokens."""
-        if rate := self.config.perturbation:
-            return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
-        return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
 
     @can_return_tuple
     def forward(

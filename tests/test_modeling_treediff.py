@@ -263,6 +263,7 @@ def test_bad_calls_say_what_is_wrong():
         {"node_embedding": "free", "schedule": "poisson", "checkpointing": True},
         {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True, "flat": True},
         {"head": "node", "block_size": 4, "padding": True},
+        {"head": "node", "perturbation": 0.1},
     ],
     ids=lambda fields: " ".join(map(str, fields.values())),
 )

@@ -6,6 +6,7 @@ Pre-norm blocks (RMSNorm, arXiv 1910.07467), rotary positions (arXiv 2104.09864)
 Tables are computed in `forward`, not kept in buffers: models are created on the meta device when they are loaded.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,10 +64,7 @@ class TreeDiffAttention(nn.Module):
         attention_mask: AttentionMask,
         past: Cache | None = None,
     ) -> torch.Tensor:
-        """Queries, keys and values (B, T, E) -> (B, T, E): each head's mean of the values, weighted by its scores.
-
-        Of keys and values in a cache, too, to which these are added.
-        """
+        """Queries, keys, values (B, T, E), beside those of a cache -> (B, T, E): each head's mean by its scores."""
         size = projected[0].shape
         query, key, value = (features.view(*size[:-1], -1, self.head_dim).transpose(1, 2) for features in projected)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -135,11 +133,10 @@ class TreeDiffBackbone(nn.Module):
         of the clean tokens, they see these of the blocks before (BD3-LM, arXiv 2503.09573, section 3.2). Behind a cache
         of P positions the other arguments are (B, P + T).
         """
-        config = self.config
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
         length, device = embeddings_BTE.shape[1], embeddings_BTE.device
         done = 0 if past is None else int(past.get_seq_length())
-        cos_TC, sin_TC = rotary_tables(done + length, head_dim, config.rope_theta, device)
+        cos_TC, sin_TC = rotary_tables(done + length, head_dim, self.config.rope_theta, device)
         rotation = cos_TC[done:], sin_TC[done:]
         hidden_BTE, beside = embeddings_BTE, (attention_mask, segment_ids, block_numbers)
         if clean_BTE is not None:
@@ -163,36 +160,44 @@ class TreeDiffBackbone(nn.Module):
         """Return who sees whom; the first `noisy` positions are those that clean ones stand beside."""
         if segment_ids is None and block_numbers is None:
             return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)
-        if "flash" in self.config._attn_implementation:
-            kind = self.config._attn_implementation
+        if "flash" in (kind := self.config._attn_implementation):
             raise ValueError(f"{kind} cannot keep segments or blocks apart: load with attn_implementation='sdpa'.")
         if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
             segment_ids = torch.zeros_like(attention_mask) if segment_ids is None else segment_ids
             segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
-        if past is not None and block_numbers is not None:  # room that a static cache has left is a block to come
-            room = past.get_mask_sizes(embeddings_BTE.shape[1], 0)[0] - block_numbers.shape[1]
-            block_numbers = F.pad(block_numbers, (0, room), value=block_numbers.shape[1])
-            segment_ids = None if segment_ids is None else F.pad(segment_ids, (0, room))
-        functions = [] if segment_ids is None else [packed_sequence_mask_function(segment_ids)]
-        functions += [] if block_numbers is None else [_block_mask_function(block_numbers, noisy)]
+        size, length, device = *embeddings_BTE.shape[:2], embeddings_BTE.device
+        known = length if block_numbers is None else block_numbers.shape[1]
+        room = 0, 0 if past is None else past.get_mask_sizes(length, 0)[0] - known  # of a static cache: a block to come
+        functions = [] if segment_ids is None else [packed_sequence_mask_function(F.pad(segment_ids, room))]
+        if block_numbers is not None:
+            functions.append(_block_mask_function(F.pad(block_numbers, room, value=known), noisy))
         sees = and_masks(*functions)
-        return create_bidirectional_mask(
-            self.config, embeddings_BTE, None, past_key_values=past, and_mask_function=sees
-        )
+        if "flex" in kind:
+            return create_bidirectional_mask(
+                self.config, embeddings_BTE, None, past_key_values=past, and_mask_function=sees
+            )
+        # Not transformers' own for the others: it maps the function over numbers, which triples a short pass.
+        place_K = torch.arange(known + room[1], device=device)
+        query_Q1 = place_K[known - length : known, None]
+        sees_B1QK = sees(torch.arange(size, device=device)[:, None, None, None], query_Q1, query_Q1, place_K)
+        return sees_B1QK if kind == "sdpa" else torch.where(sees_B1QK, 0.0, torch.finfo(torch.float32).min)
 
 
 def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConfig) -> int:
     """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts (B, T)."""
-    if config.block_size is None:
-        raise ValueError("past_key_values need a model with blocks (config.block_size): elsewhere all changes.")
+    if not isinstance(cache, Cache):
+        raise ValueError(f"past_key_values must be a cache of transformers, got {type(cache).__name__}.")
     layers: Any = cache.layers
-    if not (done := int(cache.get_seq_length())):
-        return 0
-    keys = layers[0].keys
-    found = (len(keys), len(layers), keys.shape[1] * keys.shape[3], keys.device)
-    if found != (expected := (len(input_ids), config.num_hidden_layers, config.hidden_size, input_ids.device)):
-        said = "a cache of (texts, layers, hidden size, device)"
+    done, keys = int(cache.get_seq_length()), layers[0].keys if layers else None
+    room = getattr(layers[0], "max_cache_len", math.inf) if layers else math.inf
+    heads = config.num_attention_heads
+    expected = len(input_ids), config.num_hidden_layers, heads, config.hidden_size // heads, input_ids.device
+    found = (len(keys), len(layers), keys.shape[1], keys.shape[3], keys.device) if keys is not None else expected
+    if found != expected or layers and len(layers) != config.num_hidden_layers:
+        said = "a cache of (texts, layers, heads, head size, device)"
         raise ValueError(f"past_key_values is {said} {found}, not {expected}: make a new one for these texts.")
+    if (length := done + input_ids.shape[1]) > room:
+        raise ValueError(f"past_key_values has room for {room} positions, not for {length}: give it more.")
     return done
 
 

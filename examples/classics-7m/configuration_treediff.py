@@ -11,7 +11,7 @@ from .vocabulary_tree import MOST_PLACES, VocabularyTree
 if TYPE_CHECKING:  # transformers tells checkpoints apart by the code that this file names, here all of it
     from .modeling_treediff import TreeDiffForDiffusionLM  # noqa: F401
 
-FORMAT_VERSION = 4  # raised when this code writes checkpoints that its older versions would read wrongly
+FORMAT_VERSION = 5  # raised when this code writes checkpoints that its older versions would read wrongly
 RENAMED = {"window_lengths": "level_durations"}  # since format 1, which also said what training kept:
 RENAMED |= {"recompute_mlp_layers": "make_lean(recompute_mlp=)", "loss_chunk_size": "make_lean(loss_chunk=)"}
 HEADS = ("child", "node", "leaf")
@@ -46,6 +46,8 @@ class TreeDiffConfig(PreTrainedConfig):
         schedule: how positions lose depth, see `noise_schedules.py`: "sequential" = one level after the other (TDLM),
             "binomial" = all levels independently, "poisson" = all with equal hazards (HDLM with gamma 2 and 1).
         level_durations: relative durations of the levels, sequential schedule, coarsest first; by default equal.
+        perturbation: rate at which a node between root and tokens is shown as another child of its parent, so that the
+            network learns to notice and to correct (HDLM's 1 - xi); 0: never.
         time_warp: "cosine" lets time run as 1 - cos(pi t / 2).
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
@@ -82,6 +84,7 @@ class TreeDiffConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     schedule: str = "binomial"
     level_durations: list[float] | None = None
+    perturbation: float = 0.0
     time_warp: str = "linear"
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
@@ -159,12 +162,16 @@ class TreeDiffConfig(PreTrainedConfig):
             counts = kind is int or name in ("num_timesteps", "embedding_rank", "block_size")
             if counts and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
-            if kind is float and value <= 0 and name != "uniform_share":
+            if kind is float and value <= 0 and name not in ("uniform_share", "perturbation"):
                 raise ValueError(f"{name} must be positive, got {said}.")
 
     def _check_values(self) -> None:
-        if not 0 <= self.uniform_share < 1:
-            raise ValueError(f"uniform_share must be at least 0 and less than 1, got {self.uniform_share}.")
+        for name in ("uniform_share", "perturbation"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {value}.")
+        if self.perturbation and (self.tree_depth == 1 or self.num_timesteps or self.uniform_share):
+            hint = "a tree of depth 2 or more, continuous time, and no uniform_share"
+            raise ValueError(f"perturbation needs nodes between root and tokens: use {hint}.")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % (2 * heads):  # rotation takes pairs of features
             raise ValueError(f"hidden_size={width} must be an even multiple of num_attention_heads={heads}.")

@@ -9,12 +9,14 @@ f_k = -alpha_k', a token x stands at its ancestor of depth k with probability pi
     NELBO(x) = sum_k int_0^1 dt f_k(t) / pi_{k-1}(t) E_{z_t} sum_i 1[depth_i = k-1] (-log p(a_k(x_i) | z_t, i)).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from .configuration_treediff import is_of
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
@@ -51,11 +53,16 @@ def corrupt(
         generator: source of all randomness, on any device.
         attention_mask: (B, T); positions with 0 are padding, stay as they are and are not counted.
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
-        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
+        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's; (2, B, T), where the
+            schedule perturbs nodes, those that say by which.
         block_numbers: (B, T) of `number_blocks`, for models that have blocks: each gets a time of its own.
 
     """
-    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms)
+    kinds = 2 if schedule.perturbation else 1
+    if uniforms is None:
+        uniforms = uniform((kinds, *token_ids.shape), generator, token_ids.device)
+    uniforms = uniforms.view(kinds, *uniforms.shape[-2:])
+    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms[0])
     if timesteps is None and block_numbers is not None:
         shape = len(token_ids), int(block_numbers.max()) + 1
         times_BN = schedule.sample_times(shape[0] * shape[1], generator).view(shape).to(token_ids.device)
@@ -64,12 +71,12 @@ def corrupt(
         timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
     elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
         raise ValueError("timesteps must lie in [0, 1].")
-    if uniforms is None:
-        uniforms = uniform(token_ids.shape, generator, token_ids.device)
-    depth_BT = _depths(uniforms, schedule, timesteps)
+    node_ids = tree.ancestors[token_ids, _depths(uniforms[0], schedule, timesteps)]
+    if schedule.perturbation:
+        node_ids = perturb(node_ids, tree, schedule.perturbation, uniforms[1])
     counted_BT = counted_positions(token_ids, attention_mask, fixed_mask)
     return CorruptedBatch(
-        input_ids=torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids),
+        input_ids=torch.where(counted_BT, node_ids, token_ids),
         labels=torch.where(counted_BT, token_ids, IGNORED_LABEL),
         timesteps=timesteps,
     )
@@ -106,8 +113,42 @@ def corrupt_level(
     place_BT = uniform(token_ids.shape, generator, token_ids.device).masked_fill(~counted, -1)
     above_B1 = (level - 1)[:, None]
     depth_BT = depth_BT.scatter(1, place_BT.argmax(dim=1, keepdim=True), above_B1)
-    node_ids = torch.where(counted, tree.ancestors[token_ids, depth_BT], token_ids)
-    return node_ids, (depth_BT == above_B1) & counted
+    node_ids = tree.ancestors[token_ids, depth_BT]
+    if schedule.perturbation:
+        node_ids = perturb(node_ids, tree, schedule.perturbation, uniform(node_ids.shape, generator, node_ids.device))
+    return torch.where(counted, node_ids, token_ids), (depth_BT == above_B1) & counted
+
+
+def perturb(node_ids: torch.Tensor, tree: VocabularyTree, rate: float, uniforms: torch.Tensor) -> torch.Tensor:
+    """Replace nodes between root and tokens, of any shape, by another child of their parent, all alike, at a rate.
+
+    `uniforms`, one number from U[0, 1) for each, say whether and by which. On a tree of depth 2 this is HDLM's noise,
+    whose xi is 1 - rate. An only child stays.
+    """
+    children, is_there = siblings(node_ids, tree)
+    slot = torch.arange(children.shape[-1], device=node_ids.device)
+    is_other = is_there & (slot != tree.child_slot[node_ids][..., None])
+    index = (uniforms / rate * is_other.sum(dim=-1)).long()[..., None]
+    chosen = (is_other & (is_other.cumsum(dim=-1) - 1 == index)).long().argmax(dim=-1, keepdim=True)
+    moves = (node_ids > tree.root_id) & (uniforms < rate) & is_other.any(dim=-1)
+    return torch.where(moves, children.gather(-1, chosen)[..., 0], node_ids)
+
+
+def siblings(node_ids: torch.Tensor, tree: VocabularyTree) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes of any shape -> (..., K) the children of their parents, those of the root for the root, and which exist."""
+    above = (tree.depth[node_ids] - 1).clamp(min=0)
+    children = tree.children[tree.ancestors[tree.representative[node_ids], above] - tree.root_id]
+    return children, children >= 0
+
+
+def sibling_log_likelihood(node_ids: torch.Tensor, tree: VocabularyTree, rate: float) -> torch.Tensor:
+    """(n,) nodes that are shown -> (n, K): log-probability of it if the child in that slot of their parent is meant."""
+    _, is_there_nK = siblings(node_ids, tree)
+    others_n1 = is_there_nK.sum(dim=-1, keepdim=True) - 1
+    wrong_n1 = torch.where(others_n1 > 0, rate / others_n1.clamp(min=1), 0.0).log()
+    right_n1 = torch.where(others_n1 > 0, math.log1p(-rate), 0.0)
+    own_nK = torch.arange(is_there_nK.shape[-1], device=node_ids.device) == tree.child_slot[node_ids][:, None]
+    return torch.where(own_nK, right_n1, wrong_n1).masked_fill(~is_there_nK, -torch.inf)
 
 
 def check_tokens(token_ids: torch.Tensor, tree: VocabularyTree, **beside: torch.Tensor | None) -> None:
@@ -133,6 +174,17 @@ def check_tensors(name: str, ids: torch.Tensor, **beside: torch.Tensor | None) -
     if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 2 or not len(ids):
         got = f"{ids.dtype} of shape {tuple(ids.shape)}"
         raise ValueError(f"{name} must be whole numbers of shape (batch, length), at least one text, got {got}.")
+
+
+def checked_times(timesteps: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
+    """Return the times of a batch; ValueError unless they have this shape, in numbers of 32 bits or more."""
+    if not isinstance(timesteps, torch.Tensor) or timesteps.shape != shape:
+        said = f"The loss needs `timesteps` of shape {tuple(shape)} beside `labels`"
+        raise ValueError(f"{said}, as of corrupt(...), with block_numbers for a model that has blocks.")
+    if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
+        hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
+        raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
+    return timesteps
 
 
 def _check_range(ids: torch.Tensor, count: int, name: str, what: str, hint: str = "") -> None:
@@ -173,8 +225,10 @@ def number_blocks(
 
     Every text, or segment of a window, begins with a block of its own; its last block may be shorter.
     """
+    if not is_of(block_size, int) or block_size < 1:
+        raise ValueError(f"block_size must be a whole number, at least 1, got {block_size!r}.")
     real_BT = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
-    order_BT = (real_BT.cumsum(dim=1) - 1).clamp(min=0)
+    order_BT = real_BT.cumsum(dim=1) - real_BT
     if segment_ids is not None:
         begins_BT = torch.ones_like(real_BT, dtype=torch.bool)
         begins_BT[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]

@@ -5,11 +5,12 @@ nodes, M nodes of one level, D depth of the leaves, K largest fan-out, n positio
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import Cache
 
+from .configuration_treediff import TreeDiffConfig
 from .generation_config_treediff import TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
@@ -20,8 +21,11 @@ NODES_PER_PASS = 1024
 class ChildModel(Protocol):
     """A model that scores the children of the node at every position."""
 
+    config: TreeDiffConfig
     tree: VocabularyTree
     schedule: LevelSchedule
+    model: Any  # hidden states of nodes, and
+    head: Any  # scores of any nodes' children from these, asked for where the schedule perturbs nodes
 
     def child_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
@@ -43,6 +47,7 @@ class Draft:
     given: torch.Tensor  # (B, S) what was given, in the layout of the result: new positions, still open, at its end
     log_probs: torch.Tensor  # (B, T, D) of each level's child when it was drawn, 0 where none was
     columns: slice  # those that the network sees; the current block ends with them
+    visible: torch.Tensor  # (B, T) bool, of these: no padding, and no part of a block that begins before them
     num_new: int  # positions appended to what was given
     num_forward_passes: int = 0  # of the network so far, those for constraints among them
     num_steps: int = 0  # finished so far
@@ -61,7 +66,7 @@ class Draft:
         node_ids = given.gather(1, place)
         log_probs = torch.zeros(*node_ids.shape, tree.tree_depth, device=node_ids.device)
         real = real.gather(1, place).bool()
-        return cls(node_ids, real, place, given, log_probs, slice(0, node_ids.shape[1]), num_new)
+        return cls(node_ids, real, place, given, log_probs, slice(0, node_ids.shape[1]), real, num_new)
 
     @property
     def seen(self) -> torch.Tensor:
@@ -70,9 +75,9 @@ class Draft:
 
     @property
     def attention_mask(self) -> torch.Tensor | None:
-        """Of the columns that the network sees: 0 at padding; None without any."""
-        real = self.real[:, self.columns]
-        return None if bool(real.all()) else real.long()
+        """Of the columns that the network sees: 0 at padding and what else it does not see; None without any."""
+        visible = self.visible[:, self.columns]
+        return None if bool(visible.all()) else visible.long()
 
     @property
     def result(self) -> torch.Tensor:
@@ -92,7 +97,8 @@ class Block:
 
     columns: slice  # that the network sees meanwhile, from the first one that it sees to the block's end
     positions: torch.Tensor  # (B, T) bool
-    num_final: int = 0  # columns before it that no later block changes, nor sees otherwise: what a cache may keep
+    visible: torch.Tensor  # (B, T) bool, of these: as in the draft
+    num_final: int  # columns before it: what a cache may keep
 
 
 class Constraints(Protocol):

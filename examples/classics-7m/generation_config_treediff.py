@@ -16,15 +16,11 @@ TOKENIZER_OUTPUTS = ("token_type_ids", "special_tokens_mask", "offset_mapping", 
 MOVED = ("bad_words_ids", "exact_constraints", "logits_processor")  # settings until version 0.2, saved as null
 CHOICES = {"unmasking": UNMASKING, "sampling_dtype": ("float32", "float64"), "steps_per_level": ("auto",)}
 ABOVE_0 = math.ulp(0.0)
+COUNTS = "num_steps steps_per_level remasking_levels top_k max_new_tokens num_return_sequences"
+COUNTS += " block_length sliding_window stability_threshold"
 # Settings, the least and the largest that each of their numbers may be, and how that is said.
 RANGES = (
-    ("num_steps steps_per_level remasking_levels top_k", 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
-    (
-        "max_new_tokens num_return_sequences block_length stability_threshold",
-        1,
-        LARGEST_COUNT,
-        "be a positive whole number up to 2^20",
-    ),
+    (COUNTS, 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
     ("temperature guidance_scale", ABOVE_0, math.inf, "be positive"),
     ("top_p remasking_fraction", ABOVE_0, 1, "lie in (0, 1]"),
     ("remasking_steps threshold entropy_bound allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),
@@ -42,6 +38,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             room for, or none where `input_ids` holds open positions.
         block_length: append the new tokens in blocks of this length, each finished before the next begins and seeing
             the last max_position_embeddings (semi-autoregressive, arXiv 2503.09573). By default all at once.
+        sliding_window: where a text outgrows max_position_embeddings, a model that has blocks goes on with the blocks
+            among the last sliding_window positions, and so on, a batch at once; by default it refuses.
         num_steps: steps of the text, or of each block, at least D. A step is one forward pass; with unmasking="random"
             none where nothing moves, and one for each level that some position descends. A new model in discrete time
             (D3PM) has its own T here.
@@ -74,6 +72,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
         eos_early_stop: replace what follows the first end of text among the new tokens by padding.
         num_return_sequences: texts per prompt.
         use_cache: keep keys and values of finished blocks, in a model that has blocks: the same text, sooner.
+        approximate_cache: in a model without blocks, keep those of what stands before the first open position as the
+            block's first pass has them, though they would change with it: sooner, not the same (arXiv 2505.22618).
         output_history: also return the node ids after each step.
         return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
         bos_token_id, eos_token_id, pad_token_id: special tokens; where None, those of the model's own settings.
@@ -81,6 +81,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     max_new_tokens: int | None = None
     block_length: int | None = None
+    sliding_window: int | None = None
     num_steps: int = 64
     steps_per_level: str | list[int] | None = None
     unmasking: str = "random"
@@ -101,6 +102,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     eos_early_stop: bool = True
     num_return_sequences: int = 1
     use_cache: bool = True
+    approximate_cache: bool = False
     output_history: bool = False
     return_dict_in_generate: bool = False
     bos_token_id: int | None = None

@@ -60,6 +60,8 @@ class TreeDiffGenerationMixin:
     schedule: LevelSchedule
     tree: VocabularyTree
     child_logits: Callable[..., torch.Tensor]
+    model: Any  # a TreeDiffModel
+    head: Any  # a TreeHead
 
     generation_config_class: type[TreeDiffGenerationConfig] = TreeDiffGenerationConfig
 
@@ -94,8 +96,8 @@ class TreeDiffGenerationMixin:
             constraints: what the tokens may be, beyond allowed_tokens and suppress_tokens, such as
                 `modeling_treediff.constraints.TokenConstraints`: no bad words, logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.
-            past_key_values: an empty cache of transformers, such as a StaticCache with room for the whole text, for a
-                model that has blocks; by default a DynamicCache.
+            past_key_values: an empty cache of transformers, such as a StaticCache with room for the whole text; by
+                default a DynamicCache where the settings have one.
             kwargs: single settings that override the config's; what else a tokenizer returns is ignored.
 
         Returns:
@@ -108,7 +110,7 @@ class TreeDiffGenerationMixin:
         settings = self._settings(generation_config, kwargs)
         stages = plan_stages(settings, self.schedule, self.tree)
         draft = self._lay_out(input_ids, attention_mask, settings)
-        blocks = plan_blocks(draft, settings.block_length, self.config)
+        blocks = plan_blocks(draft, settings, self.config)
         cache = self._cache(past_key_values, settings)
         denoiser = Denoiser(self, draft, settings, constraints or TokenWeights(), generator, cache)
         audience = _Audience(draft, self.tree, streamer, callback, settings.output_history)
@@ -168,11 +170,13 @@ class TreeDiffGenerationMixin:
 
     def _cache(self, given: Cache | None, settings: TreeDiffGenerationConfig) -> Cache | None:
         """Return the cache to use; ValueError if the model or the settings have no use for the one that is given."""
-        if given is not None and (self.config.block_size is None or not settings.use_cache or given.get_seq_length()):
-            raise ValueError("past_key_values must be an empty cache, with use_cache, for a model that has blocks.")
-        if given is not None or self.config.block_size is None or not settings.use_cache:
-            return given
-        return DynamicCache()
+        if settings.approximate_cache and self.config.block_size is not None:
+            raise ValueError("The cache of a model that has blocks is exact: leave out approximate_cache.")
+        wanted = settings.approximate_cache if self.config.block_size is None else settings.use_cache
+        if given is not None and (not wanted or given.get_seq_length()):
+            hint = "with use_cache for a model that has blocks, with approximate_cache for others"
+            raise ValueError(f"past_key_values must be an empty cache, {hint}.")
+        return DynamicCache() if given is None and wanted else given
 
     def _lay_out(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, settings: TreeDiffGenerationConfig
@@ -235,8 +239,10 @@ class _Audience:
         if self.history is not None:
             self.history[-1] = result
         if self.streamer is not None:
-            end = draft.columns.stop - draft.node_ids.shape[1] + result.shape[1]
-            self.streamer.put(result[:, self.streamed : end].cpu())
+            inner = (result >= self.tree.vocab_size).any(dim=0).nonzero()
+            end = int(inner[0]) if len(inner) else result.shape[1]
+            if end > self.streamed:
+                self.streamer.put(result[:, self.streamed : end].cpu())
             self.streamed = end
 
     def _tell(self, draft: Draft) -> None:
@@ -250,47 +256,46 @@ class _Audience:
             self.streamer.put_draft(shown.cpu())
 
 
-def plan_blocks(draft: Draft, block_length: int | None, config: TreeDiffConfig) -> list[Block]:
-    """Return the blocks that are filled one after the other: those that the model has, or of block_length.
+def plan_blocks(draft: Draft, settings: TreeDiffGenerationConfig, config: TreeDiffConfig) -> list[Block]:
+    """Return what is filled one after the other: blocks that the model has, or of block_length; else all is one.
 
-    Without either, all new positions are one block; the model sees its max_position_embeddings last positions.
+    In the n-th place is the n-th block of each text that has an open position; what is given goes with the first of
+    block_length. A text that outgrows max_position_embeddings is seen through a window.
     """
-    length, limit = draft.node_ids.shape[1], config.max_position_embeddings
-    if block_length is None and length > limit:
-        hint = ", or write it in blocks (block_length)" if draft.num_new and config.block_size is None else ""
+    length, limit, own = draft.node_ids.shape[1], config.max_position_embeddings, config.block_size
+    size, window = settings.block_length, settings.sliding_window or (limit if own is None else None)
+    if own is not None and size is not None:
+        raise ValueError(f"The model writes in blocks of its own, of {own} positions: leave out block_length.")
+    if length > limit and (window is None or (own or size) is None):
+        option = "block_length" if own is None else "sliding_window"
+        hint = f", or write it in blocks ({option})" if draft.num_new else ""
         raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter{hint}.")
-    if config.block_size is not None:
-        if block_length is not None:
-            size = config.block_size
-            raise ValueError(f"The model writes in blocks of its own, of {size} positions: leave out block_length.")
-        return _own_blocks(draft, config)
-    if block_length is None:
-        return [Block(slice(0, length), torch.ones_like(draft.real))]
-    if block_length > limit - (length > limit):
-        raise ValueError(f"block_length={block_length} leaves no room in {limit} positions: choose a smaller one.")
-    ends = [*range(length - draft.num_new + block_length, length, block_length), length]
-    unseen = max(0, ends[0] - limit)
-    if (draft.real & (draft.node_ids >= config.vocab_size))[:, :unseen].any():
-        raise ValueError(f"An open position lies over {limit} positions before the first block's end: fill it first.")
+    if window is not None and window > limit:
+        raise ValueError(f"sliding_window={window} is more than the {limit} positions of the model: make it smaller.")
+    if window is not None and (length > limit or own is None) and (own or size or 0) + (length > limit) > window:
+        said = f"block_length={size} leaves" if own is None else f"A block of the model, {own} positions, leaves"
+        raise ValueError(f"{said} no room in {window} positions: choose a smaller block or a larger sliding_window.")
     column_T = torch.arange(length, device=draft.real.device)
-    spans = [(max(0, end - limit), end) for end in ends]
-    return [
-        Block(slice(start, end), ((column_T >= start) & (column_T < end)).expand_as(draft.real)) for start, end in spans
-    ]
-
-
-def _own_blocks(draft: Draft, config: TreeDiffConfig) -> list[Block]:
-    """Return in the n-th place the n-th block of each text, as the model has blocks, that has an open position."""
-    assert config.block_size is not None
-    number_BT = number_blocks(draft.node_ids, draft.real, None, config.block_size)
+    if own is not None:
+        number_BT = number_blocks(draft.node_ids, draft.real, None, own)
+    else:
+        number_BT = ((column_T + draft.num_new - length).clamp(min=0) // (size or length)).expand_as(draft.real)
     is_open_BT = draft.real & (draft.node_ids >= config.vocab_size)
     opens_BN = torch.zeros_like(number_BT).scatter_add(1, number_BT, is_open_BT.long()) > 0
     turn_BT = torch.where(opens_BN, opens_BN.cumsum(dim=1), 0).gather(1, number_BT) * draft.real
-    blocks = []
+    blocks, start = [], 0
     for turn in range(1, int(turn_BT.max()) + 1):
         here_BT = turn_BT == turn
-        column_C = here_BT.any(dim=0).nonzero()[:, 0]  # of texts with fewer open blocks none: they are finished
-        blocks.append(Block(slice(0, int(column_C[-1]) + 1), here_BT, num_final=int(column_C[0])))
+        end = int(here_BT.any(dim=0).nonzero()[-1]) + 1  # of texts with fewer open blocks: they are finished
+        start = start if window is None or end - start <= limit else end - window
+        visible_BT = draft.real & (column_T >= start)
+        if own is not None and start:  # a block that begins before the window is not seen in part
+            visible_BT &= number_BT > torch.where(draft.real, number_BT, -1)[:, start - 1 : start]
+        if (here_BT & is_open_BT & ~visible_BT).any():
+            raise ValueError(f"An open position lies over {limit} positions before its block's end: fill it first.")
+        changing_BT = here_BT if own is not None else here_BT & is_open_BT
+        num_final = int(changing_BT.any(dim=0).nonzero()[0]) - start
+        blocks.append(Block(slice(start, end), here_BT & visible_BT, visible_BT, num_final))
     return blocks
 
 

@@ -21,7 +21,7 @@ from .diffusion_process import (
     number_blocks,
     uniform,
 )
-from .node_layers_treediff import TreeHead, mix_uniform
+from .node_layers_treediff import TreeHead, mix_uniform, perturbed_cross_entropy
 from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
@@ -89,6 +89,12 @@ class TreeDiffLikelihoodMixin:
     model: Any  # a TreeDiffModel
     head: TreeHead
     child_cross_entropy: Callable[..., torch.Tensor]
+
+    def bound_nats(self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, T, E) hidden states, (B, T) nodes, tokens or -100 -> (B, T) nats that the bound weighs, 0 at tokens."""
+        if rate := self.config.perturbation:
+            return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
+        return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
 
     @torch.no_grad()
     def nelbo(
@@ -162,9 +168,9 @@ class TreeDiffLikelihoodMixin:
             # The head looks only at the positions that count.
             hidden_mE = hidden[text_nL[refined], place_nL[refined]]
             node_m, token_m = nodes_nL[refined], clean_nL[refined]
-            slot_m = child_slots(node_m, token_m, tree)
-            log_m = -self.child_cross_entropy(hidden_mE[None], node_m[None], slot_m[None])[0]
-            nats_m = -mix_uniform(log_m, node_m, tree, self.config.uniform_share)
+            nats_m = self.bound_nats(hidden_mE[None], node_m[None], token_m[None])[0]
+            if share_of_all := self.config.uniform_share:
+                nats_m = -mix_uniform(-nats_m, node_m, tree, share_of_all)
             weight_n = mask_nL.sum(dim=1).cpu().double() / refined.sum(dim=1).cpu() * share[drawn_n]
             of_m = refined.cpu().nonzero()[:, 0]
             weight_m, position_m = weight_n[of_m], place_nL[refined].cpu()
@@ -230,14 +236,16 @@ class TreeDiffLikelihoodMixin:
         if self.config.block_size is None:
             return Blocks(torch.arange(len(token_ids)), torch.arange(length).expand(len(token_ids), length))
         number_BT = number_blocks(token_ids, attention_mask, segment_ids, self.config.block_size).cpu()
-        real_BT = torch.ones_like(number_BT) if attention_mask is None else (attention_mask != 0).cpu()
-        is_in_BNT = number_BT[:, None] == torch.arange(int(number_BT.max()) + 1)[:, None]
-        is_in_BNT &= real_BT.bool()[:, None]
-        sequence, number = (is_in_BNT & counted[:, None]).any(dim=2).nonzero(as_tuple=True)
-        is_in_RT = is_in_BNT[sequence, number]
-        place_RT = torch.where(is_in_RT, torch.arange(length), length).sort(dim=1).values
-        place_RT = place_RT.masked_fill(place_RT == length, -1)
-        return Blocks(sequence, place_RT[:, : int(is_in_RT.sum(dim=1).max())])
+        real_BT = torch.ones_like(counted) if attention_mask is None else (attention_mask != 0).cpu()
+        most = int(number_BT.max()) + 1
+        text_m, place_m = real_BT.nonzero(as_tuple=True)  # block after block, as they are numbered
+        key_R, block_m, size_R = (text_m * most + number_BT[real_BT]).unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        place_RL = torch.full((len(key_R), int(size_R.max())), -1)
+        place_RL[block_m, torch.arange(len(place_m)) - (size_R.cumsum(0) - size_R)[block_m]] = place_m
+        some_R = torch.zeros(len(key_R), dtype=torch.bool).index_put((block_m[counted[real_BT]],), torch.tensor(True))
+        return Blocks(key_R[some_R] // most, place_RL[some_R])
 
     def _log_children(
         self, context_BT: torch.Tensor, masks: Masks, row_n: torch.Tensor, place_n: torch.Tensor, node_n: torch.Tensor

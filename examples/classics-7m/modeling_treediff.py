@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file
 
 from .backbone_treediff import TreeDiffBackbone, cached_positions
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes, check_tensors, child_slots, nelbo_terms, number_blocks
+from .diffusion_process import check_nodes, check_tensors, checked_times, nelbo_terms, number_blocks
 from .generation_treediff import TreeDiffGenerationMixin
 from .likelihood_treediff import TreeDiffLikelihoodMixin
 from .node_layers_treediff import HEAD_CLASSES, FactorisedEmbedding, child_cross_entropy, embed_paths
@@ -228,22 +228,24 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         segment_ids: torch.Tensor | None = None,
         clean_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        block_numbers: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """(B, T) node ids in 0..N-1 and (B, T) mask, 0 at padding -> last_hidden_state (B, T, E).
 
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window. In a model
-        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them, or
-        in past_key_values, a cache of P positions to which all T are added; masks then have all P + T.
+        with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them.
+        past_key_values, to which all T are added, holds P positions; masks then have P + T. It is exact for blocks.
+        block_numbers (B, T) of `number_blocks` are those of config.block_size unless given.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
         done = 0 if past_key_values is None else cached_positions(past_key_values, input_ids, self.config)
         if done and attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), done + input_ids.shape[1])
         whole = input_ids if not done or attention_mask is None else attention_mask
-        name = "input_ids behind the cache" if done else "input_ids"
         check_tensors("input_ids", input_ids)
-        check_tensors(name, whole, attention_mask=attention_mask, segment_ids=segment_ids)
+        beside = {"attention_mask": attention_mask, "segment_ids": segment_ids, "block_numbers": block_numbers}
+        check_tensors("input_ids behind the cache" if done else "input_ids", whole, **beside)
         if (length := whole.shape[1]) > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{length} positions are more than the model's {limit}: make the text shorter.")
         try:
@@ -251,11 +253,13 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         except IndexError:
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
-        blocks_BT, clean_BTE = None, None
-        if (size := self.config.block_size) is not None:
-            blocks_BT = number_blocks(whole, attention_mask, segment_ids, size)
-            clean_BTE = None if clean_ids is None else self._embed(clean_ids)
-        hidden_BTE = self.backbone(embeddings_BTE, attention_mask, segment_ids, blocks_BT, clean_BTE, past_key_values)
+        if length != done + input_ids.shape[1]:
+            raise ValueError(f"Masks cover {length} positions, cache and input_ids {done + input_ids.shape[1]}.")
+        size = length if past_key_values is not None and self.config.block_size is None else self.config.block_size
+        if block_numbers is None and size is not None:
+            beside["block_numbers"] = number_blocks(whole, attention_mask, segment_ids, size)
+        clean_BTE = None if clean_ids is None or beside["block_numbers"] is None else self._embed(clean_ids)
+        hidden_BTE = self.backbone(embeddings_BTE, **beside, clean_BTE=clean_BTE, past=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=hidden_BTE, past_key_values=past_key_values)
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -284,14 +288,14 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the layer whose vectors the input embedding shares, for sharding and rounding; None without one."""
-        return self.head.nodes if self.config.tie_word_embeddings else None  # type: ignore[return-value]
+        return self.head.nodes if self.config.tie_word_embeddings else None
 
     def child_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
     ) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
-        hidden_BTE = self.model(input_ids, attention_mask, past_key_values=past_key_values).last_hidden_state
-        return self.head(hidden_BTE, input_ids, self.tree)
+        given = {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        return self._score(input_ids=input_ids, return_dict=True, **given).logits
 
     def child_cross_entropy(self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
@@ -307,6 +311,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         output_hidden_states: bool = False,
         segment_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        block_numbers: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Score the children of every position's node; with labels, also the bound. Draws no randomness.
@@ -318,8 +323,9 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             timesteps: times that `input_ids` were corrupted to, needed with labels: (B,), for blocks (B, T).
             output_hidden_states: also return the backbone's output.
             segment_ids: (B, T), equal numbers for positions that see one another; None where all do.
-            past_key_values: a cache of the clean blocks before `input_ids`, for a model with blocks, without labels; it
-                keeps all positions that pass, so those that are not tokens yet are to be cropped off again.
+            past_key_values: a cache of the clean blocks before `input_ids`, without labels; it keeps all positions that
+                pass, so those that are not tokens yet are to be cropped off again.
+            block_numbers: (B, T) of other blocks than config.block_size's, counted from 0 on in every text.
             **kwargs: switches of other models, ignored.
 
         Raises:
@@ -333,48 +339,33 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             clean_ids = torch.where(labels >= 0, labels, input_ids)
             if past_key_values is not None:
                 raise ValueError("The loss sees whole texts: leave out past_key_values, or labels.")
-        hidden_BTE = self.model(input_ids, attention_mask, segment_ids, clean_ids, past_key_values).last_hidden_state
-        output = TreeDiffOutput(hidden_states=(hidden_BTE,) if output_hidden_states else None)
-        output.past_key_values = past_key_values
+        seen = input_ids, attention_mask, segment_ids, clean_ids, past_key_values, block_numbers
+        hidden_BTE = self.model(*seen).last_hidden_state
+        states = (hidden_BTE,) if output_hidden_states else None
+        output = TreeDiffOutput(hidden_states=states, past_key_values=past_key_values)
         if labels is None or not self.training:
             output.logits = self.head(hidden_BTE, input_ids, self.tree)
         if labels is not None:
-            terms_BTD = self._bound(hidden_BTE, input_ids, labels, timesteps)
+            in_blocks = self.config.block_size is not None or block_numbers is not None
+            times = checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
+            try:
+                nats_BT = self.bound_nats(hidden_BTE, input_ids, labels)
+            except IndexError as error:
+                raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
+            terms_BTD = nelbo_terms(nats_BT, input_ids, times, self.tree, self.schedule)
             count = (labels >= 0).sum().clamp(min=1)
             output.loss = terms_BTD.sum() / count
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
         return output
 
-    def _bound(
-        self, hidden_BTE: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, timesteps: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the (B, T, D) terms of the bound, in nats."""
-        shape = labels.shape[:1] if self.config.block_size is None else labels.shape
-        if not isinstance(timesteps, torch.Tensor) or timesteps.shape != shape:
-            said = f"The loss needs `timesteps` of shape {tuple(shape)} beside `labels`"
-            raise ValueError(f"{said}, as of corrupt(...), with block_numbers for a model that has blocks.")
-        if not timesteps.is_floating_point() or timesteps.dtype.itemsize < 4:
-            hint = "leave inputs as they are (FSDP2: MixedPrecisionPolicy(cast_forward_inputs=False))"
-            raise ValueError(f"timesteps arrive as {timesteps.dtype}, too coarse for the weights: {hint}.")
-        tree = self.tree
-        try:
-            slots_BT = child_slots(input_ids, labels, tree)
-        except IndexError as error:
-            raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
-        nats_BT = self.child_cross_entropy(hidden_BTE, input_ids, slots_BT)
-        return nelbo_terms(nats_BT, input_ids, timesteps, tree, self.schedule)
+    _score = forward  # what `child_logits` calls
 
 
 class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
 
-    def child_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
-    ) -> torch.Tensor:
-        """(B, T) node ids -> (B, T, K) scores of their children, by `forward`: compiled or hooked, as users have it."""
-        given = {"attention_mask": attention_mask, "past_key_values": past_key_values}
-        return self(input_ids=input_ids, return_dict=True, **given).logits
+    _score = PreTrainedModel.__call__  # forward, compiled or hooked, as users have it
 
 
 class TreeDiffForMaskedLM(TreeDiffLanguageModel):
@@ -390,11 +381,13 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         labels: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        block_numbers: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Return `token_log_probs` as logits (B, T, V); with labels, what the diffusion model's `forward` returns."""
         if labels is not None or timesteps is not None:
-            return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids)
+            how = {"segment_ids": segment_ids, "block_numbers": block_numbers}
+            return super().forward(input_ids, attention_mask, labels, timesteps, **how)
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 

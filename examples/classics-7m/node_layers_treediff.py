@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.integrations.accelerate import force_accelerate_hooks
 
 from .configuration_treediff import TreeDiffConfig
+from .diffusion_process import sibling_log_likelihood
 from .vocabulary_tree import VocabularyTree
 
 LARGEST_BLOCK = 32
@@ -172,6 +173,60 @@ def child_cross_entropy(
     """
     logits_nK = _at_least_fp32(head(hidden.flatten(0, -2), input_ids.flatten(), tree))
     return F.cross_entropy(logits_nK, slots.flatten(), reduction="none").view_as(slots)
+
+
+def perturbed_cross_entropy(
+    head: TreeHead,
+    hidden: torch.Tensor,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    tree: VocabularyTree,
+    rate: float,
+) -> torch.Tensor:
+    """Return what the bound charges where inner nodes are shown perturbed at a rate: (B, T) nats, in fp32 at least.
+
+    The reverse process leaves a node at depth d for one at d + 1 that is drawn, perturbed, below the true node of depth
+    d. So this is -log p(the true node | what is shown there) - log p(its true child), where the child is shown
+    perturbed, too, unless it is a token: the divergence of the two distributions of what is shown. Of the first choice
+    the head gives the odds as the rest of the text has them, which are multiplied by the likelihood of what is shown.
+    At rate 0 this is `child_cross_entropy`.
+
+    Args:
+        head: any of the above.
+        hidden: (B, T, E) hidden states.
+        input_ids: (B, T) nodes that are shown.
+        labels: (B, T) tokens; -100 where not counted.
+        tree: the vocabulary tree.
+        rate: of the perturbation.
+
+    """
+    shown_n, label_n, hidden_nE = input_ids.flatten(), labels.flatten(), hidden.flatten(0, -2)
+    depth_n = tree.depth[shown_n]
+    counted_n = (label_n >= 0) & (depth_n < tree.tree_depth)
+    token_n, depth_n = label_n.clamp(min=0), depth_n.clamp(max=tree.tree_depth - 1)
+    true_n, child_n = tree.ancestors[token_n, depth_n], tree.ancestors[token_n, depth_n + 1]
+    parent_n = tree.ancestors[token_n, (depth_n - 1).clamp(min=0)]
+
+    odds_nK = _log_softmax(head, hidden_nE, parent_n, tree) + sibling_log_likelihood(shown_n, tree, rate)
+    revised_n = F.cross_entropy(odds_nK, tree.child_slot[true_n], reduction="none").masked_fill(depth_n == 0, 0)
+
+    log_nK = _log_softmax(head, hidden_nE, true_n, tree)
+    is_there_nK = tree.children[true_n - tree.root_id] >= 0
+    others_n1 = is_there_nK.sum(dim=-1, keepdim=True) - 1
+    perturbed_n1 = (others_n1 > 0) & (depth_n + 1 < tree.tree_depth)[:, None]
+    wrong_n1 = torch.where(perturbed_n1, rate / others_n1.clamp(min=1), 0.0).to(log_nK)
+    right_n1 = torch.where(perturbed_n1, 1 - rate, 1.0).to(log_nK)
+    shown_nK = (right_n1 - wrong_n1) * log_nK.exp() + wrong_n1
+    is_true_nK = torch.arange(log_nK.shape[1], device=log_nK.device) == tree.child_slot[child_n][:, None]
+    target_nK = torch.where(is_true_nK, right_n1, wrong_n1) * is_there_nK
+    # log p is the more exact where nothing is perturbed, and -inf only where nothing is asked.
+    log_shown_nK = torch.where(perturbed_n1, shown_nK.clamp(min=torch.finfo(log_nK.dtype).tiny).log(), log_nK)
+    charged_nK = torch.special.entr(target_nK) + target_nK * log_shown_nK.masked_fill(target_nK == 0, 0)
+    return torch.where(counted_n, revised_n - charged_nK.sum(dim=-1), 0).view_as(labels)
+
+
+def _log_softmax(head: TreeHead, hidden_nE: torch.Tensor, node_n: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    return _at_least_fp32(head(hidden_nE, node_n, tree)).log_softmax(dim=-1)
 
 
 def mix_uniform(log_probs: torch.Tensor, nodes: torch.Tensor, tree: VocabularyTree, share: float) -> torch.Tensor:

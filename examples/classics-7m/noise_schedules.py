@@ -26,6 +26,7 @@ DEEPEST_POISSON = 8
 class LevelSchedule(ABC):
     """Base of all schedules. Column k-1 of a (B, D) result is level k."""
 
+    perturbation = 0.0  # rate at which inner nodes are shown as another child of their parent
     # Times between which all rates are smooth; generation makes equally many steps in each interval.
     boundaries: tuple[float, ...] = (0.0, 1.0)
 
@@ -40,6 +41,7 @@ class LevelSchedule(ABC):
             schedule = SequentialSchedule(config.tree_depth, config.level_durations)
         if config.time_warp == "cosine":
             schedule = CosineWarp(schedule)
+        schedule.perturbation = config.perturbation
         return schedule if config.num_timesteps is None else DiscreteSchedule(schedule, config.num_timesteps)
 
     @abstractmethod

@@ -3,8 +3,9 @@
 Shape legend: B sequences, T positions, n positions among them, D depth of the leaves, K largest fan-out.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from .diffusion_process import uniform
+from .diffusion_process import number_blocks, perturb, sibling_log_likelihood, uniform
 from .drafts_treediff import Block, ChildModel, Constraints, Draft
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from .vocabulary_tree import VocabularyTree
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+Scores = Callable[[torch.Tensor], torch.Tensor]  # (n,) nodes -> (n, K) scores of their children, as a pass saw the text
 
 
 def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> torch.Tensor:
@@ -188,11 +190,12 @@ class Denoiser:
     ) -> None:
         """Take over a draft that was laid out; ValueError for settings that do not fit the tree, or no token left.
 
-        A cache keeps what the network has computed for finished blocks, in a model that has blocks.
+        A cache keeps what the network has computed for what stands before a block.
         """
         self.cache, self.num_final = cache, 0
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
         self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
+        self.rate = model.schedule.perturbation
         self.draft, self.num_passes = draft, 0
         self.given_tokens = draft.real & (draft.node_ids < model.tree.vocab_size)
         self.written = torch.zeros_like(draft.real)  # positions, but those behind an end of text
@@ -204,19 +207,19 @@ class Denoiser:
         """Fill the draft block by block; yield it after every forward pass, remasking, step and block."""
         draft = self.draft
         for block in blocks:
-            draft.columns = block.columns
             self._begin_block(block)
             for stage in stages:
                 yield from self._descend(stage)
-                unchanged = 0
+                unchanged_B = torch.zeros_like(draft.node_ids[:, 0])
                 for index in range(stage.corrections):
-                    before = draft.node_ids
-                    self._remask(stage, self.settings.remasking_fraction * (1 - index / stage.corrections))
+                    before, going_on = draft.node_ids, unchanged_B < (self.settings.stability_threshold or math.inf)
+                    if not going_on.any():
+                        break
+                    share = self.settings.remasking_fraction * (1 - index / stage.corrections)
+                    self._remask(stage, share, self.open & going_on[:, None])
                     yield draft
                     yield from self._finish(stage)
-                    unchanged = unchanged + 1 if torch.equal(draft.node_ids, before) else 0
-                    if unchanged == self.settings.stability_threshold:
-                        break
+                    unchanged_B = torch.where((draft.node_ids == before).all(dim=1), unchanged_B + 1, 0)
             self._pad_behind_end()
             draft.num_blocks += 1
             yield draft
@@ -224,12 +227,20 @@ class Denoiser:
                 return
 
     def _begin_block(self, block: Block) -> None:
-        self.num_final = block.num_final
+        approximate = self.settings.approximate_cache
+        if self.cache is not None and (approximate or block.columns.start != self.draft.columns.start):
+            crop(self.cache, 0)
+        self.draft.columns, self.draft.visible, self.num_final = block.columns, block.visible, block.num_final
         self.given_depth = self._depth()
         self.open = self.draft.real & block.positions & (self.given_depth < self.tree.tree_depth)
         self.written = self.written | self.open
-        self.uniform = uniform_at(self.open, self.generator, self.tree.tree_depth)
+        self.uniform = self._draws(self.open)
         self.constraints.check(self.draft, self.open)
+
+    def _draws(self, where_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T, D, 1) numbers from U[0, 1) for the child at each level; 3 for each where nodes are perturbed."""
+        kinds = 3 if self.rate else 1
+        return uniform_at(where_BT, self.generator, self.tree.tree_depth * kinds).unflatten(-1, (-1, kinds))
 
     def _depth(self) -> torch.Tensor:
         """(B, T) depths of the nodes."""
@@ -303,44 +314,92 @@ class Denoiser:
 
     def _pass(self, waiting_BT: torch.Tensor, select: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Draft:
         """Look at the draft once, draw children where positions wait, and let those descend that are selected."""
-        logits_nK = self._child_logits(waiting_BT[:, self.draft.columns])
+        scores = self._child_scores(waiting_BT[:, self.draft.columns])
         self.num_passes += 1
-        node_n = self.draft.node_ids[waiting_BT]
-        level_n = self.tree.depth[node_n]
-        uniform_n = self.uniform[waiting_BT].gather(1, level_n[:, None])[:, 0]
-        choice = self.sampler(node_n, logits_nK, uniform_n, self.constraints.log_weights(self.draft, waiting_BT))
+        level_n = self._depth()[waiting_BT]
+        uniform_n1 = self.uniform[waiting_BT, level_n]
+        draft, revised_n = self._revised(waiting_BT, scores, uniform_n1)
+        node_n = draft.node_ids[waiting_BT]
+        choice = self.sampler(node_n, scores(node_n), uniform_n1[:, 0], self.constraints.log_weights(draft, waiting_BT))
         score_BT = choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score)
         moving_BT = waiting_BT if select is None else select(score_BT)
-        after_BT = self.draft.node_ids.masked_scatter(waiting_BT, choice.child)
+        child_n = choice.child
+        if self.rate and self.settings.unmasking not in ORDERED:  # as the process shows it
+            child_n = perturb(child_n, self.tree, self.rate, uniform_n1[:, 2])
+        after_BT = self.draft.node_ids.masked_scatter(waiting_BT, child_n)
         moving_BT = self.constraints.may_move(self.draft, after_BT, moving_BT)
         moved_n = moving_BT[waiting_BT]
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
+        changed_n = moved_n & (level_n > 0) & ~revised_n.isnan()
+        at = text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1
+        self.draft.log_probs[at] = revised_n[changed_n]
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
         return self.draft
 
-    def _child_logits(self, waiting_BT: torch.Tensor) -> torch.Tensor:
-        """Return the (n, K) scores of the children of waiting nodes, among the columns that the network sees."""
+    def _revised(
+        self, waiting_BT: torch.Tensor, scores: Scores, uniform_n1: torch.Tensor
+    ) -> tuple[Draft, torch.Tensor]:
+        """Draw which nodes the waiting ones, perhaps perturbed, stand for; return the draft with these.
+
+        And (n,) their log-probabilities, NaN where nothing was in question: at the root, and at nodes that are given.
+        """
+        draft, node_n = self.draft, self.draft.node_ids[waiting_BT]
+        level_n = self.tree.depth[node_n]
+        log_prob_n = self.sampler.temperature_D.new_full(level_n.shape, torch.nan)
+        open_n = level_n > self.given_depth[waiting_BT]
+        if not self.rate or not open_n.any():
+            return draft, log_prob_n
+        above_n = self.tree.ancestors[self.tree.representative[node_n], (level_n - 1).clamp(min=0)]
+        above = replace(draft, node_ids=draft.node_ids.masked_scatter(waiting_BT, above_n))
+        log_weight_nK = sibling_log_likelihood(node_n, self.tree, self.rate).to(self.sampler.dtype)
+        if (weights_nK := self.constraints.log_weights(above, waiting_BT)) is not None:
+            log_weight_nK = log_weight_nK + weights_nK
+        odds_nK, log_weight_nK = scores(above_n)[open_n], log_weight_nK[open_n]
+        choice = self.sampler(above_n[open_n], odds_nK, uniform_n1[open_n, 1], log_weight_nK)
+        node_n = node_n.masked_scatter(open_n, choice.child)
+        log_prob_n[open_n] = choice.log_prob
+        return replace(draft, node_ids=draft.node_ids.masked_scatter(waiting_BT, node_n)), log_prob_n
+
+    def _child_scores(self, waiting_BT: torch.Tensor) -> Scores:
+        """Look at the draft; return what gives (n,) nodes at the waiting positions, of what is seen, (n, K) scores."""
         nodes, mask, done = self.draft.seen, self.draft.attention_mask, 0
         if self.cache is not None:
             done = int(self.cache.get_seq_length())
-        logits_nK = self.model.child_logits(nodes[:, done:], mask, self.cache)[waiting_BT[:, done:]]
+        given = self._look(nodes[:, done:], mask, self.cache, waiting_BT[:, done:])
         if self.cache is not None:
             crop(self.cache, self.num_final)
         if (scale := self.settings.guidance_scale) is None:
-            return logits_nK
+            return given
         self.num_passes += 1
-        nodes = nodes.masked_fill(self.given_tokens[:, self.draft.columns], self.tree.root_id)
-        with_nK, without_nK = (
-            one.log_softmax(dim=-1) for one in (logits_nK, self.model.child_logits(nodes, mask)[waiting_BT])
-        )
-        return torch.where(with_nK.isneginf(), with_nK, without_nK + scale * (with_nK - without_nK))
+        hidden = self.given_tokens[:, self.draft.columns]
+        if (size := self.model.config.block_size) is not None:  # which sees tokens alone in the blocks before
+            number = number_blocks(nodes, mask, None, size)
+            written = torch.zeros_like(number).scatter_add(1, number, (~hidden).long()).gather(1, number) > 0
+            mask = written.long() if mask is None else mask * written
+            hidden = hidden & (number == number.masked_fill(~waiting_BT, 0).amax(dim=1, keepdim=True))
+        alone = self._look(nodes.masked_fill(hidden, self.tree.root_id), mask, None, waiting_BT)
 
-    def _remask(self, stage: Stage, share: float) -> None:
-        """Put a share of the positions some levels up: those whose last levels were the least probable when drawn."""
+        def guided(node_n: torch.Tensor) -> torch.Tensor:
+            with_nK, without_nK = (look(node_n).to(self.sampler.dtype).log_softmax(dim=-1) for look in (given, alone))
+            return torch.where(with_nK.isneginf(), with_nK, without_nK + scale * (with_nK - without_nK))
+
+        return guided
+
+    def _look(
+        self, node_ids: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, waiting: torch.Tensor
+    ) -> Scores:
+        if not self.rate:
+            logits_nK = self.model.child_logits(node_ids, mask, cache)[waiting]
+            return lambda node_n: logits_nK
+        hidden_1nE = self.model.model(node_ids, mask, past_key_values=cache).last_hidden_state[waiting][None]
+        return lambda node_n: self.model.head(hidden_1nE, node_n[None], self.tree)[0]
+
+    def _remask(self, stage: Stage, share: float, among: torch.Tensor) -> None:
+        """Put a share of some positions (B, T) levels up: those whose last levels were least probable when drawn."""
         target_BT = (stage.depth - stage.climb + torch.zeros_like(self.given_depth)).maximum(self.given_depth)
-        may_climb_BT = self.open & (target_BT < self._depth())
+        may_climb_BT = among & (target_BT < self._depth())
         level_D = torch.arange(self.tree.tree_depth, device=target_BT.device)
         undone_BTD = (level_D >= target_BT[..., None]) & (level_D < stage.depth)
         improbable_BT = -(self.draft.log_probs * undone_BTD).sum(dim=-1)
@@ -348,8 +407,8 @@ class Denoiser:
         climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
         above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
         self.draft.node_ids = torch.where(climbing_BT, above_BT, self.draft.node_ids)
-        fresh_BTD = uniform_at(self.open, self.generator, self.tree.tree_depth)
-        self.uniform = torch.where((climbing_BT[..., None] & undone_BTD), fresh_BTD, self.uniform)
+        fresh_BTDU = self._draws(among)
+        self.uniform = torch.where((climbing_BT[..., None] & undone_BTD)[..., None], fresh_BTDU, self.uniform)
 
     def _pad_behind_end(self) -> None:
         """Put padding, or ends of text if there is none, behind the first new end of text."""

@@ -57,10 +57,12 @@ def answer_bound(
 
     Raises:
         ValueError: ids outside the vocabulary, a mask of another shape, fewer passes than levels, or a model with
-            blocks, whose bound is `nelbo`'s alone.
+            blocks or perturbed nodes, whose bound is `nelbo`'s alone.
 
     """
     depth = model.config.tree_depth
+    if model.config.perturbation:
+        raise ValueError("The model has learned perturbed nodes, which are not in this estimate: use nelbo.")
     if model.config.block_size is not None:
         raise ValueError("The answer may lie in several blocks, each given those before it: use nelbo.")
     check_tokens(token_ids, model.tree, fixed_mask=fixed_mask)

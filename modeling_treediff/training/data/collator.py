@@ -17,6 +17,7 @@ from modeling_treediff.diffusion_process import (
     corrupt,
     counted_positions,
     number_blocks,
+    perturb,
 )
 from modeling_treediff.noise_schedules import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
@@ -109,14 +110,20 @@ class DiffusionCollator:
         levels = None if number_BT is None else levels_per_interval(schedule)
         times = self._times(positions, number_BT, "segment_ids" in columns)
         if number_BT is None or levels is None:
-            noise = torch.from_numpy(depth_uniforms(self.seed, positions, token_ids.shape[1]))
-            return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, uniforms=noise)
+            kinds = 2 if schedule.perturbation else 1
+            noise = torch.from_numpy(depth_uniforms(self.seed, positions, kinds * token_ids.shape[1]))
+            uniforms = noise.view(len(positions), kinds, -1).transpose(0, 1)
+            return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, uniforms=uniforms)
         check_tokens(token_ids, tree, attention_mask=mask_BT, fixed_mask=fixed_BT)
         counted_BT = counted_positions(token_ids, mask_BT, fixed_BT)
-        noise = torch.from_numpy(depth_uniforms(self.seed, positions, levels * token_ids.shape[1]))
-        noise_BTL = noise.view(*token_ids.shape, levels)
+        noise = torch.from_numpy(depth_uniforms(self.seed, positions, (levels + 1) * token_ids.shape[1]))
+        levels_BX, siblings_BT = noise.split((levels * token_ids.shape[1], token_ids.shape[1]), dim=1)
+        noise_BTL = levels_BX.reshape(*token_ids.shape, levels)
         depth_BT, times_BT = counted_noise(times, noise_BTL, number_BT, counted_BT, schedule)
-        node_ids = torch.where(counted_BT, tree.ancestors[token_ids, depth_BT], token_ids)
+        node_ids = tree.ancestors[token_ids, depth_BT]
+        if schedule.perturbation:
+            node_ids = perturb(node_ids, tree, schedule.perturbation, siblings_BT)
+        node_ids = torch.where(counted_BT, node_ids, token_ids)
         return CorruptedBatch(node_ids, torch.where(counted_BT, token_ids, IGNORED_LABEL), times_BT.float())
 
     def _times(self, positions: Sequence[int], number_BT: torch.Tensor | None, in_segments: bool) -> torch.Tensor:
