@@ -13,7 +13,8 @@ training, too. With `--part times`: how early training times may be, also measur
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
 parameters, also measured on texts of other kinds. With `--part embeddings-long`: a few of them, trained as long as the
 contenders, with both seeds. With `--part blocks`: models that write in blocks, trained and measured in the same way;
-with `--part blocks-mixed` one that has learned two sizes of blocks, measured in both.
+with `--part blocks-mixed` one that has learned two sizes of blocks, measured in both. With `--part perturbed`: noise
+that shows wrong nodes, at several rates; `benchmarks.generation.quality` then judges what these models write.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -48,6 +49,8 @@ from benchmarks.quality.variants import (
     FACTORISED_VARIANTS,
     FACTORS,
     NODE,
+    PERTURBED,
+    RATES,
     TIMES,
     TREE,
     UNSEEN,
@@ -75,6 +78,7 @@ RECORDS = {  # by part
     "embeddings-long": "ablations_embeddings_long",
     "blocks": "ablations_blocks",
     "blocks-mixed": "ablations_blocks_mixed",
+    "perturbed": "ablations_perturbed",
 }
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
     "candidates": [(name, seed) for seed in SEEDS for name in CANDIDATES],
@@ -88,6 +92,7 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         *((name, SEEDS[0]) for name in ("blocks-8", "blocks-16", "blocks-1", "blocks-4-early", "mdlm-blocks-16")),
     ],
     "blocks-mixed": [("blocks-4-and-64", SEEDS[0])],
+    "perturbed": [(name, seed) for seed in SEEDS for name in (NODE, *(f"perturbed-{rate:g}" for rate in RATES))],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
 
@@ -121,7 +126,7 @@ def wanted_runs(part: str) -> list[tuple[str, int]]:
         ]
     if part == "times":
         return [(name, SEEDS[0]) for name in VARIANTS if name == NODE or VARIANTS[name].group == TIMES]
-    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES, FACTORS, BLOCKS)]
+    short = [name for name in VARIANTS if VARIANTS[name].group not in (UNSEEN, TIMES, FACTORS, BLOCKS, PERTURBED)]
     names = [name for name in short if name == BASE or (VARIANTS[name].group == TREE) == (part == "trees")]
     return [(name, SEEDS[0]) for name in names] + [(BASE, seed) for seed in SEEDS[1:]]
 
@@ -184,7 +189,7 @@ def measured(
         return {"shares": measured_shares(model, windows, samples, shares)}
     selection = windows.pop(SELECTION)
     facts = measured_text(model, selection, samples)
-    if part in ("candidates", "embeddings", "embeddings-long", "blocks", "blocks-mixed"):
+    if part in ("candidates", "embeddings", "embeddings-long", "blocks", "blocks-mixed", "perturbed"):
         facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
     for size in variant.settings.get("mixed_block_sizes", ()):
         model.config.block_size = size

@@ -11,7 +11,8 @@ from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.training import plan_memory
 
 BASE, TREE, UNSEEN, TIMES, FACTORS = "base", "tree", "unseen tokens", "times", "factorised embedding"  # groups
-BLOCKS = "blocks"  # another
+BLOCKS, PERTURBED = "blocks", "perturbed nodes"  # two more
+RATES = (0.05, 0.1, 0.2)  # of perturbation
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 NODE = "binomial-node"  # the default
 BLOCK_EPS = 0.25  # share of a block's levels that are lost at least in training
@@ -194,6 +195,12 @@ VARIANTS: dict[str, Variant] = {
         {**BINOMIAL_NODE, "block_size": 4},
         settings={"sampling_eps": BLOCK_EPS, "mixed_block_sizes": [64]},
     ),
+    **{
+        f"perturbed-{rate:g}": Variant(
+            PERTURBED, f"tree, nodes perturbed at rate {rate:g}", {**BINOMIAL_NODE, "perturbation": rate}
+        )
+        for rate in RATES
+    },
     "coarse": Variant("level weights", "coarse level twice the fine one", level_weights=(4 / 3, 2 / 3)),
     "fine": Variant("level weights", "fine level twice the coarse one", level_weights=(2 / 3, 4 / 3)),
 }
