@@ -106,7 +106,7 @@ def test_the_bound_is_the_mean_of_the_training_loss(schedule, head):
             losses.append(model(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss)
     loss, bound = torch.stack(losses), model.nelbo(TOKENS, num_samples=300, generator=generator())
     error = (loss.var() / len(loss) + bound.standard_error**2) ** 0.5
-    assert abs(float(loss.mean()) - bound.value) < 4 * error < 0.3
+    assert abs(float(loss.mean()) - bound.value) < 4 * error < 0.4
 
 
 def test_padding_prompts_and_segments_leave_a_bound_as_alone():

@@ -35,11 +35,11 @@ def test_a_config_of_format_1_is_read_and_saved_in_the_format_of_now(tmp_path, l
     """Intervals have their new name; what training kept in memory is no part of a model."""
     (tmp_path / "config.json").write_text(json.dumps(FORMAT_1))
     config = load(tmp_path)
-    assert config.level_durations == [3.0, 1.0] and config.format_version == FORMAT_VERSION == 4
+    assert config.level_durations == [3.0, 1.0] and config.format_version == FORMAT_VERSION == 5
     assert not any(hasattr(config, name) for name in ("window_lengths", "recompute_mlp_layers", "loss_chunk_size"))
     config.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert saved["format_version"] == 4 and saved["level_durations"] == [3.0, 1.0]
+    assert saved["format_version"] == 5 and saved["level_durations"] == [3.0, 1.0]
     assert not {"window_lengths", "recompute_mlp_layers", "loss_chunk_size"} & saved.keys()
     again = load(tmp_path / "again")
     assert all(getattr(again, name) == getattr(config, name) for name in TreeDiffConfig.__annotations__)

@@ -210,6 +210,7 @@ def test_fewer_steps_than_levels_are_refused():
 
 def test_a_config_names_its_schedule():
     fields = {"tree_depth": 2, "schedule": "sequential", "level_durations": None, "time_warp": "linear"}
+    fields["perturbation"] = 0.0
     made = [
         LevelSchedule.from_config(SimpleNamespace(**(fields | {"num_timesteps": None} | changes)))
         for changes in (

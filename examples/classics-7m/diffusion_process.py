@@ -42,6 +42,7 @@ def corrupt(
     fixed_mask: torch.Tensor | None = None,
     uniforms: torch.Tensor | None = None,
     block_numbers: torch.Tensor | None = None,
+    sibling_uniforms: torch.Tensor | None = None,
 ) -> CorruptedBatch:
     """Draw z_t ~ q(. | x): each position stands at its token's ancestor of a depth drawn from the schedule.
 
@@ -53,16 +54,12 @@ def corrupt(
         generator: source of all randomness, on any device.
         attention_mask: (B, T); positions with 0 are padding, stay as they are and are not counted.
         fixed_mask: (B, T); positions with 1 (prompts) stay clean and are not counted.
-        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's; (2, B, T), where the
-            schedule perturbs nodes, those that say by which.
+        uniforms: (B, T) numbers from U[0, 1) that choose the depths, in place of the generator's.
         block_numbers: (B, T) of `number_blocks`, for models that have blocks: each gets a time of its own.
+        sibling_uniforms: (B, T) numbers by which a schedule with perturbation chooses what is shown.
 
     """
-    kinds = 2 if schedule.perturbation else 1
-    if uniforms is None:
-        uniforms = uniform((kinds, *token_ids.shape), generator, token_ids.device)
-    uniforms = uniforms.view(kinds, *uniforms.shape[-2:])
-    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms[0])
+    check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, uniforms=uniforms)
     if timesteps is None and block_numbers is not None:
         shape = len(token_ids), int(block_numbers.max()) + 1
         times_BN = schedule.sample_times(shape[0] * shape[1], generator).view(shape).to(token_ids.device)
@@ -71,9 +68,13 @@ def corrupt(
         timesteps = schedule.sample_times(len(token_ids), generator).to(token_ids.device)
     elif timesteps.numel() and not 0 <= float(timesteps.min()) <= float(timesteps.max()) <= 1:
         raise ValueError("timesteps must lie in [0, 1].")
-    node_ids = tree.ancestors[token_ids, _depths(uniforms[0], schedule, timesteps)]
+    if uniforms is None:
+        uniforms = uniform(token_ids.shape, generator, token_ids.device)
+    node_ids = tree.ancestors[token_ids, _depths(uniforms, schedule, timesteps)]
     if schedule.perturbation:
-        node_ids = perturb(node_ids, tree, schedule.perturbation, uniforms[1])
+        if sibling_uniforms is None:
+            sibling_uniforms = uniform(token_ids.shape, generator, token_ids.device)
+        node_ids = perturb(node_ids, tree, schedule.perturbation, sibling_uniforms)
     counted_BT = counted_positions(token_ids, attention_mask, fixed_mask)
     return CorruptedBatch(
         input_ids=torch.where(counted_BT, node_ids, token_ids),

@@ -63,8 +63,12 @@ def run(
         return plan(model, process, config, options.trust_remote_code)
     check_run(config, options.resume)
     if model.source:
-        trusted, size = options.trust_remote_code, process.block_size
-        network, tokenizer = load_model(model.source, trust_remote_code=trusted, dtype=torch.float32, block_size=size)
+        network, tokenizer = load_model(
+            model.source,
+            trust_remote_code=options.trust_remote_code,
+            dtype=torch.float32,
+            block_size=process.block_size,
+        )
     else:
         network, tokenizer = make_model(model, process, config, options.trust_remote_code)
     length = model.sequence_length or network.config.max_position_embeddings

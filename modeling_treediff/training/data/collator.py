@@ -110,10 +110,10 @@ class DiffusionCollator:
         levels = None if number_BT is None else levels_per_interval(schedule)
         times = self._times(positions, number_BT, "segment_ids" in columns)
         if number_BT is None or levels is None:
-            kinds = 2 if schedule.perturbation else 1
-            noise = torch.from_numpy(depth_uniforms(self.seed, positions, kinds * token_ids.shape[1]))
-            uniforms = noise.view(len(positions), kinds, -1).transpose(0, 1)
-            return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, uniforms=uniforms)
+            noise = torch.from_numpy(depth_uniforms(self.seed, positions, 2 * token_ids.shape[1]))
+            depths_BT, siblings_BT = noise.chunk(2, dim=1)
+            numbers = {"uniforms": depths_BT, "sibling_uniforms": siblings_BT}
+            return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, **numbers)
         check_tokens(token_ids, tree, attention_mask=mask_BT, fixed_mask=fixed_BT)
         counted_BT = counted_positions(token_ids, mask_BT, fixed_BT)
         noise = torch.from_numpy(depth_uniforms(self.seed, positions, (levels + 1) * token_ids.shape[1]))
