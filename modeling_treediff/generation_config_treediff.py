@@ -22,7 +22,7 @@ COUNTS += " block_length sliding_window stability_threshold"
 RANGES = (
     (COUNTS, 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
     ("temperature guidance_scale", ABOVE_0, math.inf, "be positive"),
-    ("top_p remasking_fraction", ABOVE_0, 1, "lie in (0, 1]"),
+    ("top_p remasking_fraction confidence_threshold", ABOVE_0, 1, "lie in (0, 1]"),
     ("remasking_steps threshold entropy_bound allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),
     (" ".join(SPECIAL_TOKENS), 0, math.inf, "not be negative"),
 )
@@ -60,6 +60,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
         remasking_fraction: share of the positions that climb in the first correction of a level, then linearly less.
         remasking_levels: levels that they climb; each needs a pass to come down.
         stability_threshold: corrections of a level end when this many, one after the other, have changed nothing.
+        confidence_threshold: and when all that was drawn is at least this probable.
         guidance_scale: above 1, given tokens count for more: logits are those without them, plus this many times what
             they add (classifier-free guidance, arXiv 2410.18514). Each pass then costs a second one.
         do_sample: draw children from their distribution; False takes the most likely child.
@@ -91,6 +92,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     remasking_fraction: float = 0.1
     remasking_levels: int = 1
     stability_threshold: int | None = None
+    confidence_threshold: float | None = None
     guidance_scale: float | None = None
     do_sample: bool = True
     temperature: float | list[float] = 1.0
@@ -144,6 +146,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             raise ValueError("eos_token_id is an empty list: leave it out.")
         if self.threshold is not None and self.unmasking not in ORDERED:
             raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
+        if self.confidence_threshold is not None and self.stability_threshold is None:
+            raise ValueError("confidence_threshold needs a stability_threshold: give both.")
         if self.entropy_bound is not None and self.unmasking != "entropy":
             raise ValueError(f"entropy_bound needs unmasking by entropy, not {self.unmasking!r}.")
 

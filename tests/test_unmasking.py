@@ -133,6 +133,19 @@ def test_corrections_end_when_they_change_nothing(model):
     assert calm.num_forward_passes == passes[1]
 
 
+def test_corrections_of_a_text_that_is_not_sure_go_on(model):
+    """Nothing changes after the first one, but what is left is as improbable as it was."""
+    settings = {"unmasking": "confidence", "num_steps": 24, "remasking_steps": 18, "remasking_fraction": 1e-9}
+    settings |= {"do_sample": False, "stability_threshold": 1}
+    passes, least = {}, float(generate_recorded(model, **settings).log_probs.exp().min())
+    for threshold in (None, least * 0.9, min(1.0, least * 1.1)):
+        passes[threshold] = generate_recorded(model, confidence_threshold=threshold, **settings).num_forward_passes
+    few, as_few, many = passes.values()
+    assert few == as_few < many
+    with pytest.raises(ValueError, match="needs a stability_threshold"):
+        model.generate(confidence_threshold=0.9)
+
+
 def test_texts_whose_corrections_end_do_not_depend_on_those_that_go_on(model):
     """With a generator for each text: alone and in a batch the same."""
     settings = {"unmasking": "confidence", "num_steps": 40, "remasking_steps": 30, "stability_threshold": 1}

@@ -70,6 +70,7 @@ class Sampling:
     entropy_bound: float | None = setting("entropy_bound")
     remasking_steps: int | None = setting("remasking_steps")
     stability_threshold: int | None = setting("stability_threshold")
+    confidence_threshold: float | None = setting("confidence_threshold")
     guidance_scale: float | None = setting("guidance_scale")
     block_length: int | None = setting("block_length")
     sliding_window: int | None = setting("sliding_window")
