@@ -87,9 +87,8 @@ def test_a_block_leaves_room_for_what_stands_before(model):
 def test_blocks_write_texts_longer_than_the_window(model, unmasking):
     """16 positions fit the model; 40 tokens in blocks of 6, the last of 4, after a prompt of 3 with a hole."""
     start = torch.tensor([[1, 2, model.config.mask_token_id]])
-    result = generate_recorded(
-        model, input_ids=start, max_new_tokens=40, block_length=6, num_steps=6, unmasking=unmasking
-    )
+    settings = {"max_new_tokens": 40, "block_length": 6, "num_steps": 6, "unmasking": unmasking}
+    result = generate_recorded(model, input_ids=start, **settings)
     assert result.sequences.shape == (1, 43) and torch.equal(result.sequences[:, :2], start[:, :2])
     assert (result.depths[-1] == 3).all()
     if unmasking == "confidence":
@@ -356,8 +355,8 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
     torch._dynamo.reset()
 
 
-BOOLS = "do_sample output_history eos_early_stop return_dict_in_generate use_cache approximate_cache"
 FLOATS = "top_p threshold entropy_bound guidance_scale confidence_threshold"
+BOOLS = "do_sample output_history eos_early_stop return_dict_in_generate use_cache approximate_cache"
 INTS = "max_new_tokens block_length sliding_window stability_threshold top_k bos_token_id pad_token_id"
 WRONG_TYPES = {
     "bool": (["yes", 1, None], BOOLS),
@@ -440,8 +439,7 @@ def test_what_transformers_sets_on_it_does_not_reach_the_file(tmp_path, name):
     setattr(model.generation_config, name, 2)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).generation_config
-    assert again.num_steps == 7 and not hasattr(again, name)
-    assert model.generate(max_new_tokens=2).shape == (1, 2)
+    assert again.num_steps == 7 and not hasattr(again, name) and model.generate(max_new_tokens=2).shape == (1, 2)
 
 
 def test_an_attribute_that_nobody_knows_is_refused_before_anything_is_written(tmp_path):
