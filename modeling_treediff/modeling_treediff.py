@@ -254,7 +254,8 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
         if length != done + input_ids.shape[1]:
-            raise ValueError(f"Masks cover {length} positions, cache and input_ids {done + input_ids.shape[1]}.")
+            needed = done + input_ids.shape[1]
+            raise ValueError(f"Masks cover {length} positions, cache and input_ids {needed}: give masks of all.")
         size = length if past_key_values is not None and self.config.block_size is None else self.config.block_size
         if block_numbers is None and size is not None:
             beside["block_numbers"] = number_blocks(whole, attention_mask, segment_ids, size)

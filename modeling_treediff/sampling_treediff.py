@@ -219,7 +219,7 @@ class Denoiser:
                     self._remask(stage, share, self.open & going_on[:, None])
                     yield draft
                     yield from self._finish(stage)
-                    least = math.log(self.settings.confidence_threshold or 1e-300)
+                    least = -math.inf if (sure := self.settings.confidence_threshold) is None else math.log(sure)
                     unsure_B = ((draft.log_probs.amin(dim=2) < least) & self.open).any(dim=1)
                     settled_B = (draft.node_ids == before).all(dim=1) & ~unsure_B
                     unchanged_B = torch.where(settled_B, unchanged_B + 1, 0)

@@ -25,11 +25,6 @@ from .saved_model import load_model
 
 def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Measurement) -> None:
     """Load, measure each text, write, print."""
-    # Where the card looks for it.
-    for_card = how.json is not None and how.json.resolve() == model_folder(measured.model).resolve() / EVALUATION_RECORD
-    if for_card and how.block_size is not None:
-        hint = "write --json elsewhere, or leave out --block-size"
-        raise ValueError(f"The model card shows the model's own blocks: {hint}.")
     model, tokenizer = load_model(
         measured.model,
         measured.tokenizer,
@@ -37,6 +32,11 @@ def run(measured: MeasuredModel, text: MeasuredText, dataset: Dataset, how: Meas
         device=PartialState().device,
         block_size=how.block_size,
     )
+    # Where the card looks for it.
+    for_card = how.json is not None and how.json.resolve() == model_folder(measured.model).resolve() / EVALUATION_RECORD
+    if for_card and how.block_size is not None:
+        hint = "write --json elsewhere, or leave out --block-size"
+        raise ValueError(f"The model card shows the model's own blocks: {hint}.")
     if how.uniform_share is not None:
         model.config.uniform_share = how.uniform_share
     protocol = WindowProtocol.for_model(model, tokenizer, how.sequence_length, how.stride)

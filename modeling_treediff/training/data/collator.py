@@ -106,25 +106,29 @@ class DiffusionCollator:
     def _corrupt(self, positions: Sequence[int], columns: dict[str, torch.Tensor]) -> CorruptedBatch:
         token_ids, tree, schedule = columns["input_ids"], self.tree, self.schedule
         mask_BT, fixed_BT = columns.get("attention_mask"), columns.get("fixed_mask")
-        number_BT = columns.get("block_numbers")
+        number_BT, length = columns.get("block_numbers"), token_ids.shape[1]
         levels = None if number_BT is None else levels_per_interval(schedule)
         times = self._times(positions, number_BT, "segment_ids" in columns)
         if number_BT is None or levels is None:
-            noise = torch.from_numpy(depth_uniforms(self.seed, positions, 2 * token_ids.shape[1]))
-            depths_BT, siblings_BT = noise.chunk(2, dim=1)
+            depths_BT, siblings_BT = self._noise(positions, length, length)
             numbers = {"uniforms": depths_BT, "sibling_uniforms": siblings_BT}
             return corrupt(token_ids, tree, schedule, times, None, mask_BT, fixed_BT, **numbers)
         check_tokens(token_ids, tree, attention_mask=mask_BT, fixed_mask=fixed_BT)
         counted_BT = counted_positions(token_ids, mask_BT, fixed_BT)
-        noise = torch.from_numpy(depth_uniforms(self.seed, positions, (levels + 1) * token_ids.shape[1]))
-        levels_BX, siblings_BT = noise.split((levels * token_ids.shape[1], token_ids.shape[1]), dim=1)
+        levels_BX, siblings_BT = self._noise(positions, levels * length, length)
         noise_BTL = levels_BX.reshape(*token_ids.shape, levels)
         depth_BT, times_BT = counted_noise(times, noise_BTL, number_BT, counted_BT, schedule)
         node_ids = tree.ancestors[token_ids, depth_BT]
-        if schedule.perturbation:
+        if siblings_BT is not None:
             node_ids = perturb(node_ids, tree, schedule.perturbation, siblings_BT)
         node_ids = torch.where(counted_BT, node_ids, token_ids)
         return CorruptedBatch(node_ids, torch.where(counted_BT, token_ids, IGNORED_LABEL), times_BT.float())
+
+    def _noise(self, positions: Sequence[int], losses: int, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (B, losses) numbers that say what is lost, and (B, T) that say what is shown, if it is perturbed."""
+        perturbed = length if self.schedule.perturbation else 0
+        noise = torch.from_numpy(depth_uniforms(self.seed, positions, losses + perturbed))
+        return noise[:, :losses], noise[:, losses:] if perturbed else None
 
     def _times(self, positions: Sequence[int], number_BT: torch.Tensor | None, in_segments: bool) -> torch.Tensor:
         """Return (B,) times, or (B, T) with one for each block; those of all blocks of a run are spread evenly, too."""
