@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 
 from .configuration_treediff import TreeDiffConfig
 
@@ -59,6 +60,17 @@ class LevelSchedule(ABC):
     @abstractmethod
     def reverse_step(self, start: float, end: float) -> torch.Tensor:
         """Times end < start -> (D+1, D+1) float64: P(depth j at `end` | depth d at `start`), row d, column j."""
+
+    def forward_step(self, start: float, end: float) -> torch.Tensor:
+        """Times start < end -> (D+1, D+1) float64: P(depth j at `end` | depth d at `start`), by Bayes; row d, column j.
+
+        Depths that do not occur at `start` stay.
+        """
+        alpha_2D = self.alpha(torch.tensor([start, end], dtype=torch.float64))
+        pi_start_D, pi_end_D = alpha_2D - F.pad(alpha_2D[:, 1:], (0, 1))
+        joint = (self.reverse_step(end, start) * pi_end_D[:, None]).T
+        occurs = pi_start_D[:, None] > 0
+        return torch.where(occurs, joint / torch.where(occurs, pi_start_D[:, None], 1.0), torch.eye(self.depth + 1))
 
     @abstractmethod
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -264,13 +264,22 @@ class Denoiser:
         yield from self._finish(stage)  # those that constraints held back
 
     def _random_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
-        """For each step yield the depths (B, T) to reach, drawn as the reverse process has it."""
-        for start, end in pairwise(stage.times.tolist()):
-            drawn_BT1 = uniform_at(self.open, self.generator)[..., None]
-            reached_before = self.model.schedule.reverse_step(start, end).cumsum(dim=1)[:, :-1].to(drawn_BT1)
-            depth_BT = self._depth()
-            target_BT = (drawn_BT1 >= reached_before[depth_BT]).sum(dim=-1)
-            yield torch.where(self.open, target_BT, depth_BT)
+        """For each step yield the depths (B, T) to reach, drawn as the reverse process has it.
+
+        With a rate of remasking it goes on beyond a step, and the forward process returns to the step's end.
+        """
+        times, schedule = stage.times.tolist(), self.model.schedule
+        for start, end in pairwise(times):
+            further = max(end - self.settings.remasking_rate * (start - end), times[-1])
+            yield self._drawn_depth(schedule.reverse_step(start, further))
+            if further < end:
+                self._climb(self._drawn_depth(schedule.forward_step(further, end)), self.open, self.rate)
+
+    def _drawn_depth(self, step: torch.Tensor) -> torch.Tensor:
+        """(D+1, D+1) probabilities of depths, rows by depth -> (B, T) depths drawn for the open positions."""
+        drawn_BT1, depth_BT = uniform_at(self.open, self.generator)[..., None], self._depth()
+        less_likely = step.cumsum(dim=1)[:, :-1].to(drawn_BT1)
+        return torch.where(self.open, (drawn_BT1 >= less_likely[depth_BT]).sum(dim=-1), depth_BT)
 
     def _first_hitting_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
         """Yield the depths (B, T) to reach, for a single position and level of each text after the other.
@@ -408,10 +417,21 @@ class Denoiser:
         improbable_BT = -(self.draft.log_probs * undone_BTD).sum(dim=-1)
         count_B = (may_climb_BT.sum(dim=1) * share).ceil().long()
         climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
-        above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
-        self.draft.node_ids = torch.where(climbing_BT, above_BT, self.draft.node_ids)
-        fresh_BTDU = self._draws(among)
-        self.uniform = torch.where((climbing_BT[..., None] & undone_BTD)[..., None], fresh_BTDU, self.uniform)
+        self._climb(torch.where(climbing_BT, target_BT, self._depth()), among)
+
+    def _climb(self, target_BT: torch.Tensor, among: torch.Tensor, rate: float = 0.0) -> None:
+        """Put positions among some at depths (B, T) above theirs, to be drawn anew; nodes there perturbed at a rate."""
+        depth_BT = self._depth()
+        target_BT = torch.minimum(target_BT.maximum(self.given_depth), depth_BT)
+        level_D = torch.arange(self.tree.tree_depth, device=target_BT.device)
+        undone_BTD = (level_D >= target_BT[..., None]) & (level_D < depth_BT[..., None])
+        node_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
+        if rate:
+            climbs_BT = (target_BT < depth_BT) & (target_BT > self.given_depth)
+            shown_BT = perturb(node_BT, self.tree, rate, uniform_at(climbs_BT, self.generator))
+            node_BT = torch.where(climbs_BT, shown_BT, node_BT)
+        self.draft.node_ids = node_BT
+        self.uniform = torch.where(undone_BTD[..., None], self._draws(among), self.uniform)
 
     def _pad_behind_end(self) -> None:
         """Put padding, or ends of text if there is none, behind the first new end of text."""

@@ -54,15 +54,19 @@ def test_texts_are_written_block_by_block_and_each_as_alone():
         model.generate(max_new_tokens=8, block_length=4)
 
 
-@pytest.mark.parametrize("unmasking", ["random", "first_hitting", "confidence"])
-def test_a_cache_changes_no_token_and_looks_at_less(unmasking):
+@pytest.mark.parametrize(
+    "settings",
+    [*({"unmasking": unmasking} for unmasking in ("random", "first_hitting", "confidence")), {"remasking_rate": 1.0}],
+    ids=["random", "first_hitting", "confidence", "remasking_rate"],
+)
+def test_a_cache_changes_no_token_and_looks_at_less(settings):
     """In fp64, for prompts of several lengths, with remasking; a static cache as a growing one."""
     model, looks = model_with(SIZE, head="node"), []
     model.model.register_forward_hook(lambda _, arguments, __: looks.append(arguments[0].shape[1]))
     prompts, mask = TOKENS[:, :6].clone(), torch.ones(3, 6, dtype=torch.long)
     mask[1, :3] = mask[2, :1] = 0
     prompts[0, 4] = TREE.root_id  # open within the prompt
-    settings = {"max_new_tokens": 10, "num_steps": 9, "unmasking": unmasking, "remasking_steps": 3}
+    settings = settings | {"max_new_tokens": 10, "num_steps": 9, "remasking_steps": 3}
     settings |= {"return_dict_in_generate": True, "attention_mask": mask}
     without = model.generate(prompts, use_cache=False, generator=generator(), **settings)
     seen, looks[:] = sum(looks), []

@@ -364,7 +364,7 @@ WRONG_TYPES = {
     "int | None": ([True, 2.0, "3", [1], b"1"], INTS),
     "int | list[int] | None": ([True, "<eos>", [1.0], range(3), {1}], "eos_token_id"),
     "list[int] | None": ([3, "12", range(3), [True], torch.tensor([1]), b"12"], "allowed_tokens suppress_tokens"),
-    "float": ([True, "0.1", None, math.nan], "remasking_fraction"),
+    "float": ([True, "0.1", None, math.nan], "remasking_fraction remasking_rate"),
     "float | list[float]": ([b"1", "1", None, True, range(1, 3), math.inf, torch.ones(2)], "temperature"),
     "float | None": (
         ["0.9", b"1", [0.9], math.nan],

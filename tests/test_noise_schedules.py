@@ -128,6 +128,22 @@ def test_reverse_steps_undo_the_forward_process(schedule, steps):
 
 
 @pytest.mark.parametrize("schedule", ALL)
+def test_forward_steps_lead_from_law_to_law_and_follow_one_another(schedule):
+    """Depths are those of each time, never greater, and two steps are the step from the first time to the last."""
+    times = [schedule.boundaries[0], 0.11, 0.3, 0.62, 0.97]
+    alpha = schedule.alpha(torch.tensor(times, dtype=torch.float64))
+    pi = alpha - torch.nn.functional.pad(alpha[:, 1:], (0, 1))
+    steps = [schedule.forward_step(*pair) for pair in itertools.pairwise(times)]
+    for index, step in enumerate(steps):
+        torch.testing.assert_close(pi[index] @ step, pi[index + 1], rtol=0, atol=1e-9)
+        torch.testing.assert_close(step.sum(dim=1), torch.ones(schedule.depth + 1).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(step.tril(), step)
+    occurs = pi[1] > 1e-6
+    whole = schedule.forward_step(times[1], times[3])
+    torch.testing.assert_close((steps[1] @ steps[2])[occurs], whole[occurs], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ALL)
 def test_the_reversal_is_a_markov_chain_with_the_bounds_rates(schedule):
     """Two steps are one (Chapman-Kolmogorov), and a short step jumps at the rate the bound weighs with."""
     for start, middle, end in [(1.0, 0.6, 0.2), (0.9, 0.55, 0.5), (0.4, 0.3, 0.05)]:

@@ -206,6 +206,7 @@ def test_what_cannot_be_perturbed_is_refused():
         ("binomial", {"unmasking": "first_hitting"}),
         ("sequential", {"unmasking": "first_hitting"}),
         ("poisson", {"unmasking": "random", "num_steps": 400}),
+        ("binomial", {"unmasking": "random", "num_steps": 800, "remasking_rate": 1.0}),
     ],
 )
 @pytest.mark.parametrize("tree", INNER.values(), ids=INNER)

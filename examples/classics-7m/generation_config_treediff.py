@@ -23,8 +23,8 @@ RANGES = (
     (COUNTS, 1, LARGEST_COUNT, "be a positive whole number up to 2^20"),
     ("temperature guidance_scale", ABOVE_0, math.inf, "be positive"),
     ("top_p remasking_fraction confidence_threshold", ABOVE_0, 1, "lie in (0, 1]"),
-    ("remasking_steps threshold entropy_bound allowed_tokens suppress_tokens", 0, math.inf, "not be negative"),
-    (" ".join(SPECIAL_TOKENS), 0, math.inf, "not be negative"),
+    ("remasking_steps remasking_rate threshold entropy_bound", 0, math.inf, "not be negative"),
+    (" ".join(("allowed_tokens", "suppress_tokens", *SPECIAL_TOKENS)), 0, math.inf, "not be negative"),
 )
 
 
@@ -59,6 +59,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             level is filled, the new positions whose descent was least probable are drawn anew (arXiv 2503.00307).
         remasking_fraction: share of the positions that climb in the first correction of a level, then linearly less.
         remasking_levels: levels that they climb; each needs a pass to come down.
+        remasking_rate: with unmasking="random", each step goes on for this many steps more, and noise takes as much
+            back: tokens once written may change; exact as steps grow (ReMDM, arXiv 2503.00307).
         stability_threshold: corrections of a level end when this many, one after the other, have changed nothing.
         confidence_threshold: and when all that was drawn is at least this probable.
         guidance_scale: above 1, given tokens count for more: logits are those without them, plus this many times what
@@ -91,6 +93,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     remasking_steps: int = 0
     remasking_fraction: float = 0.1
     remasking_levels: int = 1
+    remasking_rate: float = 0.0
     stability_threshold: int | None = None
     confidence_threshold: float | None = None
     guidance_scale: float | None = None
@@ -146,6 +149,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
             raise ValueError("eos_token_id is an empty list: leave it out.")
         if self.threshold is not None and self.unmasking not in ORDERED:
             raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
+        if self.remasking_rate and self.unmasking != "random":
+            raise ValueError(f"remasking_rate needs unmasking='random', not {self.unmasking!r}: take remasking_steps.")
         if self.confidence_threshold is not None and self.stability_threshold is None:
             raise ValueError("confidence_threshold needs a stability_threshold: give both.")
         if self.entropy_bound is not None and self.unmasking != "entropy":

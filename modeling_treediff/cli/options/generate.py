@@ -69,6 +69,7 @@ class Sampling:
     threshold: float | None = setting("threshold")
     entropy_bound: float | None = setting("entropy_bound")
     remasking_steps: int | None = setting("remasking_steps")
+    remasking_rate: float | None = setting("remasking_rate")
     stability_threshold: int | None = setting("stability_threshold")
     confidence_threshold: float | None = setting("confidence_threshold")
     guidance_scale: float | None = setting("guidance_scale")
