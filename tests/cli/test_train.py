@@ -127,6 +127,24 @@ def test_a_model_goes_on_in_blocks_of_several_sizes_and_is_used_with_any_of_them
     assert ran.returncode == 1 and "block_size must be at least 1" in last_line(ran)
 
 
+def test_a_model_of_perturbed_nodes_trains_goes_on_and_is_used(corpus, tmp_path):
+    ran = train_here(corpus, tmp_path / "new", "--max-steps", "2", "--perturbation", "0.2")
+    assert ran.returncode == 0, ran.stderr
+    ran = train_here(corpus, tmp_path / "on", "--from", tmp_path / "new", "--max-steps", "2", sizes=[])
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((tmp_path / "on" / "config.json").read_text())["perturbation"] == 0.2
+    for command in (["generate", "--max-new-tokens", "8"], ["evaluate", corpus, "--limit", "2"]):
+        ran = run_here(command[0], tmp_path / "on", *command[1:])
+        assert ran.returncode == 0, ran.stderr
+    for options, message in (
+        (["--perturbation", "1"], "perturbation must be at least 0 and less than 1"),
+        (["--perturbation", "0.1", "--tree", "flat"], "nodes between root and tokens"),
+        (["--perturbation", "0.1", "--loss-chunk", "8"], "leave out loss_chunk"),
+    ):
+        ran = train_here(corpus, tmp_path / "refused", "--max-steps", "2", *options)
+        assert ran.returncode == 1 and message in last_line(ran)
+
+
 def test_a_config_file_holds_options_and_names_the_nearest_of_those_it_misspells(corpus, tmp_path):
     file = tmp_path / "config.yaml"
     options = {"max_steps": 2, "learning-rate-schedule": "wsd", "decay-steps": 0, "ema_decay": 0.9, "save-every": 1}

@@ -49,13 +49,15 @@ def make_lean(model: TreeDiffLanguageModel, recompute_mlp: int = 0, loss_chunk: 
             where logits are as wide as the vocabulary, on the flat tree and with the "leaf" head.
 
     Raises:
-        ValueError: a negative `recompute_mlp`, or a `loss_chunk` below 1.
+        ValueError: a negative `recompute_mlp`, a `loss_chunk` below 1, or any for a model of perturbed nodes.
 
     """
     if recompute_mlp < 0:
         raise ValueError(f"recompute_mlp must not be negative, got {recompute_mlp}.")
     if loss_chunk is not None and loss_chunk < 1:
         raise ValueError(f"loss_chunk must be at least 1 position, got {loss_chunk}.")
+    if loss_chunk is not None and model.config.perturbation:
+        raise ValueError("The loss of perturbed nodes has no chunks: leave out loss_chunk.")
     for index, block in enumerate(model.model.backbone.layers):
         if "forward" not in vars(block) or _is_lean(block):
             vars(block)["forward"] = partial(_lean_block, block, index < recompute_mlp)

@@ -256,6 +256,19 @@ def test_the_lean_model_is_the_textbook_model_and_undone_it_is_the_textbook_to_t
     assert not {"forward", "child_cross_entropy"} & {name for module in model.modules() for name in vars(module)}
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_the_lean_model_of_perturbed_nodes_is_the_textbook_model(head):
+    model = tiny_model(TREE, head=head, perturbation=0.3).train()
+    before = step(model)
+    make_lean(model, recompute_mlp=1)
+    lean = step(model)
+    assert torch.equal(lean["loss"], before["loss"])
+    assert_close(lean, before)
+    with pytest.raises(ValueError, match="leave out loss_chunk"):
+        make_lean(model, loss_chunk=8)
+    assert_same(step(model), lean)
+
+
 def test_making_lean_again_replaces_the_settings():
     model, other = lean_model(2, 7), lean_model()
     make_lean(model)

@@ -87,12 +87,14 @@ def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
     assert plan.peak_phase == "backward"
 
 
-def test_torchs_own_tracker_sees_the_same_peak():
+@pytest.mark.parametrize("perturbation", [0.0, 0.1])
+def test_torchs_own_tracker_sees_the_same_peak(perturbation):
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
+    config = TreeDiffConfig(**SMALL_CONFIG.to_dict() | {"perturbation": perturbation})
     with FakeTensorMode(), norms_as_on_cuda():
-        model = TreeDiffForDiffusionLM(SMALL_CONFIG).train()
+        model = TreeDiffForDiffusionLM(config).train()
         model.model.tree_tables.verified = True  # fake tensors have no values to look at
         make_lean(model)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -106,7 +108,7 @@ def test_torchs_own_tracker_sees_the_same_peak():
                 optimizer.zero_grad(set_to_none=True)
             tracker.reset_mod_stats()
         peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    assert plan_memory(SMALL_CONFIG, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
+    assert plan_memory(config, 8, 64, precision="fp32").peak == pytest.approx(peak, rel=0.02)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 128), (2, 32), (64, 128)])
