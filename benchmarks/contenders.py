@@ -42,7 +42,7 @@ class Contender:
 CONTENDERS: dict[str, Contender] = {
     "mdlm": Contender("MDLM (flat)", depth=1),
     "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, loss_chunk=CHUNK),
-    "hdlm": Contender("HDLM (D=2, leaf head)", fields={"schedule": "poisson", "head": "leaf"}),
+    "hdlm": Contender("HDLM (D=2, leaf head, xi=1)", fields={"schedule": "poisson", "head": "leaf"}),
     "tdlm-child": Contender("TDLM, child head", fields=TDLM),
     "tdlm-node": Contender("TDLM, node head", fields=TDLM | {"head": "node"}),
     "tree-binomial": Contender("tree, binomial, node head", fields={"schedule": "binomial", "head": "node"}),
