@@ -17,6 +17,9 @@ from modeling_treediff.building.budget import count_parameters
 
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
 TDLM = {"schedule": "sequential", "head": "child"}  # as published
+POISSON_LEAF = {"schedule": "poisson", "head": "leaf"}
+BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}  # the default
+BLOCK_EPS = 0.25  # share of a block's levels that are lost at least in training
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Contender:
         fields: of its config, beside those of its tree and size.
         random_tree: tokens in random places of the tree, instead of clustered.
         loss_chunk: positions whose logits training keeps at a time; None for all.
+        settings: of the training, where they are not the default.
 
     """
 
@@ -37,22 +41,28 @@ class Contender:
     fields: Mapping[str, Any] = field(default_factory=dict)
     random_tree: bool = False
     loss_chunk: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 CONTENDERS: dict[str, Contender] = {
     "mdlm": Contender("MDLM (flat)", depth=1),
     "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, loss_chunk=CHUNK),
-    "hdlm": Contender("HDLM (D=2, leaf head, xi=1)", fields={"schedule": "poisson", "head": "leaf"}),
+    "hdlm": Contender("HDLM (D=2, leaf head, xi=1)", fields=POISSON_LEAF),
     "tdlm-child": Contender("TDLM, child head", fields=TDLM),
     "tdlm-node": Contender("TDLM, node head", fields=TDLM | {"head": "node"}),
-    "tree-binomial": Contender("tree, binomial, node head", fields={"schedule": "binomial", "head": "node"}),
+    "tree-binomial": Contender("tree, binomial, node head", fields=BINOMIAL_NODE),
     "tree-factorised": Contender(
         "tree, factorised embedding",
-        fields={"schedule": "binomial", "head": "node", "node_embedding": "factorised", "embedding_rank": 64},
+        fields=BINOMIAL_NODE | {"node_embedding": "factorised", "embedding_rank": 64},
     ),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
+    "hdlm-perturbed": Contender("HDLM (D=2, leaf head, xi=0.9)", fields=POISSON_LEAF | {"perturbation": 0.1}),
+    "tree-blocks": Contender(
+        "tree, binomial, node head, S=4", fields=BINOMIAL_NODE | {"block_size": 4}, settings={"sampling_eps": BLOCK_EPS}
+    ),
+    "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}, settings={"sampling_eps": BLOCK_EPS}),
 }
 # Fields of a config.
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")

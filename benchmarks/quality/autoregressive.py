@@ -63,8 +63,9 @@ def train_autoregressive(
                     nats = float(window_nats(model, validation).mean())
                 facts |= {"nelbo": nats, "nelbo_standard_error": 0.0, "level_losses": []}  # exact, without levels
             log.write(step, facts)
-            if request.number and step < config.max_steps:
+            if request.number or (config.save_every and step % config.save_every == 0):
                 _save_state(config.output_dir / STATE_NAME, parts, step)
+            if request.number and step < config.max_steps:
                 raise SystemExit(exit_code(request.number))
     with update_folder(config.output_dir, written_last=lambda name: name == WEIGHTS_NAME) as folder:
         model.save_pretrained(folder)

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.contenders import Contender
 from modeling_treediff import VocabularyTree
-from modeling_treediff.building import build_tree, count_text, token_embeddings
+from modeling_treediff.building import build_tree, count_text, token_embeddings, train_tokenizer
 from modeling_treediff.building.balanced import random_tree, smallest_branching
 from modeling_treediff.files.atomic_files import write_atomically
 from modeling_treediff.text import (
@@ -108,8 +108,11 @@ def pack(
     zero_shot: list[Path],
     depths: Iterable[int],
     hold_out_every: int = 20,
+    vocab_size: int | None = None,
 ) -> None:
     """Tokenise the texts and build the trees; without a validation text every n-th training document is held out.
+
+    With a vocab_size, a tokenizer of as many tokens is learned from what is trained on, in place of the given one.
 
     Raises:
         ValueError: a file is named as training and as zero-shot text, or has the same content as one; two zero-shot
@@ -120,15 +123,18 @@ def pack(
     names = [path.name.split(".")[0] for path in zero_shot]
     if unusable := {name for name in names if name in RESERVED or names.count(name) > 1}:
         raise ValueError(f"Zero-shot texts need names of their own, other than {unusable.pop()}: rename the file.")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
-    if tokenizer_size(tokenizer) > LARGEST_VOCABULARY:
-        raise ValueError(f"{tokenizer_source} has more than {LARGEST_VOCABULARY} tokens, too many for a packed folder.")
     every = None if validation else hold_out_every
     held_out: list[str] = long_documents(validation) if validation else []
     trained: list[str] = []
     for path in training:
         for number, document in enumerate(long_documents(path)):
             (held_out if is_held_out(number, every) else trained).append(document)
+    if vocab_size is None:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    else:
+        tokenizer = train_tokenizer(trained, vocab_size)
+    if (size := tokenizer_size(tokenizer)) > LARGEST_VOCABULARY:
+        raise ValueError(f"{size} tokens are too many for a packed folder, which takes {LARGEST_VOCABULARY}.")
     rows = {TRAINING: tokenize_documents(trained, tokenizer), VALIDATION: tokenize_documents(held_out, tokenizer)}
     rows |= {
         name: tokenize_documents(long_documents(path), tokenizer) for name, path in zip(names, zero_shot, strict=True)

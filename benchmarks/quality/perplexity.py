@@ -4,15 +4,18 @@ python -m benchmarks.quality.perplexity pack --form cpu --zero-shot runs/zero_sh
 python -m benchmarks.quality.perplexity train --form cpu --parallel 2   # all runs that are not done
 python -m benchmarks.quality.perplexity collect --form cpu   # benchmarks/results/quality_cpu.json
 
-Forms: `cpu`, on the embedded sample (8,192 tokens); `gpu`, on texts given to `pack`, in GPT-2's tokens; `rehearsal`,
-the same on two cores in minutes; `tiny`, for tests. Everything goes on from where it stopped: with `--seconds` a call
-saves and ends after that time.
+Forms: `cpu`, on the embedded sample (8,192 tokens); `long`, twelve times as many tokens of texts given to `pack`, with
+learning rates that short runs choose; `gpu`, on texts given to `pack`, in GPT-2's tokens; `rehearsal`, the same on two
+cores in minutes; `tiny`, for tests. Everything goes on from where it stopped: with `--seconds` a call saves and ends
+after that time.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS
 from benchmarks.places import RESULTS, SAMPLE
@@ -22,7 +25,10 @@ from benchmarks.quality.run_queue import RunQueue
 from benchmarks.quality.training import Protocol, run
 
 NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIVE)  # whose result is MDLM's
+IN_LONG = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm", AUTOREGRESSIVE)
+WITHOUT_BLOCKS = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm"))
 LEADERS = 2
+RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter
 DEPTHS = (2, 3, 4)
 SMALL = {"hidden_size": 128, "num_attention_heads": 4, "max_position_embeddings": 64, "rope_theta": 100.0}
 PROTOCOLS = {
@@ -35,6 +41,22 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(1e-3, 2e-3, 4e-3),
         seeds=(0, 1),
+        contenders=WITHOUT_BLOCKS,
+    ),
+    "long": Protocol(
+        reference_layers=4,
+        sizes=SMALL | {"max_position_embeddings": 128},
+        sequence_length=128,
+        batch_size=32,
+        steps=8000,
+        warmup_steps=200,
+        learning_rates=(1e-3, 2e-3, 4e-3),
+        seeds=(0, 1),
+        contenders=IN_LONG,
+        rate_steps=400,
+        repeated=("mdlm", "tree-binomial"),
+        save_every=250,
+        curve_points=16,
     ),
     "gpu": Protocol(
         reference_layers=8,
@@ -45,6 +67,7 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(7e-4, 2e-3),
         seeds=(0, 1),
+        contenders=WITHOUT_BLOCKS,
         precision="bf16",
     ),
     "rehearsal": Protocol(
@@ -57,6 +80,7 @@ PROTOCOLS = {
         warmup_steps=1,
         learning_rates=(1e-3,),
         seeds=(0, 1),
+        contenders=WITHOUT_BLOCKS,
         precision="bf16",
         curve_points=1,
         curve_windows=8,
@@ -71,6 +95,7 @@ PROTOCOLS = {
         warmup_steps=2,
         learning_rates=(1e-3,),
         seeds=(0, 1),
+        contenders=WITHOUT_BLOCKS,
         curve_points=2,
         curve_windows=4,
         measured_windows=8,
@@ -86,17 +111,20 @@ def main() -> None:
     if options.what == "pack":
         validation = None if options.text else SAMPLE / "validation.txt.xz"
         texts = options.text or [SAMPLE / "train.txt.xz"]
-        pack(folder / "data", options.tokenizer, texts, validation, options.zero_shot, DEPTHS)
+        vocab_size = options.train_tokenizer
+        pack(folder / "data", options.tokenizer, texts, validation, options.zero_shot, DEPTHS, vocab_size=vocab_size)
     elif options.what == "train":
         PackedData.load(folder / "data")  # says what is missing before any run is begun
         take_all(RunQueue(folder, options.parallel, options.seconds), options.form, protocol)
     elif options.what == "run":
-        target = folder / Run(options.contender, options.learning_rate, options.seed).name
         data = PackedData.load(folder / "data")
+        folder, protocol = (folder / RATES, protocol.choosing) if options.choosing else (folder, protocol)
+        target = folder / Run(options.contender, options.learning_rate, options.seed).name
         run(options.contender, data, protocol, target, options.learning_rate, options.seed)
     else:
         output = options.output or RESULTS / f"quality_{options.form}.json"
-        write_quality(output, read_runs(folder), PackedData.load(folder / "data").manifest, NAMES)
+        manifest, choosing = PackedData.load(folder / "data").manifest, read_runs(folder / RATES)
+        write_quality(output, read_runs(folder), manifest, protocol.contenders, choosing)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -109,6 +137,7 @@ def parse_arguments() -> argparse.Namespace:
     packing = commands.add_parser("pack", parents=[shared], help="texts to tokens, and trees")
     packing.add_argument("--zero-shot", type=Path, nargs="+", default=[], help="texts that are only measured on")
     packing.add_argument("--text", type=Path, nargs="+", help="texts to train on (default: the embedded sample)")
+    packing.add_argument("--train-tokenizer", type=int, metavar="V", help="learn V tokens from the training part")
     packing.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
     training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
@@ -116,6 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     single = commands.add_parser("run", parents=[shared], help="a single run")
     single.add_argument("--contender", choices=NAMES, required=True)
     single.add_argument("--learning-rate", type=float, required=True)
+    single.add_argument("--choosing", action="store_true", help="of a learning rate: with as few steps as that takes")
     single.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
     collecting.add_argument("--output", type=Path, help="default: benchmarks/results/quality_FORM.json")
@@ -123,19 +153,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def take_all(queue: RunQueue, form: str, protocol: Protocol) -> None:
-    """Take the grid with the first seed, then the leading contenders and MDLM with the other seeds."""
+    """Take the grid with the first seed, of short runs where these choose the rates, then some with the other seeds."""
+    shared = ["-m", "benchmarks.quality.perplexity", "run", "--form", form, "--folder", str(queue.folder)]
 
-    def commands(runs: Iterable[Run]) -> dict[str, list[str]]:
-        shared = ["-m", "benchmarks.quality.perplexity", "run", "--form", form, "--folder", str(queue.folder)]
-        return {run.name: [*shared, *run.arguments] for run in runs}
+    def take(queue: RunQueue, runs: Iterable[Run], *more: str) -> dict[str, Any]:
+        queue.take({run.name: [*shared, *more, *run.arguments] for run in runs})
+        check_same(done := read_runs(queue.folder))
+        return best_runs(done)
 
     first, *others = protocol.seeds
-    queue.take(commands(Run(name, rate, first) for rate in protocol.learning_rates for name in NAMES))
-    done = read_runs(queue.folder)
-    check_same(done)
-    best = best_runs(done)
-    chosen = [(name, best[name]["learning_rate"]) for name in leaders(done, LEADERS)]
-    queue.take(commands(Run(name, rate, seed) for seed in others for name, rate in chosen))
+    grid = [Run(name, rate, first) for rate in protocol.learning_rates for name in protocol.contenders]
+    if protocol.rate_steps is None:
+        best = take(queue, grid)
+    else:
+        best = take(replace(queue, folder=queue.folder / RATES), grid, "--choosing")
+        take(queue, [Run(name, one["learning_rate"], first) for name, one in best.items()])
+    repeated = protocol.repeated or leaders(read_runs(queue.folder), LEADERS)
+    take(queue, [Run(name, best[name]["learning_rate"], seed) for seed in others for name in repeated])
 
 
 if __name__ == "__main__":

@@ -74,14 +74,23 @@ def selection_nats(record: Record) -> float:
     return float(np.mean(record["texts"][SELECTION]["windows"]))
 
 
-def write_quality(path: Path, runs: list[Record], manifest: Record, contenders: Iterable[str]) -> None:
+def write_quality(
+    path: Path, runs: list[Record], manifest: Record, contenders: Iterable[str], choosing: Sequence[Record] = ()
+) -> None:
     """Write all runs of a packed folder into one record, with the ratios to the perplexity of MDLM.
+
+    Args:
+        path: file to write.
+        runs: of `read_runs`.
+        manifest: of the packed folder.
+        contenders: that must be there.
+        choosing: the runs that have chosen the learning rates, where they are others.
 
     Raises:
         ValueError: see `check_comparable`.
 
     """
-    check_comparable(runs, contenders)
+    check_comparable(runs, contenders, list(choosing))
     best = best_runs(runs)
     trained = runs[0]["trained"]
     facts = {
@@ -90,6 +99,7 @@ def write_quality(path: Path, runs: list[Record], manifest: Record, contenders: 
         "trained_with": {name: trained[name] for name in OF_TRAINING},
         "measured_with": {name: runs[0][name] for name in ("commit", "versions")},
         "runs": [summarised(record) for record in runs],
+        "choosing": [summarised(record) for record in choosing],
         "best": {
             name: {
                 "learning_rate": record["learning_rate"],
@@ -140,16 +150,23 @@ def ratios(record: Record, runs: list[Record]) -> dict[str, Any]:
     return found
 
 
-def check_comparable(runs: list[Record], contenders: Iterable[str]) -> None:
+def check_comparable(runs: list[Record], contenders: Iterable[str], choosing: list[Record]) -> None:
     """Raise ValueError unless the runs compare.
 
-    All have one protocol, text and commit; each contender has the whole grid with the first seed and nothing beside it,
-    MDLM has all seeds that others have, and their parameters are MDLM's within 1 %.
+    All have one protocol, text and commit; each contender has the whole grid with the first seed, or the learning rate
+    that the runs for it have chosen, and nothing beside it, MDLM has all seeds that others have, and their parameters
+    are MDLM's within 1 %.
     """
     check_same(runs)
     rates, first = runs[0]["protocol"]["learning_rates"], min(record["seed"] for record in runs)
     found = {(record["contender"], record["learning_rate"], record["seed"]) for record in runs}
     grid = {(name, rate) for name in contenders for rate in rates}
+    if choosing:
+        check_same(choosing)
+        chosen = best_runs(choosing)
+        if unchosen := sorted({name for name, _ in grid} - chosen.keys()):
+            raise ValueError(f"No learning rate is chosen for {', '.join(unchosen)}: `train` does that.")
+        grid = {(name, chosen[name]["learning_rate"]) for name, _ in grid}
     missing = [(*one, first) for one in sorted(grid) if (*one, first) not in found]
     if REFERENCE in (best := best_runs(runs)):
         rate = best[REFERENCE]["learning_rate"]

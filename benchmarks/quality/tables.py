@@ -105,13 +105,14 @@ def grid_table(record: Record) -> str:
 
     Below it stands whose best rate is the largest or smallest tried, so that a better one may lie beyond.
     """
-    rates = sorted({run["learning_rate"] for run in record["runs"]})
-    first = min(run["seed"] for run in record["runs"])
+    runs = record.get("choosing") or record["runs"]
+    rates = sorted({run["learning_rate"] for run in runs})
+    first = min(run["seed"] for run in runs)
     found = {
         (run["contender"], run["learning_rate"]): "diverged"
         if run["diverged"]
         else f"{run['texts'][SELECTION]['nats']:.3f}"
-        for run in record["runs"]
+        for run in runs
         if run["seed"] == first
     }
     names = [name for name in TITLES if any(name == contender for contender, _ in found)]
@@ -121,6 +122,27 @@ def grid_table(record: Record) -> str:
     if not at_edge:
         return written
     return f"{written}\nAt the edge of the grid, with a better rate perhaps beyond: {_titles(at_edge)}.\n"
+
+
+def lasting_table(record: Record, points: int = 5) -> str:
+    """Return the validation perplexity over that of MDLM and over that of GPT-2 after more and more tokens seen.
+
+    First seeds; each column has twice the tokens of the one before it.
+    """
+    steps = [record["protocol"]["steps"] // 2**halving for halving in reversed(range(points))]
+    step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]
+    first = {name: runs_of(record, name)[0]["curve"] for name in _ordered(record)}
+    curves = {name: {point["step"]: point["nelbo"] for point in curve} for name, curve in first.items()}
+    if missing := [step for step in steps if step not in curves[REFERENCE]]:
+        raise ValueError(f"The curves lack step {missing[0]}: {record['protocol']['curve_points']} points are too few.")
+    rows = []
+    for name, curve in curves.items():
+        to_mdlm, to_gpt2 = (
+            [math.exp(curve[step] - curves[other][step]) for step in steps] for other in (REFERENCE, AUTOREGRESSIVE)
+        )
+        rows.append([TITLES[name], *(f"{one:.3f}; {two:.2f}" for one, two in zip(to_mdlm, to_gpt2, strict=True))])
+    header = ("perplexity / MDLM; / GPT-2", *(f"{step * step_tokens / 1e6:.1f}M tokens" for step in steps))
+    return table(header, rows)
 
 
 def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> None:

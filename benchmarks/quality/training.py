@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -56,6 +56,10 @@ class Protocol:
         curve_windows: validation windows of each, with one corruption.
         measured_windows: windows of each text that the finished model is measured on.
         samples: corruptions of each.
+        contenders: what is trained.
+        rate_steps: steps of runs that choose each contender's learning rate; by default all runs have all steps.
+        repeated: contenders with all seeds; by default the leading ones and MDLM.
+        save_every: steps between checkpoints; by default there are none but where a run is asked to stop.
 
     """
 
@@ -72,6 +76,15 @@ class Protocol:
     curve_windows: int = 1024
     measured_windows: int = 400
     samples: int = 4
+    contenders: tuple[str, ...] = ()
+    rate_steps: int | None = None
+    repeated: tuple[str, ...] = ()
+    save_every: int = 0
+
+    @property
+    def choosing(self) -> "Protocol":
+        """Of the runs that choose a learning rate."""
+        return self if self.rate_steps is None else replace(self, steps=self.rate_steps, rate_steps=None)
 
     @property
     def tokens_seen(self) -> int:
@@ -79,7 +92,7 @@ class Protocol:
         return self.steps * self.batch_size * self.sequence_length
 
     def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:
-        """Return the settings of a run; a checkpoint is saved when it is asked to stop."""
+        """Return the settings of a run; a checkpoint is saved in any case when it is asked to stop."""
         return TrainingConfig(
             output_dir=folder,
             max_steps=self.steps,
@@ -89,7 +102,7 @@ class Protocol:
             mixed_precision=self.precision,
             validate_every=max(1, self.steps // self.curve_points),
             validation_windows=self.curve_windows,
-            save_every=0,
+            save_every=self.save_every,
             seed=seed,
             **settings,
         )
@@ -110,7 +123,8 @@ def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_
         SystemExit: SIGTERM or SIGINT was received; another call goes on.
 
     """
-    config = protocol.training_config(folder / "model", learning_rate, seed)
+    settings = {} if name == AUTOREGRESSIVE else CONTENDERS[name].settings
+    config = protocol.training_config(folder / "model", learning_rate, seed, **settings)
     identity = {"contender": name, "learning_rate": learning_rate, "protocol": plain(asdict(protocol))}
     with locked(folder):
         facts = begin(folder, identity, data, seed)

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, TDLM, Contender, budget_config, reference_parameters, same_depth_config
+from benchmarks.contenders import (
+    BINOMIAL_NODE,
+    BLOCK_EPS,
+    CONTENDERS,
+    TDLM,
+    Contender,
+    budget_config,
+    reference_parameters,
+    same_depth_config,
+)
 from benchmarks.quality.training import Protocol
 from benchmarks.quality.uniform_share import SHARES
 from modeling_treediff import TreeDiffConfig, VocabularyTree
@@ -13,9 +22,7 @@ from modeling_treediff.training import plan_memory
 BASE, TREE, UNSEEN, TIMES, FACTORS = "base", "tree", "unseen tokens", "times", "factorised embedding"  # groups
 BLOCKS, PERTURBED = "blocks", "perturbed nodes"  # two more
 RATES = (0.05, 0.1, 0.2)  # of perturbation
-BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}
 NODE = "binomial-node"  # the default
-BLOCK_EPS = 0.25  # share of a block's levels that are lost at least in training
 PARAMETERS, OF_BASE, MEMORY = "of the parameters", "of the base", "of the memory"  # what decides the layers
 
 

@@ -131,8 +131,9 @@ def first_table() -> str:
     protocol, (small,) = quality["protocol"], (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
     tokens = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     return table(("model", "memory of a training step", "training speed", "perplexity"), rows) + (
-        "\nMDLM is masked diffusion without a tree; HDLM (here with xi = 1) and TDLM are published models with clusters of "
-        "words, TDLM being the method of this package; GPT-2 writes from left to right. In a column, all have as many parameters. "
+        "\nMDLM is masked diffusion without a tree; HDLM (here with xi = 1) and TDLM are published models with "
+        "clusters of words, TDLM being the method of this package; GPT-2 writes from left to right. In a column, all "
+        "have as many parameters. "
         f"Memory: {steps[0]['parameters'] / 1e6:.0f}M, batch {batch} of {memory['sequence_length']} tokens, GPT-2's "
         f"vocabulary, {PRECISION}, on a CPU; GPT-2 as transformers has it. Speed: {run['parameters'] / 1e6:.1f}M, one "
         f"CPU thread, a vocabulary of {small['vocab_size']:,}. Perplexity of held-out text (≤: a bound): the same "

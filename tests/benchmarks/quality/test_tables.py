@@ -1,6 +1,7 @@
 """Tables of the quality benchmark show every contender and refuse damaged records."""
 
 import json
+import math
 
 import pytest
 from helpers.contenders import COMPARED
@@ -33,6 +34,18 @@ def test_tables_show_every_contender_and_seed(record, tmp_path):
     )
     tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ratio_over_tokens_is_that_of_the_curves(record):
+    lines = tables.lasting_table(record, points=2).splitlines()
+    assert lines[0] == "| perplexity / MDLM; / GPT-2 | 0.0M tokens | 0.0M tokens |"
+    titles = [line.split("|")[1].strip() for line in lines[2:]]
+    assert titles == ["MDLM (flat)", "TDLM, child head", "autoregressive (GPT-2)"]
+    curves = {name: tables.runs_of(record, name)[0]["curve"] for name in COMPARED}
+    ratios = [math.exp(curves["tdlm-child"][-1]["nelbo"] - curves[name][-1]["nelbo"]) for name in (REFERENCE, "ar")]
+    assert lines[3].endswith(f"| {ratios[0]:.3f}; {ratios[1]:.2f} |")
+    with pytest.raises(ValueError, match="lack step 2: 2 points are too few"):
+        tables.lasting_table(record, points=3)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,32 @@ def test_a_run_asked_to_stop_goes_on_to_the_same_end(packed, runs, tmp_path, mon
     assert lines[0] == lines[1] and len(lines[0]) == 8
 
 
+@pytest.mark.parametrize("name", [REFERENCE, "ar"])
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(packed, runs, tmp_path, monkeypatch, name):
+    """In the sixth step of eight, with a checkpoint after every second: to the weights of the run that was not."""
+    run, protocol, steps = quality_record.Run(name, 1e-3, 0), replace(TINY, save_every=2), []
+    owner, forward = (autoregressive, "token_nats") if name == "ar" else (TreeDiffForDiffusionLM, "forward")
+    original = getattr(owner, forward)
+
+    def killed(model, *args, **kwargs):
+        steps.append(model.training)
+        if sum(steps) == 6:
+            raise KeyboardInterrupt
+        return original(model, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, forward, killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.run(name, packed, protocol, tmp_path / run.name, 1e-3, 0)
+    steps.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, forward, lambda model, *a, **k: steps.append(model.training) or original(model, *a, **k))
+        training.run(name, packed, protocol, tmp_path / run.name, 1e-3, 0)
+    assert sum(steps) == 4
+    ended, whole = (folder / run.name / "model" / "model.safetensors" for folder in (tmp_path, runs))
+    assert ended.read_bytes() == whole.read_bytes()
+
+
 def test_a_folder_of_another_training_is_refused(packed, runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs / "tdlm-child-lr0.001-seed0", folder)
