@@ -1,6 +1,7 @@
 # make quickstart   set up, write with the model of examples/, then build a tree, train, measure and write with a small one
 # make test         set up, then run all tests, in a process per core
 # make check        lint and types
+# make gpu-evidence   on a machine with a GPU: measure all that needs one, ten minutes a call
 # make docs         build the documentation into site/
 # make sample       rebuild the embedded sample's tokenizer and tree, byte for byte
 
@@ -22,7 +23,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
-.PHONY: setup quickstart test check docs sample
+.PHONY: setup quickstart test check gpu-evidence docs sample
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -68,6 +69,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-evidence: setup
+	$(BIN)/python -m benchmarks.gpu_evidence
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -109,6 +109,8 @@ def main() -> None:
     folder = options.folder or Path("runs", "quality", options.form)
     protocol = PROTOCOLS[options.form]
     if options.what == "pack":
+        if options.if_missing and (folder / "data" / "manifest.json").exists():
+            return
         validation = None if options.text else SAMPLE / "validation.txt.xz"
         texts = options.text or [SAMPLE / "train.txt.xz"]
         vocab_size = options.train_tokenizer
@@ -137,6 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     packing = commands.add_parser("pack", parents=[shared], help="texts to tokens, and trees")
     packing.add_argument("--zero-shot", type=Path, nargs="+", default=[], help="texts that are only measured on")
     packing.add_argument("--text", type=Path, nargs="+", help="texts to train on (default: the embedded sample)")
+    packing.add_argument("--if-missing", action="store_true", help="leave a packed folder as it is")
     packing.add_argument("--train-tokenizer", type=int, metavar="V", help="learn V tokens from the training part")
     packing.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")

@@ -1,0 +1,42 @@
+"""What a GPU is to measure: commands that their benchmarks take, in order, until all is done."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_evidence import Stage, rehearsal, stages, take
+
+
+@pytest.mark.parametrize("found", [stages(), rehearsal(Path("folder"))], ids=["device", "rehearsal"])
+def test_the_stages_benchmarks_take_their_commands(found, monkeypatch):
+    """And the two are the same stages of the same programs."""
+    assert [(name, stage.command[:2]) for name, stage in found.items()] == [
+        (name, stage.command[:2]) for name, stage in stages().items()
+    ]
+    for name, stage in found.items():
+        _, module, *arguments = stage.command
+        if name != "tests":
+            monkeypatch.setattr(sys, "argv", [module, *arguments])
+            options = importlib.import_module(module).parse_arguments()
+            if "cuda" not in arguments and "gpu" not in arguments:
+                assert "folder" in str(vars(options))  # a rehearsal overwrites no record
+
+
+def test_a_call_goes_on_where_the_one_before_it_stopped(tmp_path, capfd, monkeypatch):
+    """The second stage fails at first: the third is taken in spite of it, and what is done is not taken again."""
+    note = "open('taken', 'a').write(sys.argv[1])"
+    twice = "seen = pathlib.Path('seen'); again = seen.exists(); seen.touch(); sys.exit(not again)"
+    commands = {"first": "", "second": twice, "third": ""}
+    wanted = {
+        name: Stage(1, ("-c", f"import pathlib, sys; {note}; {more}", name[0])) for name, more in commands.items()
+    }
+    monkeypatch.chdir(tmp_path)
+    assert take(wanted, Path("runs"), seconds=0) == list(wanted)
+    assert take(wanted, Path("runs"), seconds=600) == ["second"] and Path("taken").read_text() == "fst"
+    assert take(wanted, Path("runs"), seconds=600) == [] and Path("taken").read_text() == "fsts"
+    facts = json.loads(Path("runs", "third", "run.json").read_text())
+    assert facts["stage"] == "third" and facts["of"] == list(wanted["third"].command)
+    assert "second: stopped (1)" in capfd.readouterr().out
