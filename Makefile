@@ -38,9 +38,9 @@ quickstart: setup
 	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 40 --unmasking confidence
 	@printf "\n== It fills gaps, with both sides given.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence
-	@printf "\n== The same gaps, each for a word of one cluster: those of king, mother, came and house.\n"
+	@printf "\n== The same gaps, each for a word of one cluster: those of king, father, came and city.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence \
-		--like king mother came house
+		--like king father came city
 	@printf "\n== Now a tree of its own for a small text, and a model of half that size, in minutes.\n"
 	$(BIN)/treediff build-tree --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
 		--license PDDL-1.0 --output $(RUN)/tree

@@ -102,7 +102,7 @@ def load_model(script: ScriptArguments, tokenizer: PreTrainedTokenizerBase) -> T
     return TreeDiffForDiffusionLM.from_tree(
         tree,
         **{"hidden_size": script.hidden_size, "num_hidden_layers": script.layers, "num_attention_heads": script.heads},
-        **{"max_position_embeddings": script.sequence_length, "rope_theta": 100.0},
+        max_position_embeddings=script.sequence_length,
         **{"eos_token_id": end, "bos_token_id": end, "pad_token_id": end},
     )
 

@@ -45,7 +45,7 @@ PROTOCOLS = {
     ),
     "long": Protocol(
         reference_layers=4,
-        sizes=SMALL | {"max_position_embeddings": 128},
+        sizes=SMALL | {"max_position_embeddings": 128, "rope_theta": 1000.0},
         sequence_length=128,
         batch_size=32,
         steps=8000,

@@ -153,13 +153,14 @@ def corpora(text: TrainingText, dataset: Dataset) -> tuple[Corpus, Corpus | None
 def provenance(
     options: Run, source: str | None, text: TrainingText, corpus: Corpus, held_out: Corpus | None
 ) -> dict[str, Any]:
-    """Return the weights' origin, their license and their language."""
+    """Return the weights' origin, their license, and their text."""
     base = None
     if source is not None:
         base = {"name": public_name(source), "on_hub": not Path(source).exists()}
     return {
         "license": options.license,
         "language": options.language,
+        "text_description": options.text_description,
         "base_model": base,
         "text": corpus.facts(),
         "validation_text": held_out.facts() if held_out else None,

@@ -6,11 +6,10 @@ from dataclasses import replace
 from accelerate import PartialState
 
 from modeling_treediff import TreeDiffConfig
+from modeling_treediff.configuration_treediff import least_rope_theta, usual_rope_theta
 from modeling_treediff.training import TrainingConfig
 from modeling_treediff.training.run.optimization import peak_learning_rate
 from modeling_treediff.training.run.preflight import has_bf16, run_precision
-
-from .new_model import least_rope_theta, usual_rope_theta
 
 MOST_OF_NEW, MOST_OF_SAVED = 2, 5  # times the default
 

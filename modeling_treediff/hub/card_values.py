@@ -87,6 +87,7 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
         "license": _stated(record.get("license")),
         "base_model": _source(record.get("base_model"), otherwise="random weights" if record else ""),
         "training_text": _source(record.get("text")),
+        "text_description": _stated(record.get("text_description")),
         "validation_text": _held_out(record),
         "steps": _count(record, "steps"),
         "tokens_seen": _count(record, "tokens_seen"),

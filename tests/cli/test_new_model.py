@@ -7,9 +7,10 @@ import pytest
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import count_parameters
-from modeling_treediff.cli.new_model import model_fields, usual_rope_theta
+from modeling_treediff.cli.new_model import model_fields
 from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model, Process
 from modeling_treediff.cli.unfit_settings import unfit_settings
+from modeling_treediff.configuration_treediff import usual_rope_theta
 from modeling_treediff.training import TrainingConfig
 
 TREE = random_tree(300, 18, 2)
@@ -47,4 +48,6 @@ def test_with_the_base_by_length_no_pair_of_features_turns_half_around_too_early
     smaller = base / 10
     assert base == 100 or length > smaller or length / smaller ** (1 - 2 / width) > math.pi
     sizes = {"hidden_size": 2 * width, "sequence_length": length, "num_hidden_layers": 1}
-    assert make(**sizes).rope_theta == base and not unfit_settings(make(**sizes), TrainingConfig("x"), length, True)
+    own = {"max_position_embeddings": length, "hidden_size": 2 * width, "num_attention_heads": 2}
+    assert TreeDiffConfig.from_tree(TREE, **own).rope_theta == make(**sizes).rope_theta == base
+    assert not unfit_settings(make(**sizes), TrainingConfig("x"), length, True)

@@ -9,9 +9,9 @@ from helpers.processes import run_here
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.cli import unfit_settings as module
-from modeling_treediff.cli.new_model import usual_rope_theta
 from modeling_treediff.cli.options.model import SEQUENCE_LENGTH, Model
 from modeling_treediff.cli.unfit_settings import unfit_settings
+from modeling_treediff.configuration_treediff import usual_rope_theta
 from modeling_treediff.training import TrainingConfig
 
 QUICKSTART = {

@@ -91,6 +91,7 @@ class Page:
 
     def __init__(self, name, monkeypatch, hub):
         self.name, self.monkeypatch, self.hub, self.variables = name, monkeypatch, hub, {"__name__": "__main__"}
+        self.printed = ""  # by the last block of Python
 
     def run(self):
         for language, block in blocks(REPOSITORY / self.name):
@@ -101,6 +102,7 @@ class Page:
                     self.run_command(words)
             else:
                 assert language == "text", f"{self.name} has a block of {language!r} that nothing runs"
+                assert block.strip() == self.printed.strip(), f"{self.name} shows other output than its code prints"
 
     def run_in_python(self, block):
         if self.name == TUTORIAL:  # which promises a fresh Python
@@ -111,7 +113,9 @@ class Page:
         else:
             code = compile(block, self.name, "exec")
             if all(f"from {package}" not in block or importlib.util.find_spec(package) for package in OPTIONAL):
-                exec(code, self.variables)
+                with redirect_stdout(io.StringIO()) as printed:
+                    exec(code, self.variables)
+                self.printed = printed.getvalue()
 
     def run_command(self, words):
         if listed(words):

@@ -60,6 +60,7 @@ class Run:
     )
     license: str | None = option(None, "license of the weights, such as apache-2.0, for the model card", is_text=True)
     language: str | None = option(None, "code of the text's language, such as en, for the model card", is_text=True)
+    text_description: str | None = option(None, "what the text is, in words, for the model card", is_text=True)
     trust_remote_code: bool = trust_option()
 
 
