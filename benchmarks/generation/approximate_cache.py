@@ -21,6 +21,7 @@ from benchmarks.record_schema import Schema, read_record
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.files.records import write_record
 from modeling_treediff.files.sources import public_name
+from modeling_treediff.hub import weights_sha256
 from modeling_treediff.sampling_treediff import crop
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
 
@@ -31,6 +32,7 @@ FIGURES = ("nats", "nats_with_cache", "difference_standard_error", "divergence",
 SCHEMA: Schema = {
     "commit": str,
     "model": str,
+    "weights_sha256": str,
     **dict.fromkeys(("windows", "length"), int),
     "cells": [{"block": int, "written": float, **dict.fromkeys(FIGURES, float)}],
 }
@@ -55,7 +57,14 @@ def main() -> None:
         for share in SHARES:
             generator = torch.Generator().manual_seed(options.seed)
             cells.append({"block": block, "written": share} | compared(model, windows, block, share, generator))
-    facts = {"model": public_name(options.model), "windows": len(windows), "length": length, "cells": cells}
+    (weights,) = weights_sha256(Path(options.model)).values()
+    facts = {
+        "model": public_name(options.model),
+        "weights_sha256": weights,
+        "windows": len(windows),
+        "length": length,
+        "cells": cells,
+    }
     write_record(options.output, facts, options.seed)
     print(cache_table(read_record(options.output, SCHEMA)))
 

@@ -22,7 +22,7 @@ from benchmarks.record_schema import Schema, read_record
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.drafts_treediff import Draft, TokenWeights
 from modeling_treediff.files.records import write_record
-from modeling_treediff.text import pack_windows, read_documents, tokenize_documents
+from modeling_treediff.text import decode_nodes, pack_windows, read_documents, tokenize_documents
 
 RECORD = RESULTS / "kinds.json"
 TEXT = SAMPLE / "validation.txt.xz"
@@ -40,7 +40,9 @@ SCHEMA: Schema = {
     "text": str,
     **dict.fromkeys(("windows", "length", "gaps", "clusters"), int),
     "models": dict.fromkeys(TITLES, MODEL),
+    "examples": [{"text": str, "own_word": str, "words": dict.fromkeys(TITLES, str)}],
 }
+EXAMPLES, AROUND = 6, 5  # windows shown, and tokens on either side of a gap
 
 
 def main() -> None:
@@ -65,14 +67,21 @@ def main() -> None:
     places = torch.rand(windows.shape, generator=generator).argsort(dim=1)[:, : options.gaps]
     clusters = tree.parent[: tree.vocab_size]
     facts = {"text": TEXT.name, "windows": len(windows), "length": length, "gaps": options.gaps}
-    found = {}
+    found, filled = {}, {}
     for name in TITLES:
         model = models[name.removesuffix("_restricted")]
         given = clusters[windows] if name == "tree" else torch.full_like(windows, model.config.mask_token_id)
         start = windows.scatter(1, places, given.gather(1, places))
         constraints = OfKinds(clusters, windows) if name == "flat_restricted" else None
-        found[name] = written(model, start, windows, clusters, places, options.seed, constraints)
-    facts |= {"clusters": len(clusters.unique()), "models": found}
+        filled[name], passes = written(model, start, places, options.seed, constraints)
+        found[name] = shares(model, filled[name], windows, clusters, places) | {"passes": passes}
+    examples = []
+    for index, place in enumerate(places[:EXAMPLES, 0].tolist()):
+        row = windows[index].scatter(0, places[index], clusters[windows[index, places[index]]])
+        text = decode_nodes(row[max(0, place - AROUND) : place + AROUND + 1], tree, tokenizer)
+        words = {name: tokenizer.decode(tokens[index, 0]) for name, tokens in filled.items()}
+        examples.append({"text": text, "own_word": tokenizer.decode(windows[index, place]), "words": words})
+    facts |= {"clusters": len(clusters.unique()), "models": found, "examples": examples}
     write_record(options.output, facts, options.seed)
     print(kinds_table(read_record(options.output, SCHEMA)))
 
@@ -93,50 +102,63 @@ class OfKinds(TokenWeights):
 def written(
     model: TreeDiffForDiffusionLM,
     start: torch.Tensor,
-    windows: torch.Tensor,
-    clusters: torch.Tensor,
     places: torch.Tensor,
     seed: int,
     constraints: TokenWeights | None,
-) -> dict[str, Any]:
-    """Return which share of what a model writes at the places is of the wanted clusters, and the text's own word.
-
-    Args:
-        model: fills the places of `start` (B, T).
-        start: (B, T) tokens, and at the places nodes.
-        windows: (B, T) the texts' own tokens.
-        clusters: (V,) of every token.
-        places: (B, gaps) which are open.
-        seed: of the draws.
-        constraints: on the tokens, if any.
-
-    """
+) -> tuple[torch.Tensor, int]:
+    """Return what a model writes at the places (B, gaps) of nodes (B, T), and the forward passes that it takes."""
     how: Any = {"unmasking": "confidence", "constraints": constraints, "return_dict_in_generate": True}
     result: Any = model.generate(start, generator=torch.Generator().manual_seed(seed), **how)
-    tokens = result.sequences.gather(1, places)
-    right = clusters[tokens] == clusters[windows].gather(1, places)
+    return result.sequences.gather(1, places), int(result.num_forward_passes)
+
+
+def shares(
+    model: TreeDiffForDiffusionLM,
+    tokens: torch.Tensor,
+    windows: torch.Tensor,
+    clusters: torch.Tensor,
+    places: torch.Tensor,
+) -> dict[str, Any]:
+    """Return which share of tokens (B, gaps) is of the wanted clusters, and the text's own word.
+
+    Args:
+        model: that wrote them.
+        tokens: (B, gaps) written.
+        windows: (B, T) the texts' own tokens.
+        clusters: (V,) of every token.
+        places: (B, gaps) where they stand.
+
+    """
+    own = windows.gather(1, places)
+    right = clusters[tokens] == clusters[own]
     return {
         "layers": model.config.num_hidden_layers,
         "parameters": model.num_parameters(),
-        "passes": int(result.num_forward_passes),
         "of_the_kind": float(right.float().mean()),
         "texts_of_the_kinds": float(right.all(dim=1).float().mean()),
-        "own_word": float((tokens == windows.gather(1, places)).float().mean()),
+        "own_word": float((tokens == own).float().mean()),
     }
 
 
 def kinds_table(record: dict[str, Any]) -> str:
-    """Return both models side by side."""
+    """Return both models side by side, in figures and with the first gaps."""
     rows = []
     for name, title in TITLES.items():
         figures = record["models"][name]
         shares = [figures[key] for key in ("of_the_kind", "texts_of_the_kinds", "own_word")]
         rows.append([title, f"{figures['layers']}", *(f"{share:.1%}" for share in shares)])
     header = ("model", "layers", "words of their kind", "texts with all words of their kinds", "the text's own word")
-    return table(header, rows) + (
+    figures = table(header, rows)
+    columns = ("text, its gaps as clusters", "own word", "tree", "flat", "flat, restricted")
+    rows = [
+        [f"`{one['text']}`", f"`{one['own_word']}`", *(f"`{one['words'][name]}`" for name in TITLES)]
+        for one in record["examples"]
+    ]
+    return figures + (
         f"\n{record['windows']} windows of {record['length']} tokens of held-out text, {record['gaps']} gaps in each, "
         f"{record['clusters']} clusters; {record['models']['tree']['parameters'] / 1e6:.1f}M parameters each, trained "
-        f"alike; one text drawn for each window, surest place first; commit {record['commit']}.\n"
+        f"alike; one text drawn for each window, surest place first; commit {record['commit']}. The first gap of the "
+        f"first windows, in the middle of what is shown:\n\n{table(columns, rows)}"
     )
 
 

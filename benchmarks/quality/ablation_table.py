@@ -114,7 +114,7 @@ def shares_headline(record: Record, texts: Sequence[str]) -> str:
     ratios = []
     for run in candidate_runs(record, NODE):
         found = run["shares"][0]["texts"]
-        listed = ", ".join(f"{math.exp(found[text]['to_mdlm']['nats']):.2f}" for text in texts)
+        listed = ", ".join(f"{text} {math.exp(found[text]['to_mdlm']['nats']):.2f}" for text in texts)
         ratios.append(f"{listed} with seed {run['seed']}")
     return (
         "**Trees of today**, in which training shows every cluster; those above are older. Perplexity of the default "
@@ -188,7 +188,7 @@ def headline(record: Record, texts: Sequence[str]) -> str:
     runs = candidate_runs(record, trees[0])
     ratios = " and ".join(f"{_ratio(run, VALIDATION)} with seed {run['seed']}" for run in runs)
     elsewhere = "; ".join(
-        ", ".join(f"{math.exp(run['further'][text]['to_mdlm']['nats']):.2f}" for text in texts) for run in runs
+        ", ".join(f"{text} {math.exp(run['further'][text]['to_mdlm']['nats']):.2f}" for text in texts) for run in runs
     )
     return (
         f"**The default** ({runs[0]['title']}) predicted best among {len(trees)} trees with one learning rate, "

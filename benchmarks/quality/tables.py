@@ -177,7 +177,7 @@ def headline(record: Record) -> str:
         f"{one[VALIDATION]['ratio']:.3f} ({_interval(one[VALIDATION]['interval'])}) with seed {seed}"
         for seed, one in ratios.items()
     ]
-    others = ", ".join(f"{ratios[str(first['seed'])][text]['ratio']:.2f}" for text in zero_shot_texts(record))
+    others = ", ".join(f"{text} {ratios[str(first['seed'])][text]['ratio']:.2f}" for text in zero_shot_texts(record))
     beside = [
         f"{TITLES[name]} {one[VALIDATION]['ratio']:.3f}"
         for name in ("hdlm", AUTOREGRESSIVE)

@@ -25,13 +25,13 @@ UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.
 SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
 # What the perplexity of ours was trained with, where that is not the default.
-TRAINED_WITH = {DEFAULT: "", NODE: "; the tree's with the schedule `sequential` of TDLM, not the default"}
+TRAINED_WITH = {DEFAULT: "", NODE: "; the perplexity of the tree is that of an older default"}
 FIRST = {  # of README.md
     REFERENCE: "MDLM",
     CHUNKED: "MDLM, loss in chunks",
     "hdlm": "HDLM",
     AUTOREGRESSIVE: "GPT-2",
-    DEFAULT: "**tree** (TDLM, node head)",
+    DEFAULT: "**tree** (ours)",
 }
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
@@ -41,6 +41,7 @@ REFERENCE_SCHEMA: Schema = {
     **dict.fromkeys(("nelbo", "unigram_entropy"), float),
     **dict.fromkeys(("weights_dtype", "commit"), str),
     "parameters": dict,
+    "weights_sha256": {"model.safetensors": str},
 }
 JUDGED = ("judged_reference", "judged_quickstart")
 
@@ -83,7 +84,6 @@ def sections() -> dict[tuple[str, str], str]:
 def reference_tables() -> str:
     """Return what is known of the reference checkpoint, and of the model of `make quickstart` beside it."""
     known = read_record(REFERENCE_MODEL / TRAINING_RECORD, REFERENCE_SCHEMA)
-    judged = (read_record(RESULTS / f"{name}.json", generation_figures.SCHEMA) for name in JUDGED)
     parameters, tokens = sum(known["parameters"].values()), known["tokens_seen"]
     facts = (
         f"{parameters / 1e6:.1f}M parameters, {known['num_hidden_layers']} layers of {known['hidden_size']}, after "
@@ -91,7 +91,46 @@ def reference_tables() -> str:
         f"token on {known['validation_tokens']:,} held-out tokens, whose unigram entropy is "
         f"{known['unigram_entropy']:.3f}; weights in {known['weights_dtype']}, trained at commit {known['commit']}.\n"
     )
-    return "\n".join([facts, *(generation_figures.quality_table(record, steps=(64,)) for record in judged)])
+    return f"{facts}\n{judged_table()}"
+
+
+def judged_table() -> str:
+    """Return what the judge says of texts by the reference and by the quickstart's model, beside real text of each."""
+    rows = []
+    for name in JUDGED:
+        record = read_record(RESULTS / f"{name}.json", generation_figures.SCHEMA)
+        if name == JUDGED[0]:
+            (model,) = record["models"].values()
+            check_reference(model["weights_sha256"], f"{name}.json")
+        real, *_ = (one for one in record["references"] if one["name"] == generation_figures.REAL)
+        for point in record["points"]:
+            nats, own = point["judge"]["nats_per_token"], real["judge"]["nats_per_token"]
+            entropies = f"{point['statistics']['entropy']:.2f} ({real['statistics']['entropy']:.2f})"
+            passes, error = f"{point['forward_passes']:.0f}", point["judge"]["standard_error"]
+            cells = (passes, f"{nats:.2f} ± {error:.2f}", f"{own:.2f}", f"{nats - own:+.2f}", entropies)
+            rows.append([point["model"], point["sampler"], *cells])
+    protocol = record["protocol"]
+    header = (
+        "model",
+        "sampler",
+        "passes",
+        "nats/token of the judge",
+        "of real text",
+        "above it",
+        "entropy (real text)",
+    )
+    return table(header, rows) + (
+        f"\nThe judge is {protocol['judge']}; {protocol['texts']} texts of {protocol['length']} tokens for each row, ± "
+        "one standard error; entropy of the tokens of a text, in nats: below that of real text, a text is duller. Real "
+        "text is what the model was not trained on, of the same kind and length, in its own tokens.\n"
+    )
+
+
+def check_reference(weights_sha256: str, name: str) -> None:
+    """Raise ValueError if a record is of other weights than the reference checkpoint's."""
+    own = read_record(REFERENCE_MODEL / TRAINING_RECORD, REFERENCE_SCHEMA)["weights_sha256"]["model.safetensors"]
+    if weights_sha256 != own:
+        raise ValueError(f"{name} is of other weights than {REFERENCE_MODEL.name}: measure these, and render again.")
 
 
 def headline() -> str:
@@ -128,20 +167,21 @@ def first_table() -> str:
         perplexity = math.exp(run["texts"][VALIDATION]["nats"])
         bound = "" if name == AUTOREGRESSIVE else "≤ "
         rows.append([title, resident.get(name, ""), f"{rates[name]:,.0f} tokens/s", f"{bound}{perplexity:.0f}"])
-    protocol, (small,) = quality["protocol"], (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
+    protocol = quality["protocol"]
     tokens = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
-    return table(("model", "memory of a training step", "training speed", "perplexity"), rows) + (
-        "\nMDLM is masked diffusion without a tree; HDLM (here with xi = 1) and TDLM are published models with "
-        "clusters of words, TDLM being the method of this package; GPT-2 writes from left to right. In a column, all "
-        "have as many parameters. "
-        f"Memory: {steps[0]['parameters'] / 1e6:.0f}M, batch {batch} of {memory['sequence_length']} tokens, GPT-2's "
-        f"vocabulary, {PRECISION}, on a CPU; GPT-2 as transformers has it. Speed: {run['parameters'] / 1e6:.1f}M, one "
-        f"CPU thread, a vocabulary of {small['vocab_size']:,}. Perplexity of held-out text (≤: a bound): the same "
-        f"models after {tokens / 1e6:.1f}M tokens of training, long before any has converged{TRAINED_WITH[ours]}. MDLM "
-        "with its loss in chunks needs as little memory, and trains more slowly. No GPU has measured any of this yet. "
-        "[Evidence](benchmarks/README.md) has intervals, more contenders, and texts of other kinds, on which trees of "
-        "the time of this table were worse than MDLM, and [those of today](benchmarks/README.md#tokens-that-the-"
-        "training-text-lacks) are better.\n"
+    small_size = f"{run['parameters'] / 1e6:.1f}M parameters"
+    header = (
+        "model",
+        f"memory of a training step ({steps[0]['parameters'] / 1e6:.0f}M parameters, batch of {batch} x "
+        f"{memory['sequence_length']} tokens)",
+        f"training speed ({small_size}, one CPU thread)",
+        f"perplexity of held-out text ({small_size}, after {tokens / 1e6:.1f}M tokens; lower is better)",
+    )
+    return table(header, rows) + (
+        "\nAll models have equally many parameters. MDLM is masked diffusion without a tree; HDLM knows clusters and "
+        "still scores every token; GPT-2 writes from left to right. ≤ marks an upper bound. These are small trials on "
+        f"a CPU: no GPU has measured them, and no model has converged{TRAINED_WITH[ours]}. "
+        "[Evidence](benchmarks/README.md) has more models, intervals, and texts on which trees were worse than MDLM.\n"
     )
 
 

@@ -34,7 +34,7 @@ from benchmarks.places import ARTIFACTS, RESULTS, ROOT
 from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table
 from benchmarks.record_schema import Schema, check_schema, read_record
-from benchmarks.report.evidence import draw_figures, first_table, headline, sections
+from benchmarks.report.evidence import check_reference, draw_figures, first_table, headline, sections
 from benchmarks.speed.block_steps import RECORD as STEPS_RECORD
 from benchmarks.speed.block_steps import SCHEMA as STEPS_SCHEMA
 from benchmarks.speed.block_steps import block_steps_table
@@ -211,6 +211,8 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
     quality, conversion = (
         json.loads(record.read_text(encoding="utf-8")) for record in (QUALITY_RECORD, CONVERSION_RECORD)
     )
+    cache = read_record(CACHE_RECORD, CACHE_SCHEMA)
+    check_reference(cache["weights_sha256"], CACHE_RECORD.name)
     return {
         ROOT / "benchmarks" / "README.md": sections()
         | {marks("evidence"): headline(), marks("quickstart table"): table()},
@@ -219,7 +221,7 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         HOW_TO / "memory.md": {marks("budget table"): budget_table(), marks("memory table"): memory_table()},
         HOW_TO / "constraints.md": {marks("kinds table"): kinds_table(read_record(KINDS_RECORD, KINDS_SCHEMA))},
         HOW_TO / "blocks.md": {
-            marks("approximate cache table"): cache_table(read_record(CACHE_RECORD, CACHE_SCHEMA)),
+            marks("approximate cache table"): cache_table(cache),
             marks("block steps table"): block_steps_table(read_record(STEPS_RECORD, STEPS_SCHEMA)),
             marks("lengths table"): lengths_table(read_record(LENGTHS_RECORD, LENGTHS_SCHEMA)),
         },

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
+from itertools import zip_longest
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -85,3 +86,12 @@ def last_line(ran: subprocess.CompletedProcess) -> str:
     """What a command that failed says in the end; a traceback is none of it."""
     assert ran.returncode and "Traceback" not in ran.stderr, ran.stderr
     return ran.stderr.splitlines()[-1]
+
+
+def equal_lines(shown: str, printed: str) -> float:
+    """Return the share of equal lines, in their order, of what a page shows and what its code has printed.
+
+    On another processor sums are rounded otherwise, which now and then changes a word; other weights change most lines.
+    """
+    pairs = list(zip_longest(*([line for line in text.splitlines() if line.strip()] for text in (shown, printed))))
+    return sum(one == other for one, other in pairs) / len(pairs)
