@@ -1,6 +1,7 @@
 """The record of `benchmarks.generation.quality` as a figure and as a table."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,44 @@ def quality_table(record: dict[str, Any], steps: Sequence[int] = SHOWN_STEPS) ->
         f"{protocol['texts']} texts of {protocol['length']} tokens each; standard errors of the judge's nats up to "
         f"{largest:.2f}; commit {commits}.\n"
     )
+
+
+def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
+    """Return the judge's nats at the entropy of real text, by model and kind of sampler, at one number of steps.
+
+    Temperatures and truncations of a kind are points of a line, nats over entropy; between two of them it is straight.
+    Where none is as varied as real text, or all are more varied, there is no figure: dull texts please a judge.
+    """
+    check_record(record)
+    real = next(one for one in record["references"] if one["name"] == REAL)["statistics"]["entropy"]
+    kinds = {name.partition(", ")[0]: None for name in (point["sampler"] for point in record["points"])}
+    rows = []
+    for model in record["models"]:
+        cells = []
+        for kind in kinds:
+            found = [
+                (point["statistics"]["entropy"], point["judge"]["nats_per_token"])
+                for point in record["points"]
+                if (point["model"], point["num_steps"]) == (model, steps)
+                and point["sampler"].partition(", ")[0] == kind
+                and not point["chooses_passes"]
+            ]
+            nats = at(real, found)
+            cells.append("–" if nats is None else f"{nats:.2f}")
+        rows.append([model, *cells])
+    return table(("model", *kinds), rows) + (
+        f"\nNats per token of the judge at {steps} steps, for texts of the entropy of real text, {real:.2f} nats: "
+        "between the nearest temperatures or truncations on either side; – where there is none on one side.\n"
+    )
+
+
+def at(place: float, points: Sequence[tuple[float, float]]) -> float | None:
+    """Return the height at a place of the line through points (place, height), in order; None beside all of them."""
+    ordered = sorted(points)
+    for (left, low), (right, high) in pairwise(ordered):
+        if left <= place <= right:
+            return low if left == right else low + (high - low) * (place - left) / (right - left)
+    return None
 
 
 def _row(model: str, sampler: str, points: list[Point], steps: Sequence[int]) -> list[str]:

@@ -34,6 +34,7 @@ SCHEMAS = {
     "embeddings": EMBEDDINGS_SCHEMA,
     "embeddings-long": EMBEDDINGS_SCHEMA,
     "blocks": EMBEDDINGS_SCHEMA,
+    "perturbed": EMBEDDINGS_SCHEMA,
     "unseen": SHARES_SCHEMA,
     "shares": SHARES_SCHEMA,
 }
@@ -158,8 +159,8 @@ def embeddings_table(record: Record) -> str:
     return f"{table(header, rows)}\n{_facts(record)}"
 
 
-def blocks_table(record: Record) -> str:
-    """Return a row for each size of blocks and seed: nats, and the ratio of perplexities to the same without blocks."""
+def changed_table(record: Record) -> str:
+    """Return a row for each size of blocks or rate of perturbation, and seed: nats, and perplexity over that without."""
     texts = list(record["runs"][0]["further"])
     titles = {NODE: "tree (the default)", "mdlm": "flat (MDLM)"}
     rows = []
@@ -172,7 +173,7 @@ def blocks_table(record: Record) -> str:
             ratio = f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
             row.append("1" if run["variant"] in titles else ratio)
         rows.append(row)
-    header = ("model", "seed", "held out, nats/token", *(f"{text}: perplexity / without blocks" for text in texts))
+    header = ("model", "seed", "held out, nats/token", *(f"{text}: perplexity / without" for text in texts))
     return f"{table(header, rows)}\n{_facts(record)}"
 
 

@@ -32,3 +32,20 @@ def test_a_damaged_record_is_not_shown(run):
     for message, change in cases.items():
         with pytest.raises(ValueError, match=message.replace("|", r"\|")):
             check(damaged(change))
+
+
+def test_at_equal_entropy_nats_lie_between_those_of_the_temperatures_on_either_side():
+    assert figures.at(2.0, [(3.0, 8.0), (1.0, 4.0), (0.0, 1.0)]) == 6.0
+    assert figures.at(1.0, [(1.0, 4.0), (3.0, 8.0)]) == 4.0
+    assert figures.at(0.5, [(1.0, 4.0), (3.0, 8.0)]) is None and figures.at(1.0, [(1.0, 4.0)]) is None
+
+
+def test_the_table_at_equal_entropy_has_a_cell_for_each_model_and_kind_of_sampler(run):
+    record = run("--samplers", "random", "random, temperature 0.8", "confidence", passes=("4",))
+    drawn = [point for point in record["points"] if point["sampler"].startswith("random")]
+    middle = sum(point["statistics"]["entropy"] for point in drawn) / 2
+    for reference in record["references"]:
+        reference["statistics"]["entropy"] = middle
+    (line,) = figures.equal_entropy_table(record, steps=4).splitlines()[2:-2]
+    nats = [point["judge"]["nats_per_token"] for point in drawn]
+    assert line.split(" | ")[1:] == [f"{sum(nats) / 2:.2f}", "– |"]

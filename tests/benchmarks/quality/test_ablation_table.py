@@ -56,6 +56,25 @@ def test_training_times_stand_beside_the_default_with_their_differences():
     assert "nothing of other seeds, of which there is one." in lines[-1]
 
 
+@pytest.mark.parametrize(("part", "name"), [("blocks", "blocks-4"), ("perturbed", "perturbed-0.1")])
+def test_what_is_changed_stands_beside_the_default_with_its_ratios(part, name):
+    """Both seeds of the default and of a variant, on two texts."""
+    texts, runs = ("validation", "other"), []
+    nats = {key: np.random.default_rng(0).uniform(5, 6, 40) + (key == name) / 8 for key in (variants.NODE, name)}
+    for variant, seed in itertools.product(nats, (0, 1)):
+        gap = quality_record.estimate(nats[variant] - nats[variants.NODE])
+        further = {text: quality_record.estimate(nats[variant]) | {"difference": gap} for text in texts}
+        title, own = variants.VARIANTS[variant].title, quality_record.estimate(nats[variant])
+        runs.append({"variant": variant, "seed": seed, "title": title, "further": further} | own)
+    assert (name, 0) in ablations.wanted_runs(part) and part in ablation_table.SCHEMAS
+    record = {"protocol": training.plain({"steps": 1, "batch_size": 1, "sequence_length": 1}), "learning_rate": 1.0}
+    record |= {"trained_with": {"device": "", "commit": "", "versions": {"torch": ""}}, "runs": runs}
+    lines = ablation_table.changed_table(record).splitlines()
+    assert lines[2].startswith("| tree (the default) | 0 |") and lines[2].endswith("| 1 | 1 |")
+    assert lines[4].startswith(f"| {variants.VARIANTS[name].title} | 0 |")
+    assert lines[4].count(f"{np.exp(1 / 8):.3f} (") == 2
+
+
 def test_the_default_is_the_candidate_that_predicted_best():
     best, *_ = ablation_table.ranked_candidates(ablation_table.read_part("candidates"))
     config = TreeDiffConfig.from_tree(random_tree(20, 5, 2))
