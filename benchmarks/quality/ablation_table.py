@@ -160,7 +160,7 @@ def embeddings_table(record: Record) -> str:
 
 
 def changed_table(record: Record) -> str:
-    """Return a row for each size of blocks or rate of perturbation, and seed: nats, and perplexity over that without."""
+    """Return a row for each size of blocks or rate of perturbation, and seed: nats; perplexity over that without it."""
     texts = list(record["runs"][0]["further"])
     titles = {NODE: "tree (the default)", "mdlm": "flat (MDLM)"}
     rows = []
