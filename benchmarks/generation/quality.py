@@ -3,7 +3,8 @@
 python -m benchmarks.generation.quality tree=runs/quickstart/model flat=runs/flat --judge runs/SmolLM2-135M-Instruct
 
 `benchmarks.generation.judge` makes the judge. Texts are generated without a prompt, cut at the first end of text, and
-read by the judge as strings. Beside them stand windows of real held-out text of the same length, and the same with its
+read by the judge as strings. What is said of passes is of a whole text, whose blocks, if a model has some, share them.
+Beside them stand windows of real held-out text of the same length, and the same with its
 words or its tokens in random order. Points that the record has are not measured again; every point is written when it
 is finished. The figure is drawn, and the table in docs/how_to/generation.md made (`benchmarks.report.render`), from the
 record.
@@ -12,6 +13,7 @@ record.
 import argparse
 import hashlib
 import json
+import math
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -81,11 +83,14 @@ def main() -> None:
         generator = Generator.load(folder)
         note_model(record, name, generator, folder)
         done = {(point["sampler"], point["num_steps"]) for point in record["points"] if point["model"] == name}
-        wanted = combinations(generator.model.config.tree_depth, options)
+        config = generator.model.config
+        blocks = 1 if config.block_size is None else math.ceil(options.length / config.block_size)
+        wanted = combinations(config.tree_depth, blocks, options)
         for title, sampler, num_steps in tqdm([some for some in wanted if (some[0], some[2]) not in done], desc=name):
             point = {"model": name, "sampler": title, "num_steps": num_steps}
             point |= {"chooses_passes": sampler.chooses_passes}
-            record["points"].append(point | measure(generator, sampler.arguments(num_steps), judge, options))
+            arguments = sampler.arguments(num_steps // blocks)
+            record["points"].append(point | measure(generator, arguments, judge, options))
             write_record(options.record, record, options.seed)
     record = json.loads(options.record.read_text(encoding="utf-8"))
     check_record(record)
@@ -164,13 +169,14 @@ def refuse_other(what: str, recorded: dict[str, Any], wanted: dict[str, Any]) ->
             )
 
 
-def combinations(depth: int, options: argparse.Namespace) -> list[tuple[str, Sampler, int]]:
-    """Return name, sampler and number of passes of every point."""
+def combinations(depth: int, blocks: int, options: argparse.Namespace) -> list[tuple[str, Sampler, int]]:
+    """Return name, sampler and number of passes of every point; a text's passes are shared by its blocks."""
+    per_block, length = [passes // blocks for passes in options.passes], math.ceil(options.length / blocks)
     return [
-        (title, sampler, num_steps)
+        (title, sampler, num_steps * blocks)
         for title, sampler in all_samplers().items()
         if options.samplers is None or title in options.samplers
-        for num_steps in sampler.budgets(options.passes, depth, options.length)
+        for num_steps in sampler.budgets(per_block, depth, length)
     ]
 
 

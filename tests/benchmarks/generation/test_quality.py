@@ -6,10 +6,12 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from helpers.models import tiny_model
 from helpers.processes import SAMPLE
 from transformers import AutoTokenizer
 
 from benchmarks.generation import figures, quality
+from modeling_treediff import VocabularyTree
 
 LENGTH = 8
 
@@ -44,6 +46,22 @@ def test_a_run_measures_every_point_and_a_second_one_only_what_is_new(run, tmp_p
 
 
 CELL = (("judge", "nats_per_token"), ("statistics", "entropy"))
+
+
+def test_the_blocks_of_a_text_share_its_passes(run, folders, tokenizer):
+    model = tiny_model(VocabularyTree.from_pretrained(SAMPLE), block_size=4, eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folders / "blocks")
+    tokenizer.save_pretrained(folders / "blocks")
+    samplers = ("--samplers", "confidence", "random, remasking")
+    record = run(*samplers, models=("tree", "blocks"), passes=("2", "8", "10"))
+    found = {name: [] for name in ("tree", "blocks")}
+    for point in record["points"]:
+        steps = point["num_steps"] // (2 if point["model"] == "blocks" else 1)
+        assert point["settings"]["num_steps"] == steps
+        if point["sampler"] == "confidence":
+            assert point["forward_passes"] == point["num_steps"]
+            found[point["model"]].append(point["num_steps"])
+    assert found == {"tree": [2, 8, 10], "blocks": [8, 10]}  # two passes at least for each of two blocks
 
 
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):
