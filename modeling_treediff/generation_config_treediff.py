@@ -150,7 +150,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
         if self.threshold is not None and self.unmasking not in ORDERED:
             raise ValueError(f"threshold needs unmasking by {', '.join(ORDERED)}, not {self.unmasking!r}.")
         if self.remasking_rate and self.unmasking != "random":
-            raise ValueError(f"remasking_rate needs unmasking='random', not {self.unmasking!r}: take remasking_steps.")
+            hint = "leave it out (0), or take remasking_steps"
+            raise ValueError(f"remasking_rate needs unmasking='random', not {self.unmasking!r}: {hint}.")
         if self.confidence_threshold is not None and self.stability_threshold is None:
             raise ValueError("confidence_threshold needs a stability_threshold: give both.")
         if self.entropy_bound is not None and self.unmasking != "entropy":

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from .configuration_treediff import TreeDiffConfig
 
@@ -61,16 +60,14 @@ class LevelSchedule(ABC):
     def reverse_step(self, start: float, end: float) -> torch.Tensor:
         """Times end < start -> (D+1, D+1) float64: P(depth j at `end` | depth d at `start`), row d, column j."""
 
-    def forward_step(self, start: float, end: float) -> torch.Tensor:
-        """Times start < end -> (D+1, D+1) float64: P(depth j at `end` | depth d at `start`), by Bayes; row d, column j.
+    def forward_step(self, start: float, end: float, law: torch.Tensor) -> torch.Tensor:
+        """Times start < end, (G, D+1) laws of depths at `end` -> (G, D+1, D+1): P(depth j at `end` | d at `start`).
 
-        Depths that do not occur at `start` stay.
+        By Bayes from `reverse_step`; row d, column j. Depths that a law does not lead to at `start` stay.
         """
-        alpha_2D = self.alpha(torch.tensor([start, end], dtype=torch.float64))
-        pi_start_D, pi_end_D = alpha_2D - F.pad(alpha_2D[:, 1:], (0, 1))
-        joint = (self.reverse_step(end, start) * pi_end_D[:, None]).T
-        occurs = pi_start_D[:, None] > 0
-        return torch.where(occurs, joint / torch.where(occurs, pi_start_D[:, None], 1.0), torch.eye(self.depth + 1))
+        joint = law[:, None] * self.reverse_step(end, start).T
+        total = joint.sum(dim=-1, keepdim=True)
+        return torch.where(total > 0, joint / torch.where(total > 0, total, 1.0), torch.eye(self.depth + 1).to(law))
 
     @abstractmethod
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

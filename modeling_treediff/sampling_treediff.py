@@ -258,28 +258,33 @@ class Denoiser:
         if self.settings.unmasking in ORDERED:
             yield from self._descend_surest_first(stage)
         elif self.settings.unmasking == "first_hitting":
-            yield from self._descend_to(self._first_hitting_targets(stage))
+            for target_BT in self._first_hitting_targets(stage):
+                yield from self._descend_to(target_BT)
+                yield self._end_step()
         else:
-            yield from self._descend_to(self._random_targets(stage))
+            yield from self._descend_at_random(stage)
         yield from self._finish(stage)  # those that constraints held back
 
-    def _random_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
-        """For each step yield the depths (B, T) to reach, drawn as the reverse process has it.
-
-        With a rate of remasking it goes on beyond a step, and the forward process returns to the step's end.
-        """
-        times, schedule = stage.times.tolist(), self.model.schedule
+    def _descend_at_random(self, stage: Stage) -> Iterator[Draft]:
+        """Descend as the reverse process has it; with remasking, each step goes too far and the forward one returns."""
+        times, schedule, given = stage.times.tolist(), self.model.schedule, range(self.tree.tree_depth + 1)
+        begin = 0 if len(schedule.boundaries) == 2 else stage.depth - 1  # where the stage before has led
+        law = torch.eye(len(given), dtype=torch.float64)[[max(depth, begin) for depth in given]]  # by the depth given
         for start, end in pairwise(times):
-            further = max(end - self.settings.remasking_rate * (start - end), times[-1])
-            yield self._drawn_depth(schedule.reverse_step(start, further))
+            step, further = schedule.reverse_step(start, end), end - self.settings.remasking_rate * (start - end)
+            law, further = law @ step, max(further, times[-1])
+            beyond = step @ schedule.reverse_step(end, further) if further < end else step
+            yield from self._descend_to(self._drawn_depth(beyond[None]))
             if further < end:
-                self._climb(self._drawn_depth(schedule.forward_step(further, end)), self.open, self.rate)
+                self._climb(self._drawn_depth(schedule.forward_step(further, end, law)), self.open, self.rate)
+                yield self.draft
+            yield self._end_step()
 
     def _drawn_depth(self, step: torch.Tensor) -> torch.Tensor:
-        """(D+1, D+1) probabilities of depths, rows by depth -> (B, T) depths drawn for the open positions."""
+        """(1 or D+1, D+1, D+1) probabilities of depths, by the depth given and the present one -> (B, T) drawn ones."""
         drawn_BT1, depth_BT = uniform_at(self.open, self.generator)[..., None], self._depth()
-        less_likely = step.cumsum(dim=1)[:, :-1].to(drawn_BT1)
-        return torch.where(self.open, (drawn_BT1 >= less_likely[depth_BT]).sum(dim=-1), depth_BT)
+        below = step.cumsum(dim=-1)[..., :-1].to(drawn_BT1)[self.given_depth.clamp(max=len(step) - 1), depth_BT]
+        return torch.where(self.open, (drawn_BT1 >= below).sum(dim=-1), depth_BT)
 
     def _first_hitting_targets(self, stage: Stage) -> Iterator[torch.Tensor]:
         """Yield the depths (B, T) to reach, for a single position and level of each text after the other.
@@ -297,12 +302,10 @@ class Denoiser:
         for count in range(1, int(ahead_BTD.sum(dim=(1, 2)).max()) + 1):
             yield depth_BT + (ahead_BTD & (rank_BP.view(ahead_BTD.shape) < count)).sum(dim=-1)
 
-    def _descend_to(self, targets: Iterator[torch.Tensor]) -> Iterator[Draft]:
-        """Let positions descend to each of the depths (B, T) in turn, a level in a pass."""
-        for target_BT in targets:
-            while (moving_BT := self._depth() < target_BT).any():
-                yield self._pass(moving_BT)
-            yield self._end_step()
+    def _descend_to(self, target_BT: torch.Tensor) -> Iterator[Draft]:
+        """Let positions descend to depths (B, T), a level in a pass."""
+        while (moving_BT := self._depth() < target_BT).any():
+            yield self._pass(moving_BT)
 
     def _descend_surest_first(self, stage: Stage) -> Iterator[Draft]:
         """Let the surest positions descend first, in the stage's number of passes at most."""
@@ -344,8 +347,7 @@ class Denoiser:
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
         changed_n = moved_n & (level_n > 0) & ~revised_n.isnan()
-        at = text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1
-        self.draft.log_probs[at] = revised_n[changed_n]
+        self.draft.log_probs[text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1] = revised_n[changed_n]
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
         return self.draft
@@ -427,9 +429,9 @@ class Denoiser:
         undone_BTD = (level_D >= target_BT[..., None]) & (level_D < depth_BT[..., None])
         node_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
         if rate:
-            climbs_BT = (target_BT < depth_BT) & (target_BT > self.given_depth)
-            shown_BT = perturb(node_BT, self.tree, rate, uniform_at(climbs_BT, self.generator))
-            node_BT = torch.where(climbs_BT, shown_BT, node_BT)
+            shown_BT = (target_BT < depth_BT) & (target_BT > self.given_depth)
+            uniform_BT = uniform_at(shown_BT, self.generator)
+            node_BT = torch.where(shown_BT, perturb(node_BT, self.tree, rate, uniform_BT), node_BT)
         self.draft.node_ids = node_BT
         self.uniform = torch.where(undone_BTD[..., None], self._draws(among), self.uniform)
 

@@ -9,6 +9,7 @@ from helpers.models import SEQUENTIAL, generate_recorded, tiny_model
 from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
+from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from modeling_treediff.generation_treediff import plan_stages
 from modeling_treediff.sampling_treediff import surest, uniform_at
@@ -343,13 +344,42 @@ def test_remasking_leaves_what_is_given_and_rewrites_the_rest(tree):
     plain, remasked = (generate_recorded(model, input_ids=start, remasking_rate=rate) for rate in (0.0, 1.0))
     for nodes in remasked.history:
         assert (nodes[:, ::3] == 7).all() and (tree.coarsen(nodes[:, 1], 1) == start[:, 1]).all()
-    written = [nodes.masked_fill(nodes >= 100, -1) for nodes in remasked.history]
-    assert any(
-        ((before >= 0) & (after >= 0) & (before != after)).any() for before, after in itertools.pairwise(written)
-    )
+    written = torch.stack(remasked.history)[:, 0].T.tolist()  # of each position
+    assert any(len({node for node in nodes if node < 100}) > 1 for nodes in written)
     assert (remasked.sequences < 100).all() and remasked.num_forward_passes >= plain.num_forward_passes
     for result, falls in ((plain, False), (remasked, True)):
         assert any((step < 0).any() for step in moves(result)) == falls
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "binomial", "poisson"])
+def test_remasking_changes_no_share_of_what_is_written_below_given_nodes(schedule):
+    """After every step, of 3,000 positions each given at a depth of 0, 1 or 2: within five standard deviations."""
+    tree = random_tree(8, 2, 3)
+    model = tiny_model(tree, schedule=schedule, max_position_embeddings=3)
+    start = torch.stack([tree.ancestors[5, depth] for depth in range(3)]).expand(3_000, -1)
+    settings = {"input_ids": start, "num_steps": 12, "output_history": True, "return_dict_in_generate": True}
+    plain, remasked = (
+        model.generate(remasking_rate=rate, generator=torch.Generator().manual_seed(seed), **settings).depths
+        for seed, rate in enumerate((0.0, 1.0))
+    )
+    assert len(plain) == len(remasked) == 13
+    for one, other in zip(plain, remasked, strict=True):
+        for depth in range(4):
+            shares = [(depths == depth).double().mean(dim=0) for depths in (one, other)]
+            mean = sum(shares) / 2
+            assert ((shares[0] - shares[1]).abs() <= 5 * (2 * mean * (1 - mean) / 3_000).sqrt()).all()
+
+
+def test_a_callback_sees_what_remasking_takes_back_before_it_is_drawn_anew(tree):
+    seen = []
+    model = tiny_model(tree)
+    model.generate(max_new_tokens=12, num_steps=12, remasking_rate=1.0, callback=seen.append)
+    pairs = [(one.node_ids, other.node_ids) for one, other in itertools.pairwise(seen)]
+    falls = [tree.depth[after] < tree.depth[before] for before, after in pairs]
+    assert any(fall.any() for fall in falls)
+    for (before, after), fall in zip(pairs, falls, strict=True):
+        changed = (before != after) & ~fall
+        assert (tree.depth[after] > tree.depth[before])[changed].all()  # no token becomes another at once
 
 
 def test_corrections_leave_the_draws_before_them_alone(model):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from benchmarks.generation.samplers import VARIANTS
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS, ROOT
 from benchmarks.record_schema import Schema, check_schema
@@ -22,6 +23,7 @@ SHOWN_SAMPLERS = (
     "random, temperature 0.8",
     "random, top-p 0.9",
     "random, remasking",
+    "random, remasking rate 1",
     "first hitting",
     "confidence",
     "confidence, threshold 0.1",
@@ -96,13 +98,18 @@ def line_styles(samplers: list[str]) -> dict[str, dict[str, Any]]:
     """Return a colour for what comes before the comma of a sampler's name, a marker and line for what comes after."""
     parts = {name: name.partition(", ")[::2] for name in samplers}
     kinds = list(dict.fromkeys(kind for kind, _ in parts.values()))
-    variants = list(dict.fromkeys(variant.partition(" ")[0] for _, variant in parts.values()))
+    variants = list(dict.fromkeys(_without_number(variant) for _, variant in parts.values()))
     shapes = [("o", "-"), ("v", "--"), ("s", ":"), ("D", "-."), ("P", "--"), ("X", ":"), ("^", "-.")]
     return {
-        name: dict(zip(("marker", "linestyle"), shapes[variants.index(variant.partition(" ")[0]) % 7], strict=True))
+        name: dict(zip(("marker", "linestyle"), shapes[variants.index(_without_number(variant)) % 7], strict=True))
         | {"color": f"C{kinds.index(kind)}", "linewidth": 1, "markersize": 4}
         for name, (kind, variant) in parts.items()
     }
+
+
+def _without_number(variant: str) -> str:
+    words = variant.split()
+    return " ".join(words[:-1] if words and words[-1].replace(".", "").isdigit() else words)
 
 
 def by_sampler(points: list[Point]) -> dict[str, list[Point]]:
@@ -156,7 +163,7 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
                 (point["statistics"]["entropy"], point["judge"]["nats_per_token"])
                 for point in record["points"]
                 if (point["model"], point["num_steps"]) == (model, steps)
-                and point["sampler"].partition(", ")[0] == kind
+                and point["sampler"] in {f"{kind}{variant}" for variant in VARIANTS}
                 and not point["chooses_passes"]
             ]
             nats = at(real, found)

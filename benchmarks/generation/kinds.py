@@ -157,8 +157,8 @@ def kinds_table(record: dict[str, Any]) -> str:
     return figures + (
         f"\n{record['windows']} windows of {record['length']} tokens of held-out text, {record['gaps']} gaps in each, "
         f"{record['clusters']} clusters; {record['models']['tree']['parameters'] / 1e6:.1f}M parameters each, trained "
-        f"alike; one text drawn for each window, surest place first; commit {record['commit']}. The first gap of the "
-        f"first windows, in the middle of what is shown:\n\n{table(columns, rows)}"
+        f"alike; one text drawn for each window, surest place first; commit {record['commit']}. A gap of each of the "
+        f"first windows, drawn at random, with the words around it:\n\n{table(columns, rows)}"
     )
 
 

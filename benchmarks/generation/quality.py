@@ -34,6 +34,7 @@ from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.text import pack_windows, read_documents, tokenize_documents, tokenizer_fingerprint
 
 TEXT = SAMPLE / "validation.txt.xz"
+KIND = ("schedule", "head", "tree_depth", "max_branching", "vocab_size")  # fields of a config
 PASSES = (8, 16, 32, 64, 128, 256, 512)
 
 
@@ -145,7 +146,9 @@ def note_model(record: dict[str, Any], name: str, generator: Generator, folder: 
     facts = {
         "weights_sha256": weights_sha256(folder),
         "parameters": sum(count_parameters(config).values()),
-    } | {field: getattr(config, field) for field in ("schedule", "head", "tree_depth", "max_branching", "vocab_size")}
+    } | {field: getattr(config, field) for field in KIND}
+    if config.block_size is not None:
+        facts["block_size"] = config.block_size
     if tokenizer_fingerprint(generator.tokenizer) != record["protocol"]["tokenizer"]:
         raise ValueError(f"{name} has another tokenizer than the record: its texts have other lengths.")
     refuse_other(f"model {name}", record["models"].setdefault(name, facts), facts)
@@ -170,7 +173,8 @@ def refuse_other(what: str, recorded: dict[str, Any], wanted: dict[str, Any]) ->
 
 def combinations(depth: int, blocks: int, options: argparse.Namespace) -> list[tuple[str, Sampler, int]]:
     """Return name, sampler and number of passes of every point; a text's passes are shared by its blocks."""
-    per_block, length = [passes // blocks for passes in options.passes], math.ceil(options.length / blocks)
+    per_block = list(dict.fromkeys(passes // blocks for passes in options.passes))
+    length = math.ceil(options.length / blocks)
     return [
         (title, sampler, num_steps * blocks)
         for title, sampler in all_samplers().items()

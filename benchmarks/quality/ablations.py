@@ -26,7 +26,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,7 +41,7 @@ from benchmarks.quality.packed_data import SELECTION, PackedData
 from benchmarks.quality.perplexity import PROTOCOLS
 from benchmarks.quality.record import OF_TRAINING, check_same, difference, estimate, read_runs
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
-from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, plain, train_model
+from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, train_model
 from benchmarks.quality.uniform_share import SHARES, measured_shares, sharing, summarised_shares
 from benchmarks.quality.variants import (
     BASE,
@@ -160,7 +160,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         protocol = shortened(protocol)
     data = PackedData.load(Path("runs", "quality", options.form, "data"))
     settings = protocol.training_config(folder / "model", LEARNING_RATE, options.seed, **variant.settings)
-    identity = {"variant": name, "learning_rate": LEARNING_RATE, "protocol": plain(asdict(protocol))}
+    identity = {"variant": name, "learning_rate": LEARNING_RATE, "protocol": protocol.identity}
     with locked(folder):
         trained = begin(folder, identity, data, options.seed)
         if not (settings.output_dir / WEIGHTS_NAME).exists():

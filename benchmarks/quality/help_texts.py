@@ -59,6 +59,8 @@ class Paragraphs(HTMLParser):
             self.depth += 1
         if self.depth and tag in PARAGRAPHS:
             self.parts = []
+        elif tag == "br":
+            self.handle_data(" ")
 
     def handle_endtag(self, tag: str) -> None:
         """Note where they end."""

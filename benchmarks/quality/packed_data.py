@@ -30,6 +30,7 @@ from modeling_treediff.text import (
     read_documents,
     token_names,
     tokenize_documents,
+    tokenizer_fingerprint,
 )
 from modeling_treediff.text.tree_tokenizer import tokenizer_size
 
@@ -145,6 +146,7 @@ def pack(
         TRAINING: [fingerprint(path) for path in training],
         VALIDATION: fingerprint(validation) if validation else {"every": hold_out_every, "of": TRAINING},
         ZERO_SHOT: [fingerprint(path) for path in zero_shot],
+        "tokenizer": tokenizer_fingerprint(tokenizer),
         "tokens": {name: len(row) for name, row in rows.items()},
         "shared_with_training": {
             name: shared_tokens(rows[TRAINING], row) for name, row in rows.items() if name != TRAINING

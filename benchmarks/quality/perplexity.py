@@ -26,7 +26,8 @@ from benchmarks.quality.training import Protocol, run
 
 NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIVE)  # whose result is MDLM's
 IN_LONG = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm", AUTOREGRESSIVE)
-WITHOUT_BLOCKS = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm"))
+# Of the shorter forms: without blocks and perturbed nodes.
+PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm"))
 LEADERS = 2
 RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter
 DEPTHS = (2, 3, 4)
@@ -41,7 +42,7 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(1e-3, 2e-3, 4e-3),
         seeds=(0, 1),
-        contenders=WITHOUT_BLOCKS,
+        contenders=PLAIN,
     ),
     "long": Protocol(
         reference_layers=4,
@@ -67,7 +68,7 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(7e-4, 2e-3),
         seeds=(0, 1),
-        contenders=WITHOUT_BLOCKS,
+        contenders=PLAIN,
         precision="bf16",
     ),
     "rehearsal": Protocol(
@@ -80,7 +81,7 @@ PROTOCOLS = {
         warmup_steps=1,
         learning_rates=(1e-3,),
         seeds=(0, 1),
-        contenders=WITHOUT_BLOCKS,
+        contenders=PLAIN,
         precision="bf16",
         curve_points=1,
         curve_windows=8,
@@ -95,7 +96,7 @@ PROTOCOLS = {
         warmup_steps=2,
         learning_rates=(1e-3,),
         seeds=(0, 1),
-        contenders=WITHOUT_BLOCKS,
+        contenders=PLAIN,
         curve_points=2,
         curve_windows=4,
         measured_windows=8,
@@ -120,6 +121,8 @@ def main() -> None:
         take_all(RunQueue(folder, options.parallel, options.seconds), options.form, protocol)
     elif options.what == "run":
         data = PackedData.load(folder / "data")
+        if options.choosing and protocol.rate_steps is None:
+            raise ValueError(f"The form {options.form} chooses learning rates by its runs themselves: no --choosing.")
         folder, protocol = (folder / RATES, protocol.choosing) if options.choosing else (folder, protocol)
         target = folder / Run(options.contender, options.learning_rate, options.seed).name
         run(options.contender, data, protocol, target, options.learning_rate, options.seed)
@@ -140,8 +143,9 @@ def parse_arguments() -> argparse.Namespace:
     packing.add_argument("--zero-shot", type=Path, nargs="+", default=[], help="texts that are only measured on")
     packing.add_argument("--text", type=Path, nargs="+", help="texts to train on (default: the embedded sample)")
     packing.add_argument("--if-missing", action="store_true", help="leave a packed folder as it is")
-    packing.add_argument("--train-tokenizer", type=int, metavar="V", help="learn V tokens from the training part")
-    packing.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
+    tokens = packing.add_mutually_exclusive_group()
+    tokens.add_argument("--train-tokenizer", type=int, metavar="V", help="learn V tokens from the training part")
+    tokens.add_argument("--tokenizer", default=str(SAMPLE), help="folder or Hub id (default: the sample's)")
     training = commands.add_parser("train", parents=[shared], help="all runs that are not done")
     training.add_argument("--parallel", type=int, default=1, help="runs at a time, each with its share of the cores")
     training.add_argument("--seconds", type=float, help="save and stop after this time (seconds)")
@@ -172,6 +176,8 @@ def take_all(queue: RunQueue, form: str, protocol: Protocol) -> None:
         best = take(replace(queue, folder=queue.folder / RATES), grid, "--choosing")
         take(queue, [Run(name, one["learning_rate"], first) for name, one in best.items()])
     repeated = protocol.repeated or leaders(read_runs(queue.folder), LEADERS)
+    if diverged := [name for name in repeated if name not in best]:
+        raise ValueError(f"{', '.join(diverged)} diverged with every learning rate: give the form smaller ones.")
     take(queue, [Run(name, best[name]["learning_rate"], seed) for seed in others for name in repeated])
 
 

@@ -23,6 +23,7 @@ BLOCKS = 20  # of neighbouring windows
 TOLERANCE = 0.01  # of the budget
 OF_TRAINING = ("commit", "versions", "training_sha256", "trees")
 SHARED = ("protocol", "commit", "versions")
+SHORTER = {"steps", "warmup_steps", "rate_steps"}  # of a protocol, in the runs that choose its learning rates
 Record = dict[str, Any]
 
 
@@ -162,11 +163,8 @@ def check_comparable(runs: list[Record], contenders: Iterable[str], choosing: li
     found = {(record["contender"], record["learning_rate"], record["seed"]) for record in runs}
     grid = {(name, rate) for name in contenders for rate in rates}
     if choosing:
-        check_same(choosing)
-        chosen = best_runs(choosing)
-        if unchosen := sorted({name for name, _ in grid} - chosen.keys()):
-            raise ValueError(f"No learning rate is chosen for {', '.join(unchosen)}: `train` does that.")
-        grid = {(name, chosen[name]["learning_rate"]) for name, _ in grid}
+        check_choosing(choosing, runs, grid)
+        grid = {(name, record["learning_rate"]) for name, record in best_runs(choosing).items()}
     missing = [(*one, first) for one in sorted(grid) if (*one, first) not in found]
     if REFERENCE in (best := best_runs(runs)):
         rate = best[REFERENCE]["learning_rate"]
@@ -182,6 +180,25 @@ def check_comparable(runs: list[Record], contenders: Iterable[str], choosing: li
     for record in runs:
         if not record["diverged"] and abs(record["parameters"] - budget) > TOLERANCE * budget:
             raise ValueError(f"{record['contender']} has {record['parameters']} parameters, MDLM {budget}.")
+
+
+def check_choosing(choosing: list[Record], runs: list[Record], grid: set[tuple[str, float]]) -> None:
+    """Raise ValueError unless runs that choose learning rates have the whole grid, and the text and sizes of the runs.
+
+    A contender all of whose short runs diverged has no others.
+    """
+    check_same(choosing)
+    found = {(record["contender"], record["learning_rate"]) for record in choosing}
+    first = min(record["seed"] for record in choosing)
+    if missing := [(*one, first) for one in sorted(grid - found)]:
+        raise ValueError(f"No learning rate is chosen without {_names(missing)}: `train` makes these runs.")
+    differing = [
+        name for name in ("training_sha256", "trees") if choosing[0]["trained"][name] != runs[0]["trained"][name]
+    ]
+    own, others = choosing[0]["protocol"], runs[0]["protocol"]
+    differing += sorted(name for name in own.keys() - SHORTER if own[name] != others[name])
+    if differing:
+        raise ValueError(f"Learning rates were chosen with another {', '.join(differing)}: take another --folder.")
 
 
 def check_same(runs: list[Record]) -> None:

@@ -220,7 +220,7 @@ def _facts(record: Record) -> str:
     protocol, manifest, made = record["protocol"], record["manifest"], record["trained_with"]
     texts = ", ".join(file["name"] for file in manifest["training"])
     seen, epoch = _tokens_seen(record), manifest["tokens"]["training"]
-    finished = [run for run in record["runs"] if not run["diverged"]]
+    finished = [run for run in (*record["runs"], *record.get("choosing", [])) if not run["diverged"]]
     hours = sum(run["training_seconds"] + run["measuring_seconds"] for run in finished) / 3600
     devices = ", ".join(sorted({run["trained"]["device"] for run in finished}))
     return (
@@ -228,7 +228,7 @@ def _facts(record: Record) -> str:
         f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['sequence_length']} tokens. "
         f"Measured on {protocol['measured_windows']} windows of each text, {protocol['samples']} corruptions each; ± "
         f"and intervals are 95 %, over blocks of neighbouring windows, those of ratios paired. "
-        f"{len(record['runs'])} runs, {hours:.1f} hours in all, each on: {devices}. "
+        f"{len(finished)} runs, {hours:.1f} hours in all, each on: {devices}. "
         f"torch {made['versions']['torch']}, trained at commit {made['commit']}, measured at "
         f"{record['measured_with']['commit']}.\n"
     )

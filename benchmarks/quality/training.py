@@ -49,7 +49,7 @@ class Protocol:
         batch_size: windows of a step.
         steps: optimizer steps, the schedule (cosine after a linear warm-up) ends there.
         warmup_steps: steps of the warm-up.
-        learning_rates: the grid; every contender has all of it.
+        learning_rates: the grid; every contender has all of it, in all steps or in those of `rate_steps`.
         seeds: of initialisation, data order and noise: the first for all, the others for the leading contenders.
         precision: "no" (fp32) or "bf16", of training and measuring.
         curve_points: estimates on the way.
@@ -57,7 +57,8 @@ class Protocol:
         measured_windows: windows of each text that the finished model is measured on.
         samples: corruptions of each.
         contenders: what is trained.
-        rate_steps: steps of runs that choose each contender's learning rate; by default all runs have all steps.
+        rate_steps: steps of runs that choose each contender's learning rate, their warm-up shortened in proportion; by
+            default all runs have all steps.
         repeated: contenders with all seeds; by default the leading ones and MDLM.
         save_every: steps between checkpoints; by default there are none but where a run is asked to stop.
 
@@ -84,7 +85,16 @@ class Protocol:
     @property
     def choosing(self) -> "Protocol":
         """Of the runs that choose a learning rate."""
-        return self if self.rate_steps is None else replace(self, steps=self.rate_steps, rate_steps=None)
+        if self.rate_steps is None:
+            return self
+        warmup_steps = max(1, self.warmup_steps * self.rate_steps // self.steps)
+        return replace(self, steps=self.rate_steps, warmup_steps=warmup_steps, rate_steps=None)
+
+    @property
+    def identity(self) -> Facts:
+        """All that changes the result of a run."""
+        kept = asdict(self).items()
+        return plain({name: value for name, value in kept if name not in ("contenders", "repeated", "save_every")})
 
     @property
     def tokens_seen(self) -> int:
@@ -125,7 +135,7 @@ def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_
     """
     settings = {} if name == AUTOREGRESSIVE else CONTENDERS[name].settings
     config = protocol.training_config(folder / "model", learning_rate, seed, **settings)
-    identity = {"contender": name, "learning_rate": learning_rate, "protocol": plain(asdict(protocol))}
+    identity = {"contender": name, "learning_rate": learning_rate, "protocol": protocol.identity}
     with locked(folder):
         facts = begin(folder, identity, data, seed)
         try:

@@ -96,9 +96,10 @@ def reference_tables() -> str:
 
 def judged_table() -> str:
     """Return what the judge says of texts by the reference and by the quickstart's model, beside real text of each."""
-    rows = []
+    rows, protocols = [], []
     for name in JUDGED:
         record = read_record(RESULTS / f"{name}.json", generation_figures.SCHEMA)
+        protocols.append({field: record["protocol"][field] for field in ("judge", "texts", "length")})
         if name == JUDGED[0]:
             (model,) = record["models"].values()
             check_reference(model["weights_sha256"], f"{name}.json")
@@ -109,7 +110,9 @@ def judged_table() -> str:
             passes, error = f"{point['forward_passes']:.0f}", point["judge"]["standard_error"]
             cells = (passes, f"{nats:.2f} ± {error:.2f}", f"{own:.2f}", f"{nats - own:+.2f}", entropies)
             rows.append([point["model"], point["sampler"], *cells])
-    protocol = record["protocol"]
+    protocol = protocols[0]
+    if any(other != protocol for other in protocols):
+        raise ValueError(f"{' and '.join(JUDGED)} have other judges, numbers or lengths of texts: measure them alike.")
     header = (
         "model",
         "sampler",

@@ -1,5 +1,6 @@
 """Configuration of a tree-structured diffusion language model."""
 
+import math
 import sys
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -38,7 +39,7 @@ class TreeDiffConfig(PreTrainedConfig):
         num_attention_heads: attention heads; hidden_size is a multiple of it.
         intermediate_size: width of the gated MLP; by default 8/3 of hidden_size, rounded up to a multiple of 8.
         max_position_embeddings: longest sequence in tokens; the default length of generated text.
-        rope_theta: base of the rotary position embedding.
+        rope_theta: base of the rotary position embedding; by default that of `usual_rope_theta`.
         block_size: S, positions of a block: blocks are written one after the other, each by diffusion, and see those
             before them (arXiv 2503.09573). None: all positions are one block.
         rms_norm_eps: added to the mean square in the normalisation.
@@ -78,7 +79,7 @@ class TreeDiffConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = None  # type: ignore[assignment]
     max_position_embeddings: int = 1024
-    rope_theta: float = 10000.0
+    rope_theta: float = None  # type: ignore[assignment]
     block_size: int | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -118,6 +119,10 @@ class TreeDiffConfig(PreTrainedConfig):
             self.num_tree_nodes = self.vocab_size + 1
         if self.intermediate_size is None:
             self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
+        if self.rope_theta is None:
+            self.rope_theta = usual_rope_theta(
+                self.max_position_embeddings, self.hidden_size // self.num_attention_heads
+            )
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
         if self.node_embedding == "factorised" and self.embedding_rank is None:
@@ -162,7 +167,7 @@ class TreeDiffConfig(PreTrainedConfig):
             counts = kind is int or name in ("num_timesteps", "embedding_rank", "block_size")
             if counts and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
-            if kind is float and value <= 0 and name not in ("uniform_share", "perturbation"):
+            if kind is float and value is not None and value <= 0 and name not in ("uniform_share", "perturbation"):
                 raise ValueError(f"{name} must be positive, got {said}.")
 
     def _check_values(self) -> None:
@@ -195,6 +200,20 @@ class TreeDiffConfig(PreTrainedConfig):
             raise ValueError(
                 "tie_word_embeddings needs node_embedding='factorised', head='node' and embedding_rank=head_rank."
             )
+
+
+def usual_rope_theta(length: int, head_width: int) -> float:
+    """Return the least power of ten, from 100 on, that is neither below the length nor below `least_rope_theta`."""
+    return 10.0 ** max(2, math.ceil(math.log10(max(length, least_rope_theta(length, head_width)))))
+
+
+def least_rope_theta(length: int, head_width: int) -> float:
+    """Return the least base of which the slowest pair of features goes at most half around within a window.
+
+    With a smaller one it no longer tells a distance to the left from one to the right: distances lie in (-length,
+    length), and a turn takes 2 pi base^(1 - 2 / width of a head) positions. A head of width 2 has no slower pair.
+    """
+    return (length / math.pi) ** (head_width / (head_width - 2)) if head_width > 2 else 0.0
 
 
 def check_types(settings: Any, owner: type) -> None:

@@ -90,6 +90,7 @@ class Page:
             "top_p": float(top_p),
             "unmasking": unmasking,
             "remasking_steps": int(remasking_steps),
+            "remasking_rate": self.model.generation_config.remasking_rate if unmasking == "random" else 0.0,
             "generator": torch.Generator(self.model.device).manual_seed(int(seed or 0)),
         }
 

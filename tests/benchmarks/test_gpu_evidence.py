@@ -21,8 +21,9 @@ def test_the_stages_benchmarks_take_their_commands(found, monkeypatch):
         if name != "tests":
             monkeypatch.setattr(sys, "argv", [module, *arguments])
             options = importlib.import_module(module).parse_arguments()
-            if "cuda" not in arguments and "gpu" not in arguments:
-                assert "folder" in str(vars(options))  # a rehearsal overwrites no record
+            if "cuda" not in arguments and "gpu" not in arguments:  # a rehearsal overwrites no record
+                places = [getattr(options, place) for place in ("folder", "output") if hasattr(options, place)]
+                assert all(place is None or place.parts[0] == "folder" for place in places) and any(places)
 
 
 def test_a_call_goes_on_where_the_one_before_it_stopped(tmp_path, capfd, monkeypatch):
@@ -34,9 +35,13 @@ def test_a_call_goes_on_where_the_one_before_it_stopped(tmp_path, capfd, monkeyp
         name: Stage(1, ("-c", f"import pathlib, sys; {note}; {more}", name[0])) for name, more in commands.items()
     }
     monkeypatch.chdir(tmp_path)
-    assert take(wanted, Path("runs"), seconds=0) == list(wanted)
-    assert take(wanted, Path("runs"), seconds=600) == ["second"] and Path("taken").read_text() == "fst"
-    assert take(wanted, Path("runs"), seconds=600) == [] and Path("taken").read_text() == "fsts"
+    assert take(wanted, Path("runs"), seconds=0) == (list(wanted), [])
+    assert take(wanted, Path("runs"), seconds=600) == (["second"], ["second"]) and Path("taken").read_text() == "fst"
+    assert take(wanted, Path("runs"), seconds=600) == ([], []) and Path("taken").read_text() == "fsts"
+    changed = wanted | {"third": Stage(1, (*wanted["third"].command, "other"))}
+    assert take(changed, Path("runs"), seconds=600) == ([], []) and Path("taken").read_text() == "fstst"
+    slow = {"slow": Stage(600, ("-c", "raise SystemExit(1)"), resumes=False), "last": wanted["first"]}
+    assert take(slow, Path("others"), seconds=-1) == (["slow", "last"], [])
     facts = json.loads(Path("runs", "third", "run.json").read_text())
-    assert facts["stage"] == "third" and facts["of"] == list(wanted["third"].command)
+    assert facts["stage"] == "third" and facts["of"] == list(changed["third"].command)
     assert "second: stopped (1)" in capfd.readouterr().out

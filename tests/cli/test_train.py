@@ -127,6 +127,16 @@ def test_a_model_goes_on_in_blocks_of_several_sizes_and_is_used_with_any_of_them
     assert ran.returncode == 1 and "block_size must be at least 1" in last_line(ran)
 
 
+def test_what_the_text_is_stands_in_record_and_card(corpus, tmp_path):
+    ran = train_here(corpus, tmp_path / "run", "--max-steps", "2", "--text-description", "addresses of <presidents>")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["text_description"] == "addresses of <presidents>"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "trained on addresses of &lt;presidents&gt; (" in card or "trained on addresses of \\<presidents" in card
+    assert "corpus.txt" in card  # where it comes from
+
+
 def test_a_model_of_perturbed_nodes_trains_goes_on_and_is_used(corpus, tmp_path):
     ran = train_here(corpus, tmp_path / "new", "--max-steps", "2", "--perturbation", "0.2")
     assert ran.returncode == 0, ran.stderr

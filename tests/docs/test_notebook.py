@@ -37,4 +37,5 @@ def test_what_the_notebook_shows_is_what_its_cells_print(ran):
     cells, printed = ran
     shown = ["".join("".join(output["text"]) for output in cell["outputs"]) for cell in cells]
     assert all(one.strip() for one in shown)
-    assert equal_lines("\n".join(shown[:-2]), "\n".join(printed[: len(cells) - 2])) >= 0.5
+    equal = [equal_lines(one, other) >= 0.5 for one, other in zip(shown[:-2], printed, strict=False)]
+    assert equal.count(False) <= 1, equal  # as rounding differs between processors

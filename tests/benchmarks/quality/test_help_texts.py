@@ -6,7 +6,7 @@ from benchmarks.quality import help_texts
 from modeling_treediff.text import read_documents
 
 PAGE = """<html><body><div id="Index"><p>not of the page</p></div>
-<div id="DisplayArea"><h1><a name="x"></a>{title}</h1><p>A paragraph   of <span>{words}</span>&nbsp;&amp; more.</p>
+<div id="DisplayArea"><h1><a name="x"></a>{title}</h1><p>A paragraph<br>of <span>{words}</span>&nbsp;&amp; more.</p>
 <div class="embedded"><p>The same on every page, {same}.</p></div></div><footer><p>nor this</p></footer></html>"""
 
 

@@ -50,13 +50,24 @@ def test_each_contender_goes_on_with_the_rate_that_was_best_for_it(records, pack
     }
     assert len(written["choosing"]) == (6 if short else 0)
     if short:
-        with pytest.raises(ValueError, match="No learning rate is chosen for tdlm-child"):
+        with pytest.raises(ValueError, match=r"chosen without tdlm-child-lr0\.001-seed0, tdlm-child-lr0\.002-seed0"):
             quality_record.check_comparable(runs, names, [one for one in choosing if one["contender"] != "tdlm-child"])
+        other = [one | {"trained": one["trained"] | {"training_sha256": "other"}} for one in choosing]
+        with pytest.raises(ValueError, match="chosen with another training_sha256"):
+            quality_record.check_comparable(runs, names, other)
+        other = [one | {"protocol": one["protocol"] | {"batch_size": 1, "steps": 1}} for one in choosing]
+        with pytest.raises(ValueError, match="chosen with another batch_size: take"):
+            quality_record.check_comparable(runs, names, other)
+        lost = [one | {"diverged": "nan"} if one["contender"] == "ar" else one for one in choosing]
+        quality_record.check_comparable([one for one in runs if one["contender"] != "ar"], names, lost)
 
 
 def test_the_runs_that_choose_a_rate_differ_in_their_steps_alone():
-    protocol = replace(TINY, steps=80, rate_steps=4)
-    assert protocol.choosing == replace(TINY, steps=4) and TINY.choosing is TINY
+    """And in a warm-up as much shorter; what else is taken of a form does not tell its runs apart."""
+    protocol = replace(TINY, steps=80, warmup_steps=20, rate_steps=4)
+    assert protocol.choosing == replace(TINY, steps=4, warmup_steps=1) and TINY.choosing is TINY
+    assert replace(TINY, contenders=("mdlm",), save_every=1, repeated=("ar",)).identity == TINY.identity
+    assert replace(TINY, steps=9).identity != TINY.identity
     assert perplexity.PROTOCOLS["long"].tokens_seen >= 32e6
 
 
