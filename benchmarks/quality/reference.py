@@ -45,6 +45,11 @@ NOVELS = "austen"  # wrapped lines, and chapters under headings
 CHAPTER = re.compile(r"\n(?=\s*chapter\s+[ivxlc\d]+\.?\s*\n)", re.IGNORECASE)
 LEAST = 500  # characters of a chapter: less is a line of a table of contents
 WINDOWS = 4096  # measured at most
+DESCRIPTION = (
+    "five texts in the public domain, 35 MB: State of the Union addresses (1790 on), Spurgeon's Treasury of David, "
+    "Matthew Henry's Concise Commentary, the World English Bible, and six novels by Jane Austen"
+)
+LICENSE = "public domain; of the State of the Union addresses CC0-1.0"
 
 
 def main() -> None:
@@ -97,11 +102,12 @@ def save_rounded(source: Path, text: Path, output: Path) -> None:
     rounded = {
         name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
+    model.base_model.tree_tables.metadata["license"] = LICENSE
     save_checkpoint(model, output, tokenizer, state_dict=rounded)
     shutil.copyfile(source / CURVES_NAME, output / CURVES_NAME)
     model = TreeDiffForDiffusionLM.from_pretrained(output)
     record = read_json(source / TRAINING_RECORD)
-    record |= {"weights_dtype": "bfloat16", "weights_sha256": weights_sha256(output)}
+    record |= {"weights_dtype": "bfloat16", "weights_sha256": weights_sha256(output), "text_description": DESCRIPTION}
     record |= measured(model, text, tokenizer, record["seed"], record["hold_out_every"])
     record["samples"] = draw_samples(output, tokenizer)
     write_json(output / TRAINING_RECORD, record)
