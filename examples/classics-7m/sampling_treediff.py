@@ -266,14 +266,15 @@ class Denoiser:
         yield from self._finish(stage)  # those that constraints held back
 
     def _descend_at_random(self, stage: Stage) -> Iterator[Draft]:
-        """Descend as the reverse process has it; with remasking, a step goes too far and the forward process returns."""
+        """Descend as the reverse process has it; with remasking, each step goes too far and the forward one returns."""
         times, schedule, given = stage.times.tolist(), self.model.schedule, range(self.tree.tree_depth + 1)
         begin = 0 if len(schedule.boundaries) == 2 else stage.depth - 1  # where the stage before has led
         law = torch.eye(len(given), dtype=torch.float64)[[max(depth, begin) for depth in given]]  # by the depth given
         for start, end in pairwise(times):
-            further = max(end - self.settings.remasking_rate * (start - end), times[-1])
-            yield from self._descend_to(self._drawn_depth(schedule.reverse_step(start, further)[None]))
-            law = law @ schedule.reverse_step(start, end)
+            step, further = schedule.reverse_step(start, end), end - self.settings.remasking_rate * (start - end)
+            law, further = law @ step, max(further, times[-1])
+            beyond = step @ schedule.reverse_step(end, further) if further < end else step
+            yield from self._descend_to(self._drawn_depth(beyond[None]))
             if further < end:
                 self._climb(self._drawn_depth(schedule.forward_step(further, end, law)), self.open, self.rate)
                 yield self.draft
@@ -346,8 +347,7 @@ class Denoiser:
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
         changed_n = moved_n & (level_n > 0) & ~revised_n.isnan()
-        at = text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1
-        self.draft.log_probs[at] = revised_n[changed_n]
+        self.draft.log_probs[text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1] = revised_n[changed_n]
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
         return self.draft
