@@ -93,7 +93,7 @@ def values_of_training(record: Mapping[str, Any]) -> dict[str, str]:
         "tokens_seen": _count(record, "tokens_seen"),
         "nelbo": _with_error(nats, error, " nats per token"),
         "level_losses": " + ".join(_figure(nats) for nats in record.get("level_losses", [])),
-        "perplexity_rounded": _bound(perplexity, None).removeprefix("≤ "),
+        "perplexity_rounded": _in_short(perplexity),
         "perplexity": _bound(perplexity, None if perplexity is None or error is None else perplexity * error),
         "validation_tokens": _count(record, "validation_tokens") + _unknown(record),
         "unigram_entropy": _with_error(number(record, "unigram_entropy"), None, " nats per token"),
@@ -159,6 +159,12 @@ def _with_error(value: float | None, error: float | None, unit: str = "") -> str
 
 def _bound(value: float | None, error: float | None) -> str:
     return "" if value is None or math.isinf(value) else f"≤ {_with_error(value, error)}"
+
+
+def _in_short(value: float | None) -> str:
+    if value is None or math.isinf(value):
+        return ""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _in_interval(value: float | None, interval: Sequence[object] | None) -> str:
