@@ -37,18 +37,23 @@ def write_gif(file: Path | IO[bytes], drafts: Sequence[ShownDraft]) -> None:
 
 
 def break_lines(drafts: Sequence[ShownDraft]) -> list[range]:
-    """Return the positions of each line: no draft is wider than the canvas, and final line breaks are kept."""
-    columns = list(zip(*(draft.pieces for draft in drafts), strict=True))
-    lines, start, width = [], 0, 0.0
-    for place, states in enumerate(columns):
-        widest = max(map(_width, states))
-        if place > start and width + widest > WIDTH - 2 * MARGIN:
-            lines.append(range(start, place))
-            start, width = place, 0.0
-        width += widest
-        if states[-1].text.endswith("\n") or place + 1 == len(columns):
-            lines.append(range(start, place + 1))
-            start, width = place + 1, 0.0
+    """Return the positions of each line.
+
+    No draft is wider than the canvas; of the last one, line breaks are kept, and lines begin with words if they can.
+    """
+    widths, final = [[_width(piece) for piece in draft.pieces] for draft in drafts], drafts[-1].pieces
+    lines, start = [], 0
+    while start < len(final):
+        end, totals = start, [0.0] * len(drafts)
+        while end < len(final) and (end == start or not final[end - 1].text.endswith("\n")):
+            totals = [total + row[end] for total, row in zip(totals, widths, strict=True)]
+            if end > start and max(totals) > WIDTH - 2 * MARGIN:
+                words = [place for place in range(start + 1, end + 1) if final[place].text.startswith(" ")]
+                end = words[-1] if words else end
+                break
+            end += 1
+        lines.append(range(start, end))
+        start = end
     return lines
 
 

@@ -57,3 +57,16 @@ def test_a_frame_marks_what_moved():
 def test_line_breaks_of_the_text_stay():
     pieces = tuple(Piece(text, "token", 1) for text in ("a", "\n", "b", "c"))
     assert break_lines([ShownDraft(0, pieces, 1)]) == [range(0, 2), range(2, 4)]
+
+
+def test_lines_begin_with_words_and_hold_what_the_widest_draft_lets_them():
+    """The end of a word goes with it; positions that are wide in turn do not narrow a line together."""
+    final = ShownDraft(1, (Piece(" word", "token", 2),) * 400, 2)
+    split = break_lines([final])[0].stop  # here a line would break
+    pieces = tuple(Piece("wordend" if place == split else " word", "token", 2) for place in range(400))
+    assert split - 1 in break_lines([ShownDraft(1, pieces, 2)])[1]
+    wide = [
+        ShownDraft(1, tuple(Piece(" wordword" if place % 2 == odd else "", "token", 2) for place in range(400)), 2)
+        for odd in (0, 1)
+    ]
+    assert len(break_lines([*wide, final])) == len(break_lines([final]))
