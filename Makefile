@@ -71,7 +71,7 @@ check: setup
 	$(BIN)/mypy
 
 gpu-evidence: setup
-	$(BIN)/python -m benchmarks.gpu_evidence
+	$(BIN)/python -m benchmarks.report.gpu_evidence
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

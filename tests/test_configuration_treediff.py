@@ -70,10 +70,8 @@ EMBEDDINGS = [
 NAN, INFINITY = float("nan"), float("inf")
 WRONG_VALUES = {
     "not whole numbers": (["vocab_size", "tree_depth", "hidden_size", "num_timesteps"], ["8192", True, 1.5, [8], {}]),
-    "not numbers": (
-        ["rope_theta", "rms_norm_eps", "initializer_range"],
-        ["1", True, None, NAN, INFINITY, []],
-    ),
+    "not numbers": (["rope_theta", "rms_norm_eps", "initializer_range"], ["1", True, NAN, INFINITY, []]),
+    "nothing": (["rms_norm_eps", "initializer_range"], [None]),
     "not positive": (["rope_theta", "rms_norm_eps", "initializer_range", "head_rank", "num_hidden_layers"], [0, -1]),
     "beyond all sizes": (["vocab_size", "tree_depth", "hidden_size", "head_rank", "num_timesteps"], [10**12, 10**400]),
     "not texts": (["head", "schedule", "tree_sha256", "tokenizer_sha256"], [1, True, ["node"], {}]),

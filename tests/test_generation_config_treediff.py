@@ -355,6 +355,7 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
     torch._dynamo.reset()
 
 
+ENTROPY = {"unmasking": "entropy", "entropy_bound": 0.5, "threshold": 0.4}
 FLOATS = "top_p threshold entropy_bound guidance_scale confidence_threshold"
 BOOLS = "do_sample output_history eos_early_stop return_dict_in_generate use_cache approximate_cache"
 INTS = "max_new_tokens block_length sliding_window stability_threshold top_k bos_token_id pad_token_id"
@@ -366,10 +367,7 @@ WRONG_TYPES = {
     "list[int] | None": ([3, "12", range(3), [True], torch.tensor([1]), b"12"], "allowed_tokens suppress_tokens"),
     "float": ([True, "0.1", None, math.nan], "remasking_fraction remasking_rate"),
     "float | list[float]": ([b"1", "1", None, True, range(1, 3), math.inf, torch.ones(2)], "temperature"),
-    "float | None": (
-        ["0.9", b"1", [0.9], math.nan],
-        "top_p threshold entropy_bound guidance_scale confidence_threshold",
-    ),
+    "float | None": (["0.9", b"1", [0.9], math.nan], FLOATS),
     "str": ([None, ["random"], 64], "unmasking sampling_dtype"),
     "str | list[int] | None": ([b"12", 3, [1.5], range(1, 3)], "steps_per_level"),
 }
@@ -414,21 +412,22 @@ def test_a_setting_out_of_range_is_refused_in_a_sentence(settings, message):
         TreeDiffGenerationConfig(**settings)
 
 
-def test_every_setting_survives_saving(tmp_path):
-    settings = {
-        "max_new_tokens": 7, "block_length": 3, "num_steps": 9, "steps_per_level": [1, 2], "unmasking": "entropy",
-        "threshold": 0.4, "entropy_bound": 0.5, "stability_threshold": 1, "guidance_scale": 2.0, "use_cache": False,
-        "confidence_threshold": 0.9, "remasking_steps": 2, "remasking_fraction": 0.3, "remasking_levels": 2,
-        "do_sample": False, "temperature": [1.0, 0.5], "top_k": 3, "top_p": 0.8, "allowed_tokens": [1, 2],
-        "suppress_tokens": [3], "sampling_dtype": "float32", "eos_early_stop": False, "num_return_sequences": 2,
-        "output_history": True, "return_dict_in_generate": True, "bos_token_id": 1, "eos_token_id": [2, 3],
-        "pad_token_id": 4, "approximate_cache": True, "sliding_window": 40,
+@pytest.mark.parametrize("own", [ENTROPY, {"remasking_rate": 0.5}])
+def test_every_setting_survives_saving(tmp_path, own):
+    settings = own | {
+        "max_new_tokens": 7, "block_length": 3, "num_steps": 9, "steps_per_level": [1, 2], "stability_threshold": 1,
+        "guidance_scale": 2.0, "use_cache": False, "confidence_threshold": 0.9, "remasking_steps": 2,
+        "remasking_fraction": 0.3, "remasking_levels": 2, "do_sample": False, "temperature": [1.0, 0.5], "top_k": 3,
+        "top_p": 0.8, "allowed_tokens": [1, 2], "suppress_tokens": [3], "sampling_dtype": "float32", "pad_token_id": 4,
+        "eos_early_stop": False, "num_return_sequences": 2, "output_history": True, "return_dict_in_generate": True,
+        "bos_token_id": 1, "eos_token_id": [2, 3], "approximate_cache": True, "sliding_window": 40,
     }  # fmt: skip
     config = TreeDiffGenerationConfig(**settings)
     config.save_pretrained(tmp_path)
-    again = TreeDiffGenerationConfig.from_pretrained(tmp_path)
-    assert {name: getattr(again, name) for name in settings} == settings
-    assert set(settings) == {name for name in vars(config) if not name.startswith("_")} - {"transformers_version"}
+    again = vars(TreeDiffGenerationConfig.from_pretrained(tmp_path))
+    assert {name: again[name] for name in settings} == settings
+    others = {"transformers_version", "remasking_rate", *ENTROPY} - own.keys()
+    assert set(settings) == {name for name in vars(config) if not name.startswith("_")} - others
 
 
 @pytest.mark.parametrize("name", ["cache_implementation", "num_beams", "length_penalty"])

@@ -133,7 +133,8 @@ def test_what_the_text_is_stands_in_record_and_card(corpus, tmp_path):
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["text_description"] == "addresses of <presidents>"
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "trained on addresses of &lt;presidents&gt; (" in card or "trained on addresses of \\<presidents" in card
+    (line,) = [line for line in card.splitlines() if ", trained on addresses of" in line]
+    assert "<presidents>" not in line  # which would be a tag
     assert "corpus.txt" in card  # where it comes from
 
 

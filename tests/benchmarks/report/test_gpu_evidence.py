@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_evidence import Stage, rehearsal, stages, take
+from benchmarks.report.gpu_evidence import Stage, rehearsal, stages, take
 
 
 @pytest.mark.parametrize("found", [stages(), rehearsal(Path("folder"))], ids=["device", "rehearsal"])
