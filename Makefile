@@ -37,7 +37,7 @@ quickstart: setup
 	@printf "\n== A model of 7 million parameters writes. _ is an open place; <word> is a cluster, named by its most frequent word.\n"
 	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 40 --unmasking confidence
 	@printf "\n== It fills gaps, with both sides given.\n"
-	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence
+	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence --seed 13
 	@printf "\n== The same gaps, each for a word of one cluster: those of king, father, came and city.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence \
 		--like king father came city

@@ -184,7 +184,7 @@ def first_table() -> str:
         "\nAll models have equally many parameters. MDLM is masked diffusion without a tree; HDLM knows clusters and "
         "still scores every token; GPT-2 writes from left to right. ≤ marks an upper bound. These are small trials on "
         f"a CPU: no GPU has measured them, and no model has converged{TRAINED_WITH[ours]}. "
-        "[Evidence](benchmarks/README.md) has more models, intervals, and texts on which trees were worse than MDLM.\n"
+        "[Evidence](benchmarks/README.md) has more models, intervals, and texts on which older trees were worse.\n"
     )
 
 
