@@ -24,14 +24,12 @@ ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
-# What the perplexity of ours was trained with, where that is not the default.
-TRAINED_WITH = {DEFAULT: "", NODE: "; the perplexity of the tree is that of an older default"}
 FIRST = {  # of README.md
     REFERENCE: "MDLM",
     CHUNKED: "MDLM, loss in chunks",
     "hdlm": "HDLM",
     AUTOREGRESSIVE: "GPT-2",
-    DEFAULT: "**tree** (ours)",
+    DEFAULT: "**tree, node head** (ours)",
 }
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
@@ -181,10 +179,9 @@ def first_table() -> str:
         f"perplexity of held-out text ({small_size}, after {tokens / 1e6:.1f}M tokens; lower is better)",
     )
     return table(header, rows) + (
-        "\nAll models have equally many parameters. MDLM is masked diffusion without a tree; HDLM knows clusters and "
-        "still scores every token; GPT-2 writes from left to right. ≤ marks an upper bound. These are small trials on "
-        f"a CPU: no GPU has measured them, and no model has converged{TRAINED_WITH[ours]}. "
-        "[Evidence](benchmarks/README.md) has more models, intervals, and texts on which older trees were worse.\n"
+        "\nAll models have equally many parameters; ≤ marks an upper bound. These are small trials on a CPU, far from "
+        "convergence: [Evidence](benchmarks/README.md) has what stands behind each figure, more models, intervals, and "
+        "texts on which older trees were worse.\n"
     )
 
 
