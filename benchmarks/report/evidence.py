@@ -36,7 +36,7 @@ SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `bench
 REFERENCE_MODEL = ROOT / "examples" / "classics-7m"
 REFERENCE_SCHEMA: Schema = {
     **dict.fromkeys(("num_hidden_layers", "hidden_size", "tokens_seen", "sequence_length", "validation_tokens"), int),
-    **dict.fromkeys(("nelbo", "unigram_entropy"), float),
+    **dict.fromkeys(("nelbo", "unigram_entropy", "training_seconds"), float),
     **dict.fromkeys(("weights_dtype", "commit"), str),
     "parameters": dict,
     "weights_sha256": {"model.safetensors": str},
@@ -85,7 +85,7 @@ def reference_tables() -> str:
     parameters, tokens = sum(known["parameters"].values()), known["tokens_seen"]
     facts = (
         f"{parameters / 1e6:.1f}M parameters, {known['num_hidden_layers']} layers of {known['hidden_size']}, after "
-        f"{tokens / 1e6:.1f}M tokens in windows of {known['sequence_length']}: at most {known['nelbo']:.3f} nats per "
+        f"{tokens / 1e6:.1f}M tokens and {known['training_seconds'] / 3600:.1f} hours in windows of {known['sequence_length']}: at most {known['nelbo']:.3f} nats per "
         f"token on {known['validation_tokens']:,} held-out tokens, whose unigram entropy is "
         f"{known['unigram_entropy']:.3f}; weights in {known['weights_dtype']}, trained at commit {known['commit']}.\n"
     )
