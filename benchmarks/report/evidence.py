@@ -83,11 +83,13 @@ def reference_tables() -> str:
     """Return what is known of the reference checkpoint, and of the model of `make quickstart` beside it."""
     known = read_record(REFERENCE_MODEL / TRAINING_RECORD, REFERENCE_SCHEMA)
     parameters, tokens = sum(known["parameters"].values()), known["tokens_seen"]
+    hours = known["training_seconds"] / 3600
     facts = (
         f"{parameters / 1e6:.1f}M parameters, {known['num_hidden_layers']} layers of {known['hidden_size']}, after "
-        f"{tokens / 1e6:.1f}M tokens and {known['training_seconds'] / 3600:.1f} hours in windows of {known['sequence_length']}: at most {known['nelbo']:.3f} nats per "
-        f"token on {known['validation_tokens']:,} held-out tokens, whose unigram entropy is "
-        f"{known['unigram_entropy']:.3f}; weights in {known['weights_dtype']}, trained at commit {known['commit']}.\n"
+        f"{tokens / 1e6:.1f}M tokens, in {hours:.1f} hours, in windows of {known['sequence_length']}: at most "
+        f"{known['nelbo']:.3f} nats per token on {known['validation_tokens']:,} held-out tokens, whose unigram entropy "
+        f"is {known['unigram_entropy']:.3f}; weights in {known['weights_dtype']}, trained at commit "
+        f"{known['commit']}.\n"
     )
     return f"{facts}\n{judged_table()}"
 
