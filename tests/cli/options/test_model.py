@@ -8,6 +8,7 @@ from helpers.processes import REPOSITORY
 
 from modeling_treediff import TreeDiffConfig
 from modeling_treediff.cli.options.model import FAMILY, PRESETS, Model, Process, check_source
+from modeling_treediff.configuration_treediff import usual_rope_theta
 from modeling_treediff.training import TrainingConfig
 from modeling_treediff.training.run.optimization import peak_learning_rate
 
@@ -71,9 +72,12 @@ def test_the_guide_to_training_has_the_sizes_of_presets_and_what_follows_from_th
     model = model_of("train", "--preset", name)
     guide = (REPOSITORY / "docs" / "how_to" / "training.md").read_text(encoding="utf-8")
     (line,) = (line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
-    *sizes, _, rate = [cell.strip() for cell in line.strip("| ").split("|")][1:]
+    *sizes, _, follows = [cell.strip() for cell in line.strip("| ").split("|")][1:]
+    rate, base = follows.split(";")
     assert [int(size) for size in sizes] == [model.hidden_size, model.num_attention_heads, model.sequence_length]
     assert float(rate) == pytest.approx(peak_learning_rate(TrainingConfig("x"), model.hidden_size), rel=0.02)
+    head = model.hidden_size // model.num_attention_heads
+    assert float(base.replace(",", "")) == usual_rope_theta(model.sequence_length, head)
 
 
 def test_unknown_presets_and_those_beside_a_saved_model_are_refused():
