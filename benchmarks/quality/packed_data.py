@@ -136,10 +136,9 @@ def pack(
         tokenizer = train_tokenizer(trained, vocab_size)
     if (size := tokenizer_size(tokenizer)) > LARGEST_VOCABULARY:
         raise ValueError(f"{size} tokens are too many for a packed folder, which takes {LARGEST_VOCABULARY}.")
-    rows = {TRAINING: tokenize_documents(trained, tokenizer), VALIDATION: tokenize_documents(held_out, tokenizer)}
-    rows |= {
-        name: tokenize_documents(long_documents(path), tokenizer) for name, path in zip(names, zero_shot, strict=True)
-    }
+    texts = {TRAINING: trained, VALIDATION: held_out}
+    texts |= {name: long_documents(path) for name, path in zip(names, zero_shot, strict=True)}
+    rows = {name: tokenize_documents(documents, tokenizer) for name, documents in texts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)  # written last: what has one is whole
     manifest: dict[str, Any] = {
@@ -148,6 +147,7 @@ def pack(
         ZERO_SHOT: [fingerprint(path) for path in zero_shot],
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "tokens": {name: len(row) for name, row in rows.items()},
+        "bytes": {name: sum(len(one.encode()) for one in documents) for name, documents in texts.items()},
         "shared_with_training": {
             name: shared_tokens(rows[TRAINING], row) for name, row in rows.items() if name != TRAINING
         },

@@ -5,9 +5,9 @@ python -m benchmarks.quality.perplexity train --form cpu --parallel 2   # all ru
 python -m benchmarks.quality.perplexity collect --form cpu   # benchmarks/results/quality_cpu.json
 
 Forms: `cpu`, on the embedded sample (8,192 tokens); `long`, twelve times as many tokens of texts given to `pack`, with
-learning rates that short runs choose; `gpu`, on texts given to `pack`, in GPT-2's tokens; `rehearsal`, the same on two
-cores in minutes; `tiny`, for tests. Everything goes on from where it stopped: with `--seconds` a call saves and ends
-after that time.
+learning rates that short runs choose; `language`, tree beside flat on a text in another language than English; `gpu`,
+on texts given to `pack`, in GPT-2's tokens; `rehearsal`, the same on two cores in minutes; `tiny`, for tests.
+Everything goes on from where it stopped: with `--seconds` a call saves and ends after that time.
 """
 
 import argparse
@@ -28,6 +28,7 @@ NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIV
 IN_LONG = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm", AUTOREGRESSIVE)
 # Of the shorter forms: without blocks and perturbed nodes.
 PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm"))
+IN_LANGUAGE = ("mdlm", "tree-binomial", AUTOREGRESSIVE)
 LEADERS = 2
 RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter
 DEPTHS = (2, 3, 4)
@@ -58,6 +59,20 @@ PROTOCOLS = {
         repeated=("mdlm", "tree-binomial"),
         save_every=250,
         curve_points=16,
+    ),
+    "language": Protocol(
+        reference_layers=4,
+        sizes=SMALL,
+        sequence_length=64,
+        batch_size=16,
+        steps=2500,
+        warmup_steps=100,
+        learning_rates=(1e-3, 2e-3, 4e-3),
+        seeds=(0, 1),
+        contenders=IN_LANGUAGE,
+        rate_steps=400,
+        repeated=("mdlm", "tree-binomial"),
+        save_every=500,
     ),
     "gpu": Protocol(
         reference_layers=8,

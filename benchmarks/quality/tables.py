@@ -145,6 +145,27 @@ def lasting_table(record: Record, points: int = 5) -> str:
     return table(header, rows)
 
 
+def languages_table(records: Mapping[str, Record]) -> str:
+    """Return the bound of held-out text in bits per byte of each language's models, and its ratio to that of MDLM.
+
+    Args:
+        records: by the name of the language.
+
+    """
+    rows = []
+    for language, record in records.items():
+        tokens, length = (record["manifest"][what][VALIDATION] for what in ("tokens", "bytes"))
+        for name in _ordered(record):
+            for run in runs_of(record, name):
+                bits = run["texts"][VALIDATION]["nats"] * tokens / length / math.log(2)
+                bound = "" if name == AUTOREGRESSIVE else "≤ "
+                ratio = _ratio(record, name, run["seed"], VALIDATION)
+                rows.append([language, TITLES[name], f"{run['seed']}", f"{bound}{bits:.3f}", ratio])
+    header = ("language", "model", "seed", "bits per byte", "perplexity / MDLM")
+    facts = "".join(f"\n{language}: {_facts(record)}" for language, record in records.items())
+    return table(header, rows) + facts
+
+
 def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> None:
     """Draw the validation bound of the first seeds by tokens seen, and by time at the speeds measured apart."""
     step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]

@@ -48,6 +48,22 @@ def test_the_ratio_over_tokens_is_that_of_the_curves(record):
         tables.lasting_table(record, points=3)
 
 
+def test_bits_per_byte_are_those_of_the_whole_text(record, packed):
+    """Of other tokens of the same text they are the same where the text is as probable."""
+    text = (packed.folder.parent / "held_out.txt").read_bytes()
+    manifest = record["manifest"]
+    assert 0 <= len(text) - manifest["bytes"]["validation"] < 3 * 20  # empty lines between documents
+    lines = tables.languages_table({"German": record, "Japanese": record}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:12]] == ["German"] * 5 + ["Japanese"] * 5
+    for line, one in zip(lines[2:4], tables.runs_of(record, REFERENCE), strict=True):
+        whole = one["texts"]["validation"]["nats"] * manifest["tokens"]["validation"]
+        assert f"| ≤ {whole / math.log(2) / manifest['bytes']['validation']:.3f} | 1 |" in line
+    halved = manifest["tokens"] | {"validation": manifest["tokens"]["validation"] / 2}
+    coarser = record | {"manifest": manifest | {"tokens": halved}}
+    cells = [tables.languages_table({"German": one}).splitlines()[6].split("|")[4] for one in (record, coarser)]
+    assert float(cells[0]) == pytest.approx(2 * float(cells[1]), abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
