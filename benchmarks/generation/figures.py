@@ -66,13 +66,14 @@ def check_record(record: dict[str, Any]) -> None:
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
-    """Draw what the judge says against forward passes, and against entropy, a row for each model."""
+    """Draw what the judge says of the samplers of the table: against forward passes, and against entropy, by model."""
     models = list(record["models"])
     figure = Figure(figsize=(15, 1.5 + 5.2 * len(models)), layout="constrained")
-    styles = line_styles([point["sampler"] for point in record["points"]])
+    shown = [point for point in record["points"] if point["sampler"] in SHOWN_SAMPLERS]
+    styles = line_styles([point["sampler"] for point in shown])
     real = next(reference for reference in record["references"] if reference["name"] == REAL)
     for model, (by_passes, by_entropy) in zip(models, figure.subplots(len(models), 2, squeeze=False), strict=True):
-        curves = by_sampler([point for point in record["points"] if point["model"] == model])
+        curves = by_sampler([point for point in shown if point["model"] == model])
         for sampler, points in curves.items():
             passes = [point["forward_passes"] for point in points]
             _line(by_passes, passes, points, styles[sampler], sampler)

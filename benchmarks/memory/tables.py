@@ -183,10 +183,16 @@ def _draw_peaks(axes: Axes, rows: list[Row]) -> None:
             places = [row["batch_size"] for row in models]
             peaks = [row["peak_bytes"] / GIBIBYTE for row in models]
             label = title if kind == BUDGET else None
-            axes.plot(places, peaks, "o", color=COLOURS[models[0]["contender"]], linestyle=line, label=label)
+            axes.plot(places, peaks, linestyle=line, label=label, **_marks(models[0]))
     axes.set(xlabel="windows per batch", ylabel="peak, GiB", ylim=(0, None))
     axes.set_title(f"V = {VOCABULARY:,}, d = {HIDDEN_SIZE}; dashed: same depth", fontsize="medium")
     axes.grid(alpha=0.3)
+
+
+def _marks(row: Row) -> Record:
+    """Return colour and marker: the child head's is open and large, for the node head's lies upon it."""
+    larger = {"markersize": 11, "markerfacecolor": "none"} if row["contender"] == "tdlm-child" else {}
+    return {"marker": "o", "color": COLOURS[row["contender"]], **larger}
 
 
 def _draw_parts(axes: Axes, rows: list[Row]) -> None:
@@ -199,7 +205,7 @@ def _draw_parts(axes: Axes, rows: list[Row]) -> None:
         axes.barh(titles, sizes, left=base, label=name)
         base = [start + size for start, size in zip(base, sizes, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="GiB at the peak")
+    axes.set(xlabel="GiB at the peak", xlim=(0, 1.05 * max(base)))
     axes.set_title(f"same budget, batch {BATCH}, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}", fontsize="medium")
     axes.legend(fontsize="small", loc="lower right")
 
@@ -210,7 +216,7 @@ def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
         of_width = [row for row in rows if row["hidden_size"] == hidden_size]
         for models in by_title(of_width, [BUDGET]).values():
             places, ratios = [row["vocab_size"] / 1000 for row in models], [ratio(record, row) for row in models]
-            axes.plot(places, ratios, "o", color=COLOURS[models[0]["contender"]], linestyle=line)
+            axes.plot(places, ratios, linestyle=line, **_marks(models[0]))
     axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / peak of MDLM", ylim=(0, None))
     axes.set_title(f"same budget, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
     axes.grid(alpha=0.3)

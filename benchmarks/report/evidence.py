@@ -192,6 +192,9 @@ def draw_figures() -> None:
     memory_tables.draw(memory_tables.read_memory())
     speed = speed_tables.read_speed()
     speed_tables.draw(speed)
+    generation_figures.draw(
+        read_record(generation_figures.RECORD, generation_figures.SCHEMA), generation_figures.FIGURE
+    )
     quality_tables.draw(quality_tables.read_quality("cpu"), tokens_per_second(speed), FIGURES / "quality.png")
     draw_errors(read_record(ERRORS, error_tables.ERRORS_SCHEMA), FIGURES / "errors.png")
     trade_off_table.draw(trade_off_table.read_trade_offs(), ablation_table.read_part("embeddings"))

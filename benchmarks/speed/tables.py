@@ -6,9 +6,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks.markdown import table
-from benchmarks.matched_models import by_title
+from benchmarks.matched_models import BUDGET, by_title
 from benchmarks.places import FIGURES, RESULTS
 from benchmarks.record_schema import Schema, read_record
 from modeling_treediff.files.atomic_files import write_atomically
@@ -37,6 +38,7 @@ SIZE: Schema = {
 }
 SCHEMA: Schema = {"commit": str, "device": str, "precision": str, "sizes": [SIZE]}
 PARTS = ("training", "generation")
+SAME_DEPTH_ALPHA = 0.35  # of the bars of models with as many layers as the reference, and fewer parameters
 
 Record = dict[str, Any]
 
@@ -60,6 +62,13 @@ def draw(record: Record, file: Path = FIGURE) -> None:
     figure = Figure(figsize=(6.5 * len(sizes), 5), layout="constrained")
     for size, axes in zip(sizes, figure.subplots(1, len(sizes), squeeze=False)[0], strict=True):
         _draw_size(axes, size)
+    figure.legend(
+        [Patch(color=f"C{number}", alpha=alpha) for alpha in (1, SAME_DEPTH_ALPHA) for number in range(len(PARTS))],
+        [f"{part}, {kind}" for kind in ("same parameters", "same depth") for part in PARTS],
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+    )
     figure.suptitle(f"{record['device']}, {record['precision']}; commit {record['commit']}", fontsize="medium")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=80))
@@ -88,17 +97,19 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _draw_size(axes: Axes, size: dict[str, Any]) -> None:
     places = {title: place for place, title in enumerate(by_title(size["training"]))}
-    for offset, part in zip((-0.2, 0.2), PARTS, strict=True):
+    for number, part in enumerate(PARTS):
         rows = {title: models[0] for title, models in by_title(size[part]).items()}
+        full = f"C{number}"
+        colours = [full if BUDGET in row["matched"] else (full, SAME_DEPTH_ALPHA) for row in rows.values()]
         ratios = [row["ratio"] for row in rows.values()]
         errors = [
             [row["ratio"] - row["ratio_lower_quartile"] for row in rows.values()],
             [row["ratio_upper_quartile"] - row["ratio"] for row in rows.values()],
         ]
-        axes.barh([places[title] + offset for title in rows], ratios, 0.38, xerr=errors, label=part)
+        heights = [places[title] + 0.4 * number - 0.2 for title in rows]
+        axes.barh(heights, ratios, 0.38, xerr=errors, color=colours)
     axes.set_yticks(list(places.values()), list(places))
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
     axes.set_title(f"V = {size['vocab_size']:,}, d = {size['hidden_size']}", fontsize="medium")
     axes.set(xlabel="tokens per second, MDLM = 1")
-    axes.legend(fontsize="small")
