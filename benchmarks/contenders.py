@@ -68,6 +68,8 @@ CONTENDERS: dict[str, Contender] = {
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")
 REFERENCE = "mdlm"
 AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
+GIDD, GIDD_SHARE = "gidd", 0.1  # its largest share of wrong tokens
+GIDD_TITLE = f"GIDD (flat, p_u={GIDD_SHARE:g})"
 
 
 def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> VocabularyTree:

@@ -36,9 +36,9 @@ import torch
 
 from benchmarks.places import ARTIFACTS, RESULTS
 from benchmarks.quality.ablation_trees import TreeSources
-from benchmarks.quality.autoregressive import WEIGHTS_NAME
 from benchmarks.quality.packed_data import SELECTION, PackedData
 from benchmarks.quality.perplexity import PROTOCOLS
+from benchmarks.quality.plain_training import WEIGHTS_NAME
 from benchmarks.quality.record import OF_TRAINING, check_same, difference, estimate, read_runs
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue, locked
 from benchmarks.quality.training import Protocol, begin, load_model, measured_text, model_sizes, train_model

@@ -17,17 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS
+from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, GIDD
 from benchmarks.places import RESULTS, SAMPLE
 from benchmarks.quality.packed_data import PackedData, pack
 from benchmarks.quality.record import Run, best_runs, check_same, leaders, read_runs, write_quality
 from benchmarks.quality.run_queue import RunQueue
 from benchmarks.quality.training import Protocol, run
 
-NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), AUTOREGRESSIVE)  # whose result is MDLM's
-IN_LONG = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm", AUTOREGRESSIVE)
+NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), GIDD, AUTOREGRESSIVE)  # whose result is MDLM's
+OF_FAMILY = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm")
+IN_LONG = (*OF_FAMILY, GIDD, AUTOREGRESSIVE)
 # Of the shorter forms: without blocks and perturbed nodes.
-PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm"))
+PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm", GIDD))
 IN_LANGUAGE = ("mdlm", "tree-binomial", AUTOREGRESSIVE)
 LEADERS = 2
 RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter

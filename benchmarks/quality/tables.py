@@ -7,14 +7,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.contenders import AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE, CONTENDERS, REFERENCE
+from benchmarks.contenders import AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE, CONTENDERS, GIDD, GIDD_TITLE, REFERENCE
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS
 from benchmarks.quality.packed_data import SELECTION, SHARED_TOKENS, VALIDATION
 from benchmarks.record_schema import Schema, check_schema, read_record
 from modeling_treediff.files.atomic_files import write_atomically
 
-TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {AUTOREGRESSIVE: AUTOREGRESSIVE_TITLE}
+TITLES = {name: contender.title for name, contender in CONTENDERS.items()}
+TITLES |= {GIDD: GIDD_TITLE, AUTOREGRESSIVE: AUTOREGRESSIVE_TITLE}
 TEXT: Schema = {"nats": float, "standard_error": float, "interval": [float], "level_losses": list}
 RUN: Schema = {
     **{"num_hidden_layers": int, "parameters": int, "head_parameters": object, "texts": {VALIDATION: TEXT}},

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -13,18 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.contenders import (
     AUTOREGRESSIVE,
     CONTENDERS,
+    GIDD,
+    GIDD_SHARE,
+    REFERENCE,
     budget_config,
     gpt2_for_budget,
     make_model,
     reference_parameters,
+    same_depth_config,
 )
-from benchmarks.quality.autoregressive import WEIGHTS_NAME, train_autoregressive, window_nats
+from benchmarks.quality.autoregressive import token_nats, window_nats
+from benchmarks.quality.gidd import HybridNoise, training_loss, window_bounds
 from benchmarks.quality.packed_data import TRAINING, VALIDATION, PackedData, spread
+from benchmarks.quality.plain_training import WEIGHTS_NAME, Loss, Measure, train_plainly
 from benchmarks.quality.run_queue import DONE_NAME, locked
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.building.budget import count_parameters
@@ -34,6 +41,7 @@ from modeling_treediff.training.run.run_log import METRICS_NAME
 
 BEGUN_NAME = "training.json"  # what a run writes before its first step
 WINDOWS_PER_CALL = 128  # of `nelbo`
+GIDD_SAMPLES = 2  # for each corruption of other models: its estimate varies more
 
 Facts = dict[str, Any]
 
@@ -133,7 +141,7 @@ def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_
         SystemExit: SIGTERM or SIGINT was received; another call goes on.
 
     """
-    settings = {} if name == AUTOREGRESSIVE else CONTENDERS[name].settings
+    settings = CONTENDERS[name].settings if name in CONTENDERS else {}
     config = protocol.training_config(folder / "model", learning_rate, seed, **settings)
     identity = {"contender": name, "learning_rate": learning_rate, "protocol": protocol.identity}
     with locked(folder):
@@ -142,6 +150,8 @@ def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_
             if not (config.output_dir / WEIGHTS_NAME).exists():
                 if name == AUTOREGRESSIVE:
                     _train_gpt2(data, protocol, config)
+                elif name == GIDD:
+                    _train_gidd(data, protocol, config)
                 else:
                     tree = data.tree(CONTENDERS[name])
                     budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **protocol.sizes)
@@ -211,6 +221,12 @@ def measure(name: str, folder: Path, data: PackedData, protocol: Protocol) -> tu
             texts = {text: {"windows": listed(window_nats(gpt2, some))} for text, some in windows.items()}
             return sizes | {"parameters": gpt2.num_parameters()}, texts
         model = load_model(folder)
+        if name == GIDD:
+            noise, samples = HybridNoise(model.config.vocab_size, GIDD_SHARE), GIDD_SAMPLES * protocol.samples
+            texts = {
+                text: {"windows": listed(window_bounds(model, noise, some, samples))} for text, some in windows.items()
+            }
+            return model_sizes(model), texts
         texts = {text: measured_text(model, some, protocol.samples) for text, some in windows.items()}
     return model_sizes(model), texts
 
@@ -279,10 +295,37 @@ def plain(value: Any) -> Any:
 
 
 def _train_gpt2(data: PackedData, protocol: Protocol, config: TrainingConfig) -> None:
-    tree, sizes = data.tree(CONTENDERS["mdlm"]), protocol.sizes
+    tree, sizes = data.tree(CONTENDERS[REFERENCE]), protocol.sizes
     budget = reference_parameters(tree.vocab_size, protocol.reference_layers, **sizes)
     end: Any = data.tokenizer.eos_token_id
     heads = sizes["num_attention_heads"]
     gpt2 = gpt2_for_budget(tree.vocab_size, protocol.sequence_length, budget, sizes["hidden_size"], heads, end)
+    torch.manual_seed(config.seed)
+    model = GPT2LMHeadModel(gpt2)
+
+    def loss(tokens: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        return token_nats(model, tokens).mean()
+
+    _train(model, loss, partial(window_nats, model), data, protocol, config)
+
+
+def _train_gidd(data: PackedData, protocol: Protocol, config: TrainingConfig) -> None:
+    tree, end = data.tree(CONTENDERS[REFERENCE]), data.tokenizer.eos_token_id
+    torch.manual_seed(config.seed)
+    model_config = same_depth_config(CONTENDERS[REFERENCE], tree, protocol.reference_layers, **protocol.sizes)
+    model = make_model(model_config, tree, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    noise = HybridNoise(tree.vocab_size, GIDD_SHARE)
+    measure = partial(window_bounds, model, noise, samples=1)
+    _train(model, partial(training_loss, model, noise), measure, data, protocol, config)
+
+
+def _train(
+    model: PreTrainedModel,
+    loss_of: Loss,
+    measure_windows: Measure,
+    data: PackedData,
+    protocol: Protocol,
+    config: TrainingConfig,
+) -> None:
     training, validation = (data.windows(name, protocol.sequence_length) for name in (TRAINING, VALIDATION))
-    train_autoregressive(gpt2, training, spread(validation, protocol.curve_windows), config)
+    train_plainly(model, loss_of, measure_windows, training, spread(validation, protocol.curve_windows), config)

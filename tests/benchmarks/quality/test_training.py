@@ -11,8 +11,8 @@ import torch
 from helpers.contenders import COMPARED, TINY
 from helpers.models import tiny_model
 
-from benchmarks.contenders import CONTENDERS, REFERENCE
-from benchmarks.quality import ablations, autoregressive, packed_data, training
+from benchmarks.contenders import CONTENDERS, GIDD, REFERENCE
+from benchmarks.quality import ablations, packed_data, plain_training, training
 from benchmarks.quality import record as quality_record
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.training.run import loop
@@ -42,11 +42,17 @@ def test_a_measurement_is_repeated_without_another_training(packed, runs, tmp_pa
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("name", COMPARED)
-def test_a_run_asked_to_stop_goes_on_to_the_same_end(packed, runs, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", [*COMPARED, GIDD])
+def test_a_run_asked_to_stop_goes_on_to_the_same_end(packed, runs, records, tmp_path, monkeypatch, name):
     """The fourth step of eight is interrupted: weights and losses are those of the run that was not."""
     run = quality_record.Run(name, 1e-3, 0)
-    module = autoregressive if name == "ar" else loop
+    if name == GIDD:
+        runs = tmp_path / "whole"
+        training.run(name, packed, TINY, runs / run.name, 1e-3, 0)
+        (record,) = quality_record.read_runs(runs)
+        mdlm = next(one for one in records if one["contender"] == REFERENCE)
+        assert record["parameters"] == mdlm["parameters"] and list(record["texts"]) == packed.measured
+    module = plain_training if name in ("ar", GIDD) else loop
     original, stops = module.StopRequest, []
 
     class StopAfterThree(original):
@@ -75,7 +81,7 @@ def test_a_run_asked_to_stop_goes_on_to_the_same_end(packed, runs, tmp_path, mon
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(packed, runs, tmp_path, monkeypatch, name):
     """In the sixth step of eight, with a checkpoint after every second: to the weights of the run that was not."""
     run, protocol, steps = quality_record.Run(name, 1e-3, 0), replace(TINY, save_every=2), []
-    owner, forward = (autoregressive, "token_nats") if name == "ar" else (TreeDiffForDiffusionLM, "forward")
+    owner, forward = (training, "token_nats") if name == "ar" else (TreeDiffForDiffusionLM, "forward")
     original = getattr(owner, forward)
 
     def killed(model, *args, **kwargs):
@@ -121,7 +127,7 @@ def test_a_training_that_diverges_is_a_result(packed, tmp_path, monkeypatch):
 def test_all_contenders_see_the_same_windows_in_the_same_order(packed, tmp_path, monkeypatch):
     """What the diffusion models' loss is told and what GPT-2's is, step by step."""
     seen = {"tdlm-child": [], "ar": []}
-    forward, token_nats = TreeDiffForDiffusionLM.forward, autoregressive.token_nats
+    forward, token_nats = TreeDiffForDiffusionLM.forward, training.token_nats
 
     def diffusion(self, *args, **kwargs):
         if self.training:
@@ -134,7 +140,7 @@ def test_all_contenders_see_the_same_windows_in_the_same_order(packed, tmp_path,
         return token_nats(model, tokens)
 
     monkeypatch.setattr(TreeDiffForDiffusionLM, "forward", diffusion)
-    monkeypatch.setattr(autoregressive, "token_nats", left_to_right)
+    monkeypatch.setattr(training, "token_nats", left_to_right)
     for name in seen:
         training.run(name, packed, TINY, tmp_path / name, 1e-3, 3)
     assert len(seen["ar"]) == TINY.steps
