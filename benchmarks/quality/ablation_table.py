@@ -1,7 +1,6 @@
 """The records of `benchmarks.quality.ablations` as tables."""
 
 import math
-from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -110,19 +109,6 @@ def shares_table(record: Record) -> str:
     )
 
 
-def shares_headline(record: Record, texts: Sequence[str]) -> str:
-    """Return what the default is against MDLM on texts of other kinds, without a share."""
-    ratios = []
-    for run in candidate_runs(record, NODE):
-        found = run["shares"][0]["texts"]
-        listed = ", ".join(f"{text} {math.exp(found[text]['to_mdlm']['nats']):.2f}" for text in texts)
-        ratios.append(f"{listed} with seed {run['seed']}")
-    return (
-        "**Trees of today**, in which training shows every cluster; those above are older. Perplexity of the default "
-        f"on the texts of other kinds, divided by that of MDLM: {'; '.join(ratios)}."
-    )
-
-
 def times_table(record: Record) -> str:
     """Return a row for each variant of the training times and seed, with differences to the default."""
     rows = []
@@ -183,19 +169,10 @@ def embedding_title(run: Record) -> str:
     return names.get(run["variant"], str(run["title"]))
 
 
-def headline(record: Record, texts: Sequence[str]) -> str:
-    """Return what the best variant, which is the default, is against MDLM, on the held-out text and on others."""
-    trees = [name for name in ranked_candidates(record) if name != "mdlm"]
-    runs = candidate_runs(record, trees[0])
-    ratios = " and ".join(f"{_ratio(run, VALIDATION)} with seed {run['seed']}" for run in runs)
-    elsewhere = "; ".join(
-        ", ".join(f"{text} {math.exp(run['further'][text]['to_mdlm']['nats']):.2f}" for text in texts) for run in runs
-    )
-    return (
-        f"**The default** ({runs[0]['title']}) predicted best among {len(trees)} trees with one learning rate, "
-        f"{record['learning_rate']:g}. Perplexity divided by that of MDLM: {ratios}; on the texts of other kinds "
-        f"{elsewhere}."
-    )
+def to_mdlm(record: Record, text: str) -> list[float]:
+    """Return the perplexity of a text by the default, without a share, over MDLM's: of each seed."""
+    runs = candidate_runs(record, NODE)
+    return [math.exp(run["shares"][0]["texts"][text]["to_mdlm"]["nats"]) for run in runs]
 
 
 def ranked_candidates(record: Record) -> list[str]:

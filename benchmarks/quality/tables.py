@@ -190,30 +190,6 @@ def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> 
     write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=90))
 
 
-def headline(record: Record) -> str:
-    """Return what the best tree, by the windows for selection, is against MDLM, on the held-out text and on others."""
-    trees = [name for name in record["best"] if name.startswith(("tdlm", "tree"))]
-    best = min(trees, key=lambda name: runs_of(record, name)[0]["texts"][SELECTION]["nats"])
-    ratios, first = record["best"][best]["ratios"], runs_of(record, best)[0]
-    parts = [
-        f"{one[VALIDATION]['ratio']:.3f} ({_interval(one[VALIDATION]['interval'])}) with seed {seed}"
-        for seed, one in ratios.items()
-    ]
-    others = ", ".join(f"{text} {ratios[str(first['seed'])][text]['ratio']:.2f}" for text in zero_shot_texts(record))
-    beside = [
-        f"{TITLES[name]} {one[VALIDATION]['ratio']:.3f}"
-        for name in ("hdlm", AUTOREGRESSIVE)
-        if name in record["best"] and (one := record["best"][name]["ratios"].get(str(first["seed"])))
-    ]
-    return (
-        f"**Perplexity** (a bound) of held-out text, best of {len(trees)} trees ({TITLES[best]}), divided by that of "
-        "MDLM: "
-        f"{' and '.join(parts)}; on texts of other kinds {others}. Beside it: {', '.join(beside)}. "
-        f"{first['parameters'] / 1e6:.1f}M parameters and {_tokens_seen(record) / 1e6:.1f}M tokens for all, a small "
-        f"trial."
-    )
-
-
 def _titles(names: Iterable[str]) -> str:
     return "; ".join(TITLES[name] for name in names)
 

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.contenders import AUTOREGRESSIVE, REFERENCE
 from benchmarks.generation import figures as generation_figures
 from benchmarks.markdown import marks, table
-from benchmarks.matched_models import BUDGET, DEPTH
+from benchmarks.matched_models import BUDGET
 from benchmarks.memory import tables as memory_tables
 from benchmarks.memory.peaks import PRECISION
 from benchmarks.memory.peaks import RECORDS as MEMORY_RECORDS
@@ -17,7 +17,6 @@ from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.record_schema import Schema, read_record
 from benchmarks.speed import tables as speed_tables
 from modeling_treediff.evaluation.error_figure import draw_errors
-from modeling_treediff.evaluation.error_tables import summary
 from modeling_treediff.hub.records import TRAINING_RECORD
 
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
@@ -137,16 +136,10 @@ def check_reference(weights_sha256: str, name: str) -> None:
 
 
 def headline() -> str:
-    """Return the findings as a list, each with its scale."""
-    quality = quality_tables.read_quality("cpu")
-    errors = read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)
-    points = [_measured_memory(memory_tables.read_memory(MEMORY_RECORDS["cpu"])), _memory(memory_tables.read_memory())]
-    points += [_speed(speed_tables.read_speed()), quality_tables.headline(quality)]
-    texts = quality_tables.zero_shot_texts(quality)
-    points.append(ablation_table.headline(ablation_table.read_part("candidates"), texts))
-    points.append(ablation_table.shares_headline(ablation_table.read_part("unseen"), texts))
-    title = errors["models"]["model"]["title"]
-    points.append(f"**Where the tree errs**, {title} against MDLM. {' '.join(summary(errors)[1:3])}")
+    """Return the findings in four lines, each with its scale."""
+    quality, unseen = quality_tables.read_quality("cpu"), ablation_table.read_part("unseen")
+    points = [_memory(memory_tables.read_memory(MEMORY_RECORDS["cpu"])), _speed(speed_tables.read_speed())]
+    points += [_quality(quality, unseen), _against_gpt2(quality)]
     return "".join(f"- {point}\n" for point in points)
 
 
@@ -207,44 +200,58 @@ def tokens_per_second(speed: Record) -> dict[str, float]:
     return speeds | {"tdlm-random": speeds[CHILD], "tree-binomial": speeds[NODE]}  # the same networks
 
 
-def _measured_memory(record: Record) -> str:
-    batch = max(row["batch_size"] for row in record["rows"])
-    rows = memory_tables.select(record, precision=PRECISION, batch_size=batch)
-    found = {row["contender"]: f"{row['resident_bytes'] / memory_tables.GIBIBYTE:.1f} GiB" for row in rows}
-    return (
-        f"**Memory measured**: a training step takes {found[DEFAULT]} where MDLM takes {found[REFERENCE]}, MDLM with "
-        f"its loss in chunks {found[CHUNKED]} and HDLM {found['hdlm']}; {rows[0]['parameters'] / 1e6:.0f}M parameters "
-        f"each, the tree's spent on depth, batch {batch}, {record['sequence_length']} tokens, "
-        f"d = {rows[0]['hidden_size']}, GPT-2's vocabulary, {PRECISION}, on a CPU. Plans and measurements differ by at "
-        f"most {memory_tables.largest_deviation(record):.1%}."
-    )
-
-
 def _memory(record: Record) -> str:
-    def at(contender: str, hidden_size: int, batch: int) -> float:
-        fields = {"vocab_size": memory_tables.VOCABULARY, "hidden_size": hidden_size, "batch_size": batch}
-        (row,) = (r for r in memory_tables.select(record, contender=contender, **fields) if BUDGET in r["matched"])
-        return memory_tables.ratio(record, row)
-
-    sizes = sorted({row["hidden_size"] for row in record["rows"]})
-    small, large = sizes[0], sizes[-1]
+    batch = max(row["batch_size"] for row in record["rows"])
+    rows = [*memory_tables.select(record, precision=PRECISION, batch_size=batch), *record["autoregressive"]]
+    found = {
+        row["contender"]: f"{row['resident_bytes'] / memory_tables.GIBIBYTE:.1f} GiB"
+        for row in rows
+        if (row["precision"], row["batch_size"]) == (PRECISION, batch)
+    }
     return (
-        f"**Memory planned** for larger batches and models, with MDLM's parameters spent on depth (node head): "
-        f"{at(NODE, small, 32):.2f} of MDLM's at d = {small}, {at(NODE, large, 32):.2f} at d = {large} (batch 32, "
-        f"{record['sequence_length']} tokens, GPT-2's vocabulary, {PRECISION}). MDLM with its loss in "
-        f"chunks needs {at(CHUNKED, small, 32):.2f} and {at(CHUNKED, large, 32):.2f}."
+        f"**Memory**: a training step takes {found[DEFAULT]}. MDLM's takes {found[REFERENCE]}, with its loss in chunks "
+        f"{found[CHUNKED]}, HDLM's {found['hdlm']}, GPT-2's {found[AUTOREGRESSIVE]}. "
+        f"({rows[0]['parameters'] / 1e6:.0f}M parameters each, {batch} x {record['sequence_length']} tokens, "
+        f"{PRECISION}, measured on a CPU.)"
     )
 
 
 def _speed(record: Record) -> str:
-    def ratio(size: Record, contender: str, matched: str) -> float:
-        (row,) = (r for r in size["training"] if r["contender"] == contender and matched in r["matched"])
-        return row["ratio"]
+    def ratios(contender: str) -> str:
+        found = [
+            row["ratio"]
+            for size in record["sizes"]
+            for row in size["training"]
+            if row["contender"] == contender and BUDGET in row["matched"]
+        ]
+        return f"{min(found):.2f} to {max(found):.2f}"
 
-    parts = [
-        f"{ratio(size, CHILD, BUDGET):.2f} and {ratio(size, NODE, BUDGET):.2f} (child and node head) with equal "
-        f"parameters, {ratio(size, CHILD, DEPTH):.2f} and {ratio(size, NODE, DEPTH):.2f} with equal depth, at "
-        f"V = {size['vocab_size']:,}, d = {size['hidden_size']}"
-        for size in record["sizes"]
-    ]
-    return f"**Training speed** divided by that of MDLM, in tokens per second, {record['device']}: {'; '.join(parts)}."
+    return (
+        f"**Time**: it trains on {ratios(NODE)} times the tokens per second of MDLM; MDLM with its loss in chunks on "
+        f"{ratios(CHUNKED)}, HDLM on {ratios('hdlm')}, GPT-2 on {ratios(AUTOREGRESSIVE)} times. (As many parameters, "
+        f"{len(record['sizes'])} sizes, {record['device']}.)"
+    )
+
+
+def _quality(quality: Record, unseen: Record) -> str:
+    held_out = " and ".join(f"{ratio:.2f}" for ratio in ablation_table.to_mdlm(unseen, VALIDATION))
+    texts = quality_tables.zero_shot_texts(quality)
+    elsewhere = [ratio for text in texts for ratio in ablation_table.to_mdlm(unseen, text)]
+    hdlm = next(iter(quality["best"]["hdlm"]["ratios"].values()))[VALIDATION]["ratio"]
+    run, protocol = quality_tables.runs_of(quality, REFERENCE)[0], quality["protocol"]
+    seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
+    return (
+        f"**Quality**: the bound on the perplexity of held-out text is {held_out} times MDLM's with two seeds, on "
+        f"{len(texts)} texts of other kinds {min(elsewhere):.2f} to {max(elsewhere):.2f} times; HDLM's is {hdlm:.2f} times "
+        "on held-out text. "
+        f"({run['parameters'] / 1e6:.1f}M parameters, {seen / 1e6:.1f}M tokens: a small trial.)"
+    )
+
+
+def _against_gpt2(quality: Record) -> str:
+    ratios = quality["best"][AUTOREGRESSIVE]["ratios"]
+    (ratio,) = (one[VALIDATION]["ratio"] for one in ratios.values())
+    return (
+        f"**Not ahead of GPT-2**: its perplexity is {ratio:.2f} times MDLM's, far below that of all models here which "
+        "write in any order."
+    )
