@@ -242,8 +242,8 @@ def _quality(quality: Record, unseen: Record) -> str:
     seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     return (
         f"**Quality**: the bound on the perplexity of held-out text is {held_out} times MDLM's with two seeds, on "
-        f"{len(texts)} texts of other kinds {min(elsewhere):.2f} to {max(elsewhere):.2f} times; HDLM's is {hdlm:.2f} times "
-        "on held-out text. "
+        f"{len(texts)} texts of other kinds {min(elsewhere):.2f} to {max(elsewhere):.2f} times; HDLM's is "
+        f"{hdlm:.2f} times on held-out text. "
         f"({run['parameters'] / 1e6:.1f}M parameters, {seen / 1e6:.1f}M tokens: a small trial.)"
     )
 
