@@ -23,7 +23,7 @@ SHOWN_SAMPLERS = (
     "random, temperature 0.8",
     "random, top-p 0.9",
     "random, remasking",
-    "random, remasking rate 1",
+    "remasking rate 1",
     "first hitting",
     "confidence",
     "confidence, threshold 0.1",

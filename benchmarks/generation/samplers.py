@@ -5,10 +5,12 @@ from typing import Any
 
 from modeling_treediff.generation_config_treediff import ORDERED, UNMASKING
 
-VARIANTS: dict[str, dict[str, Any]] = {"": {}, ", temperature 0.8": {"temperature": 0.8}, ", top-p 0.9": {"top_p": 0.9}}
+# What makes the texts of a kind of sampler more or less varied.
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, ", top-p 0.9": {"top_p": 0.9}}
+VARIANTS |= {f", temperature {number:g}": {"temperature": number} for number in (0.8, 0.9, 1.2, 1.4)}
 # Probability, margin, and nats (at most) from which on a position does not wait for its turn.
 THRESHOLDS = {"confidence": (0.1, 0.3, 0.9), "margin": (0.05, 0.2, 0.8), "entropy": (3.0, 2.0, 0.5)}
-REMASKING_SHARE, REMASKING_RATES = 0.25, (0.5, 1.0, 2.0)
+REMASKING_SHARE, REMASKING_RATES = 0.25, (1.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ def all_samplers() -> dict[str, Sampler]:
             samplers[f"{kind}, threshold {threshold}"] = Sampler(settings, chooses_passes=True)
     for kind in ("random", "confidence"):
         samplers[f"{kind}, remasking"] = Sampler(_order(kind), remasking_share=REMASKING_SHARE)
-    samplers |= {f"random, remasking rate {rate:g}": Sampler({"remasking_rate": rate}) for rate in REMASKING_RATES}
+    samplers |= {
+        f"remasking rate {rate:g}{name}": Sampler({"remasking_rate": rate} | settings)
+        for rate in REMASKING_RATES
+        for name, settings in VARIANTS.items()
+    }
     samplers["random, passes by bits"] = Sampler({"steps_per_level": "auto"})
     samplers["random, float32"] = Sampler({"sampling_dtype": "float32"})
     return samplers

@@ -14,8 +14,8 @@ def test_every_sampler_is_a_valid_setting_and_takes_no_passes_that_cannot_move()
             moving = budget - settings.remasking_steps
             assert moving >= depth and (moving <= depth * length or settings.unmasking == "random"), name
             assert settings.remasking_steps == (round(budget / 4) if name.endswith(", remasking") else 0)
-            assert (settings.temperature, settings.top_p) == (
-                0.8 if "0.8" in name and "temp" in name else 1.0,
-                0.9 if "top-p" in name else None,
-            )
+            _, _, temperature = name.partition(", temperature ")
+            assert settings.temperature == float(temperature or 1)
+            assert settings.top_p == (0.9 if "top-p" in name else None)
+            assert settings.remasking_rate == (float(name.split(",")[0].split()[-1]) if "rate" in name else 0)
     assert samplers.all_samplers()["random"].arguments(8) == {"top_p": None, "num_steps": 8}
