@@ -19,7 +19,6 @@ CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its
 TDLM = {"schedule": "sequential", "head": "child"}  # as published
 POISSON_LEAF = {"schedule": "poisson", "head": "leaf"}
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}  # the default
-BLOCK_EPS = 0.25  # share of a block's levels that are lost at least in training
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Contender:
         fields: of its config, beside those of its tree and size.
         random_tree: tokens in random places of the tree, instead of clustered.
         loss_chunk: positions whose logits training keeps at a time; None for all.
-        settings: of the training, where they are not the default.
 
     """
 
@@ -41,7 +39,6 @@ class Contender:
     fields: Mapping[str, Any] = field(default_factory=dict)
     random_tree: bool = False
     loss_chunk: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -59,10 +56,8 @@ CONTENDERS: dict[str, Contender] = {
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
     "hdlm-perturbed": Contender("HDLM (D=2, leaf head, xi=0.9)", fields=POISSON_LEAF | {"perturbation": 0.1}),
-    "tree-blocks": Contender(
-        "tree, binomial, node head, S=4", fields=BINOMIAL_NODE | {"block_size": 4}, settings={"sampling_eps": BLOCK_EPS}
-    ),
-    "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}, settings={"sampling_eps": BLOCK_EPS}),
+    "tree-blocks": Contender("tree, binomial, node head, S=4", fields=BINOMIAL_NODE | {"block_size": 4}),
+    "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}),
 }
 # Fields of a config.
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")

@@ -141,8 +141,7 @@ def run(name: str, data: PackedData, protocol: Protocol, folder: Path, learning_
         SystemExit: SIGTERM or SIGINT was received; another call goes on.
 
     """
-    settings = CONTENDERS[name].settings if name in CONTENDERS else {}
-    config = protocol.training_config(folder / "model", learning_rate, seed, **settings)
+    config = protocol.training_config(folder / "model", learning_rate, seed)
     identity = {"contender": name, "learning_rate": learning_rate, "protocol": protocol.identity}
     with locked(folder):
         facts = begin(folder, identity, data, seed)

@@ -6,7 +6,6 @@ from typing import Any
 
 from benchmarks.contenders import (
     BINOMIAL_NODE,
-    BLOCK_EPS,
     CONTENDERS,
     TDLM,
     Contender,
@@ -18,6 +17,7 @@ from benchmarks.quality.training import Protocol
 from benchmarks.quality.uniform_share import SHARES
 from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.training import plan_memory
+from modeling_treediff.training.data.options import BLOCK_SAMPLING_EPS
 
 BASE, TREE, UNSEEN, TIMES, FACTORS = "base", "tree", "unseen tokens", "times", "factorised embedding"  # groups
 BLOCKS, PERTURBED = "blocks", "perturbed nodes"  # two more
@@ -194,13 +194,13 @@ VARIANTS: dict[str, Variant] = {
             ("mdlm-blocks", "flat (BD3-LM)", {}, 1),
         )
         for size in (1, 4, 8, 16)
-        for eps in (BLOCK_EPS, 1e-3)
+        for eps in (BLOCK_SAMPLING_EPS, 1e-3)
     },
     "blocks-4-and-64": Variant(
         BLOCKS,
-        f"tree, S = 4 and 64 in turn, at least {BLOCK_EPS:g} of a block lost",
+        f"tree, S = 4 and 64 in turn, at least {BLOCK_SAMPLING_EPS:g} of a block lost",
         {**BINOMIAL_NODE, "block_size": 4},
-        settings={"sampling_eps": BLOCK_EPS, "mixed_block_sizes": [64]},
+        settings={"sampling_eps": BLOCK_SAMPLING_EPS, "mixed_block_sizes": [64]},
     ),
     **{
         f"perturbed-{rate:g}": Variant(

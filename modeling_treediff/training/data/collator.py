@@ -23,7 +23,7 @@ from modeling_treediff.noise_schedules import LevelSchedule
 from modeling_treediff.vocabulary_tree import VocabularyTree
 
 from .counted_noise import counted_noise, levels_per_interval
-from .options import TRAINING_SAMPLING_EPS
+from .options import BLOCK_SAMPLING_EPS, TRAINING_SAMPLING_EPS
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2^-64
 FAR = 2**48
@@ -45,22 +45,24 @@ class DiffusionCollator:
         tree: VocabularyTree,
         schedule: LevelSchedule,
         seed: int = 0,
-        sampling_eps: float = TRAINING_SAMPLING_EPS,
+        sampling_eps: float | None = None,
         block_size: int | Sequence[int] | None = None,
     ) -> None:
         """Corrupt along `tree` by `schedule`, at times as `schedule.place_times` puts them with `sampling_eps`.
 
-        The default keeps the rare huge weights out of the gradient; `nelbo` measures without such a limit. Each block
-        of a model that has blocks, of `config.block_size` positions, gets a time of its own, and by `counted_noise`,
-        where the schedule allows it, as many losses as there are on average. Of several sizes windows take one each, in
-        turn.
+        The default, 0.1, or 0.25 with blocks, keeps the rare huge weights out of the gradient and nearly clean blocks
+        out of the batch; `nelbo` measures without such a limit. Each block of a model that has blocks, of
+        `config.block_size` positions, gets a time of its own, and by `counted_noise`, where the schedule allows it, as
+        many losses as there are on average. Of several sizes windows take one each, in turn.
         """
         sizes = [block_size] if isinstance(block_size, int) else list(block_size or ())
         if any(size < 1 for size in sizes):
             raise ValueError(f"Sizes of blocks must be at least 1, got {sizes}.")
         self.block_sizes = sizes
         # The loader works on the host, wherever the model's own tree lies.
-        self.tree, self.schedule, self.seed, self.sampling_eps = tree.to("cpu"), schedule, seed, sampling_eps
+        self.tree, self.schedule, self.seed = tree.to("cpu"), schedule, seed
+        default = BLOCK_SAMPLING_EPS if sizes else TRAINING_SAMPLING_EPS
+        self.sampling_eps = default if sampling_eps is None else sampling_eps
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of windows, corrupted.

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TRAINING_SAMPLING_EPS = 0.1  # share of a level's duration that a training time has crossed at least
+# Share of a level's duration that a training time has crossed at least: of a window, and of a block.
+TRAINING_SAMPLING_EPS, BLOCK_SAMPLING_EPS = 0.1, 0.25
 
 
 @dataclass(frozen=True)

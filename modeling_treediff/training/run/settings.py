@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modeling_treediff.training.data.options import TRAINING_SAMPLING_EPS
+from modeling_treediff.training.data.options import BLOCK_SAMPLING_EPS, TRAINING_SAMPLING_EPS
 
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -61,11 +61,12 @@ class TrainingConfig:
         default=None, metadata={"help": "optimizer steps of the end of wsd (default: a tenth of --max-steps)"}
     )
     weight_decay: float = field(default=0.1, metadata={"help": "weight decay of AdamW, on matrices only"})
-    sampling_eps: float = field(
-        default=TRAINING_SAMPLING_EPS,
+    sampling_eps: float | None = field(
+        default=None,
         metadata={
             "help": "share of a level's duration that a training time has crossed at least: keeps rare huge weights "
-            "out of the gradient; the smaller, the closer the training loss to the bound"
+            "out of the gradient; the smaller, the closer the training loss to the bound (default: "
+            f"{TRAINING_SAMPLING_EPS:g}, with --block-size {BLOCK_SAMPLING_EPS:g})"
         },
     )
     mixed_block_sizes: list[int] = field(
@@ -152,7 +153,7 @@ class TrainingConfig:
             raise ValueError(f"seed must be below 2^32, got {self.seed}.")
         if any(not 1 <= size <= LARGEST for size in self.mixed_block_sizes):
             raise ValueError(f"mixed_block_sizes must be at least 1, got {self.mixed_block_sizes}.")
-        if not 0 < self.sampling_eps < 1:
+        if self.sampling_eps is not None and not 0 < self.sampling_eps < 1:
             raise ValueError(f"sampling_eps must lie between 0 and 1, got {self.sampling_eps}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}.")

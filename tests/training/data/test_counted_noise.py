@@ -113,6 +113,14 @@ def test_windows_take_several_sizes_of_blocks_in_turn_and_each_as_if_it_were_the
         DiffusionCollator(model.tree, model.schedule, block_size=[4, 0])
 
 
+def test_times_of_blocks_begin_later_than_those_of_windows():
+    """At a quarter and at a tenth, by the smallest of 1,200 times; where losses are counted, of a block's eight."""
+    for name, size, least in (("poisson", None, 0.1), ("poisson", SIZE, 0.25), ("binomial", SIZE, 3 / 8)):
+        model = tiny_model(TREE, schedule=name)
+        smallest = float(noisy(DiffusionCollator(model.tree, model.schedule, block_size=size), 400)["timesteps"].min())
+        assert least <= smallest + 1e-6 < least + 0.01
+
+
 def test_the_loss_of_a_window_is_that_of_a_model_with_its_blocks():
     """One model reads windows of both sizes in one pass, as two models with one size each."""
     model, whole = tiny_model(TREE, block_size=SIZE).double(), tiny_model(TREE, block_size=None).double()
