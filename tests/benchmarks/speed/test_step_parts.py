@@ -1,0 +1,36 @@
+"""Where the time of a training step goes."""
+
+import sys
+
+import pytest
+
+from benchmarks.record_schema import read_record
+from benchmarks.speed import step_parts
+
+
+def test_the_shares_of_every_model_are_all_of_its_time(tmp_path, monkeypatch, capsys):
+    command = ["step_parts", "--sizes", "toy", "--steps", "1", "--output", str(tmp_path / "record.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    step_parts.main()
+    shown = capsys.readouterr().out
+    (size,) = read_record(tmp_path / "record.json", step_parts.SCHEMA)["sizes"]
+    assert len(size["models"]) == len(step_parts.CONTENDERS)
+    for row in size["models"]:
+        assert sum(row["shares"].values()) == pytest.approx(1) and min(row["shares"].values()) > 0
+        assert f"| {row['title']} |" in shown and row["gain"] is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "part"),
+    [
+        ("aten::mm", "matrix products"),
+        ("aten::baddbmm", "matrix products"),
+        ("aten::mm_like", step_parts.OTHERS),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_log_softmax_backward_data", "softmax and loss"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("aten::mul", step_parts.OTHERS),
+    ],
+)
+def test_an_operation_is_counted_by_its_name(operation, part):
+    assert step_parts.part_of(operation) == part
