@@ -27,7 +27,7 @@ from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "step_parts.json"
 CONTENDERS = (REFERENCE, "mdlm-chunked", "hdlm", "tdlm-child", "tree-binomial")
-OTHERS = "sums, products and copies"
+OTHERS = "all else: sums, products, copies"
 PARTS = {  # by what the names of operations contain
     "attention": ("scaled_dot_product",),
     "softmax and loss": ("softmax", "logsumexp", "nll_loss", "cross_entropy"),
@@ -79,6 +79,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         step = training_step(model, batch, "fp32")
         row: dict[str, Any] = {"title": title(matched.contender), "shares": shares(step, options.steps), "gain": None}
         if options.compile:
+            torch.compiler.reset()  # it gives up on code that it has compiled for many models
             model = matched.make()
             model.forward = torch.compile(model.forward)
             actions = [step, training_step(model, batch, "fp32")]
