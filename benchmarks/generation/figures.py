@@ -160,19 +160,23 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
     for model in record["models"]:
         cells = []
         for kind in kinds:
-            found = [
-                (point["statistics"]["entropy"], point["judge"]["nats_per_token"])
+            points = [
+                point
                 for point in record["points"]
-                if (point["model"], point["num_steps"]) == (model, steps)
+                if point["model"] == model
                 and point["sampler"] in {f"{kind}{variant}" for variant in VARIANTS}
-                and not point["chooses_passes"]
+                and (point["chooses_passes"] or point["num_steps"] == steps)
             ]
-            nats = at(real, found)
-            cells.append("–" if nats is None else f"{nats:.2f}")
+            nats = at(real, [(one["statistics"]["entropy"], one["judge"]["nats_per_token"]) for one in points])
+            passes = max((one["forward_passes"] for one in points), default=0)
+            cells.append("–" if nats is None else f"{nats:.2f}, {passes:.0f} passes")
         rows.append([model, *cells])
+    protocol, error = record["protocol"], max(point["judge"]["standard_error"] for point in record["points"])
     return table(("model", *kinds), rows) + (
-        f"\nNats per token of the judge at {steps} steps, for texts of the entropy of real text, {real:.2f} nats: "
-        "between the nearest temperatures or truncations on either side; – where there is none on one side.\n"
+        f"\nNats per token of the judge ({protocol['judge']}) at {steps} steps, for texts of the entropy of real text, "
+        f"{real:.2f} nats: between the nearest temperatures or truncations on either side; – where there is none on one "
+        f"side. {protocol['texts']} texts of {protocol['length']} tokens for each temperature; standard errors of the "
+        f"judge's nats up to {error:.2f}; commit {record['commit']}.\n"
     )
 
 

@@ -49,4 +49,5 @@ def test_the_table_at_equal_entropy_has_a_cell_for_each_model_and_kind_of_sample
         reference["statistics"]["entropy"] = 0.5
     (line,) = figures.equal_entropy_table(record, steps=4).splitlines()[2:-2]
     nats = [point["judge"]["nats_per_token"] for point in drawn]
-    assert line.split(" | ")[1:] == [f"{sum(nats) / 2:.2f}", "– |"]
+    passes = max(point["forward_passes"] for point in drawn)
+    assert line.split(" | ")[1:] == [f"{sum(nats) / 2:.2f}, {passes:.0f} passes", "– |"]
