@@ -174,7 +174,7 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
     protocol, error = record["protocol"], max(point["judge"]["standard_error"] for point in record["points"])
     return table(("model", *kinds), rows) + (
         f"\nNats per token of the judge ({protocol['judge']}) at {steps} steps, for texts of the entropy of real text, "
-        f"{real:.2f} nats: between the nearest temperatures or truncations on either side; – where there is none on one "
+        f"{real:.2f} nats: between the nearest temperatures or truncations on either side, – if there is none on one "
         f"side. {protocol['texts']} texts of {protocol['length']} tokens for each temperature; standard errors of the "
         f"judge's nats up to {error:.2f}; commit {record['commit']}.\n"
     )
