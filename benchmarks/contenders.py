@@ -55,7 +55,7 @@ CONTENDERS: dict[str, Contender] = {
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
-    "hdlm-perturbed": Contender("HDLM (D=2, leaf head, xi=0.9)", fields=POISSON_LEAF | {"perturbation": 0.1}),
+    "hdlm-perturbed": Contender("HDLM's process (D=2, leaf head, xi=0.9)", fields=POISSON_LEAF | {"perturbation": 0.1}),
     "tree-blocks": Contender("tree, binomial, node head, S=4", fields=BINOMIAL_NODE | {"block_size": 4}),
     "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}),
 }

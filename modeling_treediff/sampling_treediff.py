@@ -53,15 +53,13 @@ class ChildSampler:
     def __init__(self, settings: TreeDiffGenerationConfig, tree: VocabularyTree) -> None:
         """Prepare; ValueError if there are temperatures for another number of levels than the tree's."""
         self.settings, self.tree = settings, tree
-        least, device = settings.threshold, tree.depth.device
-        # The least score that counts as sure.
+        least, device = settings.threshold, tree.depth.device  # the least score that counts as sure
         self.threshold = -least if least is not None and settings.unmasking == "entropy" else least
         self.dtype = settings.dtype_on(device)
         temperature = settings.temperature
         if isinstance(temperature, list | tuple) and len(temperature) != tree.tree_depth:
             raise ValueError(f"temperature has {len(temperature)} numbers, the tree {tree.tree_depth} levels.")
-        # At least the smallest number above 0: 1e-50 is none in single precision.
-        above_0 = torch.finfo(self.dtype).tiny
+        above_0 = torch.finfo(self.dtype).tiny  # 1e-50 is none in single precision
         self.temperature_D = torch.tensor(temperature, dtype=self.dtype, device=device).clamp(min=above_0)
         self.temperature_D = self.temperature_D.expand(tree.tree_depth)
         self.warpers = LogitsProcessorList()
@@ -145,8 +143,7 @@ def surest(
     if threshold is not None:
         chosen_BT |= waiting_BT & (score_BT >= threshold)
     if entropy_bound is not None:
-        entropy_BT = -score_BT.round(decimals=4).masked_fill(~waiting_BT, -torch.inf)
-        entropy_BT, order_BT = entropy_BT.sort(dim=1, stable=True)
+        entropy_BT, order_BT = score_BT.round(decimals=4).neg().masked_fill(~waiting_BT, torch.inf).sort(stable=True)
         kept_BT = entropy_BT.cumsum(dim=1) - entropy_BT <= entropy_bound  # they rise: the last is the greatest
         chosen_BT |= waiting_BT & kept_BT.scatter(1, order_BT, kept_BT)
     return chosen_BT
@@ -195,8 +192,8 @@ class Denoiser:
         self.cache, self.num_final = cache, 0
         self.model, self.tree, self.settings, self.constraints = model, model.tree, settings, constraints
         self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
-        self.rate = model.schedule.perturbation
-        self.draft, self.num_passes = draft, 0
+        self.draft, self.num_passes, self.rate = draft, 0, model.schedule.perturbation
+        self.wrong_rate = self.rate if settings.do_sample else 0.0  # at which what was drawn is shown as another node
         self.given_tokens = draft.real & (draft.node_ids < model.tree.vocab_size)
         self.written = torch.zeros_like(draft.real)  # positions, but those behind an end of text
         draft.log_probs = draft.log_probs.to(self.sampler.dtype)
@@ -230,8 +227,8 @@ class Denoiser:
                 return
 
     def _begin_block(self, block: Block) -> None:
-        approximate = self.settings.approximate_cache
-        if self.cache is not None and (approximate or block.columns.start != self.draft.columns.start):
+        start = None if self.settings.approximate_cache else self.draft.columns.start
+        if self.cache is not None and block.columns.start != start:
             crop(self.cache, 0)
         self.draft.columns, self.draft.visible, self.num_final = block.columns, block.visible, block.num_final
         self.given_depth = self._depth()
@@ -276,7 +273,7 @@ class Denoiser:
             beyond = step @ schedule.reverse_step(end, further) if further < end else step
             yield from self._descend_to(self._drawn_depth(beyond[None]))
             if further < end:
-                self._climb(self._drawn_depth(schedule.forward_step(further, end, law)), self.open, self.rate)
+                self._climb(self._drawn_depth(schedule.forward_step(further, end, law)), self.open)
                 yield self.draft
             yield self._end_step()
 
@@ -335,12 +332,16 @@ class Denoiser:
         uniform_n1 = self.uniform[waiting_BT, level_n]
         draft, revised_n = self._revised(waiting_BT, scores, uniform_n1)
         node_n = draft.node_ids[waiting_BT]
-        choice = self.sampler(node_n, scores(node_n), uniform_n1[:, 0], self.constraints.log_weights(draft, waiting_BT))
+        weights_nK = self.constraints.log_weights(draft, waiting_BT)
+        choice = self.sampler(node_n, scores(node_n), uniform_n1[:, 0], weights_nK)
         score_BT = choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score)
         moving_BT = waiting_BT if select is None else select(score_BT)
         child_n = choice.child
-        if self.rate and self.settings.unmasking not in ORDERED:  # as the process shows it
-            child_n = perturb(child_n, self.tree, self.rate, uniform_n1[:, 2])
+        if self.wrong_rate:  # as the process shows it, but none that constraints exclude
+            child_n = perturb(child_n, self.tree, self.wrong_rate, uniform_n1[:, 2])
+            if weights_nK is not None:
+                excluded_n = weights_nK.gather(1, self.tree.child_slot[child_n][:, None])[:, 0].isneginf()
+                child_n = choice.child.where(excluded_n, child_n)
         after_BT = self.draft.node_ids.masked_scatter(waiting_BT, child_n)
         moving_BT = self.constraints.may_move(self.draft, after_BT, moving_BT)
         moved_n = moving_BT[waiting_BT]
@@ -365,7 +366,7 @@ class Denoiser:
         open_n = level_n > self.given_depth[waiting_BT]
         if not self.rate or not open_n.any():
             return draft, log_prob_n
-        above_n = self.tree.ancestors[self.tree.representative[node_n], (level_n - 1).clamp(min=0)]
+        above_n = self.tree.ancestors[self.tree.representative[node_n], (level_n - open_n.long()).clamp(min=0)]
         above = replace(draft, node_ids=draft.node_ids.masked_scatter(waiting_BT, above_n))
         log_weight_nK = sibling_log_likelihood(node_n, self.tree, self.rate).to(self.sampler.dtype)
         if (weights_nK := self.constraints.log_weights(above, waiting_BT)) is not None:
@@ -378,9 +379,8 @@ class Denoiser:
 
     def _child_scores(self, waiting_BT: torch.Tensor) -> Scores:
         """Look at the draft; return what gives (n,) nodes at the waiting positions, of what is seen, (n, K) scores."""
-        nodes, mask, done = self.draft.seen, self.draft.attention_mask, 0
-        if self.cache is not None:
-            done = int(self.cache.get_seq_length())
+        nodes, mask = self.draft.seen, self.draft.attention_mask
+        done = 0 if self.cache is None else int(self.cache.get_seq_length())
         given = self._look(nodes[:, done:], mask, self.cache, waiting_BT[:, done:])
         if self.cache is not None:
             crop(self.cache, self.num_final)
@@ -421,17 +421,17 @@ class Denoiser:
         climbing_BT = highest(improbable_BT, may_climb_BT, count_B)
         self._climb(torch.where(climbing_BT, target_BT, self._depth()), among)
 
-    def _climb(self, target_BT: torch.Tensor, among: torch.Tensor, rate: float = 0.0) -> None:
-        """Put positions among some at depths (B, T) above theirs, to be drawn anew; nodes there perturbed at a rate."""
+    def _climb(self, target_BT: torch.Tensor, among: torch.Tensor) -> None:
+        """Put positions among some at depths (B, T) above theirs, to be drawn anew; nodes there are shown perturbed."""
         depth_BT = self._depth()
         target_BT = torch.minimum(target_BT.maximum(self.given_depth), depth_BT)
         level_D = torch.arange(self.tree.tree_depth, device=target_BT.device)
         undone_BTD = (level_D >= target_BT[..., None]) & (level_D < depth_BT[..., None])
         node_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], target_BT]
-        if rate:
+        if self.wrong_rate:
             shown_BT = (target_BT < depth_BT) & (target_BT > self.given_depth)
             uniform_BT = uniform_at(shown_BT, self.generator)
-            node_BT = torch.where(shown_BT, perturb(node_BT, self.tree, rate, uniform_BT), node_BT)
+            node_BT = torch.where(shown_BT, perturb(node_BT, self.tree, self.wrong_rate, uniform_BT), node_BT)
         self.draft.node_ids = node_BT
         self.uniform = torch.where(undone_BTD[..., None], self._draws(among), self.uniform)
 

@@ -1,5 +1,6 @@
 """Noise that shows wrong nodes: the bound, against the rates of the process itself and against exact posteriors."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from scipy.stats import chi2
 from modeling_treediff import VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.configuration_treediff import HEADS, SCHEDULES
+from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.diffusion_process import perturb, sibling_log_likelihood
 from modeling_treediff.node_layers_treediff import perturbed_cross_entropy
 from modeling_treediff.training import DiffusionCollator
@@ -133,22 +135,23 @@ def test_without_perturbation_the_loss_is_the_other_one_and_a_small_rate_comes_n
     torch.testing.assert_close(nats, plain.bound_nats(hidden, batch["input_ids"], batch["labels"]))
 
 
-def knowing(tree, joint, **fields):
-    """A model whose hidden states are log-weights of tokens as the other positions have them, by enumeration."""
-    model = tiny_model(tree, perturbation=RATE, max_position_embeddings=joint.ndim, **fields)
+def knowing(tree, joint, rate=RATE, **fields):
+    """A model whose hidden states are log-weights of tokens as other positions that it sees have them, enumerated."""
+    model = tiny_model(tree, perturbation=rate, max_position_embeddings=joint.ndim, **fields)
     texts = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * joint.ndim).view(-1, joint.ndim)
     law = torch.stack(
-        [shown_law(tree, token, RATE).sum(dim=0) for token in range(tree.vocab_size)]
+        [shown_law(tree, token, rate).sum(dim=0) for token in range(tree.vocab_size)]
     )  # by token and node
 
     class Knowing(type(model.model)):
         def forward(self, node_ids, attention_mask=None, *_, **__):
             weight_BO = joint.flatten().expand(len(node_ids), -1)
-            factor = [law[texts[:, place]][:, node_ids[:, place]].T for place in range(joint.ndim)]
+            seen = range(node_ids.shape[1])
+            factor = [law[texts[:, place]][:, node_ids[:, place]].T for place in seen]
             hidden = torch.zeros(*node_ids.shape, tree.vocab_size, dtype=torch.float64)
-            for place in range(joint.ndim):
+            for place in seen:
                 others = weight_BO.clone()
-                for other in range(joint.ndim):
+                for other in seen:
                     others = others * factor[other] if other != place else others
                 hidden[:, place].index_add_(1, texts[:, place], others)
             return SimpleNamespace(last_hidden_state=hidden.log())
@@ -161,19 +164,21 @@ def knowing(tree, joint, **fields):
     return model, texts
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "rate"), [*((name, RATE) for name in SCHEDULES), ("binomial", 0.05), ("binomial", 0.9)]
+)
 @pytest.mark.parametrize("tree", INNER.values(), ids=INNER)
-def test_the_bound_of_the_best_model_is_the_entropy_of_the_data(tree, schedule):
+def test_the_bound_of_the_best_model_is_the_entropy_of_the_data(tree, schedule, rate):
     """Two positions; within four standard errors."""
     joint = random_joint(5, 5)
-    model, texts = knowing(tree, joint, schedule=schedule)
+    model, texts = knowing(tree, joint, rate, schedule=schedule)
     means = []
     for seed in range(40):
         nats = model.nelbo(texts, num_samples=24, batch_size=600, generator=generator(seed)).token_losses.sum(dim=1)
         means.append(float((joint.flatten() * nats).sum()))
     entropy = float(torch.special.entr(joint).sum())
     error = float(torch.tensor(means).std()) / len(means) ** 0.5
-    assert abs(sum(means) / len(means) - entropy) < 4 * error < 0.1
+    assert abs(sum(means) / len(means) - entropy) < 4 * error < 0.15
 
 
 def test_the_bound_is_the_mean_of_the_training_loss():
@@ -217,6 +222,96 @@ def test_texts_of_the_best_model_follow_the_data(tree, schedule, settings):
     settings = {"num_steps": tree.tree_depth, "max_new_tokens": 2, "num_return_sequences": 4_000} | settings
     texts = model.generate(generator=generator(), **settings)
     assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)
+
+
+@pytest.mark.parametrize("rate", [0.05, RATE, 0.9])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"unmasking": "confidence"},
+        {"unmasking": "margin"},
+        {"unmasking": "entropy"},
+        {"unmasking": "first_hitting", "remasking_steps": 6, "remasking_fraction": 1.0},
+        {"unmasking": "random", "num_steps": 100, "remasking_rate": 1.0},
+        {"unmasking": "confidence", "block_size": 1},
+    ],
+    ids=str,
+)
+def test_a_single_position_follows_the_data_in_every_order_and_after_corrections(settings, rate):
+    """What is revised has been shown perturbed: 8,000 texts of one token pass a chi-square test at 99.9 %."""
+    tree, joint = INNER["uneven"], random_joint(5, seed=2)
+    model, _ = knowing(tree, joint, rate=rate, block_size=settings.get("block_size"))
+    settings = {"num_steps": 10} | {name: value for name, value in settings.items() if name != "block_size"}
+    texts = model.generate(generator=generator(), max_new_tokens=1, num_return_sequences=8_000, **settings)
+    assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)
+
+
+def test_texts_in_blocks_follow_the_data():
+    """Two blocks of two positions each; 4,000 texts pass a chi-square test of all four at 99.9 %."""
+    joint = random_joint(5, 5, 5, 5, seed=4) ** 0.5
+    joint = joint / joint.sum()
+    model, _ = knowing(INNER["uneven"], joint, block_size=2)
+    settings = {"unmasking": "first_hitting", "use_cache": False, "max_new_tokens": 4, "num_return_sequences": 4_000}
+    texts = model.generate(generator=generator(), **settings)
+    assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)
+
+
+@pytest.mark.parametrize("unmasking", ["random", "first_hitting", "confidence"])
+def test_constraints_are_kept_where_wrong_nodes_are_shown(unmasking):
+    """Bad words close clusters behind a given token; generation ends, and no text has one."""
+    tree, rate = INNER["uneven"], RATE
+    model = tiny_model(tree, perturbation=rate)
+    start = torch.full((64, 4), tree.root_id)
+    start[:, [0, 2]] = 0
+    calls = []
+
+    def stop(step):
+        calls.append(step)
+        assert len(calls) < 200, "generation does not end"
+
+    constraints = TokenConstraints(bad_words_ids=[[0, 3], [0, 4]])
+    settings = {"num_steps": 8, "unmasking": unmasking, "callback": stop, "constraints": constraints}
+    texts = model.generate(start, generator=generator(), **settings)
+    after = texts[:, 1:][texts[:, :-1] == 0]
+    assert len(after) >= 128 and not torch.isin(after, torch.tensor([3, 4])).any()
+    allowed = model.generate(start, generator=generator(), num_steps=8, unmasking=unmasking, allowed_tokens=[0, 1])
+    assert torch.isin(allowed, torch.tensor([0, 1])).all()
+
+
+def test_greedy_texts_are_the_same_however_noise_is_drawn():
+    model = tiny_model(random_tree(100, branching=5, depth=3, seed=1), perturbation=RATE, initializer_range=0.5)
+    settings = {"do_sample": False, "unmasking": "confidence", "num_steps": 12, "remasking_steps": 4}
+    texts = [model.generate(generator=generator(seed), max_new_tokens=12, **settings) for seed in (0, 1)]
+    assert torch.equal(*texts)
+
+
+def hdlm_loss(mass, clusters, xi):
+    """HDLM's loss where each cluster is one token and all are alike: a network that gives what it sees this mass."""
+    wrong = (1 - xi) / (clusters - 1)
+
+    def left_out(probability):
+        return -math.log(probability + wrong / xi * (1 - probability))
+
+    at_mask = xi * left_out(1 / clusters)
+    shown_right = -math.log(mass) - left_out(mass)
+    shown_wrong = -math.log((1 - mass) / (clusters - 1))
+    return at_mask + xi * shown_right + (1 - xi) * shown_wrong
+
+
+def exact_bound(mass, clusters, xi):
+    """Of the same network, which the shown cluster has given these odds: both choices are charged."""
+    wrong = (1 - xi) / (clusters - 1)
+    shown = -xi * math.log(xi) - (1 - xi) * math.log(wrong)
+    return math.log(clusters) - shown - xi * math.log(mass) - (1 - xi) * math.log((1 - mass) / (clusters - 1))
+
+
+@pytest.mark.parametrize(("clusters", "xi"), [(64, 0.9), (3, 0.7)])
+def test_hdlms_own_loss_can_fall_below_the_entropy_and_is_no_bound(clusters, xi):
+    """It leaves out, at a cluster that is shown wrongly, what it takes to show that one."""
+    masses = [number / 1000 for number in range(1, 1000)]
+    entropy = math.log(clusters)
+    assert min(hdlm_loss(mass, clusters, xi) for mass in masses) < entropy - 0.02
+    assert min(exact_bound(mass, clusters, xi) for mass in masses) == pytest.approx(entropy, abs=1e-4)
 
 
 def test_given_nodes_stay_and_wrong_ones_on_the_way_are_revised():

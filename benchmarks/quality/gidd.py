@@ -82,7 +82,11 @@ class HybridNoise:
         return torch.where(shown == self.vocab_size, 2 * wrong_B1, torch.where(shown == tokens, right_BT, wrong_B1))
 
     def training_weights(self, tokens: torch.Tensor, shown: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """Return (B, T): the paper's weights of training ("dynamic"), its bound's without what grows at early times."""
+        """Return (B, T): the paper's weights of training ("dynamic"), about those of the bound, without their poles.
+
+        Of a right token the official code has a factor that hardly depends on time in place of the paper's; over a
+        vocabulary of thousands neither counts.
+        """
         odds_B1 = (times / (1 - times))[:, None].sqrt()
         right_B1 = 2 * self.share / (1 - self.share) / self.vocab_size * odds_B1
         return torch.where(shown == self.vocab_size, 2.0, torch.where(shown == tokens, right_B1, 1.0))

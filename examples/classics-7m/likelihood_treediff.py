@@ -196,7 +196,7 @@ class TreeDiffLikelihoodMixin:
         tokens. All other positions stay, so several open ones get their distributions each on its own; but none is
         shown finer than the schedule shows it beside a position of that depth (`LevelSchedule.deepest_beside`). It
         costs a pass for the batch and one sequence for each internal node below each open position. On the flat tree
-        this is the softmax of one pass.
+        this is the softmax of one pass. Inner nodes are taken as true, also where a schedule shows wrong ones.
 
         Args:
             input_ids: (B, T) node ids; ValueError for ids outside the tree.
