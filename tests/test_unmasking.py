@@ -315,7 +315,7 @@ def test_texts_written_with_remasking_follow_the_data(tree, schedule):
     assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)
 
 
-def test_remasking_steps_are_those_of_the_published_formula():
+def test_remasking_steps_are_remdms_with_the_sigma_of_going_too_far():
     """ReMDM's step from t to s on the flat tree, sigma = 1 - alpha_s / alpha_r if the reverse process goes on to r.
 
     A token is lost with sigma, a mask written with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t): shares among 20,000
