@@ -22,6 +22,7 @@ from modeling_treediff.hub.records import TRAINING_RECORD
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
+BLOCKS_JUDGED = RESULTS / "generation_blocks.json"
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
 FIRST = {  # of README.md
     REFERENCE: "MDLM",
@@ -66,6 +67,10 @@ def sections() -> dict[tuple[str, str], str]:
         "trees table": ablation_table.trees_table(ablation_table.read_part("trees")),
         "schedules table": generation_figures.quality_table(
             read_record(SCHEDULES, generation_figures.SCHEMA), steps=(4, 8, 16, 32, 64)
+        ),
+        "blocks table": ablation_table.changed_table(ablation_table.read_part("blocks")),
+        "blocks judged table": generation_figures.equal_entropy_table(
+            read_record(BLOCKS_JUDGED, generation_figures.SCHEMA)
         ),
         "unseen table": ablation_table.shares_table(ablation_table.read_part("unseen")),
         "shares table": ablation_table.shares_table(ablation_table.read_part("shares")),
