@@ -92,7 +92,7 @@ class TreeDiffGenerationMixin:
                 is behind it by `put_draft` if it has that (as `TextDiffusionStreamer`), with the most frequent token
                 below each internal node, and finished blocks by `put`.
             generator: source of the randomness; with a list of one for each returned text, a text does not depend on
-                the others of its batch (in half precision some do: scores round otherwise in another batch).
+                the others of its batch (but in half precision, by rounding, and behind a sliding_window).
             constraints: what the tokens may be, beyond allowed_tokens and suppress_tokens, such as
                 `modeling_treediff.constraints.TokenConstraints`: no bad words, logits processors.
             callback: called with a GenerationStep before the first forward pass over the drafts and after each.
@@ -173,7 +173,7 @@ class TreeDiffGenerationMixin:
         if settings.approximate_cache and self.config.block_size is not None:
             raise ValueError("The cache of a model that has blocks is exact: leave out approximate_cache.")
         wanted = settings.approximate_cache if self.config.block_size is None else settings.use_cache
-        if given is not None and (not wanted or given.get_seq_length()):
+        if given is not None and (not wanted or not isinstance(given, Cache) or given.get_seq_length()):
             hint = "with use_cache for a model that has blocks, with approximate_cache for others"
             raise ValueError(f"past_key_values must be an empty cache, {hint}.")
         return DynamicCache() if given is None and wanted else given

@@ -211,6 +211,8 @@ def test_a_cache_that_does_not_fit_is_refused():
     model, plain, cache = model_with(SIZE), model_with(None), DynamicCache()
     with pytest.raises(ValueError, match="with approximate_cache for others"):
         plain.generate(past_key_values=cache)
+    with pytest.raises(ValueError, match="past_key_values must be an empty cache"):
+        model.generate(past_key_values=())
     with torch.no_grad():
         model(TOKENS[:, :5], past_key_values=cache)
     with pytest.raises(ValueError, match=r"\(3, 2, 4, 8, .*not \(2, 2, 4, 8"):
@@ -261,6 +263,17 @@ def test_guidance_hides_what_is_given_in_blocks_as_training_has_them():
     last = seen[-1]  # the fourth block sees the third, which is not all given, as it stands
     assert last[1].tolist() == [0] * 10 + [1] * 6 and (last[0][10:15] < 100).all()
     torch.testing.assert_close(last[0][10:12], TOKENS[0, 10:12])
+
+
+@pytest.mark.parametrize("padding", [slice(0, 3), slice(9, 12)], ids=["left", "right"])
+def test_a_guided_text_is_the_same_alone_and_beside_a_longer_one(padding):
+    model, mask = model_with(SIZE), torch.ones(2, 12, dtype=torch.long)
+    mask[1, padding] = 0
+    settings = {"max_new_tokens": 4, "num_steps": 8, "guidance_scale": 3.0}
+    together = model.generate(TOKENS[:2, :12], attention_mask=mask, generator=[generator(1), generator(2)], **settings)
+    kept = torch.cat([mask[1] != 0, torch.ones(4, dtype=torch.bool)])
+    alone = model.generate(TOKENS[1:2, :12][:, mask[1] != 0], generator=generator(2), **settings)
+    assert torch.equal(alone[0], together[1, kept])
 
 
 def test_guidance_with_a_scale_of_one_changes_nothing_with_a_cache_or_without():

@@ -145,6 +145,8 @@ def test_corrections_of_a_text_that_is_not_sure_go_on(model):
     assert few == as_few < many
     with pytest.raises(ValueError, match="needs a stability_threshold"):
         model.generate(confidence_threshold=0.9)
+    with pytest.raises(ValueError, match="ends corrections: give remasking_steps"):
+        model.generate(stability_threshold=1)
 
 
 def test_texts_whose_corrections_end_do_not_depend_on_those_that_go_on(model):

@@ -152,6 +152,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
         if self.remasking_rate and self.unmasking != "random":
             hint = "leave it out (0), or take remasking_steps"
             raise ValueError(f"remasking_rate needs unmasking='random', not {self.unmasking!r}: {hint}.")
+        if self.stability_threshold is not None and not self.remasking_steps:
+            raise ValueError("stability_threshold ends corrections: give remasking_steps, too.")
         if self.confidence_threshold is not None and self.stability_threshold is None:
             raise ValueError("confidence_threshold needs a stability_threshold: give both.")
         if self.entropy_bound is not None and self.unmasking != "entropy":

@@ -235,7 +235,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
 
         Positions with different segment_ids (B, T) do not see one another: documents packed into one window. In a model
         with blocks a position sees its own block and those before it, as they stand or as clean_ids (B, T) has them.
-        past_key_values, to which all T are added, holds P positions; masks then have P + T. It is exact for blocks.
+        past_key_values, to which all T are added, holds P positions, for blocks whole ones; masks then have P + T.
         block_numbers (B, T) of `number_blocks` are those of config.block_size unless given.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """

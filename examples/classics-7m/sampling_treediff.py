@@ -387,10 +387,10 @@ class Denoiser:
         if (scale := self.settings.guidance_scale) is None:
             return given
         self.num_passes += 1
-        hidden = self.given_tokens[:, self.draft.columns]
+        hidden, real = (some[:, self.draft.columns] for some in (self.given_tokens, self.draft.real))
         if (size := self.model.config.block_size) is not None:  # which sees tokens alone in the blocks before
             number = number_blocks(nodes, mask, None, size)
-            written = torch.zeros_like(number).scatter_add(1, number, (~hidden).long()).gather(1, number) > 0
+            written = torch.zeros_like(number).scatter_add(1, number, (real & ~hidden).long()).gather(1, number) > 0
             mask = written.long() if mask is None else mask * written
             hidden = hidden & (number == number.masked_fill(~waiting_BT, 0).amax(dim=1, keepdim=True))
         alone = self._look(nodes.masked_fill(hidden, self.tree.root_id), mask, None, waiting_BT)
