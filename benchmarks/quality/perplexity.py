@@ -61,20 +61,6 @@ PROTOCOLS = {
         save_every=250,
         curve_points=16,
     ),
-    "language": Protocol(
-        reference_layers=4,
-        sizes=SMALL,
-        sequence_length=64,
-        batch_size=16,
-        steps=2500,
-        warmup_steps=100,
-        learning_rates=(1e-3, 2e-3, 4e-3),
-        seeds=(0, 1),
-        contenders=IN_LANGUAGE,
-        rate_steps=400,
-        repeated=("mdlm", "tree-binomial"),
-        save_every=500,
-    ),
     "gpu": Protocol(
         reference_layers=8,
         sizes={"hidden_size": 512, "num_attention_heads": 8, "max_position_embeddings": 256, "rope_theta": 1000.0},
@@ -118,6 +104,11 @@ PROTOCOLS = {
         measured_windows=8,
     ),
 }
+
+
+PROTOCOLS["language"] = replace(
+    PROTOCOLS["cpu"], contenders=IN_LANGUAGE, rate_steps=400, repeated=("mdlm", "tree-binomial"), save_every=500
+)
 
 
 def main() -> None:
