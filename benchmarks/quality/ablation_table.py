@@ -33,6 +33,7 @@ SCHEMAS = {
     "embeddings": EMBEDDINGS_SCHEMA,
     "embeddings-long": EMBEDDINGS_SCHEMA,
     "blocks": EMBEDDINGS_SCHEMA,
+    "blocks-causes": EMBEDDINGS_SCHEMA,
     "perturbed": EMBEDDINGS_SCHEMA,
     "unseen": SHARES_SCHEMA,
     "shares": SHARES_SCHEMA,
@@ -146,20 +147,23 @@ def embeddings_table(record: Record) -> str:
 
 
 def changed_table(record: Record) -> str:
-    """Return a row for each size of blocks or rate of perturbation, and seed: nats; perplexity over that without it."""
+    """Return a row for each size of blocks or rate of perturbation, and seed: nats; perplexity over that without it.
+
+    What changes a model with blocks of 4 also has its perplexity over that model's.
+    """
     texts = list(record["runs"][0]["further"])
     titles = {NODE: "tree (the default)", "mdlm": "flat (MDLM)"}
-    rows = []
+    rows, of_blocks = [], any("to_blocks" in run for run in record["runs"])
     for run in record["runs"]:
         held_out = run["further"][VALIDATION]
         row = [titles.get(run["variant"], str(run["title"])), f"{run['seed']}", _spread(held_out, "")]
         for text in texts:
-            figures = run["further"][text]["difference"]
-            low, high = (math.exp(end) for end in figures["interval"])
-            ratio = f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
-            row.append("1" if run["variant"] in titles else ratio)
+            row.append("1" if run["variant"] in titles else _perplexities(run["further"][text]["difference"]))
+        if of_blocks:
+            row.append(_perplexities(held_out["to_blocks"]) if "to_blocks" in held_out else "")
         rows.append(row)
     header = ("model", "seed", "held out, nats/token", *(f"{text}: perplexity / without" for text in texts))
+    header += ("held out: perplexity / tree, S = 4",) * of_blocks
     return f"{table(header, rows)}\n{_facts(record)}"
 
 
@@ -208,9 +212,12 @@ def _difference(run: Record) -> str:
 
 
 def _ratio(run: Record, title: str) -> str:
-    figures = run["further"][title]["to_mdlm"]
-    low, high = (math.exp(end) for end in figures["interval"])
-    return "1" if run["variant"] == "mdlm" else f"{math.exp(figures['nats']):.3f} ({low:.3f} to {high:.3f})"
+    return "1" if run["variant"] == "mdlm" else _perplexities(run["further"][title]["to_mdlm"])
+
+
+def _perplexities(difference: Record) -> str:
+    low, high = (math.exp(end) for end in difference["interval"])
+    return f"{math.exp(difference['nats']):.3f} ({low:.3f} to {high:.3f})"
 
 
 def _with_ratio(run: Record, figures: Record) -> str:

@@ -13,8 +13,9 @@ training, too. With `--part times`: how early training times may be, also measur
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
 parameters, also measured on texts of other kinds. With `--part embeddings-long`: a few of them, trained as long as the
 contenders, with both seeds. With `--part blocks`: models that write in blocks, trained and measured in the same way;
-with `--part blocks-mixed` one that has learned two sizes of blocks, measured in both. With `--part perturbed`: noise
-that shows wrong nodes, at several rates; `benchmarks.generation.quality` then judges what these models write.
+with `--part blocks-causes` what makes them pay, one thing taken away at a time, and a model that has learned two sizes
+of blocks, measured in both. With `--part perturbed`: noise that shows wrong nodes, at several rates;
+`benchmarks.generation.quality` then judges what these models write.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -48,6 +49,7 @@ from benchmarks.quality.variants import (
     BLOCKS,
     FACTORISED_VARIANTS,
     FACTORS,
+    MIXED,
     NODE,
     PERTURBED,
     RATES,
@@ -61,6 +63,8 @@ from benchmarks.quality.variants import (
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
+from modeling_treediff.training.data import collator
+from modeling_treediff.training.data.collator import FAR
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 WORDS = 8  # places of a window at which single words are measured
@@ -77,7 +81,7 @@ RECORDS = {  # by part
     "embeddings": "ablations_embeddings",
     "embeddings-long": "ablations_embeddings_long",
     "blocks": "ablations_blocks",
-    "blocks-mixed": "ablations_blocks_mixed",
+    "blocks-causes": "ablations_blocks_causes",
     "perturbed": "ablations_perturbed",
 }
 LONG = {  # variants and seeds of the parts that are trained as long as the contenders
@@ -91,7 +95,10 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         *((name, seed) for seed in SEEDS for name in ("mdlm", NODE, "blocks-4", "mdlm-blocks-4")),
         *((name, SEEDS[0]) for name in ("blocks-8", "blocks-16", "blocks-1", "blocks-4-early", "mdlm-blocks-16")),
     ],
-    "blocks-mixed": [("blocks-4-and-64", SEEDS[0])],
+    "blocks-causes": [
+        (name, SEEDS[0])
+        for name in (NODE, "blocks-4", "blocks-4-uncounted", "blocks-4-independent", "blocks-4-continued", MIXED)
+    ],
     "perturbed": [(name, seed) for seed in SEEDS for name in (NODE, *(f"perturbed-{rate:g}" for rate in RATES))],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
@@ -166,9 +173,16 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
         if not (settings.output_dir / WEIGHTS_NAME).exists():
             tree = make_tree(variant, data, options.embeddings)
             config = variant_config(variant, tree, protocol)
+            start = None
+            if variant.begins_as:
+                start, protocol = folder / "start", replace(protocol, steps=protocol.steps // 2)
+                train_first_half(variant, tree, data, protocol, start, options.seed)
+                settings = protocol.training_config(
+                    settings.output_dir, LEARNING_RATE, options.seed + len(SEEDS), **variant.settings
+                )
             weighted = changed_weights(variant.level_weights, variant.weights_from)
-            with weighted, sharing(variant.uniform_share):
-                train_model(config, tree, data, protocol, settings)
+            with weighted, sharing(variant.uniform_share), changed_noise(variant.noise):
+                train_model(config, tree, data, protocol, settings, start)
         model = load_model(settings.output_dir)
         facts = model_sizes(model) | measured(options.part, variant, model, data, protocol)
         facts |= {"branching": model.config.max_branching, "tree_sha256": model.config.tree_sha256}
@@ -189,12 +203,12 @@ def measured(
         return {"shares": measured_shares(model, windows, samples, shares)}
     selection = windows.pop(SELECTION)
     facts = measured_text(model, selection, samples)
-    if part in ("candidates", "embeddings", "embeddings-long", "blocks", "blocks-mixed", "perturbed"):
+    if part in ("candidates", "embeddings", "embeddings-long", "blocks", "blocks-causes", "perturbed"):
         facts["further"] = {text: measured_text(model, some, samples) for text, some in windows.items()}
     for size in variant.settings.get("mixed_block_sizes", ()):
         model.config.block_size = size
-        for text, some in {SELECTION: selection, **windows}.items():
-            facts["further"][f"{text}, S = {size}"] = measured_text(model, some, samples)
+        own = {text: measured_text(model, some, samples) for text, some in windows.items()}
+        facts.setdefault("at_sizes", {})[size] = measured_text(model, selection, samples) | {"further": own}
     if part == "candidates":
         for title, given_T in given_places(protocol.sequence_length).items():
             facts["further"][title] = measured_text(model, selection, samples, given_T)
@@ -255,6 +269,30 @@ def changed_weights(levels: tuple[float, ...] | None, weights_from: float = 0.0)
     return patch("modeling_treediff.modeling_treediff.nelbo_terms", weighted)
 
 
+def train_first_half(
+    variant: Variant, tree: VocabularyTree, data: PackedData, protocol: Protocol, folder: Path, seed: int
+) -> None:
+    """Train the model that a variant begins as, with its own settings, unless that is done."""
+    first = VARIANTS[variant.begins_as]
+    settings = protocol.training_config(folder, LEARNING_RATE, seed, **first.settings)
+    if not (folder / WEIGHTS_NAME).exists():
+        train_model(variant_config(first, tree, protocol), tree, data, protocol, settings)
+
+
+def changed_noise(kind: str) -> AbstractContextManager[object]:
+    """Return the context in which the noise of training lacks what makes it vary less: see `Variant.noise`."""
+
+    def independent(seed: int, positions: Sequence[int]) -> np.ndarray:
+        keys = np.array([[seed + FAR, position] for position in positions], np.uint64)  # none of `depth_uniforms`
+        return np.array([np.random.Generator(np.random.Philox(key=key)).random() for key in keys])
+
+    changes: dict[str, tuple[str, Any]] = {
+        "uncounted": ("levels_per_interval", lambda _: None),
+        "independent": ("time_uniforms", independent),
+    }
+    return patch.object(collator, *changes[kind]) if kind else nullcontext()
+
+
 def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:
     """Write all wanted runs into one record, with differences to the base, or to MDLM among its variants, and to MDLM.
 
@@ -273,7 +311,11 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         base = VARIANTS[name].base or ("mdlm" if name.startswith("mdlm") else tree_base)
         flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
         others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}
+        others["to_blocks"] = "blocks-4" if name.startswith("blocks-4-") else ""
         rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))
+        for size, facts in found[name, seed].get("at_sizes", {}).items():
+            asked = found[name, seed] | facts | {"title": f"{VARIANTS[name].title}, asked for S = {size}"}
+            rows.append(summarised(asked, {"difference": found.get((tree_base, seed))}))
     order = list(VARIANTS)
     rows.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
     facts = {

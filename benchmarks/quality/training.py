@@ -186,12 +186,19 @@ def begin(folder: Path, identity: Facts, data: PackedData, seed: int) -> Facts:
 
 
 def train_model(
-    model_config: TreeDiffConfig, tree: VocabularyTree, data: PackedData, protocol: Protocol, config: TrainingConfig
+    model_config: TreeDiffConfig,
+    tree: VocabularyTree,
+    data: PackedData,
+    protocol: Protocol,
+    config: TrainingConfig,
+    start: Path | None = None,
 ) -> None:
-    """Train a model and save it; an interrupted training goes on from its checkpoint."""
+    """Train a model, from the weights of a saved one if `start` names it; an interrupted training goes on."""
     torch.manual_seed(config.seed)
     end = data.tokenizer.eos_token_id
     model = make_model(model_config, tree, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    if start is not None:
+        model.load_state_dict(TreeDiffForDiffusionLM.from_pretrained(start).state_dict())
     training, validation = (data.windows(name, protocol.sequence_length) for name in (TRAINING, VALIDATION))
     train(model, data.tokenizer, training, validation, config, resume=True)
 

@@ -23,6 +23,7 @@ BASE, TREE, UNSEEN, TIMES, FACTORS = "base", "tree", "unseen tokens", "times", "
 BLOCKS, PERTURBED = "blocks", "perturbed nodes"  # two more
 RATES = (0.05, 0.1, 0.2)  # of perturbation
 NODE = "binomial-node"  # the default
+MIXED = "blocks-4-and-64"
 PARAMETERS, OF_BASE, MEMORY = "of the parameters", "of the base", "of the memory"  # what decides the layers
 
 
@@ -40,6 +41,10 @@ class Variant:
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
         weights_from: the time from which on weights are those of the bound; before it, those of that time.
         uniform_share: of every choice in training, see the module `uniform_share`.
+        noise: what the noise of training lacks: "uncounted", losses of a block by counts; "independent", times that are
+            spread evenly.
+        begins_as: the variant that it is for the first half of the steps; the other half has a schedule and an order of
+            its own.
         base: the variant that it is compared to; by default that of the part.
         layers: that it has: as many as the budget of parameters pays for, as many as the base, or as many as the
             planned memory of MDLM's training step allows.
@@ -57,6 +62,8 @@ class Variant:
     level_weights: tuple[float, ...] | None = None
     weights_from: float = 0.0
     uniform_share: float = 0.0
+    noise: str = ""
+    begins_as: str = ""
     base: str = ""
     layers: str = PARAMETERS
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -196,12 +203,22 @@ VARIANTS: dict[str, Variant] = {
         for size in (1, 4, 8, 16)
         for eps in (BLOCK_SAMPLING_EPS, 1e-3)
     },
-    "blocks-4-and-64": Variant(
-        BLOCKS,
-        f"tree, S = 4 and 64 in turn, at least {BLOCK_SAMPLING_EPS:g} of a block lost",
-        {**BINOMIAL_NODE, "block_size": 4},
-        settings={"sampling_eps": BLOCK_SAMPLING_EPS, "mixed_block_sizes": [64]},
-    ),
+    **{
+        name: Variant(
+            BLOCKS,
+            f"tree, S = 4, {title}",
+            {**BINOMIAL_NODE, "block_size": 4},
+            noise=noise,
+            begins_as=begins_as,
+            settings={"sampling_eps": BLOCK_SAMPLING_EPS} | ({"mixed_block_sizes": [64]} if name == MIXED else {}),
+        )
+        for name, title, noise, begins_as in (
+            ("blocks-4-uncounted", "losses of a block not by counts", "uncounted", ""),
+            ("blocks-4-independent", "times of blocks independent", "independent", ""),
+            ("blocks-4-continued", "first half of the training without blocks", "", NODE),
+            (MIXED, "windows of S = 4 and of S = 64 in turn", "", ""),
+        )
+    },
     **{
         f"perturbed-{rate:g}": Variant(
             PERTURBED, f"tree, nodes perturbed at rate {rate:g}", {**BINOMIAL_NODE, "perturbation": rate}

@@ -13,6 +13,7 @@ from benchmarks.quality import ablation_table, ablations, perplexity
 from benchmarks.quality import record as quality_record
 from modeling_treediff import TreeDiffConfig, corrupt
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.training.data.collator import DiffusionCollator
 
 
 def test_level_weights_change_the_training_loss_alone():
@@ -114,3 +115,56 @@ def test_input_embeddings_are_compared_to_the_same_model_without(packed, tmp_pat
     difference = np.mean(texts["tied-16"]) - np.mean(texts[ablations.NODE])
     assert plain.startswith("| tree, V x d vectors | ") and tied.startswith("| tree, the head's vectors, r = 16 | ")
     assert f"; {difference:+.3f} ±" in tied.split("|")[-2]
+
+
+def test_noise_of_blocks_lacks_what_its_context_names():
+    """Counted, a block of one token over a flat tree is always lost; else by its time. Times are spread less evenly."""
+    tree, tokens = random_tree(20, 20, 1), [{"input_ids": np.arange(16), "position": place} for place in range(64)]
+    schedule = tiny_model(tree).schedule
+
+    def noise(kind):
+        with ablations.changed_noise(kind):
+            return DiffusionCollator(tree, schedule, block_size=1)(tokens)
+
+    counted, uncounted, independent = (noise(kind) for kind in ("", "uncounted", "independent"))
+    lost = [bool((batch["input_ids"] == tree.root_id).all()) for batch in (counted, uncounted, independent)]
+    assert lost == [True, False, True]
+
+    def worst_gap(batch):
+        """Of the times from evenly spread ones: of independent ones at most 0.051 with probability 0.99 (DKW)."""
+        times = batch["timesteps"].double().flatten().sort().values
+        return float(((times - 0.25) / 0.75 - torch.arange(1024) / 1024).abs().max())
+
+    assert worst_gap(uncounted) < 0.005
+    with ablations.changed_noise("uncounted"), ablations.changed_noise("independent"):
+        gap = worst_gap(DiffusionCollator(tree, schedule, block_size=1)(tokens))
+    assert 0.005 < gap < 0.051
+
+
+def test_a_variant_that_begins_as_another_goes_on_from_its_weights(packed, tmp_path, monkeypatch):
+    """Two sizes of blocks are measured as both, and what is asked for as a whole stands beside the default."""
+    monkeypatch.setattr(ablations.PackedData, "load", lambda _: packed)
+    monkeypatch.setattr(ablation_table, "RESULTS", tmp_path)
+    started = []
+    own = ablations.train_model
+    monkeypatch.setattr(ablations, "train_model", lambda *given: started.append(given[3:]) or own(*given))
+    names = (ablations.NODE, "blocks-4", "blocks-4-continued", ablations.MIXED)
+    for name in names:
+        options = argparse.Namespace(form="tiny", embeddings="", seed=0, part="blocks-causes")
+        ablations.run(name, options, tmp_path / f"{name}-seed0")
+    first, second = started[2:4]
+    assert first[0].steps == second[0].steps == TINY.steps // 2 and second[2] == first[1].output_dir
+    assert first[1].seed != second[1].seed
+    runs = quality_record.read_runs(tmp_path)
+    ablations.collect(tmp_path / "ablations_blocks_causes.json", runs, [(name, 0) for name in names])
+    lines = ablation_table.changed_table(ablation_table.read_part("blocks-causes")).splitlines()[2:-2]
+    texts = {run["variant"]: run["further"]["validation"]["windows"] for run in runs}
+    mixed = next(run for run in runs if run["variant"] == ablations.MIXED)
+    whole = mixed["at_sizes"]["64"]["further"]["validation"]["windows"]
+    assert len(lines) == 5 and lines[-1].startswith(
+        f"| {ablations.VARIANTS[ablations.MIXED].title}, asked for S = 64 |"
+    )
+    assert f"{math.exp(np.mean(whole) - np.mean(texts[ablations.NODE])):.3f} (" in lines[-1]
+    assert whole != texts[ablations.MIXED]
+    for line, name in zip(lines[2:4], names[2:], strict=True):
+        assert f"{math.exp(np.mean(texts[name]) - np.mean(texts['blocks-4'])):.3f} (" in line.split("|")[-2]
