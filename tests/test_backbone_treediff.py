@@ -2,20 +2,20 @@
 
 import pytest
 import torch
+from helpers.attentions import ATTENTIONS, uncompiled
 from helpers.models import TREES, corrupted, tiny_model
 from helpers.untraced import untraced
 
 
 @untraced
-@pytest.mark.parametrize("attention", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.gpu)])
+@uncompiled
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_padding_changes_nothing_on_either_side(attention):
-    """On a CPU flex attention works as well, once it has been compiled for a quarter of a minute."""
-    device = "cuda" if attention == "flex_attention" else "cpu"
-    model = tiny_model(TREES[1]).to(device)
-    nodes = torch.randint(0, model.config.num_tree_nodes, (1, 6), generator=torch.Generator().manual_seed(0)).to(device)
-    padding = torch.zeros(1, 4, dtype=torch.long, device=device)
+    model = tiny_model(TREES[1])
+    nodes = torch.randint(0, model.config.num_tree_nodes, (1, 6), generator=torch.Generator().manual_seed(0))
+    padding = torch.zeros(1, 4, dtype=torch.long)
     padded = torch.cat([torch.cat([nodes, padding], 1), torch.cat([padding, nodes], 1)])
-    mask = torch.tensor([[1] * 6 + [0] * 4, [0] * 4 + [1] * 6], device=device)
+    mask = torch.tensor([[1] * 6 + [0] * 4, [0] * 4 + [1] * 6])
     with torch.no_grad():  # on a CPU flex attention has no backward
         alone = model(nodes).logits
         model.set_attn_implementation(attention)

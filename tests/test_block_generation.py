@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.attentions import ATTENTIONS, uncompiled
 from helpers.bayes_optimal import chi_square
 from helpers.models import tiny_model
 from scipy.stats import chi2
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -207,6 +208,23 @@ def test_a_model_writes_and_measures_in_other_blocks_if_its_config_says_so(tmp_p
             assert torch.equal(one, two)
 
 
+@uncompiled
+@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "sdpa"])
+def test_every_attention_writes_the_same_texts_with_every_cache(attention):
+    """Of prompts of two lengths, as sdpa does without a cache, also where a block is seen again by a static cache."""
+    model, mask = model_with(SIZE), torch.ones(3, 6, dtype=torch.long)
+    mask[1, :2] = 0
+
+    def write(**how):
+        settings = {"attention_mask": mask, "max_new_tokens": 10, "num_steps": 9, "remasking_steps": 3}
+        return model.generate(TOKENS[:, :6], generator=generator(), **settings, **how)
+
+    expected = write(use_cache=False)
+    model.set_attn_implementation(attention)
+    static = StaticCache(config=model.config, max_cache_len=16)
+    assert all(torch.equal(write(**how), expected) for how in ({"use_cache": False}, {}, {"past_key_values": static}))
+
+
 def test_a_cache_that_does_not_fit_is_refused():
     model, plain, cache = model_with(SIZE), model_with(None), DynamicCache()
     with pytest.raises(ValueError, match="with approximate_cache for others"):
@@ -225,8 +243,9 @@ def test_a_cache_that_does_not_fit_is_refused():
         model(TOKENS[:, 5:10], attention_mask=torch.ones(3, 5).long(), past_key_values=cache)
     with pytest.raises(ValueError, match="Masks cover 12 positions, cache and input_ids 10"):
         model(TOKENS[:, 5:10], attention_mask=torch.ones(3, 12).long(), past_key_values=cache)
-    with pytest.raises(ValueError, match="must be a cache of transformers, got tuple"):
-        model(TOKENS, past_key_values=())
+    for other in ((), EncoderDecoderCache(DynamicCache(), DynamicCache())):
+        with pytest.raises(ValueError, match=f"a decoder's cache of transformers, got {type(other).__name__}"):
+            model(TOKENS, past_key_values=other)
     small = StaticCache(config=model.config, max_cache_len=8)
     with pytest.raises(ValueError, match="has room for 8 positions, not for 10"):
         model.generate(TOKENS[:, :5], past_key_values=small, max_new_tokens=6)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.attentions import ATTENTIONS, uncompiled
 from helpers.models import tiny_model
 
 LENGTHS = (7, 1, 5, 3)
@@ -22,7 +23,8 @@ def hidden(model, tokens, **masks):
         return model.model(tokens, **masks).last_hidden_state
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", pytest.param("flex_attention", marks=pytest.mark.gpu)])
+@uncompiled
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_hidden_states_of_a_document_are_those_of_the_document_alone(tree, tokens, segments, attention):
     """Rotary positions are relative, so where in the window it stands does not matter."""
     model = tiny_model(tree, attn_implementation=attention)
@@ -32,7 +34,8 @@ def test_hidden_states_of_a_document_are_those_of_the_document_alone(tree, token
     assert not torch.allclose(hidden(model, tokens), alone, atol=0.1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@uncompiled
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_padding_beside_segments(tree, tokens, segments, attention):
     """Also where all of a segment is padding: no position becomes NaN, and the others are not touched."""
     model = tiny_model(tree, attn_implementation=attention)
