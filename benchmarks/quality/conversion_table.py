@@ -23,20 +23,20 @@ ARM: Schema = {
 
 
 def conversion_table(record: dict[str, Any]) -> str:
-    """Return the arms side by side, as Markdown."""
+    """Return the arms side by side, as Markdown; gains are over random weights of the same kind."""
     check_schema(record, SCHEMA, "conversion")
-    check_schema(record["arms"], dict.fromkeys(["random", *record["arms"]], ARM), "conversion.arms")
-    random = record["arms"]["random"]["nelbo"]
+    starts = ["random" + BLOCKS * arm.endswith(BLOCKS) for arm in record["arms"]]
+    check_schema(record["arms"], dict.fromkeys(["random", *starts, *record["arms"]], ARM), "conversion.arms")
     rows = []
-    for arm, figures in record["arms"].items():
+    for (arm, figures), start in zip(record["arms"].items(), starts, strict=True):
         title = ARMS[arm.removesuffix(BLOCKS)]
         if arm.endswith(BLOCKS):
             title += f", in blocks of {record['block_size']}"
         curve = [f"{point['nelbo']:.3f}" for point in figures["curve"]]
         final = f"{figures['nelbo']:.3f} ± {figures['nelbo_standard_error']:.3f}"
-        rows.append([title, *curve[::2], final, f"{random - figures['nelbo']:+.3f}"])
+        rows.append([title, *curve[::2], final, f"{record['arms'][start]['nelbo'] - figures['nelbo']:+.3f}"])
     steps = [f"step {point['step']}" for point in record["arms"]["random"]["curve"][::2]]
-    return table(("start", *steps, "at the end, nats/token", "gain"), rows) + (
+    return table(("start", *steps, "at the end, nats/token", "gain over random weights"), rows) + (
         f"\n{record['source']} ({record['layers']} layers of {record['hidden_size']}, V = {record['vocabulary']:,}), "
         f"{record['steps']} steps of {record['batch_size']} x {record['sequence_length']} tokens; unigram entropy "
         f"{record['unigram_entropy']:.3f}; during the run on fewer windows; one seed; commit {record['commit']}.\n"
