@@ -274,3 +274,12 @@ def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution(
     for steps, share in zip((1, 4, 32), agreement, strict=True):
         expected = 1 - 0.5 / steps
         assert abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / 4000)
+
+
+def test_a_prompt_without_room_behind_it_is_refused():
+    model = tiny_model(random_tree(20, 5, 2))
+    tokens = torch.zeros(2, model.config.max_position_embeddings, dtype=torch.long)
+    with pytest.raises(ValueError, match="The prompt has all positions of the model"):
+        model.generate(tokens)
+    tokens[0, 3] = model.tree.root_id
+    assert bool((model.generate(tokens) < 20).all())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.masking_utils import and_masks, create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -173,9 +173,9 @@ class TreeDiffBackbone(nn.Module):
             functions.append(_block_mask_function(F.pad(block_numbers, room, value=known), noisy))
         sees = and_masks(*functions)
         if "flex" in kind:
-            return create_bidirectional_mask(
-                self.config, embeddings_BTE, None, past_key_values=past, and_mask_function=sees
-            )
+            # By numbers: the length of a static cache is a tensor, which has moved on when kernels read it.
+            shape, before = (size, None, length, known + room[1]), known - length
+            return create_block_mask(lambda b, h, q, k: sees(b, h, q + before, k), *shape, device, _compile=True)
         # Not transformers' own for the others: it maps the function over numbers, which triples a short pass.
         place_K = torch.arange(known + room[1], device=device)
         query_Q1 = place_K[known - length : known, None]
@@ -185,8 +185,8 @@ class TreeDiffBackbone(nn.Module):
 
 def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConfig) -> int:
     """Return how many positions a cache holds; ValueError if it is of no use for this model and these texts (B, T)."""
-    if not isinstance(cache, Cache):
-        raise ValueError(f"past_key_values must be a cache of transformers, got {type(cache).__name__}.")
+    if not isinstance(cache, Cache) or not hasattr(cache, "layers"):  # one for an encoder has none
+        raise ValueError(f"past_key_values must be a decoder's cache of transformers, got {type(cache).__name__}.")
     layers: Any = cache.layers
     done, keys = int(cache.get_seq_length()), layers[0].keys if layers else None
     room = getattr(layers[0], "max_cache_len", math.inf) if layers else math.inf

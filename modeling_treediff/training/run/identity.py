@@ -15,7 +15,7 @@ from .settings import TrainingConfig
 FREE_SETTINGS = (
     "output_dir", "max_steps", "decay_steps", "batch_size", "gradient_accumulation_steps", "global_batch_size",
     "find_batch_size", "gradient_checkpointing", "compile", "recompute_mlp", "loss_chunk", "validate_every",
-    "save_every", "keep_checkpoints", "trackers", "workers",
+    "save_every", "keep_checkpoints", "trackers", "workers", "attn_implementation",
 )  # fmt: skip
 FREE_FIELDS = (
     "format_version", "tree_sha256", "tokenizer_sha256", "max_position_embeddings", "initializer_range",

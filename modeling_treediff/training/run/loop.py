@@ -173,6 +173,8 @@ class _Run:
         """Put model and optimizer on the processes; return the config with the batch size they use."""
         accelerator = self.accelerator
         config = config.on_processes(accelerator.num_processes)
+        if config.attn_implementation is not None:
+            model.set_attn_implementation(config.attn_implementation)
         make_lean(model, config.recompute_mlp, config.loss_chunk)
         if config.gradient_checkpointing:
             checkpoint_activations(model)

@@ -8,6 +8,7 @@ from modeling_treediff.training.data.options import BLOCK_SAMPLING_EPS, TRAINING
 
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
+ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LARGEST = 10**12  # steps, of a million windows each, that 64 bits still count
 SEEDS = 2**32  # of numpy's older generator, which `set_seed` seeds as well
@@ -94,6 +95,14 @@ class TrainingConfig:
         default=False,
         metadata={"help": "compile the network first, which takes a minute or more: faster steps on a GPU"},
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "choices": ATTENTIONS,
+            "help": "of transformers (default: the model's, sdpa); with --block-size or --separate-documents on a GPU "
+            "flex_attention, compiled, needs no dense mask, whose size grows with the square of the length",
+        },
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
     )
@@ -170,6 +179,9 @@ class TrainingConfig:
                 f"{self.warmup_steps} steps of warm-up and {self.last_steps} of decay are more than the "
                 f"{self.max_steps} of the run."
             )
+        if self.attn_implementation not in (None, *ATTENTIONS):
+            known = ", ".join(ATTENTIONS)
+            raise ValueError(f"Unknown attn_implementation {self.attn_implementation!r}; known: {known}.")
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"Unknown tracker {unknown[0]!r}; known: {', '.join(TRACKERS)}.")
 

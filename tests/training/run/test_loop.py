@@ -18,7 +18,7 @@ from helpers.tiny_run import (
 )
 from torch.utils.data import IterableDataset
 
-from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
+from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, backbone_treediff
 from modeling_treediff.text import TokenWindows
 from modeling_treediff.training import DiffusionCollator
 from modeling_treediff.training.run import loop
@@ -83,6 +83,17 @@ def test_workers_change_nothing(tmp_path):
     alone, *_ = tiny_run(tmp_path / "a")
     helped, *_ = tiny_run(tmp_path / "b", workers=2)
     assert equal(alone, helped)
+
+
+def test_attention_is_the_implementation_that_is_asked_for_and_changes_nothing(tmp_path, monkeypatch):
+    _, expected, _ = tiny_run(tmp_path / "a")
+    seen, own = [], backbone_treediff.eager_attention_forward
+    monkeypatch.setattr(
+        backbone_treediff, "eager_attention_forward", lambda *given, **how: seen.append(1) or own(*given, **how)
+    )
+    _, found, _ = tiny_run(tmp_path / "b", attn_implementation="eager")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert seen
 
 
 def test_validation_and_samples_are_logged(tmp_path):
