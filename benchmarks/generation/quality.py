@@ -5,8 +5,9 @@ python -m benchmarks.generation.quality tree=runs/quickstart/model flat=runs/fla
 `benchmarks.generation.judge` makes the judge. Texts are generated without a prompt, cut at the first end of text, and
 read by the judge as strings. What is said of passes is of a whole text, whose blocks, if a model has some, share them.
 Beside them stand windows of real held-out text of the same length, and the same with its words or its tokens in random
-order. Points that the record has are not measured again; every point is written when it is finished. The figure is
-drawn, and the table in docs/how_to/generation.md made (`benchmarks.report.render`), from the record.
+order. With `--infill` these windows are given, but for the middle half, which is written. Points that the record has are
+not measured again; every point is written when it is finished. The figure is drawn, and the table in
+docs/how_to/generation.md made (`benchmarks.report.render`), from the record.
 """
 
 import argparse
@@ -54,16 +55,14 @@ class Generator:
     def write(self, arguments: dict[str, Any], options: argparse.Namespace) -> tuple[list[list[int]], float]:
         """Return the token ids of the texts that `options` ask for, and the forward passes per text on average."""
         source = torch.Generator(self.model.device).manual_seed(options.seed)
+        gaps = open_middles(real_windows(self.tokenizer, options), self.model) if options.infill else None
         texts: list[list[int]] = []
         passes = 0
         while wanted := min(options.batch_size, options.texts - len(texts)):
-            result = self.model.generate(
-                max_new_tokens=options.length,
-                num_return_sequences=wanted,
-                generator=source,
-                return_dict_in_generate=True,
-                **arguments,
-            )
+            asked: dict[str, Any] = {"max_new_tokens": options.length, "num_return_sequences": wanted}
+            if gaps is not None:
+                asked = {"input_ids": gaps[len(texts) : len(texts) + wanted]}
+            result = self.model.generate(generator=source, return_dict_in_generate=True, **asked, **arguments)
             assert isinstance(result, TreeDiffGenerationOutput) and result.sequences is not None
             texts += result.sequences.tolist()
             passes += wanted * result.num_forward_passes
@@ -105,6 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--judge", required=True, help="folder or Hub repository of a causal language model")
     parser.add_argument("--text", type=Path, default=TEXT, help="real, held-out text (default: the sample's)")
     parser.add_argument("--texts", type=int, default=64, help="texts per point (default %(default)s)")
+    parser.add_argument("--infill", action="store_true", help="write the middle half of windows of that text alone")
     parser.add_argument("--length", type=int, default=64, help="tokens per text (default %(default)s)")
     parser.add_argument("--passes", type=int, nargs="+", default=PASSES, help="(default %(default)s)")
     parser.add_argument("--samplers", nargs="+", choices=all_samplers(), metavar="NAME", help="default: all")
@@ -133,10 +133,12 @@ def read_record(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
         "seed": options.seed,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+    if options.infill:
+        protocol["infill"] = True
     if not options.record.exists():
         return {"protocol": protocol, "models": {}, "references": [], "points": []}
     record = json.loads(options.record.read_text(encoding="utf-8"))
-    refuse_other("protocol", record["protocol"], protocol)
+    refuse_other("protocol", {"infill": False} | record["protocol"], {"infill": False} | protocol)
     return {name: record[name] for name in ("protocol", "models", "references", "points")}
 
 
@@ -149,6 +151,8 @@ def note_model(record: dict[str, Any], name: str, generator: Generator, folder: 
     } | {field: getattr(config, field) for field in KIND}
     if config.block_size is not None:
         facts["block_size"] = config.block_size
+    if config.perturbation:
+        facts["perturbation"] = config.perturbation
     if tokenizer_fingerprint(generator.tokenizer) != record["protocol"]["tokenizer"]:
         raise ValueError(f"{name} has another tokenizer than the record: its texts have other lengths.")
     refuse_other(f"model {name}", record["models"].setdefault(name, facts), facts)
@@ -174,7 +178,7 @@ def refuse_other(what: str, recorded: dict[str, Any], wanted: dict[str, Any]) ->
 def combinations(depth: int, blocks: int, options: argparse.Namespace) -> list[tuple[str, Sampler, int]]:
     """Return name, sampler and number of passes of every point; a text's passes are shared by its blocks."""
     per_block = list(dict.fromkeys(passes // blocks for passes in options.passes))
-    length = math.ceil(options.length / blocks)
+    length = math.ceil((options.length // 2 if options.infill else options.length) / blocks)
     return [
         (title, sampler, num_steps * blocks)
         for title, sampler in all_samplers().items()
@@ -212,10 +216,7 @@ def references(
     judge: GenerativePerplexity, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Measure real text, spread over the whole file, and what a judge must find worse."""
-    windows = pack_windows(tokenize_documents(read_documents(options.text), tokenizer), options.length)
-    if len(windows) < options.texts:
-        raise ValueError(f"{options.text} has {len(windows)} windows of {options.length} tokens, not {options.texts}.")
-    texts = windows[:: len(windows) // options.texts][: options.texts].tolist()
+    texts = real_windows(tokenizer, options).tolist()
     shuffle = random.Random(options.seed).shuffle
     words = [str(tokenizer.decode(text, skip_special_tokens=True)).split() for text in texts]
     tokens = [token for text in texts for token in text]
@@ -229,6 +230,21 @@ def references(
         ],
     }
     return [{"name": name} | figures(some, tokenizer, judge) for name, some in kinds.items()]
+
+
+def real_windows(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> torch.Tensor:
+    """Return windows (texts, length) of real text, spread over the whole file; ValueError if it is too short."""
+    windows = pack_windows(tokenize_documents(read_documents(options.text), tokenizer), options.length)
+    if len(windows) < options.texts:
+        raise ValueError(f"{options.text} has {len(windows)} windows of {options.length} tokens, not {options.texts}.")
+    return torch.as_tensor(windows[:: len(windows) // options.texts][: options.texts])
+
+
+def open_middles(windows_BT: torch.Tensor, model: TreeDiffForDiffusionLM) -> torch.Tensor:
+    """Return windows (B, T) whose middle half is open."""
+    length, gaps_BT = windows_BT.shape[1], windows_BT.to(model.device, torch.long, copy=True)
+    gaps_BT[:, length // 4 : length // 4 + length // 2] = model.config.mask_token_id
+    return gaps_BT
 
 
 if __name__ == "__main__":

@@ -64,6 +64,19 @@ def test_the_blocks_of_a_text_share_its_passes(run, folders, tokenizer):
     assert found == {"tree": [2, 8, 10], "blocks": [8, 10]}  # two passes at least for each of two blocks
 
 
+def test_infilling_writes_the_middle_of_real_windows_alone(run, folders, tokenizer, tmp_path, monkeypatch):
+    seen, own = [], quality.figures
+    monkeypatch.setattr(quality, "figures", lambda texts, *rest: seen.append(texts) or own(texts, *rest))
+    record = run("--samplers", "random", "first hitting", "--infill", passes=("2", "4"))
+    real, *written = (seen[index] for index in (0, 3, 4, 5))
+    for texts in written:
+        assert [text[:2] + text[-2:] for text in texts] == [text[:2] + text[-2:] for text in real] and texts != real
+        assert all(token < 8192 for text in texts for token in text)
+    assert [point["num_steps"] for point in record["points"]] == [2, 4, 8]  # two levels of four tokens
+    with pytest.raises(ValueError, match="another protocol: infill is True, not False"):
+        run("--samplers", "random")
+
+
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):
     def once():
         record = run("--samplers", "random, temperature 0.8", passes=("4",))
@@ -109,7 +122,7 @@ def test_texts_end_at_their_first_end_of_text(tokenizer, judge):
 def test_references_are_real_text_and_its_parts_in_other_orders(tokenizer, folders, monkeypatch):
     seen = []
     monkeypatch.setattr(quality, "figures", lambda texts, *_: seen.append(texts) or {})
-    options = SimpleNamespace(text=folders / "text.txt", texts=10, length=LENGTH, seed=0)
+    options = SimpleNamespace(text=folders / "text.txt", texts=10, length=LENGTH, seed=0, infill=False)
     names = [row["name"] for row in quality.references(None, tokenizer, options)]
     assert names == ["real text", "its words shuffled", "its tokens shuffled"]
     real, words, tokens = seen
