@@ -5,8 +5,8 @@ python -m benchmarks.generation.quality tree=runs/quickstart/model flat=runs/fla
 `benchmarks.generation.judge` makes the judge. Texts are generated without a prompt, cut at the first end of text, and
 read by the judge as strings. What is said of passes is of a whole text, whose blocks, if a model has some, share them.
 Beside them stand windows of real held-out text of the same length, and the same with its words or its tokens in random
-order. With `--infill` these windows are given, but for the middle half, which is written. Points that the record has are
-not measured again; every point is written when it is finished. The figure is drawn, and the table in
+order. With `--infill` these windows are given, but for the middle half, which is written. Points that the record has
+are not measured again; every point is written when it is finished. The figure is drawn, and the table in
 docs/how_to/generation.md made (`benchmarks.report.render`), from the record.
 """
 
