@@ -99,7 +99,10 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         (name, SEEDS[0])
         for name in (NODE, "blocks-4", "blocks-4-uncounted", "blocks-4-independent", "blocks-4-continued", MIXED)
     ],
-    "perturbed": [(name, seed) for seed in SEEDS for name in (NODE, *(f"perturbed-{rate:g}" for rate in RATES))],
+    "perturbed": [
+        *((name, seed) for seed in SEEDS for name in (NODE, "perturbed-0.1")),
+        *((f"perturbed-{rate:g}", SEEDS[0]) for rate in RATES if rate != 0.1),
+    ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
 
