@@ -6,7 +6,7 @@ from benchmarks.markdown import table
 from benchmarks.places import RESULTS
 from benchmarks.record_schema import Schema, check_schema
 
-RECORD = RESULTS / "conversion.json"
+RECORD, BLOCKS_RECORD = RESULTS / "conversion.json", RESULTS / "conversion_blocks.json"
 ARMS = {"random": "random weights", "embeddings": "its embeddings", "converted": "all that is copied"}
 BLOCKS = " in blocks"  # what the name of an arm ends with that writes in blocks
 SCHEMA: Schema = {

@@ -31,6 +31,7 @@ from benchmarks.markdown import table as markdown_table
 from benchmarks.memory.peaks import PRECISION
 from benchmarks.memory.tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
 from benchmarks.places import ARTIFACTS, RESULTS, ROOT
+from benchmarks.quality.conversion_table import BLOCKS_RECORD as CONVERSION_BLOCKS_RECORD
 from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
 from benchmarks.quality.conversion_table import conversion_table
 from benchmarks.record_schema import Schema, check_schema, read_record
@@ -208,8 +209,9 @@ def speed_table() -> str:
 
 def contents() -> dict[Path, dict[tuple[str, str], str]]:
     """Return what goes between which marks, for each page."""
-    quality, conversion = (
-        json.loads(record.read_text(encoding="utf-8")) for record in (QUALITY_RECORD, CONVERSION_RECORD)
+    quality, conversion, in_blocks = (
+        json.loads(record.read_text(encoding="utf-8"))
+        for record in (QUALITY_RECORD, CONVERSION_RECORD, CONVERSION_BLOCKS_RECORD)
     )
     cache = read_record(CACHE_RECORD, CACHE_SCHEMA)
     check_reference(cache["weights_sha256"], CACHE_RECORD.name)
@@ -226,7 +228,10 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
             marks("lengths table"): lengths_table(read_record(LENGTHS_RECORD, LENGTHS_SCHEMA)),
         },
         HOW_TO / "training.md": {marks("robustness"): robustness()},
-        HOW_TO / "convert.md": {marks("conversion table"): conversion_table(conversion)},
+        HOW_TO / "convert.md": {
+            marks("conversion table"): conversion_table(conversion),
+            marks("conversion in blocks table"): conversion_table(in_blocks),
+        },
         HOW_TO / "evaluation.md": {marks("variance table"): variance_table()},
         HOW_TO / "generation.md": {
             marks("generation quality table"): quality_table(quality),

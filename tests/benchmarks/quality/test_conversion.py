@@ -53,7 +53,7 @@ def test_the_benchmark_records_what_its_table_shows(checkpoints, tmp_path, monke
         conversion.conversion_table(facts)
 
 
-@pytest.mark.parametrize("name", ["conversion", "conversion_smollm2"])
+@pytest.mark.parametrize("name", ["conversion", "conversion_smollm2", "conversion_blocks"])
 def test_the_recorded_runs_are_of_one_clean_commit_each(name):
     record = json.loads((RESULTS / f"{name}.json").read_text())
     table = conversion.conversion_table(record)
