@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from benchmarks.generation.samplers import VARIANTS
+from benchmarks.generation.samplers import kind_of
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS, ROOT
 from benchmarks.record_schema import Schema, check_schema
@@ -155,7 +155,7 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
     """
     check_record(record)
     real = next(one for one in record["references"] if one["name"] == REAL)["statistics"]["entropy"]
-    kinds = {name.partition(", ")[0]: None for name in (point["sampler"] for point in record["points"])}
+    kinds = dict.fromkeys(kind_of(point["sampler"]) for point in record["points"])
     rows = []
     for model in record["models"]:
         cells = []
@@ -164,7 +164,7 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
                 point
                 for point in record["points"]
                 if point["model"] == model
-                and point["sampler"] in {f"{kind}{variant}" for variant in VARIANTS}
+                and kind_of(point["sampler"]) == kind
                 and (point["chooses_passes"] or point["num_steps"] == steps)
             ]
             nats = at(real, [(one["statistics"]["entropy"], one["judge"]["nats_per_token"]) for one in points])

@@ -55,8 +55,11 @@ def all_samplers() -> dict[str, Sampler]:
         for threshold in thresholds:
             settings = _order(kind) | {"threshold": threshold}
             samplers[f"{kind}, threshold {threshold}"] = Sampler(settings, chooses_passes=True)
-    for kind in ("random", "confidence"):
-        samplers[f"{kind}, remasking"] = Sampler(_order(kind), remasking_share=REMASKING_SHARE)
+    samplers |= {
+        f"{kind}, remasking{name}": Sampler(_order(kind) | settings, remasking_share=REMASKING_SHARE)
+        for kind in ("random", "confidence")
+        for name, settings in VARIANTS.items()
+    }
     samplers |= {
         f"remasking rate {rate:g}{name}": Sampler({"remasking_rate": rate} | settings)
         for rate in REMASKING_RATES
@@ -65,6 +68,11 @@ def all_samplers() -> dict[str, Sampler]:
     samplers["random, passes by bits"] = Sampler({"steps_per_level": "auto"})
     samplers["random, float32"] = Sampler({"sampling_dtype": "float32"})
     return samplers
+
+
+def kind_of(name: str) -> str:
+    """Return the name of a sampler without the part that says how varied its texts are."""
+    return next((name.removesuffix(variant) for variant in VARIANTS if variant and name.endswith(variant)), name)
 
 
 def _order(kind: str) -> dict[str, Any]:
