@@ -63,7 +63,6 @@ from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree
 from modeling_treediff.diffusion_process import nelbo_terms
 from modeling_treediff.files.records import write_record
 from modeling_treediff.training.data import collator
-from modeling_treediff.training.data.collator import FAR
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
 WORDS = 8  # places of a window at which single words are measured
@@ -95,12 +94,11 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         *((name, SEEDS[0]) for name in ("blocks-8", "blocks-16", "blocks-1", "blocks-4-early", "mdlm-blocks-16")),
     ],
     "blocks-causes": [
-        (name, SEEDS[0])
-        for name in (NODE, "blocks-4", "blocks-4-uncounted", "blocks-4-independent", "blocks-4-continued", MIXED)
+        (name, SEEDS[0]) for name in (NODE, "blocks-4", "blocks-4-uncounted", "blocks-4-continued", MIXED)
     ],
     "perturbed": [
-        *((name, seed) for seed in SEEDS for name in (NODE, "perturbed-0.05", "perturbed-0.1")),
-        ("perturbed-0.2", SEEDS[0]),
+        *((name, seed) for seed in SEEDS for name in (NODE, "perturbed-0.05")),
+        *((name, SEEDS[0]) for name in ("perturbed-0.1", "perturbed-0.2")),
     ],
     "unseen": [*((name, seed) for seed in SEEDS for name in ("mdlm", NODE)), ("closed", SEEDS[0])],
 }
@@ -183,7 +181,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
                     settings.output_dir, LEARNING_RATE, options.seed + len(SEEDS), **variant.settings
                 )
             weighted = changed_weights(variant.level_weights, variant.weights_from)
-            with weighted, sharing(variant.uniform_share), changed_noise(variant.noise):
+            with weighted, sharing(variant.uniform_share), noise_by(variant.counts):
                 train_model(config, tree, data, protocol, settings, start)
         model = load_model(settings.output_dir)
         facts = model_sizes(model) | measured(options.part, variant, model, data, protocol)
@@ -281,18 +279,9 @@ def train_first_half(
         train_model(variant_config(first, tree, protocol), tree, data, protocol, settings)
 
 
-def changed_noise(kind: str) -> AbstractContextManager[object]:
-    """Return the context in which the noise of training lacks what makes it vary less: see `Variant.noise`."""
-
-    def independent(seed: int, positions: Sequence[int]) -> np.ndarray:
-        keys = np.array([[seed + FAR, position] for position in positions], np.uint64)  # none of `depth_uniforms`
-        return np.array([np.random.Generator(np.random.Philox(key=key)).random() for key in keys])
-
-    changes: dict[str, tuple[str, Any]] = {
-        "uncounted": ("levels_per_interval", lambda _: None),
-        "independent": ("time_uniforms", independent),
-    }
-    return patch.object(collator, *changes[kind]) if kind else nullcontext()
+def noise_by(counts: bool) -> AbstractContextManager[object]:
+    """Return the context in which blocks lose as many levels as their times mean, or each level by its own chance."""
+    return nullcontext() if counts else patch.object(collator, "levels_per_interval", lambda _: None)
 
 
 def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, int]]) -> None:

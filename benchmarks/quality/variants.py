@@ -41,8 +41,7 @@ class Variant:
         level_weights: of the training loss, coarsest level first; the bound has 1 for each.
         weights_from: the time from which on weights are those of the bound; before it, those of that time.
         uniform_share: of every choice in training, see the module `uniform_share`.
-        noise: what the noise of training lacks: "uncounted", losses of a block by counts; "independent", times that are
-            spread evenly.
+        counts: whether blocks lose in training as many levels as their times mean, instead of each by its own chance.
         begins_as: the variant that it is for the first half of the steps; the other half has a schedule and an order of
             its own.
         base: the variant that it is compared to; by default that of the part.
@@ -62,7 +61,7 @@ class Variant:
     level_weights: tuple[float, ...] | None = None
     weights_from: float = 0.0
     uniform_share: float = 0.0
-    noise: str = ""
+    counts: bool = True
     begins_as: str = ""
     base: str = ""
     layers: str = PARAMETERS
@@ -208,15 +207,14 @@ VARIANTS: dict[str, Variant] = {
             BLOCKS,
             f"tree, S = 4, {title}",
             {**BINOMIAL_NODE, "block_size": 4},
-            noise=noise,
+            counts=counts,
             begins_as=begins_as,
             settings={"sampling_eps": BLOCK_SAMPLING_EPS} | ({"mixed_block_sizes": [64]} if name == MIXED else {}),
         )
-        for name, title, noise, begins_as in (
-            ("blocks-4-uncounted", "losses of a block not by counts", "uncounted", ""),
-            ("blocks-4-independent", "times of blocks independent", "independent", ""),
-            ("blocks-4-continued", "first half of the training without blocks", "", NODE),
-            (MIXED, "windows of S = 4 and of S = 64 in turn", "", ""),
+        for name, title, counts, begins_as in (
+            ("blocks-4-uncounted", "losses of a block not by counts", False, ""),
+            ("blocks-4-continued", "first half of the training without blocks", True, NODE),
+            (MIXED, "windows of S = 4 and of S = 64 in turn", True, ""),
         )
     },
     **{
