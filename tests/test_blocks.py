@@ -283,14 +283,21 @@ def test_the_bound_of_bayes_optimal_blocks_is_the_entropy_of_the_data(tree, sche
 
 
 @pytest.mark.gpu
-def test_flex_attention_trains_blocks_as_sdpa_does():
-    """Loss and gradients on a GPU; on a CPU flex attention has no backward."""
-    results = []
+@pytest.mark.parametrize("length", [16, 300])
+def test_flex_attention_trains_blocks_as_sdpa_does(length):
+    """Loss and gradients on a GPU, with padding and segments; kernels work by tiles of 128 positions."""
+    results, tokens = [], torch.randint(0, 100, (3, length), generator=generator())
+    masks = {"attention_mask": torch.ones_like(tokens), "segment_ids": torch.zeros_like(tokens)}
+    masks["attention_mask"][1, :3] = masks["attention_mask"][2, -5:] = 0
+    masks["segment_ids"][0, length // 3 :] = 1
     for attention in ("sdpa", "flex_attention"):
-        model = tiny_model(TREE, block_size=SIZE, hidden_size=64, num_attention_heads=2).cuda().train()
-        model.set_attn_implementation(attention)
-        number = number_blocks(TOKENS, None, None, SIZE)
-        batch = vars(corrupt(TOKENS, TREE, model.schedule, block_numbers=number, generator=generator()))
+        model = tiny_model(
+            TREE, block_size=SIZE, hidden_size=64, num_attention_heads=2, max_position_embeddings=length
+        ).cuda()
+        model.train().set_attn_implementation(attention)
+        number = number_blocks(tokens, *masks.values(), SIZE)
+        noise = {"block_numbers": number, "attention_mask": masks["attention_mask"], "generator": generator()}
+        batch = vars(corrupt(tokens, TREE, model.schedule, **noise)) | masks
         loss = model(**{name: value.cuda() for name, value in batch.items()}).loss
         loss.backward()
         results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])

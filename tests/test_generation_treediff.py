@@ -279,7 +279,9 @@ def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution(
 def test_a_prompt_without_room_behind_it_is_refused():
     model = tiny_model(random_tree(20, 5, 2))
     tokens = torch.zeros(2, model.config.max_position_embeddings, dtype=torch.long)
-    with pytest.raises(ValueError, match="The prompt has all positions of the model"):
-        model.generate(tokens)
+    longer = torch.cat([tokens, tokens], dim=1)
+    for prompt, how in ((tokens, {}), (longer, {}), (longer, {"block_length": 4})):
+        with pytest.raises(ValueError, match="The prompt has all positions of the model"):
+            model.generate(prompt, **how)
     tokens[0, 3] = model.tree.root_id
     assert bool((model.generate(tokens) < 20).all())

@@ -87,9 +87,12 @@ def test_attention_that_would_ignore_segments_is_refused(tree, tokens, segments)
         hidden(model, tokens, segment_ids=segments)
 
 
-def test_segments_do_not_break_the_graph(tree, tokens, segments):
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_segments_do_not_break_the_graph(tree, tokens, segments, attention):
     model = tiny_model(tree)
+    expected = hidden(model, tokens, segment_ids=segments)
+    model.set_attn_implementation(attention)
     compiled = torch.compile(model.model, backend="eager", fullgraph=True)
     with torch.no_grad():
         result = compiled(tokens, segment_ids=segments).last_hidden_state
-    torch.testing.assert_close(result, hidden(model, tokens, segment_ids=segments), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)

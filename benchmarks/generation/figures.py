@@ -172,11 +172,12 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
             cells.append("–" if nats is None else f"{nats:.2f}, {passes:.0f} passes")
         rows.append([model, *cells])
     protocol, error = record["protocol"], max(point["judge"]["standard_error"] for point in record["points"])
+    gaps = " The middle half of each is written; the judge reads all." if protocol.get("infill") else ""
     return table(("model", *kinds), rows) + (
         f"\nNats per token of the judge ({protocol['judge']}) at {steps} steps, for texts of the entropy of real text, "
         f"{real:.2f} nats: between the nearest temperatures or truncations on either side, – if there is none on one "
         f"side. {protocol['texts']} texts of {protocol['length']} tokens for each temperature; standard errors of the "
-        f"judge's nats up to {error:.2f}; commit {record['commit']}.\n"
+        f"judge's nats up to {error:.2f}.{gaps} Commit {record['commit']}.\n"
     )
 
 

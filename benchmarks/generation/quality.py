@@ -41,27 +41,32 @@ PASSES = (8, 16, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class Generator:
-    """A model that writes, and its tokenizer."""
+    """A model that writes, its tokenizer, and windows with a gap (texts, length), if it fills these."""
 
     model: TreeDiffForDiffusionLM
     tokenizer: PreTrainedTokenizerBase
+    gaps: torch.Tensor | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> "Generator":
-        """Load both, the model onto the GPU if there is one."""
+    def load(cls, folder: Path, options: argparse.Namespace) -> "Generator":
+        """Load it, the model onto the GPU if there is one; ValueError for gaps and a model that has blocks."""
         model = TreeDiffForDiffusionLM.from_pretrained(folder).to(PartialState().device).eval()
-        return cls(model, AutoTokenizer.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not options.infill:
+            return cls(model, tokenizer)
+        if model.config.block_size is not None:
+            raise ValueError(f"{folder} has blocks, of which a gap is a part: leave it out of --infill.")
+        return cls(model, tokenizer, open_middles(real_windows(tokenizer, options), model))
 
     def write(self, arguments: dict[str, Any], options: argparse.Namespace) -> tuple[list[list[int]], float]:
         """Return the token ids of the texts that `options` ask for, and the forward passes per text on average."""
         source = torch.Generator(self.model.device).manual_seed(options.seed)
-        gaps = open_middles(real_windows(self.tokenizer, options), self.model) if options.infill else None
         texts: list[list[int]] = []
         passes = 0
         while wanted := min(options.batch_size, options.texts - len(texts)):
             asked: dict[str, Any] = {"max_new_tokens": options.length, "num_return_sequences": wanted}
-            if gaps is not None:
-                asked = {"input_ids": gaps[len(texts) : len(texts) + wanted]}
+            if self.gaps is not None:
+                asked = {"input_ids": self.gaps[len(texts) : len(texts) + wanted]}
             result = self.model.generate(generator=source, return_dict_in_generate=True, **asked, **arguments)
             assert isinstance(result, TreeDiffGenerationOutput) and result.sequences is not None
             texts += result.sequences.tolist()
@@ -79,7 +84,7 @@ def main() -> None:
         record["references"] = references(judge, tokenizer, options)
         write_record(options.record, record, options.seed)
     for name, folder in options.models:
-        generator = Generator.load(folder)
+        generator = Generator.load(folder, options)
         note_model(record, name, generator, folder)
         done = {(point["sampler"], point["num_steps"]) for point in record["points"] if point["model"] == name}
         config = generator.model.config

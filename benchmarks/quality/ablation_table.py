@@ -260,5 +260,7 @@ def _made(record: Record) -> str:
 
 
 def _seed_gap(record: Record) -> float:
-    runs = [[run["nats"] for run in candidate_runs(record, name)] for name in ranked_candidates(record)]
-    return max(max(nats) - min(nats) for nats in runs)
+    nats: dict[Any, list[float]] = {}
+    for run in record["runs"]:
+        nats.setdefault((run["variant"], run.get("title")), []).append(run["nats"])
+    return max(max(some) - min(some) for some in nats.values())

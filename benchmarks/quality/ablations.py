@@ -13,9 +13,9 @@ training, too. With `--part times`: how early training times may be, also measur
 embeddings`: input embeddings without a matrix of vocabulary size times hidden size, in as many layers or of as many
 parameters, also measured on texts of other kinds. With `--part embeddings-long`: a few of them, trained as long as the
 contenders, with both seeds. With `--part blocks`: models that write in blocks, trained and measured in the same way;
-with `--part blocks-causes` what makes them pay, one thing taken away at a time, and a model that has learned two sizes
-of blocks, measured in both. With `--part perturbed`: noise that shows wrong nodes, at several rates;
-`benchmarks.generation.quality` then judges what these models write.
+with `--part blocks-causes` other ways to train them, and a model that has learned two sizes of blocks, measured in
+both. With `--part perturbed`: noise that shows wrong nodes, at several rates; `benchmarks.generation.quality` then
+judges what these models write.
 
 The budget of parameters, the text, its order and the noise are those of `benchmarks.quality.perplexity`; steps are
 fewer, there is one learning rate, and one seed but for the base. What is measured are the windows that it selects by,
@@ -65,6 +65,7 @@ from modeling_treediff.files.records import write_record
 from modeling_treediff.training.data import collator
 
 STEPS, LEARNING_RATE, SEEDS = 800, 2e-3, (0, 1)
+CAUSES = ("blocks-4-uncounted", "blocks-4-continued", MIXED)  # compared to blocks of 4 as well
 WORDS = 8  # places of a window at which single words are measured
 CANDIDATES = (BASE, "node-64", "binomial", NODE, "poisson-node", "mdlm")
 # The variant that differs in nothing but the schedule.
@@ -93,9 +94,7 @@ LONG = {  # variants and seeds of the parts that are trained as long as the cont
         *((name, seed) for seed in SEEDS for name in ("mdlm", NODE, "blocks-4", "mdlm-blocks-4")),
         *((name, SEEDS[0]) for name in ("blocks-8", "blocks-16", "blocks-1", "blocks-4-early", "mdlm-blocks-16")),
     ],
-    "blocks-causes": [
-        (name, SEEDS[0]) for name in (NODE, "blocks-4", "blocks-4-uncounted", "blocks-4-continued", MIXED)
-    ],
+    "blocks-causes": [(name, SEEDS[0]) for name in (NODE, "blocks-4", *CAUSES)],
     "perturbed": [
         *((name, seed) for seed in SEEDS for name in (NODE, "perturbed-0.05")),
         *((name, SEEDS[0]) for name in ("perturbed-0.1", "perturbed-0.2")),
@@ -302,7 +301,7 @@ def collect(path: Path, runs: list[dict[str, Any]], wanted: Sequence[tuple[str, 
         base = VARIANTS[name].base or ("mdlm" if name.startswith("mdlm") else tree_base)
         flat = f"mdlm-shared-{share:g}" if (share := VARIANTS[name].uniform_share) else "mdlm"
         others = {"difference": base, "to_mdlm": flat, "to_sequential": SEQUENTIAL.get(name, "")}
-        others["to_blocks"] = "blocks-4" if name.startswith("blocks-4-") else ""
+        others["to_blocks"] = "blocks-4" if name in CAUSES else ""
         rows.append(summarised(found[name, seed], {key: found.get((other, seed)) for key, other in others.items()}))
         for size, facts in found[name, seed].get("at_sizes", {}).items():
             asked = found[name, seed] | facts | {"title": f"{VARIANTS[name].title}, asked for S = {size}"}

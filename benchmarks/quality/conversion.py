@@ -7,8 +7,10 @@ treediff build-tree --tokenizer SmolLM2-135M-Instruct --embeddings SmolLM2-135M-
 python -m benchmarks.quality.conversion SmolLM2-135M-Instruct --name SmolLM2-135M-Instruct --tree smol_tree --layers 3 \
     --steps 120 --record benchmarks/results/conversion_smollm2.json
 
-With `--block-size 4` in blocks, too, which the weights of a causal model may suit better (`--arms random converted
---record benchmarks/results/conversion_blocks.json`; the whole model without `--layers`).
+With `--block-size 4` in blocks, too, which the weights of a causal model suit better:
+
+python -m benchmarks.quality.conversion SmolLM2-135M-Instruct --name SmolLM2-135M-Instruct --tree smol_tree --layers 3 \
+    --steps 240 --arms random converted --block-size 4 --record benchmarks/results/conversion_blocks.json
 
 Arms: the sizes of the checkpoint with random weights; the same with its embeddings alone; all that `convert` copies.
 They see the same windows of the embedded sample in the same order with the same noise, in the checkpoint's own tokens,

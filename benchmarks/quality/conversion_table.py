@@ -39,5 +39,6 @@ def conversion_table(record: dict[str, Any]) -> str:
     return table(("start", *steps, "at the end, nats/token", "gain over random weights"), rows) + (
         f"\n{record['source']} ({record['layers']} layers of {record['hidden_size']}, V = {record['vocabulary']:,}), "
         f"{record['steps']} steps of {record['batch_size']} x {record['sequence_length']} tokens; unigram entropy "
-        f"{record['unigram_entropy']:.3f}; during the run on fewer windows; one seed; commit {record['commit']}.\n"
+        f"{record['unigram_entropy']:.3f}; ± is one standard error; during the run on fewer windows; one seed; commit "
+        f"{record['commit']}.\n"
     )

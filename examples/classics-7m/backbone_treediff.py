@@ -161,7 +161,7 @@ class TreeDiffBackbone(nn.Module):
         if segment_ids is None and block_numbers is None:
             return create_bidirectional_mask(self.config, embeddings_BTE, attention_mask)
         if "flash" in (kind := self.config._attn_implementation):
-            raise ValueError(f"{kind} cannot keep segments or blocks apart: load with attn_implementation='sdpa'.")
+            raise ValueError(f"{kind} cannot keep segments or blocks apart: use attn_implementation='sdpa'.")
         if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
             segment_ids = torch.zeros_like(attention_mask) if segment_ids is None else segment_ids
             segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
@@ -173,9 +173,10 @@ class TreeDiffBackbone(nn.Module):
             functions.append(_block_mask_function(F.pad(block_numbers, room, value=known), noisy))
         sees = and_masks(*functions)
         if "flex" in kind:
-            # By numbers: the length of a static cache is a tensor, which has moved on when kernels read it.
+            # By numbers: a static cache counts in a tensor, which its update changes before attention reads the mask.
             shape, before = (size, None, length, known + room[1]), known - length
-            return create_block_mask(lambda b, h, q, k: sees(b, h, q + before, k), *shape, device, _compile=True)
+            apart = not torch.compiler.is_compiling()
+            return create_block_mask(lambda b, h, q, k: sees(b, h, q + before, k), *shape, device, _compile=apart)
         # Not transformers' own for the others: it maps the function over numbers, which triples a short pass.
         place_K = torch.arange(known + room[1], device=device)
         query_Q1 = place_K[known - length : known, None]

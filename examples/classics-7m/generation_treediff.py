@@ -191,9 +191,9 @@ class TreeDiffGenerationMixin:
         if new_tokens is None:  # fill what is open; where nothing is, continue the text
             is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)
             room = self.config.max_position_embeddings - int((attention_mask != 0).sum(dim=1).max())
-            if room == 0 and not is_open.any():
+            if room <= 0 and not is_open.any():
                 raise ValueError("The prompt has all positions of the model: shorten it, or give max_new_tokens.")
-            new_tokens = 0 if is_open.any() else max(room, 0)
+            new_tokens = 0 if is_open.any() else room
         given, mask = (
             one.to(self.device).repeat_interleave(settings.num_return_sequences, dim=0)
             for one in (input_ids, attention_mask)

@@ -123,7 +123,7 @@ def test_the_defaults_shown_are_the_defaults_used(tmp_path):
 def test_every_training_setting_is_an_option():
     excluded = {"gradient_accumulation_steps", "warmup_steps", "decay_steps"}  # by others
     words = {"--trackers": "wandb", "--learning-rate-schedule": "wsd", "--mixed-precision": "bf16"}
-    words |= {"--attn-implementation": "eager"}
+    words |= {"--attn-implementation": "sdpa"}
     line = []
     for one in fields(TrainingConfig):
         number = "0.5" if "float" in str(one.type) else "77"

@@ -113,6 +113,7 @@ def train(
     check_windows(model, tokenizer, training.sequence_length)
     check_workers(training, config.workers)
     run: _Run | None = None
+    attention = model.config._attn_implementation
 
     def advice() -> str:
         memory = out_of_memory.device_memory(PartialState().device)
@@ -126,6 +127,8 @@ def train(
                 return run.finish(request)
     finally:
         undo_lean(model)
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
         if run:
             run.log.close()
 

@@ -89,7 +89,8 @@ def check_settings(config: TrainingConfig) -> None:
     """Check the settings against processes, device and packages; nothing is written.
 
     Raises:
-        ValueError: processes that do not know one another; a global batch or a precision that they do not have.
+        ValueError: processes that do not know one another; a global batch, a precision or an attention that they do
+            not have.
         ImportError: the package of a tracker is missing.
 
     """
@@ -100,6 +101,8 @@ def check_settings(config: TrainingConfig) -> None:
         raise ValueError("fp16 needs a GPU: this device would silently train in fp32. Use bf16 or fp32.")
     if precision == "bf16" and not is_bf16_available():
         raise ValueError(f"bf16 is not supported by this device ({state.device}). Use fp16 or fp32.")
+    if config.attn_implementation == "flex_attention" and state.device.type == "cpu":
+        raise ValueError("flex_attention has no backward pass on a CPU: leave out attn_implementation.")
     check_trackers(config.trackers)
 
 

@@ -8,7 +8,7 @@ from modeling_treediff.training.data.options import BLOCK_SAMPLING_EPS, TRAINING
 
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
-ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+ATTENTIONS = ("sdpa", "flex_attention")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LARGEST = 10**12  # steps, of a million windows each, that 64 bits still count
 SEEDS = 2**32  # of numpy's older generator, which `set_seed` seeds as well
@@ -99,8 +99,8 @@ class TrainingConfig:
         default=None,
         metadata={
             "choices": ATTENTIONS,
-            "help": "of transformers (default: the model's, sdpa); with --block-size or --separate-documents on a GPU "
-            "flex_attention, compiled, needs no dense mask, whose size grows with the square of the length",
+            "help": "how attention is computed (default: as in the model, sdpa); on a GPU, with --block-size or "
+            "--separate-documents, flex_attention needs no mask of all pairs of positions",
         },
     )
     gradient_checkpointing: bool = field(

@@ -64,6 +64,14 @@ def test_the_blocks_of_a_text_share_its_passes(run, folders, tokenizer):
     assert found == {"tree": [2, 8, 10], "blocks": [8, 10]}  # two passes at least for each of two blocks
 
 
+def test_gaps_are_not_for_models_with_blocks(run, folders, tokenizer):
+    model = tiny_model(VocabularyTree.from_pretrained(SAMPLE), block_size=4, eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folders / "in_blocks")
+    tokenizer.save_pretrained(folders / "in_blocks")
+    with pytest.raises(ValueError, match="in_blocks has blocks, of which a gap is a part"):
+        run("--samplers", "random", "--infill", models=("in_blocks",))
+
+
 def test_infilling_writes_the_middle_of_real_windows_alone(run, folders, tokenizer, tmp_path, monkeypatch):
     seen, own = [], quality.figures
     monkeypatch.setattr(quality, "figures", lambda texts, *rest: seen.append(texts) or own(texts, *rest))

@@ -145,7 +145,9 @@ def test_a_variant_that_begins_as_another_goes_on_from_its_weights(packed, tmp_p
     assert first[1].seed != second[1].seed
     runs = quality_record.read_runs(tmp_path)
     ablations.collect(tmp_path / "ablations_blocks_causes.json", runs, [(name, 0) for name in names])
-    lines = ablation_table.changed_table(ablation_table.read_part("blocks-causes")).splitlines()[2:-2]
+    lines = ablation_table.changed_table(ablation_table.read_part("blocks-causes")).splitlines()[2:]
+    assert lines[-1].count("of other seeds, of which there is one") == 1  # two sizes of blocks are no two seeds
+    lines = lines[:-2]
     texts = {run["variant"]: run["further"]["validation"]["windows"] for run in runs}
     mixed = next(run for run in runs if run["variant"] == ablations.MIXED)
     whole = mixed["at_sizes"]["64"]["further"]["validation"]["windows"]

@@ -86,14 +86,20 @@ def test_workers_change_nothing(tmp_path):
 
 
 def test_attention_is_the_implementation_that_is_asked_for_and_changes_nothing(tmp_path, monkeypatch):
-    _, expected, _ = tiny_run(tmp_path / "a")
+    """Seen from a model with another one, which it has again afterwards."""
     seen, own = [], backbone_treediff.eager_attention_forward
     monkeypatch.setattr(
         backbone_treediff, "eager_attention_forward", lambda *given, **how: seen.append(1) or own(*given, **how)
     )
-    _, found, _ = tiny_run(tmp_path / "b", attn_implementation="eager")
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert seen
+    losses = []
+    for name in (None, "sdpa"):
+        model = tiny_network(tiny_tree())
+        model.set_attn_implementation("eager")
+        _, found, _ = tiny_run(tmp_path / str(name), model=model, attn_implementation=name)
+        losses.append(found)
+        assert bool(seen) == (name is None) and model.config._attn_implementation == "eager"
+        seen.clear()
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_validation_and_samples_are_logged(tmp_path):

@@ -22,10 +22,12 @@ from modeling_treediff.training.run.preflight import LOCK_NAME, check_workers, h
 from modeling_treediff.training.run.run_log import METRICS_NAME
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device has fp16")
-def test_fp16_without_a_gpu_is_refused(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device has it")
+def test_what_needs_a_gpu_is_refused_without_one(tmp_path):
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         tiny_run(tmp_path / "new", mixed_precision="fp16")
+    with pytest.raises(ValueError, match="flex_attention has no backward pass on a CPU"):
+        tiny_run(tmp_path / "new", attn_implementation="flex_attention")
     assert not (tmp_path / "new").exists()
 
 
