@@ -32,6 +32,7 @@ SHOWN_SAMPLERS = (
     "entropy",
 )
 REAL = "real text"
+BESIDE = 0.05  # nats of entropy
 
 MEASURED: dict[str, Schema] = {
     "judge": {name: float for name in ("nats_per_token", "standard_error", "nats_per_byte", "perplexity")},
@@ -151,7 +152,7 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
     """Return the judge's nats at the entropy of real text, by model and kind of sampler, at one number of steps.
 
     Temperatures and truncations of a kind are points of a line, nats over entropy; between two of them it is straight.
-    Where none is as varied as real text, or all are more varied, there is no figure: dull texts please a judge.
+    Where none is nearly as varied as real text, or all are much more so, there is no figure: dull texts please a judge.
     """
     check_record(record)
     real = next(one for one in record["references"] if one["name"] == REAL)["statistics"]["entropy"]
@@ -175,19 +176,24 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
     gaps = " The middle half of each is written; the judge reads all." if protocol.get("infill") else ""
     return table(("model", *kinds), rows) + (
         f"\nNats per token of the judge ({protocol['judge']}) at {steps} steps, for texts of the entropy of real text, "
-        f"{real:.2f} nats: between the nearest temperatures or truncations on either side, – if there is none on one "
-        f"side. {protocol['texts']} texts of {protocol['length']} tokens for each temperature; standard errors of the "
-        f"judge's nats up to {error:.2f}.{gaps} Commit {record['commit']}.\n"
+        f"{real:.2f} nats: on the line between the nearest temperatures or truncations, – if all are further than "
+        f"{BESIDE} nats on one side. {protocol['texts']} texts of {protocol['length']} tokens for each temperature; "
+        f"standard errors of the judge's nats up to {error:.2f}.{gaps} Commit {record['commit']}.\n"
     )
 
 
 def at(place: float, points: Sequence[tuple[float, float]]) -> float | None:
-    """Return the height at a place of the line through points (place, height), in order; None beside all of them."""
+    """Return the height at a place of the line through points (place, height), in order; None well beside all of them.
+
+    Up to BESIDE of the first or last point, the line goes on.
+    """
     ordered = sorted(points)
-    for (left, low), (right, high) in pairwise(ordered):
-        if left <= place <= right:
-            return low if left == right else low + (high - low) * (place - left) / (right - left)
-    return None
+    if len(ordered) < 2 or not ordered[0][0] - BESIDE <= place <= ordered[-1][0] + BESIDE:
+        return None
+    (left, low), (right, high) = next(
+        (pair for pair in pairwise(ordered) if place <= pair[1][0]), (ordered[-2], ordered[-1])
+    )
+    return low if left == right else low + (high - low) * (place - left) / (right - left)
 
 
 def _row(model: str, sampler: str, points: list[Point], steps: Sequence[int]) -> list[str]:

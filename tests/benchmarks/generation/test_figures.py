@@ -34,10 +34,12 @@ def test_a_damaged_record_is_not_shown(run):
             check(damaged(change))
 
 
-def test_at_equal_entropy_nats_lie_between_those_of_the_temperatures_on_either_side():
+def test_at_equal_entropy_nats_lie_on_the_line_through_the_temperatures():
     assert figures.at(2.0, [(3.0, 8.0), (1.0, 4.0), (0.0, 1.0)]) == 6.0
     assert figures.at(1.0, [(1.0, 4.0), (3.0, 8.0)]) == 4.0
-    assert figures.at(0.5, [(1.0, 4.0), (3.0, 8.0)]) is None and figures.at(1.0, [(1.0, 4.0)]) is None
+    assert figures.at(0.9, [(1.0, 4.0), (3.0, 8.0)]) is None and figures.at(1.0, [(1.0, 4.0)]) is None
+    ends = figures.at(0.96, [(1.0, 4.0), (3.0, 8.0)]), figures.at(3.04, [(1.0, 4.0), (3.0, 8.0), (0.0, 0.0)])
+    assert ends == pytest.approx((3.92, 8.08)) and figures.at(3.1, [(1.0, 4.0), (3.0, 8.0)]) is None
 
 
 def test_the_table_at_equal_entropy_has_a_cell_for_each_model_and_kind_of_sampler(run):
