@@ -281,7 +281,7 @@ def test_a_prompt_without_room_behind_it_is_refused():
     tokens = torch.zeros(2, model.config.max_position_embeddings, dtype=torch.long)
     longer = torch.cat([tokens, tokens], dim=1)
     for prompt, how in ((tokens, {}), (longer, {}), (longer, {"block_length": 4})):
-        with pytest.raises(ValueError, match="The prompt has all positions of the model"):
+        with pytest.raises(ValueError, match="given positions leave no room in the model's"):
             model.generate(prompt, **how)
     tokens[0, 3] = model.tree.root_id
     assert bool((model.generate(tokens) < 20).all())

@@ -190,10 +190,10 @@ class TreeDiffGenerationMixin:
         new_tokens = settings.max_new_tokens
         if new_tokens is None:  # fill what is open; where nothing is, continue the text
             is_open = (input_ids >= self.config.vocab_size) & (attention_mask != 0)
-            room = self.config.max_position_embeddings - int((attention_mask != 0).sum(dim=1).max())
-            if room <= 0 and not is_open.any():
-                raise ValueError("The prompt has all positions of the model: shorten it, or give max_new_tokens.")
-            new_tokens = 0 if is_open.any() else room
+            known, limit = int((attention_mask != 0).sum(dim=1).max()), self.config.max_position_embeddings
+            if known >= limit and not is_open.any():
+                raise ValueError(f"{known} given positions leave no room in the model's {limit}: shorten the text.")
+            new_tokens = 0 if is_open.any() else limit - known
         given, mask = (
             one.to(self.device).repeat_interleave(settings.num_return_sequences, dim=0)
             for one in (input_ids, attention_mask)

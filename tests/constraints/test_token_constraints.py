@@ -97,7 +97,7 @@ def test_coarse_constraints_hold_under_everything(model):
         ({"generation_config": GenerationConfig()}, "must be a TreeDiffGenerationConfig, got GenerationConfig"),
         ({"temperature": [1.0, -1.0, 1.0]}, "temperature must be positive"),
         ({"temperature": float("nan")}, "temperature must be float"),
-        ({"input_ids": torch.zeros(1, 20, dtype=torch.long)}, "20 positions are more than the model's 16"),
+        ({"input_ids": torch.zeros(1, 20, dtype=torch.long)}, "20 given positions leave no room in the model's 16"),
         (
             {"input_ids": torch.full((1, 30), 100), "block_length": 4, "max_new_tokens": 4},
             "An open position lies over",

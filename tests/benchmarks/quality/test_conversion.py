@@ -11,6 +11,7 @@ from helpers.processes import SAMPLE
 
 from benchmarks.places import RESULTS
 from benchmarks.quality import conversion
+from benchmarks.quality.conversion_table import RECORDS
 from modeling_treediff.conversion import load_source
 from modeling_treediff.text import read_documents
 
@@ -53,9 +54,9 @@ def test_the_benchmark_records_what_its_table_shows(checkpoints, tmp_path, monke
         conversion.conversion_table(facts)
 
 
-@pytest.mark.parametrize("name", ["conversion", "conversion_smollm2", "conversion_blocks"])
-def test_the_recorded_runs_are_of_one_clean_commit_each(name):
-    record = json.loads((RESULTS / f"{name}.json").read_text())
+@pytest.mark.parametrize("file", [*RECORDS, RESULTS / "conversion_smollm2.json"], ids=lambda file: file.stem)
+def test_the_recorded_runs_are_of_one_clean_commit_each(file):
+    record = json.loads(file.read_text())
     table = conversion.conversion_table(record)
     gain = record["arms"]["random"]["nelbo"] - record["arms"]["converted"]["nelbo"]
     assert f"| {gain:+.3f} |" in table and not record["commit"].endswith("dirty")
