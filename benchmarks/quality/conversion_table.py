@@ -6,7 +6,8 @@ from benchmarks.markdown import table
 from benchmarks.places import RESULTS
 from benchmarks.record_schema import Schema, check_schema
 
-RECORD, BLOCKS_RECORD = RESULTS / "conversion.json", RESULTS / "conversion_blocks.json"
+RECORD = RESULTS / "conversion.json"
+RECORDS = (RECORD, RESULTS / "conversion_blocks.json")  # of the guide
 ARMS = {"random": "random weights", "embeddings": "its embeddings", "converted": "all that is copied"}
 BLOCKS = " in blocks"  # what the name of an arm ends with that writes in blocks
 SCHEMA: Schema = {

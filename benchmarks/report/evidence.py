@@ -23,7 +23,8 @@ from modeling_treediff.hub.records import TRAINING_RECORD
 ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
-BLOCKS_JUDGED = RESULTS / "generation_blocks.json"
+BLOCKS_JUDGED, PERTURBED_JUDGED = RESULTS / "generation_blocks.json", RESULTS / "generation_perturbed.json"
+PERTURBED_INFILLING = RESULTS / "generation_perturbed_infilling.json"
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
 FIRST = {  # of README.md
     REFERENCE: "MDLM",
@@ -73,6 +74,14 @@ def sections() -> dict[tuple[str, str], str]:
         "blocks table": ablation_table.changed_table(ablation_table.read_part("blocks")),
         "blocks judged table": generation_figures.equal_entropy_table(
             read_record(BLOCKS_JUDGED, generation_figures.SCHEMA)
+        ),
+        "blocks causes table": ablation_table.changed_table(ablation_table.read_part("blocks-causes")),
+        "perturbed table": ablation_table.changed_table(ablation_table.read_part("perturbed")),
+        "perturbed judged table": generation_figures.equal_entropy_table(
+            read_record(PERTURBED_JUDGED, generation_figures.SCHEMA)
+        ),
+        "perturbed infilling table": generation_figures.equal_entropy_table(
+            read_record(PERTURBED_INFILLING, generation_figures.SCHEMA)
         ),
         "unseen table": ablation_table.shares_table(ablation_table.read_part("unseen")),
         "shares table": ablation_table.shares_table(ablation_table.read_part("shares")),

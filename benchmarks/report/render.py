@@ -31,8 +31,7 @@ from benchmarks.markdown import table as markdown_table
 from benchmarks.memory.peaks import PRECISION
 from benchmarks.memory.tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
 from benchmarks.places import ARTIFACTS, RESULTS, ROOT
-from benchmarks.quality.conversion_table import BLOCKS_RECORD as CONVERSION_BLOCKS_RECORD
-from benchmarks.quality.conversion_table import RECORD as CONVERSION_RECORD
+from benchmarks.quality.conversion_table import RECORDS as CONVERSION_RECORDS
 from benchmarks.quality.conversion_table import conversion_table
 from benchmarks.record_schema import Schema, check_schema, read_record
 from benchmarks.report.evidence import check_reference, draw_figures, first_table, headline, sections
@@ -209,9 +208,9 @@ def speed_table() -> str:
 
 def contents() -> dict[Path, dict[tuple[str, str], str]]:
     """Return what goes between which marks, for each page."""
-    quality, conversion, in_blocks = (
-        json.loads(record.read_text(encoding="utf-8"))
-        for record in (QUALITY_RECORD, CONVERSION_RECORD, CONVERSION_BLOCKS_RECORD)
+    quality = json.loads(QUALITY_RECORD.read_text(encoding="utf-8"))
+    conversion, *in_blocks = (
+        conversion_table(json.loads(record.read_text(encoding="utf-8"))) for record in CONVERSION_RECORDS
     )
     cache = read_record(CACHE_RECORD, CACHE_SCHEMA)
     check_reference(cache["weights_sha256"], CACHE_RECORD.name)
@@ -229,8 +228,8 @@ def contents() -> dict[Path, dict[tuple[str, str], str]]:
         },
         HOW_TO / "training.md": {marks("robustness"): robustness()},
         HOW_TO / "convert.md": {
-            marks("conversion table"): conversion_table(conversion),
-            marks("conversion in blocks table"): conversion_table(in_blocks),
+            marks("conversion table"): conversion,
+            marks("conversion in blocks table"): "\n".join(in_blocks),
         },
         HOW_TO / "evaluation.md": {marks("variance table"): variance_table()},
         HOW_TO / "generation.md": {
