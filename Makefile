@@ -1,7 +1,7 @@
 # make quickstart   set up, write with the model of examples/, then build a tree, train, measure and write with a small one
 # make test         set up, then run all tests, in a process per core
 # make check        lint and types
-# make gpu-evidence   on a machine with a GPU: measure all that needs one, ten minutes a call
+# make gpu-evidence   on a machine with a GPU: measure all that needs one; the next call goes on
 # make docs         build the documentation into site/
 # make sample       rebuild the embedded sample's tokenizer and tree, byte for byte
 
@@ -34,7 +34,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 quickstart: setup
 	rm -rf $(RUN)
-	@printf "\n== A model of 7 million parameters writes. _ is an open place; <word> is a cluster, named by its most frequent word.\n"
+	@printf "\n== A model of 7 million parameters writes. _ is an open position; <word> is a cluster, named by its most frequent word.\n"
 	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 40 --unmasking confidence
 	@printf "\n== It fills gaps, with both sides given.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence --seed 13

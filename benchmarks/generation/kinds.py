@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, required=True, help="folder of a tree model")
     parser.add_argument("--flat", type=Path, required=True, help="folder of a flat model with its tokenizer")
     parser.add_argument("--windows", type=int, default=256, help="texts (default %(default)s)")
-    parser.add_argument("--gaps", type=int, default=4, help="open places of each (default %(default)s)")
+    parser.add_argument("--gaps", type=int, default=4, help="open positions of each (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--output", type=Path, default=RECORD, help="(default %(default)s)")
     options = parser.parse_args()

@@ -190,9 +190,10 @@ def first_table() -> str:
         f"perplexity of held-out text ({small_size}, after {tokens / 1e6:.1f}M tokens; lower is better)",
     )
     return table(header, rows) + (
-        "\nAll models have equally many parameters; ≤ marks an upper bound. These are small trials on a CPU, far from "
-        "convergence: [Evidence](benchmarks/README.md) has what stands behind each figure, more models, intervals, and "
-        "texts on which older trees were worse.\n"
+        "\nAll models have equally many parameters; ≤ marks an upper bound. The perplexity in the last line is of the "
+        "same network with the `sequential` schedule, trained beside the others. These are small trials on a CPU, far "
+        "from convergence: [Evidence](benchmarks/README.md) has what stands behind each figure, more models, intervals, "
+        "and texts on which older trees were worse.\n"
     )
 
 
@@ -225,8 +226,8 @@ def _memory(record: Record) -> str:
         if (row["precision"], row["batch_size"]) == (PRECISION, batch)
     }
     return (
-        f"**Memory**: a training step takes {found[DEFAULT]}. MDLM's takes {found[REFERENCE]}, with its loss in chunks "
-        f"{found[CHUNKED]}, HDLM's {found['hdlm']}, GPT-2's {found[AUTOREGRESSIVE]}. "
+        f"**Memory**: a training step of the default takes {found[DEFAULT]}. MDLM's takes {found[REFERENCE]}, with its "
+        f"loss in chunks {found[CHUNKED]}, HDLM's {found['hdlm']}, GPT-2's {found[AUTOREGRESSIVE]}. "
         f"({rows[0]['parameters'] / 1e6:.0f}M parameters each, {batch} x {record['sequence_length']} tokens, "
         f"{PRECISION}, measured on a CPU.)"
     )
@@ -243,9 +244,9 @@ def _speed(record: Record) -> str:
         return f"{min(found):.2f} to {max(found):.2f}"
 
     return (
-        f"**Time**: it trains on {ratios(NODE)} times the tokens per second of MDLM; MDLM with its loss in chunks on "
-        f"{ratios(CHUNKED)}, HDLM on {ratios('hdlm')}, GPT-2 on {ratios(AUTOREGRESSIVE)} times. (As many parameters, "
-        f"{len(record['sizes'])} sizes, {record['device']}.)"
+        f"**Time**: the tree with the node head trains on {ratios(NODE)} times the tokens per second of MDLM; MDLM "
+        f"with its loss in chunks on {ratios(CHUNKED)}, HDLM on {ratios('hdlm')}, GPT-2 on {ratios(AUTOREGRESSIVE)} "
+        f"times. (As many parameters, {len(record['sizes'])} sizes, {record['device']}.)"
     )
 
 

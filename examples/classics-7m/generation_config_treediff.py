@@ -75,8 +75,8 @@ class TreeDiffGenerationConfig(GenerationConfig):
         eos_early_stop: replace what follows the first end of text among the new tokens by padding.
         num_return_sequences: texts per prompt.
         use_cache: keep keys and values of finished blocks, in a model that has blocks: the same text, sooner.
-        approximate_cache: in a model without blocks, keep those of what stands before the first open position as the
-            block's first pass has them, though they would change with it: sooner, not the same (arXiv 2505.22618).
+        approximate_cache: in a model without blocks, keep keys and values of what stands before the first open position
+            as the block's first pass has them: sooner, but not the same text (arXiv 2505.22618).
         output_history: also return the node ids after each step.
         return_dict_in_generate: return a TreeDiffGenerationOutput instead of the ids.
         bos_token_id, eos_token_id, pad_token_id: special tokens; where None, those of the model's own settings.

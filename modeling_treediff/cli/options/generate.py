@@ -37,7 +37,8 @@ class Text:
     infill: str | None = option(None, "text with gaps: every _ is one token to fill", is_text=True)
     like: list[str] | None = option(
         None,
-        "the first gap of --infill becomes a token of the first word's cluster in the tree, the next of the next's",
+        "the first gap of --infill becomes a token of the first word's cluster in the tree, the second one "
+        "of the second word's",
         metavar="WORD",
         is_text=True,
     )

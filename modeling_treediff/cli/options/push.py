@@ -2,7 +2,7 @@
 
 The folder must load first. Model, tree, tokenizer, code, card and the records of training and evaluation go, by a
 closed list of names; all else stays. A README.md on the Hub that somebody wrote is not replaced by a rendered card. A
-push that broke off is repeated by the same command. Who you are, `hf auth login` or the variable HF_TOKEN says.
+push that broke off is repeated by the same command. Log in with `hf auth login`, or set HF_TOKEN.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Share of a level's duration that a training time has crossed at least: of a window, and of a block.
+# Smallest training time, as a fraction of a level's interval: without blocks, and with them.
 TRAINING_SAMPLING_EPS, BLOCK_SAMPLING_EPS = 0.1, 0.25
 
 

@@ -65,8 +65,8 @@ class TrainingConfig:
     sampling_eps: float | None = field(
         default=None,
         metadata={
-            "help": "share of a level's duration that a training time has crossed at least: keeps rare huge weights "
-            "out of the gradient; the smaller, the closer the training loss to the bound (default: "
+            "help": "smallest training time, as a fraction of a level's interval: keeps rare huge weights out of the "
+            "gradient; the smaller, the closer the training loss to the bound (default: "
             f"{TRAINING_SAMPLING_EPS:g}, with --block-size {BLOCK_SAMPLING_EPS:g})"
         },
     )
