@@ -192,8 +192,8 @@ def first_table() -> str:
     return table(header, rows) + (
         "\nAll models have equally many parameters; ≤ marks an upper bound. The perplexity in the last line is of the "
         "same network with the `sequential` schedule, trained beside the others. These are small trials on a CPU, far "
-        "from convergence: [Evidence](benchmarks/README.md) has what stands behind each figure, more models, intervals, "
-        "and texts on which older trees were worse.\n"
+        "from convergence: [Evidence](benchmarks/README.md) has what stands behind each figure, more models, "
+        "intervals, and texts on which older trees were worse.\n"
     )
 
 
