@@ -23,7 +23,8 @@ BLOCKS = 20  # of neighbouring windows
 TOLERANCE = 0.01  # of the budget
 OF_TRAINING = ("commit", "versions", "training_sha256", "trees")
 SHARED = ("protocol", "commit", "versions")
-SHORTER = {"steps", "warmup_steps", "rate_steps"}  # of a protocol, in the runs that choose its learning rates
+# Of a protocol, what is less in the runs that choose its learning rates.
+SHORTER = {"steps", "warmup_steps", "rate_steps", "curve_points", "measured_texts"}
 Record = dict[str, Any]
 
 

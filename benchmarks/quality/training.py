@@ -30,7 +30,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.quality.autoregressive import token_nats, window_nats
 from benchmarks.quality.gidd import HybridNoise, training_loss, window_bounds
-from benchmarks.quality.packed_data import TRAINING, VALIDATION, PackedData, spread
+from benchmarks.quality.packed_data import SELECTION, TRAINING, VALIDATION, PackedData, spread
 from benchmarks.quality.plain_training import WEIGHTS_NAME, Loss, Measure, train_plainly
 from benchmarks.quality.run_queue import DONE_NAME, locked
 from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, VocabularyTree
@@ -69,6 +69,7 @@ class Protocol:
             default all runs have all steps.
         repeated: contenders with all seeds; by default the leading ones and MDLM.
         save_every: steps between checkpoints; by default there are none but where a run is asked to stop.
+        measured_texts: what the finished model is measured on; by default all.
 
     """
 
@@ -89,6 +90,7 @@ class Protocol:
     rate_steps: int | None = None
     repeated: tuple[str, ...] = ()
     save_every: int = 0
+    measured_texts: tuple[str, ...] = ()
 
     @property
     def choosing(self) -> "Protocol":
@@ -96,7 +98,8 @@ class Protocol:
         if self.rate_steps is None:
             return self
         warmup_steps = max(1, self.warmup_steps * self.rate_steps // self.steps)
-        return replace(self, steps=self.rate_steps, warmup_steps=warmup_steps, rate_steps=None)
+        shorter = replace(self, steps=self.rate_steps, warmup_steps=warmup_steps, rate_steps=None)
+        return replace(shorter, curve_points=1, measured_texts=(SELECTION,))
 
     @property
     def identity(self) -> Facts:
@@ -218,7 +221,8 @@ def measure(name: str, folder: Path, data: PackedData, protocol: Protocol) -> tu
     """Return the sizes of a saved model, and nats per token of every window of each text by the text's name."""
     device = PartialState().device
     windows = {
-        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows) for text in data.measured
+        text: data.measured_windows(text, protocol.sequence_length, protocol.measured_windows)
+        for text in protocol.measured_texts or data.measured
     }
     with protocol.autocast():
         if name == AUTOREGRESSIVE:

@@ -62,10 +62,11 @@ def test_each_contender_goes_on_with_the_rate_that_was_best_for_it(records, pack
         quality_record.check_comparable([one for one in runs if one["contender"] != "ar"], names, lost)
 
 
-def test_the_runs_that_choose_a_rate_differ_in_their_steps_alone():
-    """And in a warm-up as much shorter; what else is taken of a form does not tell its runs apart."""
+def test_the_runs_that_choose_a_rate_are_shorter_and_measured_on_the_windows_for_it_alone():
+    """With a warm-up as much shorter; what else is taken of a form does not tell its runs apart."""
     protocol = replace(TINY, steps=80, warmup_steps=20, rate_steps=4)
-    assert protocol.choosing == replace(TINY, steps=4, warmup_steps=1) and TINY.choosing is TINY
+    shorter = replace(TINY, steps=4, warmup_steps=1, curve_points=1, measured_texts=("selection",))
+    assert protocol.choosing == shorter and TINY.choosing is TINY
     assert replace(TINY, contenders=("mdlm",), save_every=1, repeated=("ar",)).identity == TINY.identity
     assert replace(TINY, steps=9).identity != TINY.identity
     assert perplexity.PROTOCOLS["long"].tokens_seen >= 32e6

@@ -40,6 +40,9 @@ def test_a_measurement_is_repeated_without_another_training(packed, runs, tmp_pa
     after = json.loads((folder / "run.json").read_text())
     assert after["texts"] == before["texts"] and after["trained"] == before["trained"]
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
+    alone = replace(TINY, measured_texts=("selection",))
+    _, texts = training.measure("tdlm-child", folder / "model", packed, alone)
+    assert texts == {"selection": before["texts"]["selection"]}
 
 
 @pytest.mark.parametrize("name", [*COMPARED, GIDD])
