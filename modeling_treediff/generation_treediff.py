@@ -294,7 +294,8 @@ def plan_blocks(draft: Draft, settings: TreeDiffGenerationConfig, config: TreeDi
         if own is not None and start:  # a block that begins before the window is not seen in part
             visible_BT &= number_BT > torch.where(draft.real, number_BT, -1)[:, start - 1 : start]
         if (here_BT & is_open_BT & ~visible_BT).any():
-            raise ValueError(f"An open position lies over {limit} positions before its block's end: fill it first.")
+            said = f"An open position lies over {window or limit} positions before its block's end, out of sight"
+            raise ValueError(f"{said}: fill it first, widen sliding_window, or write prompts of one length together.")
         changing_BT = here_BT if own is not None else here_BT & is_open_BT
         num_final = int(changing_BT.any(dim=0).nonzero()[0]) - start
         blocks.append(Block(slice(start, end), here_BT & visible_BT, visible_BT, num_final))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, StaticLayer
+from transformers.cache_utils import Cache
 from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from .backbone_treediff import crop
 from .diffusion_process import number_blocks, perturb, sibling_log_likelihood, uniform
 from .drafts_treediff import Block, ChildModel, Constraints, Draft
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
@@ -69,11 +69,17 @@ class ChildSampler:
             self.warpers.append(TopPLogitsWarper(float(settings.top_p)))
 
     def __call__(
-        self, node_n: torch.Tensor, logits_nK: torch.Tensor, uniform_n: torch.Tensor, log_weight_nK: torch.Tensor | None
+        self,
+        node_n: torch.Tensor,
+        logits_nK: torch.Tensor,
+        uniform_n: torch.Tensor,
+        log_weight_nK: torch.Tensor | None,
+        log_likelihood_nK: torch.Tensor | None = None,
     ) -> Choice:
         """Choose for internal nodes (n,) by numbers from U[0, 1): p(child) is proportional to exp(logit + log_weight).
 
-        Raises ValueError where a position has no child to draw, by the weights or because logits are not numbers.
+        Times the likelihood of what is shown, which temperature and truncation do not touch. Raises ValueError where a
+        position has no child to draw, by the weights or because logits are not numbers.
         """
         # Low-precision sampling silently lowers the entropy of the text: never in half precision.
         scores_nK = logits_nK.to(self.dtype)
@@ -85,10 +91,15 @@ class ChildSampler:
             raise ValueError(f"The model gives scores that are not numbers {where}.")
         if impossible:
             raise ValueError(f"The constraints together leave {impossible} positions no token: allow more.")
+        below_best_nK = log_prob_nK - log_prob_nK.amax(dim=-1, keepdim=True)  # however small the temperature
+        if log_likelihood_nK is not None:
+            log_prob_nK = (log_prob_nK + log_likelihood_nK).log_softmax(dim=-1)
         if self.settings.do_sample:
-            below_best_nK = log_prob_nK - log_prob_nK.amax(dim=-1, keepdim=True)  # however small the temperature
             warped_nK = below_best_nK / self.temperature_D[self.tree.depth[node_n]][:, None]
-            slot_n = draw_slots(self.warpers(None, warped_nK).softmax(dim=-1), uniform_n)  # type: ignore[arg-type]
+            probability_nK = self.warpers(None, warped_nK).softmax(dim=-1)  # type: ignore[arg-type]
+            if log_likelihood_nK is not None:
+                probability_nK = probability_nK * log_likelihood_nK.exp()
+            slot_n = draw_slots(probability_nK, uniform_n)
         else:
             slot_n = log_prob_nK.argmax(dim=-1)
         log_prob_n = log_prob_nK.gather(1, slot_n[:, None])[:, 0]
@@ -157,16 +168,6 @@ def highest(score_BT: torch.Tensor, among_BT: torch.Tensor, count_B: torch.Tenso
     ranked_BT = score_BT.round(decimals=4).masked_fill(~among_BT, -torch.inf)
     rank_BT = ranked_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return among_BT & (rank_BT < count_B[:, None])
-
-
-def crop(cache: Cache, length: int) -> None:
-    """Let a cache forget all behind its first positions."""
-    layers: Any = cache.layers
-    for layer in layers:
-        if isinstance(layer, StaticLayer):  # whose tensors stay
-            layer.cumulative_length.fill_(length)
-        else:
-            layer.crop(length - int(layer.get_seq_length()))
 
 
 class Denoiser:
@@ -330,52 +331,51 @@ class Denoiser:
         self.num_passes += 1
         level_n = self._depth()[waiting_BT]
         uniform_n1 = self.uniform[waiting_BT, level_n]
-        draft, revised_n = self._revised(waiting_BT, scores, uniform_n1)
-        node_n = draft.node_ids[waiting_BT]
-        weights_nK = self.constraints.log_weights(draft, waiting_BT)
+        revised = self._revised(certain := self._certain(), waiting_BT, scores, uniform_n1)
+        weights_nK = self.constraints.log_weights(certain, waiting_BT, node_n := revised.child)
         choice = self.sampler(node_n, scores(node_n), uniform_n1[:, 0], weights_nK)
-        score_BT = choice.score.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, choice.score)
+        score_n = torch.minimum(choice.score, revised.score)  # as sure as the less sure of both
+        score_BT = score_n.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, score_n)
         moving_BT = waiting_BT if select is None else select(score_BT)
-        child_n = choice.child
-        if self.wrong_rate:  # as the process shows it, but none that constraints exclude
-            child_n = perturb(child_n, self.tree, self.wrong_rate, uniform_n1[:, 2])
-            if weights_nK is not None:
-                excluded_n = weights_nK.gather(1, self.tree.child_slot[child_n][:, None])[:, 0].isneginf()
-                child_n = choice.child.where(excluded_n, child_n)
-        after_BT = self.draft.node_ids.masked_scatter(waiting_BT, child_n)
-        moving_BT = self.constraints.may_move(self.draft, after_BT, moving_BT)
-        moved_n = moving_BT[waiting_BT]
+        noise = self.wrong_rate, uniform_n1[:, -1]
+        shown_n = perturb(choice.child, self.tree, *noise) if self.wrong_rate else choice.child
+        certain_n = node_n.where((choice.child >= self.tree.root_id) & (self.rate > 0), choice.child)
+        after_BT = certain.node_ids.masked_scatter(waiting_BT, certain_n)
+        if not (moving_BT := self.constraints.may_move(certain, after_BT, moving_BT)).any():
+            raise ValueError("The constraints hold all positions back, without end: their may_move must let one go.")
+        after_BT, moved_n = self.draft.node_ids.masked_scatter(waiting_BT, shown_n), moving_BT[waiting_BT]
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
-        changed_n = moved_n & (level_n > 0) & ~revised_n.isnan()
-        self.draft.log_probs[text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1] = revised_n[changed_n]
+        changed_n = moved_n & revised.score.isfinite()
+        of_changed = revised.log_prob[changed_n]
+        self.draft.log_probs[text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1] = of_changed
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
         self.draft.num_forward_passes = self.num_passes + self.constraints.num_forward_passes
         return self.draft
 
-    def _revised(
-        self, waiting_BT: torch.Tensor, scores: Scores, uniform_n1: torch.Tensor
-    ) -> tuple[Draft, torch.Tensor]:
-        """Draw which nodes the waiting ones, perhaps perturbed, stand for; return the draft with these.
+    def _certain(self) -> Draft:
+        """Return the draft as constraints judge it: nodes that may turn out to be siblings are put at their parents."""
+        if not self.rate:
+            return self.draft
+        depth_BT = self._depth()
+        unsure_BT = self.open & (depth_BT > self.given_depth) & (depth_BT < self.tree.tree_depth)
+        above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], depth_BT - unsure_BT.long()]
+        return replace(self.draft, node_ids=above_BT)
 
-        And (n,) their log-probabilities, NaN where nothing was in question: at the root, and at nodes that are given.
-        """
-        draft, node_n = self.draft, self.draft.node_ids[waiting_BT]
-        level_n = self.tree.depth[node_n]
-        log_prob_n = self.sampler.temperature_D.new_full(level_n.shape, torch.nan)
-        open_n = level_n > self.given_depth[waiting_BT]
-        if not self.rate or not open_n.any():
-            return draft, log_prob_n
-        above_n = self.tree.ancestors[self.tree.representative[node_n], (level_n - open_n.long()).clamp(min=0)]
-        above = replace(draft, node_ids=draft.node_ids.masked_scatter(waiting_BT, above_n))
-        log_weight_nK = sibling_log_likelihood(node_n, self.tree, self.rate).to(self.sampler.dtype)
-        if (weights_nK := self.constraints.log_weights(above, waiting_BT)) is not None:
-            log_weight_nK = log_weight_nK + weights_nK
-        odds_nK, log_weight_nK = scores(above_n)[open_n], log_weight_nK[open_n]
-        choice = self.sampler(above_n[open_n], odds_nK, uniform_n1[open_n, 1], log_weight_nK)
-        node_n = node_n.masked_scatter(open_n, choice.child)
-        log_prob_n[open_n] = choice.log_prob
-        return replace(draft, node_ids=draft.node_ids.masked_scatter(waiting_BT, node_n)), log_prob_n
+    def _revised(self, certain: Draft, waiting_BT: torch.Tensor, scores: Scores, uniform_n1: torch.Tensor) -> Choice:
+        """Draw which nodes the waiting ones, perhaps perturbed, stand for; the score is inf where that is certain."""
+        node_n, above_n = self.draft.node_ids[waiting_BT], certain.node_ids[waiting_BT]
+        zero_n = self.sampler.temperature_D.new_zeros(node_n.shape)
+        known, unsure_n = Choice(node_n, zero_n, zero_n + torch.inf), node_n != above_n
+        if not unsure_n.any():
+            return known
+        weights_nK = self.constraints.log_weights(certain, waiting_BT, above_n)
+        weights_nK = None if weights_nK is None else weights_nK[unsure_n]
+        like_nK = sibling_log_likelihood(node_n[unsure_n], self.tree, self.rate).to(self.sampler.dtype)
+        uniform_n, odds_nK = uniform_n1[unsure_n, 1], scores(above_n)[unsure_n]
+        drawn = self.sampler(above_n[unsure_n], odds_nK, uniform_n, weights_nK, like_nK)
+        parts = ((known.child, drawn.child), (known.log_prob, drawn.log_prob), (known.score, drawn.score))
+        return Choice(*(all_n.masked_scatter(unsure_n, some) for all_n, some in parts))
 
     def _child_scores(self, waiting_BT: torch.Tensor) -> Scores:
         """Look at the draft; return what gives (n,) nodes at the waiting positions, of what is seen, (n, K) scores."""

@@ -9,6 +9,7 @@ from helpers.bayes_optimal import chi_square
 from helpers.models import tiny_model
 from scipy.stats import chi2
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -176,6 +177,22 @@ def test_a_sliding_window_with_a_cache_and_prompts_of_several_lengths():
         assert torch.equal(cached[row, :padding], prompts[row, :padding])
 
 
+def test_open_positions_out_of_a_windows_sight_are_refused():
+    """Prompts of unequal lengths end their blocks at different places."""
+    mask = torch.ones(2, 14, dtype=torch.long)
+    mask[1, :2] = 0
+    with pytest.raises(ValueError, match="over 6 positions before .*out of sight: .*widen sliding_window"):
+        model_with(SIZE).generate(TOKENS[:2, :14], mask, max_new_tokens=10, num_steps=6, sliding_window=6)
+
+
+def test_a_mask_of_truth_values_serves_behind_a_cache():
+    model, cache, mask = model_with(SIZE), DynamicCache(), torch.ones(3, 10, dtype=torch.bool)
+    with torch.no_grad():
+        model(TOKENS[:, :5], mask[:, :5], past_key_values=cache)
+        behind = model(TOKENS[:, 5:10], mask, past_key_values=cache).logits
+        torch.testing.assert_close(behind, model(TOKENS[:, :10]).logits[:, 5:])
+
+
 def test_a_text_beyond_the_model_is_refused_without_a_window_or_with_one_that_cannot_be():
     model, more = model_with(SIZE), {"max_new_tokens": 20}
     with pytest.raises(ValueError, match=r"20 positions are more than the model's 16.*\(sliding_window\)"):
@@ -189,7 +206,7 @@ def test_a_text_beyond_the_model_is_refused_without_a_window_or_with_one_that_ca
     prompts, mask = TOKENS[:2, :14].clone(), torch.ones(2, 14, dtype=torch.long)
     prompts[0, 1] = TREE.root_id
     mask[1, :13] = 0  # its first block comes when the first text's is long out of sight
-    with pytest.raises(ValueError, match="over 16 positions before its block's end"):
+    with pytest.raises(ValueError, match="over 10 positions before its block's end"):
         model.generate(prompts, attention_mask=mask, sliding_window=10, **more)
 
 
@@ -246,6 +263,10 @@ def test_a_cache_that_does_not_fit_is_refused():
     for other in ((), EncoderDecoderCache(DynamicCache(), DynamicCache())):
         with pytest.raises(ValueError, match=f"a decoder's cache of transformers, got {type(other).__name__}"):
             model(TOKENS, past_key_values=other)
+    windowed = DynamicCache()
+    windowed.layers = [DynamicSlidingWindowLayer(sliding_window=4) for _ in range(2)]
+    with pytest.raises(ValueError, match="holds DynamicSlidingWindowLayers: take a DynamicCache or StaticCache"):
+        model(TOKENS, past_key_values=windowed)
     small = StaticCache(config=model.config, max_cache_len=8)
     with pytest.raises(ValueError, match="has room for 8 positions, not for 10"):
         model.generate(TOKENS[:, :5], past_key_values=small, max_new_tokens=6)

@@ -77,4 +77,4 @@ def test_tokens_outside_the_vocabulary_and_none_at_all_are_refused():
         weights(model, allowed_tokens=[5])
     with pytest.raises(ValueError, match="leave no token at all"):
         weights(model, suppress_tokens=list(range(5)))
-    assert weights(model).log_weights(None, None) is None
+    assert weights(model).log_weights(None, None, None) is None

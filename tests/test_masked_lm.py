@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCache
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, likelihood_treediff
 from modeling_treediff.building.balanced import random_tree
@@ -178,6 +178,11 @@ def test_ids_outside_the_tree_are_refused():
     for bad in (-1, model.tree.num_nodes):
         with pytest.raises(ValueError, match=rf"0\.\.{model.tree.num_nodes - 1} \(nodes of the tree\)"):
             model(torch.tensor([[0, bad]]))
+
+
+def test_a_cache_is_refused():
+    with pytest.raises(ValueError, match="of whole texts: leave out past_key_values"):
+        masked_model(2)(some_nodes(TREES[2]), past_key_values=DynamicCache())
 
 
 def test_a_text_longer_than_the_model_is_refused():

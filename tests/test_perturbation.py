@@ -203,6 +203,18 @@ def test_what_cannot_be_perturbed_is_refused():
             tiny_model(INNER["deep"], perturbation=rate)
     with pytest.raises(ValueError, match="no uniform_share"):
         tiny_model(INNER["deep"], perturbation=0.1, uniform_share=0.1)
+    model = tiny_model(INNER["deep"], perturbation=0.1)
+    model.config.uniform_share = 0.1  # as `treediff evaluate --uniform-share` does
+    with pytest.raises(ValueError, match="uniform_share has no meaning where nodes are perturbed"):
+        model.nelbo(torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_the_rate_is_that_of_the_schedule():
+    """As all that the schedule was made with, whatever becomes of the config."""
+    model, tokens = tiny_model(INNER["deep"], perturbation=RATE), torch.arange(5)[None]
+    bound = model.nelbo(tokens, num_samples=30, generator=generator()).value
+    model.config.perturbation = 0.9
+    assert model.nelbo(tokens, num_samples=30, generator=generator()).value == bound
 
 
 @pytest.mark.parametrize(
@@ -256,26 +268,87 @@ def test_texts_in_blocks_follow_the_data():
     assert chi_square(texts, joint) < chi2.ppf(0.999, joint.numel() - 1)
 
 
-@pytest.mark.parametrize("unmasking", ["random", "first_hitting", "confidence"])
-def test_constraints_are_kept_where_wrong_nodes_are_shown(unmasking):
-    """Bad words close clusters behind a given token; generation ends, and no text has one."""
-    tree, rate = INNER["uneven"], RATE
-    model = tiny_model(tree, perturbation=rate)
-    start = torch.full((64, 4), tree.root_id)
-    start[:, [0, 2]] = 0
-    calls = []
+def changed(probability, temperature=1.0, top_k=None, top_p=None):
+    """What temperature and truncation make of probabilities, written out."""
+    power = probability ** (1 / temperature)
+    order = power.argsort(descending=True)
+    before = (power / power.sum())[order].cumsum(dim=0) - (power / power.sum())[order]
+    kept = [index for rank, index in enumerate(order.tolist()) if rank < (top_k or 9) and before[rank] < (top_p or 2)]
+    result = torch.zeros_like(power)
+    result[kept] = power[kept]
+    return result / result.sum()
 
-    def stop(step):
-        calls.append(step)
-        assert len(calls) < 200, "generation does not end"
 
-    constraints = TokenConstraints(bad_words_ids=[[0, 3], [0, 4]])
-    settings = {"num_steps": 8, "unmasking": unmasking, "callback": stop, "constraints": constraints}
-    texts = model.generate(start, generator=generator(), **settings)
-    after = texts[:, 1:][texts[:, :-1] == 0]
-    assert len(after) >= 128 and not torch.isin(after, torch.tensor([3, 4])).any()
-    allowed = model.generate(start, generator=generator(), num_steps=8, unmasking=unmasking, allowed_tokens=[0, 1])
-    assert torch.isin(allowed, torch.tensor([0, 1])).all()
+@pytest.mark.parametrize("rate", [0.05, RATE, 0.9])
+@pytest.mark.parametrize("unmasking", ["first_hitting", "confidence"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 1}, {"top_p": 0.6}, {"temperature": 0.01}],
+    ids=str,
+)
+def test_temperature_and_truncation_change_what_is_probable_and_not_how_it_is_shown(settings, unmasking, rate):
+    """So at any rate a position has the law of a model without perturbation: chi-square of 8,000 texts at 99.9 %."""
+    tree, joint = INNER["uneven"], random_joint(5, seed=2)
+    model, _ = knowing(tree, joint, rate=rate)
+    expected = torch.zeros(5, dtype=torch.float64)
+    clusters = tree.ancestors[:, 1]
+    cluster_p = changed(torch.stack([joint[clusters == node].sum() for node in tree.children[0]]), **settings)
+    for node, probability in zip(tree.children[0], cluster_p, strict=True):
+        below = clusters == node
+        expected[below] = probability * changed(joint[below], **settings)
+    how = {"max_new_tokens": 1, "num_return_sequences": 8_000, "unmasking": unmasking, "num_steps": 2}
+    texts = model.generate(generator=generator(), **how, **settings)
+    possible = int((expected > 1e-9).sum())
+    assert torch.isin(texts, (expected > 1e-9).nonzero()).all()
+    assert chi_square(texts, expected) < chi2.ppf(0.999, max(possible - 1, 1))
+
+
+@pytest.mark.parametrize("rate", [RATE, 0.9])
+@pytest.mark.parametrize("allowed", [[0, 3], [0, 1, 3, 4]])
+def test_allowed_tokens_have_their_conditional_law(allowed, rate):
+    """Nodes may be shown that none of them is below: chi-square of 8,000 texts of one position at 99.9 %."""
+    joint = random_joint(5, seed=2)
+    model, _ = knowing(INNER["uneven"], joint, rate=rate)
+    expected = torch.zeros(5, dtype=torch.float64)
+    expected[allowed] = joint[allowed] / joint[allowed].sum()
+    how = {"max_new_tokens": 1, "num_return_sequences": 8_000, "unmasking": "first_hitting", "num_steps": 2}
+    texts = model.generate(generator=generator(), allowed_tokens=allowed, **how)
+    assert chi_square(texts, expected) < chi2.ppf(0.999, len(allowed) - 1)
+
+
+ORDERS = [
+    {"unmasking": "random"},
+    {"unmasking": "first_hitting"},
+    {"unmasking": "confidence", "remasking_steps": 4},
+    {"unmasking": "random", "remasking_rate": 1.0},
+]
+
+
+@pytest.mark.parametrize("settings", ORDERS, ids=str)
+@pytest.mark.parametrize("depth", [2, 3])
+def test_constraints_are_kept_and_texts_end_where_wrong_nodes_are_shown(settings, depth):
+    """Bad words among open neighbours, with a third of the tokens suppressed: every text is finished without one."""
+    random = torch.Generator().manual_seed(depth)
+    for seed in range(12):
+        rate, tree = (0.1, RATE)[seed % 2], random_tree(20, {2: 6, 3: 3}[depth], depth, seed=1)
+        model = tiny_model(tree, perturbation=rate, seed=seed)
+        words = torch.randint(20, (20, 2), generator=random).tolist()
+        suppressed = torch.randperm(20, generator=random)[:6].tolist()
+        how = settings | {"num_steps": 8, "suppress_tokens": suppressed, "generator": generator(seed)}
+        start = torch.full((8, 8), tree.root_id)
+        texts = model.generate(start, constraints=TokenConstraints(bad_words_ids=words), **how)
+        pairs = torch.stack([texts[:, :-1], texts[:, 1:]], dim=-1)
+        assert not any((pairs == torch.tensor(word)).all(dim=-1).any() for word in words)
+        assert (texts < 20).all() and not torch.isin(texts, torch.tensor(suppressed)).any()
+
+
+def test_constraints_that_hold_all_back_are_an_error():
+    class Never(TokenConstraints):
+        def may_move(self, draft, after, moving):
+            return moving & False
+
+    with pytest.raises(ValueError, match="hold all positions back"):
+        tiny_model(INNER["deep"]).generate(max_new_tokens=4, constraints=Never())
 
 
 def test_greedy_texts_are_the_same_however_noise_is_drawn():

@@ -15,7 +15,7 @@ def tokens(tree):
 
 @pytest.fixture
 def segments():
-    return torch.repeat_interleave(torch.tensor([4, 1, 9, 4 + 2**31]), torch.tensor(LENGTHS)).expand(2, -1)
+    return torch.repeat_interleave(torch.tensor([-1, 1, 9, 4 + 2**31]), torch.tensor(LENGTHS)).expand(2, -1)
 
 
 def hidden(model, tokens, **masks):

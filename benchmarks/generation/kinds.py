@@ -93,7 +93,7 @@ class OfKinds(TokenWeights):
         """Take the cluster of each token (V,), and tokens (B, T) of the wanted ones."""
         self.clusters, self.wanted_BT = clusters, clusters[windows]
 
-    def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor:
+    def log_weights(self, draft: Draft, waiting: torch.Tensor, node_ids: torch.Tensor) -> torch.Tensor:
         """Return (n, V), in the order of the tree's slots: 0 for the tokens of the wanted clusters, else -inf."""
         is_of_kind_nV = self.clusters[self.tree.children[0]] == self.wanted_BT.gather(1, draft.place)[waiting][:, None]
         return torch.zeros(is_of_kind_nV.shape, dtype=self.dtype).masked_fill(~is_of_kind_nV, -torch.inf)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.masking_utils import and_masks, create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -163,8 +163,8 @@ class TreeDiffBackbone(nn.Module):
         if "flash" in (kind := self.config._attn_implementation):
             raise ValueError(f"{kind} cannot keep segments or blocks apart: use attn_implementation='sdpa'.")
         if attention_mask is not None:  # padding as a segment of its own: a position that saw nothing would become NaN
-            segment_ids = torch.zeros_like(attention_mask) if segment_ids is None else segment_ids
-            segment_ids = segment_ids.masked_fill(attention_mask == 0, -1)
+            segment_ids = torch.zeros_like(attention_mask, dtype=torch.long) if segment_ids is None else segment_ids
+            segment_ids = segment_ids.masked_fill(attention_mask == 0, segment_ids.min() - 1)
         size, length, device = *embeddings_BTE.shape[:2], embeddings_BTE.device
         known = length if block_numbers is None else block_numbers.shape[1]
         room = 0, 0 if past is None else past.get_mask_sizes(length, 0)[0] - known  # of a static cache: a block to come
@@ -189,6 +189,8 @@ def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConf
     if not isinstance(cache, Cache) or not hasattr(cache, "layers"):  # one for an encoder has none
         raise ValueError(f"past_key_values must be a decoder's cache of transformers, got {type(cache).__name__}.")
     layers: Any = cache.layers
+    if other := [type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, StaticLayer)]:
+        raise ValueError(f"past_key_values holds {other[0]}s: take a DynamicCache or StaticCache of whole texts.")
     done, keys = int(cache.get_seq_length()), layers[0].keys if layers else None
     room = getattr(layers[0], "max_cache_len", math.inf) if layers else math.inf
     heads = config.num_attention_heads
@@ -200,6 +202,16 @@ def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConf
     if (length := done + input_ids.shape[1]) > room:
         raise ValueError(f"past_key_values has room for {room} positions, not for {length}: give it more.")
     return done
+
+
+def crop(cache: Cache, length: int) -> None:
+    """Let a cache forget all behind its first positions."""
+    layers: Any = cache.layers
+    for layer in layers:
+        if isinstance(layer, StaticLayer):  # whose tensors stay
+            layer.cumulative_length.fill_(length)
+        else:
+            layer.crop(length - int(layer.get_seq_length()))
 
 
 def _block_mask_function(block_numbers: torch.Tensor, noisy: int) -> Callable[..., torch.Tensor]:

@@ -112,8 +112,11 @@ class Constraints(Protocol):
     def check(self, draft: Draft, open_positions: torch.Tensor) -> None:
         """Raise ValueError if one of the open positions (B, T) has no token left; once for each block."""
 
-    def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor | None:
-        """Return (n, K) logarithms of the weights of the children of the n waiting positions (B, T); None if all 1."""
+    def log_weights(self, draft: Draft, waiting: torch.Tensor, node_ids: torch.Tensor) -> torch.Tensor | None:
+        """Return (n, K) logarithms of the weights of the children of nodes (n,) put at waiting positions (B, T).
+
+        None if all are 1. The nodes are the draft's, or below the draft's where these may turn out to be others.
+        """
 
     def may_move(self, draft: Draft, after: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """Return which positions (B, T) of those that descend in one pass, to `after`, may do so."""
@@ -160,10 +163,10 @@ class TokenWeights:
             node = int(draft.node_ids[text, position])
             raise ValueError(f"None of the tokens below node {node}, given for text {text}, is allowed: allow one.")
 
-    def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor | None:
+    def log_weights(self, draft: Draft, waiting: torch.Tensor, node_ids: torch.Tensor) -> torch.Tensor | None:
         if self.weight_RN is None:
             return None
-        children_nK = self.tree.children[draft.node_ids[waiting] - self.tree.root_id]
+        children_nK = self.tree.children[node_ids - self.tree.root_id]
         return self.weight_RN[0, children_nK].masked_fill(children_nK < 0, -torch.inf)
 
     def may_move(self, draft: Draft, after: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:

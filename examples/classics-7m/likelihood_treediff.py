@@ -92,7 +92,7 @@ class TreeDiffLikelihoodMixin:
 
     def bound_nats(self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes, tokens or -100 -> (B, T) nats that the bound weighs, 0 at tokens."""
-        if rate := self.config.perturbation:
+        if rate := self.schedule.perturbation:
             return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
         return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
 
@@ -131,6 +131,8 @@ class TreeDiffLikelihoodMixin:
             ValueError: ids outside the vocabulary, a mask of another shape, or no token to count in a sequence.
         """
         tree, depth = self.tree, self.config.tree_depth
+        if self.config.uniform_share and self.schedule.perturbation:
+            raise ValueError("uniform_share has no meaning where nodes are perturbed: set it to 0.")
         check_tokens(token_ids, tree, attention_mask=attention_mask, fixed_mask=fixed_mask, segment_ids=segment_ids)
         counted = counted_positions(token_ids, attention_mask, fixed_mask).cpu()
         if not all(is_of(count, int) and count >= 1 for count in (num_samples, batch_size)):

@@ -242,7 +242,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         done = 0 if past_key_values is None else cached_positions(past_key_values, input_ids, self.config)
         if done and attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), done + input_ids.shape[1])
-        whole = input_ids if not done or attention_mask is None else attention_mask
+        whole = input_ids if not done or attention_mask is None else attention_mask.long()
         check_tensors("input_ids", input_ids)
         beside = {"attention_mask": attention_mask, "segment_ids": segment_ids, "block_numbers": block_numbers}
         check_tensors("input_ids behind the cache" if done else "input_ids", whole, **beside)
@@ -389,6 +389,8 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         if labels is not None or timesteps is not None:
             how = {"segment_ids": segment_ids, "block_numbers": block_numbers}
             return super().forward(input_ids, attention_mask, labels, timesteps, **how)
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("Distributions over tokens are those of whole texts: leave out past_key_values.")
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 

@@ -93,17 +93,15 @@ class TokenConstraints(TokenWeights):
         if self.bad_words is not None:
             self.bad_words.check(draft.node_ids, draft.real)
 
-    def log_weights(self, draft: Draft, waiting: torch.Tensor) -> torch.Tensor | None:
-        """Return (n, K) logarithms of the weights of the children of the n waiting positions (B, T); None if all 1."""
+    def log_weights(self, draft: Draft, waiting: torch.Tensor, node_ids: torch.Tensor) -> torch.Tensor | None:
+        """Return (n, K) logarithms of the weights of the children of nodes (n,) at waiting positions; None if all 1."""
         if self.none:
             return None
         closed_nA = None
         if self.bad_words is not None:
             closed_nA = self.bad_words.closed_symbols(draft.node_ids, draft.real, waiting)
         text_n, place_n = waiting.nonzero(as_tuple=True)
-        return _Below(self, self._known_for(draft), draft).log_weights(
-            draft.node_ids[waiting], text_n, place_n, closed_nA
-        )
+        return _Below(self, self._known_for(draft), draft).log_weights(node_ids, text_n, place_n, closed_nA)
 
     def may_move(self, draft: Draft, after: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """Return which of the positions (B, T) that descend in one pass may do so without a bad word."""

@@ -33,6 +33,8 @@ def is_greedy(
 
     def give_up(step: GenerationStep) -> None:
         right_BT = tree.ancestors[token_ids, tree.depth[step.node_ids]] == step.node_ids
+        if model.schedule.perturbation:  # where nodes above the tokens are revised
+            right_BT |= step.node_ids >= tree.vocab_size
         if not (right_BT | ~open_BT).all(dim=1).any():
             raise _AllWrong
 

@@ -46,6 +46,21 @@ def test_greedy_texts_and_no_others_in_batches_with_padding(name, schedule):
     assert [is_greedy(model, *(some[None] for some in row))[0] for row in rows] == expected
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.9])
+@pytest.mark.parametrize("name", ["wide", "deep"])
+def test_greedy_texts_of_a_model_whose_nodes_are_perturbed(name, rate):
+    """On the way it may stand at nodes that it revises."""
+    tree = {"wide": random_tree(100, 10, 2, seed=1), "deep": random_tree(100, 5, 3, seed=1)}[name]
+    model = tiny_model(tree, perturbation=rate, initializer_range=0.5)
+    nodes = torch.randint(100, (16, 10), generator=torch.Generator().manual_seed(0))
+    nodes[:, 6:] = tree.root_id
+    settings = {"do_sample": False, "unmasking": "confidence", "num_steps": 16 * tree.tree_depth}
+    texts, given = model.generate(nodes, **settings), (nodes < 100).long()
+    assert is_greedy(model, texts, torch.ones_like(texts), given) == [True] * 16
+    texts[:, -1] = (texts[:, -1] + 1) % 100
+    assert is_greedy(model, texts, torch.ones_like(texts), given) == [False] * 16
+
+
 def test_it_ends_when_no_text_can_come_out_right():
     model = tiny_model(TREES["deep"])
     given = torch.zeros(LENGTH, dtype=torch.bool)
