@@ -15,6 +15,7 @@ from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.constraints import TokenConstraints
 from modeling_treediff.diffusion_process import number_blocks
+from modeling_treediff.generation_config_treediff import UNMASKING
 
 TREE = random_tree(100, branching=5, depth=3, seed=1)
 TOKENS = torch.randint(0, 100, (3, 16), generator=torch.Generator().manual_seed(0))
@@ -58,8 +59,8 @@ def test_texts_are_written_block_by_block_and_each_as_alone():
 
 @pytest.mark.parametrize(
     "settings",
-    [*({"unmasking": unmasking} for unmasking in ("random", "first_hitting", "confidence")), {"remasking_rate": 1.0}],
-    ids=["random", "first_hitting", "confidence", "remasking_rate"],
+    [*({"unmasking": unmasking} for unmasking in UNMASKING), {"remasking_rate": 1.0}, {"guidance_scale": 2.0}],
+    ids=str,
 )
 def test_a_cache_changes_no_token_and_looks_at_less(settings):
     """In fp64, for prompts of several lengths, with remasking; a static cache as a growing one."""
