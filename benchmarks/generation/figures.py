@@ -139,12 +139,11 @@ def quality_table(record: dict[str, Any], steps: Sequence[int] = SHOWN_STEPS) ->
     header = ("model", "sampler", *(f"{count} steps" for count in steps), "otherwise")
     protocol = record["protocol"]
     largest = max(row["judge"]["standard_error"] for row in record["references"] + record["points"])
-    commits = ", ".join(dict.fromkeys(point["commit"] for point in record["points"]))
     return table(header, rows) + (
         f"\nNats per token of the judge ({protocol['judge']}) / entropy of the tokens of a text in nats; passes where "
         f"they are not the steps. "
         f"{protocol['texts']} texts of {protocol['length']} tokens each; standard errors of the judge's nats up to "
-        f"{largest:.2f}; commit {commits}.\n"
+        f"{largest:.2f}; commit {_commits(record)}.\n"
     )
 
 
@@ -178,8 +177,12 @@ def equal_entropy_table(record: dict[str, Any], steps: int = 64) -> str:
         f"\nNats per token of the judge ({protocol['judge']}) at {steps} steps, for texts of the entropy of real text, "
         f"{real:.2f} nats: on the line between the nearest temperatures or truncations, – if all are further than "
         f"{BESIDE} nats on one side. {protocol['texts']} texts of {protocol['length']} tokens for each temperature; "
-        f"standard errors of the judge's nats up to {error:.2f}.{gaps} Commit {record['commit']}.\n"
+        f"standard errors of the judge's nats up to {error:.2f}.{gaps} Commit {_commits(record)}.\n"
     )
+
+
+def _commits(record: dict[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(point["commit"] for point in record["points"]))
 
 
 def at(place: float, points: Sequence[tuple[float, float]]) -> float | None:

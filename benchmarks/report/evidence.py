@@ -24,8 +24,8 @@ ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 BLOCKS_JUDGED, PERTURBED_JUDGED = RESULTS / "generation_blocks.json", RESULTS / "generation_perturbed.json"
-PERTURBED_INFILLING, PERTURBED_PASSES = (
-    RESULTS / f"generation_perturbed_{what}.json" for what in ("infilling", "passes")
+PERTURBED_INFILLING, PERTURBED_PASSES, PERTURBED_FEW = (
+    RESULTS / f"generation_perturbed_{what}.json" for what in ("infilling", "passes", "few_steps")
 )
 CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree-binomial"
 FIRST = {  # of README.md
@@ -81,6 +81,9 @@ def sections() -> dict[tuple[str, str], str]:
         "perturbed table": ablation_table.changed_table(ablation_table.read_part("perturbed")),
         "perturbed judged table": generation_figures.equal_entropy_table(
             read_record(PERTURBED_JUDGED, generation_figures.SCHEMA)
+        ),
+        "perturbed few steps table": generation_figures.equal_entropy_table(
+            read_record(PERTURBED_FEW, generation_figures.SCHEMA), steps=8
         ),
         "perturbed passes table": generation_figures.quality_table(
             read_record(PERTURBED_PASSES, generation_figures.SCHEMA), steps=(8, 64, 512)
