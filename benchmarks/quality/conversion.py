@@ -12,6 +12,9 @@ With `--block-size 4` in blocks, too, which the weights of a causal model suit b
 python -m benchmarks.quality.conversion SmolLM2-135M-Instruct --name SmolLM2-135M-Instruct --tree smol_tree --layers 3 \
     --steps 240 --arms random converted --block-size 4 --record benchmarks/results/conversion_blocks.json
 
+All thirty layers take an hour of one CPU thread for 45 steps: without `--layers`, `--steps 45`, into
+benchmarks/results/conversion_blocks_whole.json.
+
 Arms: the sizes of the checkpoint with random weights; the same with its embeddings alone; all that `convert` copies.
 They see the same windows of the embedded sample in the same order with the same noise, in the checkpoint's own tokens,
 and are measured on the same held-out windows with the same noise.

@@ -7,7 +7,7 @@ from benchmarks.places import RESULTS
 from benchmarks.record_schema import Schema, check_schema
 
 RECORD = RESULTS / "conversion.json"
-RECORDS = (RECORD, RESULTS / "conversion_blocks.json")  # of the guide
+RECORDS = (RECORD, *(RESULTS / f"conversion_blocks{size}.json" for size in ("", "_whole")))  # of the guide
 ARMS = {"random": "random weights", "embeddings": "its embeddings", "converted": "all that is copied"}
 BLOCKS = " in blocks"  # what the name of an arm ends with that writes in blocks
 SCHEMA: Schema = {
