@@ -21,6 +21,7 @@ from .noise_schedules import LevelSchedule
 from .vocabulary_tree import VocabularyTree
 
 IGNORED_LABEL = -100
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass
@@ -206,6 +207,21 @@ def uniform(shape: Sequence[int], generator: torch.Generator | None, device: tor
     source = generator.device if generator is not None else device
     dtype = torch.float32 if "mps" in (source.type, device.type) else torch.float64
     return torch.rand(shape, generator=generator, device=source, dtype=dtype).to(device)
+
+
+def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> torch.Tensor:
+    """Return (B, T, *shape) from U[0, 1) where asked for, else 0; of each text alone if it has its own generator."""
+    counts = where_BT.sum(dim=1).tolist()
+    if generator is None or isinstance(generator, torch.Generator):
+        drawn = uniform((sum(counts), *shape), generator, where_BT.device)
+    elif len(generator) != len(counts):
+        raise ValueError(f"{len(generator)} generators for {len(counts)} texts: give one, or one for each text.")
+    else:
+        pairs = zip(generator, counts, strict=True)
+        drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in pairs])
+    result = drawn.new_zeros(*where_BT.shape, *shape)
+    result[where_BT] = drawn
+    return result
 
 
 def _depths(uniforms: torch.Tensor, schedule: LevelSchedule, timesteps: torch.Tensor) -> torch.Tensor:

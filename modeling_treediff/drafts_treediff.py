@@ -102,7 +102,11 @@ class Block:
 
 
 class Constraints(Protocol):
-    """The interface of constraints on tokens: the argument `constraints` of `generate`."""
+    """The interface of constraints on tokens: the argument `constraints` of `generate`.
+
+    A draft given here is what the network sees, but in a model with perturbation: there a node that may turn out to be
+    a sibling is put at its parent, and a position may go on from there by two levels at once.
+    """
 
     num_forward_passes: int  # of the network, spent on the constraints so far
 
@@ -113,13 +117,13 @@ class Constraints(Protocol):
         """Raise ValueError if one of the open positions (B, T) has no token left; once for each block."""
 
     def log_weights(self, draft: Draft, waiting: torch.Tensor, node_ids: torch.Tensor) -> torch.Tensor | None:
-        """Return (n, K) logarithms of the weights of the children of nodes (n,) put at waiting positions (B, T).
+        """Return (n, K) logarithms of the weights of the children of nodes (n,), one for each waiting position (B, T).
 
-        None if all are 1. The nodes are the draft's, or below the draft's where these may turn out to be others.
+        None if all are 1. The nodes are the draft's or, with perturbation, perhaps children of these.
         """
 
     def may_move(self, draft: Draft, after: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        """Return which positions (B, T) of those that descend in one pass, to `after`, may do so."""
+        """Return which positions (B, T) of those that descend in one pass, to `after`, may do so: at least one."""
 
 
 class TokenWeights:

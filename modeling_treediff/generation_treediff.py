@@ -16,11 +16,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .configuration_treediff import TreeDiffConfig
-from .diffusion_process import check_nodes, number_blocks
+from .diffusion_process import Generators, check_nodes, number_blocks
 from .drafts_treediff import Block, Constraints, Draft, TokenWeights
 from .generation_config_treediff import SPECIAL_TOKENS, TOKENIZER_OUTPUTS, TreeDiffGenerationConfig
 from .noise_schedules import LevelSchedule
-from .sampling_treediff import Denoiser, Generators, Stage
+from .sampling_treediff import Denoiser, Stage
 from .vocabulary_tree import HUB_OPTIONS, VocabularyTree
 
 

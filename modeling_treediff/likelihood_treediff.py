@@ -128,7 +128,8 @@ class TreeDiffLikelihoodMixin:
             callback: called with a NelboStep after each forward pass.
 
         Raises:
-            ValueError: ids outside the vocabulary, a mask of another shape, or no token to count in a sequence.
+            ValueError: ids outside the vocabulary, a mask of another shape, no token to count in a sequence, or a
+                uniform_share where nodes are perturbed.
         """
         tree, depth = self.tree, self.config.tree_depth
         if self.config.uniform_share and self.schedule.perturbation:

@@ -14,28 +14,12 @@ from transformers.cache_utils import Cache
 from transformers.generation import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from .backbone_treediff import crop
-from .diffusion_process import number_blocks, perturb, sibling_log_likelihood, uniform
+from .diffusion_process import Generators, number_blocks, perturb, sibling_log_likelihood, uniform_at
 from .drafts_treediff import Block, ChildModel, Constraints, Draft
 from .generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from .vocabulary_tree import VocabularyTree
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
 Scores = Callable[[torch.Tensor], torch.Tensor]  # (n,) nodes -> (n, K) scores of their children, as a pass saw the text
-
-
-def uniform_at(where_BT: torch.Tensor, generator: Generators, *shape: int) -> torch.Tensor:
-    """Return (B, T, *shape) from U[0, 1) where asked for, else 0; of each text alone if it has its own generator."""
-    counts = where_BT.sum(dim=1).tolist()
-    if generator is None or isinstance(generator, torch.Generator):
-        drawn = uniform((sum(counts), *shape), generator, where_BT.device)
-    elif len(generator) != len(counts):
-        raise ValueError(f"{len(generator)} generators for {len(counts)} texts: give one, or one for each text.")
-    else:
-        pairs = zip(generator, counts, strict=True)
-        drawn = torch.cat([uniform((count, *shape), source, where_BT.device) for source, count in pairs])
-    result = drawn.new_zeros(*where_BT.shape, *shape)
-    result[where_BT] = drawn
-    return result
 
 
 @dataclass(frozen=True)
@@ -78,8 +62,8 @@ class ChildSampler:
     ) -> Choice:
         """Choose for internal nodes (n,) by numbers from U[0, 1): p(child) is proportional to exp(logit + log_weight).
 
-        Times the likelihood of what is shown, which temperature and truncation do not touch. Raises ValueError where a
-        position has no child to draw, by the weights or because logits are not numbers.
+        And to the likelihood of what is shown, which temperature and truncation leave as it is. Raises ValueError where
+        a position has no child to draw, by the weights or because logits are not numbers.
         """
         # Low-precision sampling silently lowers the entropy of the text: never in half precision.
         scores_nK = logits_nK.to(self.dtype)
@@ -101,7 +85,7 @@ class ChildSampler:
                 probability_nK = probability_nK * log_likelihood_nK.exp()
             slot_n = draw_slots(probability_nK, uniform_n)
         else:
-            slot_n = log_prob_nK.argmax(dim=-1)
+            slot_n = below_best_nK.argmax(dim=-1)  # as a vanishing temperature has it
         log_prob_n = log_prob_nK.gather(1, slot_n[:, None])[:, 0]
         child_n = self.tree.children[node_n - self.tree.root_id, slot_n]
         return Choice(child_n, log_prob_n, self._score(log_prob_nK, log_prob_n))
@@ -195,6 +179,8 @@ class Denoiser:
         self.generator, self.sampler = generator, ChildSampler(settings, model.tree)
         self.draft, self.num_passes, self.rate = draft, 0, model.schedule.perturbation
         self.wrong_rate = self.rate if settings.do_sample else 0.0  # at which what was drawn is shown as another node
+        # How sure a position is of two choices: entropies add up, else it is as sure as of the less sure one.
+        self.of_both = torch.add if settings.unmasking == "entropy" else torch.minimum
         self.given_tokens = draft.real & (draft.node_ids < model.tree.vocab_size)
         self.written = torch.zeros_like(draft.real)  # positions, but those behind an end of text
         draft.log_probs = draft.log_probs.to(self.sampler.dtype)
@@ -331,22 +317,26 @@ class Denoiser:
         self.num_passes += 1
         level_n = self._depth()[waiting_BT]
         uniform_n1 = self.uniform[waiting_BT, level_n]
-        revised = self._revised(certain := self._certain(), waiting_BT, scores, uniform_n1)
-        weights_nK = self.constraints.log_weights(certain, waiting_BT, node_n := revised.child)
-        choice = self.sampler(node_n, scores(node_n), uniform_n1[:, 0], weights_nK)
-        score_n = torch.minimum(choice.score, revised.score)  # as sure as the less sure of both
+        certain = self._certain()
+        unsure_BT = waiting_BT & (certain.node_ids != self.draft.node_ids)
+        revised = self._revised(certain, waiting_BT, unsure_BT, scores, uniform_n1)
+        weights_nK = self.constraints.log_weights(certain, waiting_BT, revised.child)
+        choice = self.sampler(revised.child, scores(revised.child), uniform_n1[:, 0], weights_nK)
+        score_n = self.of_both(choice.score, revised.score)
         score_BT = score_n.new_zeros(waiting_BT.shape).masked_scatter(waiting_BT, score_n)
         moving_BT = waiting_BT if select is None else select(score_BT)
-        noise = self.wrong_rate, uniform_n1[:, -1]
-        shown_n = perturb(choice.child, self.tree, *noise) if self.wrong_rate else choice.child
-        certain_n = node_n.where((choice.child >= self.tree.root_id) & (self.rate > 0), choice.child)
-        after_BT = certain.node_ids.masked_scatter(waiting_BT, certain_n)
-        if not (moving_BT := self.constraints.may_move(certain, after_BT, moving_BT)).any():
+        shown_n = certain_n = choice.child
+        if self.rate:  # an inner child may be revised: it is judged at its parent
+            certain_n = revised.child.where(certain_n >= self.tree.root_id, certain_n)
+        if self.wrong_rate:
+            shown_n = perturb(shown_n, self.tree, self.wrong_rate, uniform_n1[:, 2])
+        judged_BT = certain.node_ids.masked_scatter(waiting_BT, certain_n)
+        if not (moving_BT := self.constraints.may_move(certain, judged_BT, moving_BT)).any():
             raise ValueError("The constraints hold all positions back, without end: their may_move must let one go.")
         after_BT, moved_n = self.draft.node_ids.masked_scatter(waiting_BT, shown_n), moving_BT[waiting_BT]
         text_n, place_n = waiting_BT.nonzero(as_tuple=True)
         self.draft.log_probs[text_n[moved_n], place_n[moved_n], level_n[moved_n]] = choice.log_prob[moved_n]
-        changed_n = moved_n & revised.score.isfinite()
+        changed_n = moved_n & unsure_BT[waiting_BT]
         of_changed = revised.log_prob[changed_n]
         self.draft.log_probs[text_n[changed_n], place_n[changed_n], level_n[changed_n] - 1] = of_changed
         self.draft.node_ids = torch.where(moving_BT, after_BT, self.draft.node_ids)
@@ -362,20 +352,22 @@ class Denoiser:
         above_BT = self.tree.ancestors[self.tree.representative[self.draft.node_ids], depth_BT - unsure_BT.long()]
         return replace(self.draft, node_ids=above_BT)
 
-    def _revised(self, certain: Draft, waiting_BT: torch.Tensor, scores: Scores, uniform_n1: torch.Tensor) -> Choice:
-        """Draw which nodes the waiting ones, perhaps perturbed, stand for; the score is inf where that is certain."""
-        node_n, above_n = self.draft.node_ids[waiting_BT], certain.node_ids[waiting_BT]
+    def _revised(
+        self, certain: Draft, waiting: torch.Tensor, unsure: torch.Tensor, scores: Scores, uniform_n1: torch.Tensor
+    ) -> Choice:
+        """Draw which nodes the unsure of the waiting positions (B, T) stand for; the others are what they show."""
+        node_n, unsure_n = self.draft.node_ids[waiting], unsure[waiting]
         zero_n = self.sampler.temperature_D.new_zeros(node_n.shape)
-        known, unsure_n = Choice(node_n, zero_n, zero_n + torch.inf), node_n != above_n
+        parts = (node_n, zero_n, zero_n + (0 if self.of_both is torch.add else torch.inf))  # as sure as can be
         if not unsure_n.any():
-            return known
-        weights_nK = self.constraints.log_weights(certain, waiting_BT, above_n)
-        weights_nK = None if weights_nK is None else weights_nK[unsure_n]
+            return Choice(*parts)
+        above_n = certain.node_ids[waiting]
+        weights_nK = self.constraints.log_weights(certain, unsure, above_n[unsure_n])
         like_nK = sibling_log_likelihood(node_n[unsure_n], self.tree, self.rate).to(self.sampler.dtype)
         uniform_n, odds_nK = uniform_n1[unsure_n, 1], scores(above_n)[unsure_n]
         drawn = self.sampler(above_n[unsure_n], odds_nK, uniform_n, weights_nK, like_nK)
-        parts = ((known.child, drawn.child), (known.log_prob, drawn.log_prob), (known.score, drawn.score))
-        return Choice(*(all_n.masked_scatter(unsure_n, some) for all_n, some in parts))
+        new = (drawn.child, drawn.log_prob, drawn.score)
+        return Choice(*(all_n.masked_scatter(unsure_n, some) for all_n, some in zip(parts, new, strict=True)))
 
     def _child_scores(self, waiting_BT: torch.Tensor) -> Scores:
         """Look at the draft; return what gives (n,) nodes at the waiting positions, of what is seen, (n, K) scores."""

@@ -1,5 +1,6 @@
 """Generation block by block: caches, windows, streams and constraints."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from helpers.bayes_optimal import chi_square
 from helpers.models import tiny_model
 from scipy.stats import chi2
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
@@ -266,8 +267,10 @@ def test_a_cache_that_does_not_fit_is_refused():
             model(TOKENS, past_key_values=other)
     windowed = DynamicCache()
     windowed.layers = [DynamicSlidingWindowLayer(sliding_window=4) for _ in range(2)]
-    with pytest.raises(ValueError, match="holds DynamicSlidingWindowLayers: take a DynamicCache or StaticCache"):
-        model(TOKENS, past_key_values=windowed)
+    lazy = Cache(layer_class_to_replicate=partial(DynamicSlidingWindowLayer, sliding_window=4))
+    for other in (windowed, lazy):
+        with pytest.raises(ValueError, match="has layers of .*DynamicSlidingWindowLayer.*: take a DynamicCache"):
+            model(TOKENS, past_key_values=other)
     small = StaticCache(config=model.config, max_cache_len=8)
     with pytest.raises(ValueError, match="has room for 8 positions, not for 10"):
         model.generate(TOKENS[:, :5], past_key_values=small, max_new_tokens=6)

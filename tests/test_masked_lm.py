@@ -183,6 +183,9 @@ def test_ids_outside_the_tree_are_refused():
 def test_a_cache_is_refused():
     with pytest.raises(ValueError, match="of whole texts: leave out past_key_values"):
         masked_model(2)(some_nodes(TREES[2]), past_key_values=DynamicCache())
+    labels = torch.zeros(2, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match="leave out past_key_values"):
+        masked_model(2)(labels, labels=labels, timesteps=torch.ones(2), past_key_values=DynamicCache())
 
 
 def test_a_text_longer_than_the_model_is_refused():

@@ -10,9 +10,10 @@ from scipy.stats import chi2
 
 from modeling_treediff import VocabularyTree
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.diffusion_process import uniform_at
 from modeling_treediff.generation_config_treediff import ORDERED, TreeDiffGenerationConfig
 from modeling_treediff.generation_treediff import plan_stages
-from modeling_treediff.sampling_treediff import surest, uniform_at
+from modeling_treediff.sampling_treediff import surest
 
 INTERLEAVED = {"schedule": "binomial"}
 

@@ -23,7 +23,7 @@ BLOCKS = 20  # of neighbouring windows
 TOLERANCE = 0.01  # of the budget
 OF_TRAINING = ("commit", "versions", "training_sha256", "trees")
 SHARED = ("protocol", "commit", "versions")
-# Of a protocol, what is less in the runs that choose its learning rates.
+# Of a protocol, what is other in the runs that choose its learning rates.
 SHORTER = {"steps", "warmup_steps", "rate_steps", "curve_points", "measured_texts"}
 Record = dict[str, Any]
 
@@ -197,7 +197,7 @@ def check_choosing(choosing: list[Record], runs: list[Record], grid: set[tuple[s
         name for name in ("training_sha256", "trees") if choosing[0]["trained"][name] != runs[0]["trained"][name]
     ]
     own, others = choosing[0]["protocol"], runs[0]["protocol"]
-    differing += sorted(name for name in own.keys() - SHORTER if own[name] != others[name])
+    differing += sorted(name for name in own.keys() - SHORTER if own[name] != others.get(name))
     if differing:
         raise ValueError(f"Learning rates were chosen with another {', '.join(differing)}: take another --folder.")
 

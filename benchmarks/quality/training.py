@@ -104,8 +104,8 @@ class Protocol:
     @property
     def identity(self) -> Facts:
         """All that changes the result of a run."""
-        kept = asdict(self).items()
-        return plain({name: value for name, value in kept if name not in ("contenders", "repeated", "save_every")})
+        without = {"contenders", "repeated", "save_every"} | ({"measured_texts"} if not self.measured_texts else set())
+        return plain({name: value for name, value in asdict(self).items() if name not in without})
 
     @property
     def tokens_seen(self) -> int:

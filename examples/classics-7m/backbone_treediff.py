@@ -189,8 +189,9 @@ def cached_positions(cache: Cache, input_ids: torch.Tensor, config: TreeDiffConf
     if not isinstance(cache, Cache) or not hasattr(cache, "layers"):  # one for an encoder has none
         raise ValueError(f"past_key_values must be a decoder's cache of transformers, got {type(cache).__name__}.")
     layers: Any = cache.layers
-    if other := [type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, StaticLayer)]:
-        raise ValueError(f"past_key_values holds {other[0]}s: take a DynamicCache or StaticCache of whole texts.")
+    kinds: list[Any] = [type(layer) for layer in layers] or [cache.layer_class_to_replicate]
+    if other := [kind for kind in kinds if kind not in (DynamicLayer, StaticLayer)]:
+        raise ValueError(f"past_key_values has layers of {other[0]}: take a DynamicCache or a StaticCache instead.")
     done, keys = int(cache.get_seq_length()), layers[0].keys if layers else None
     room = getattr(layers[0], "max_cache_len", math.inf) if layers else math.inf
     heads = config.num_attention_heads

@@ -386,11 +386,11 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Return `token_log_probs` as logits (B, T, V); with labels, what the diffusion model's `forward` returns."""
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("Distributions over tokens are those of whole texts: leave out past_key_values.")
         if labels is not None or timesteps is not None:
             how = {"segment_ids": segment_ids, "block_numbers": block_numbers}
             return super().forward(input_ids, attention_mask, labels, timesteps, **how)
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError("Distributions over tokens are those of whole texts: leave out past_key_values.")
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 

@@ -60,7 +60,12 @@ class TokenConstraints(TokenWeights):
         self.processor = LogitsProcessorList(logits_processor)
 
     def begin(self, model: ChildModel, settings: TreeDiffGenerationConfig) -> None:
-        """Prepare for one call of `generate`; ValueError for tokens outside the vocabulary, or if none is left."""
+        """Prepare for one call of `generate`.
+
+        ValueError for tokens outside the vocabulary, if none is left, and for `exact` where nodes are perturbed.
+        """
+        if self.exact and model.schedule.perturbation:
+            raise ValueError("exact takes inner nodes as true, and this model shows wrong ones: leave it out.")
         super().begin(model, settings)
         longer = [word for word in self.words if len(word) > 1]
         self.bad_words = BadWords(longer, self.tree, self.allowed_V) if longer else None

@@ -61,7 +61,7 @@ def answer_bound(
 
     """
     depth = model.config.tree_depth
-    if model.config.perturbation:
+    if model.schedule.perturbation:
         raise ValueError("The model has learned perturbed nodes, which are not in this estimate: use nelbo.")
     if model.config.block_size is not None:
         raise ValueError("The answer may lie in several blocks, each given those before it: use nelbo.")

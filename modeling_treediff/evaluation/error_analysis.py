@@ -131,7 +131,7 @@ def _common_protocol(
         raise ValueError(
             f"Windows of {protocol.sequence_length} tokens are longer than the {longest} positions of a model."
         )
-    if any(one.config.perturbation for one in models):
+    if any(one.schedule.perturbation for one in models):
         raise ValueError("The errors of a model of perturbed nodes are of two choices, which this does not tell apart.")
     for one in models:
         check_tokenizer(one.tree, tokenizer)

@@ -196,7 +196,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _bound(self, cut: EvaluationWindows, generator: torch.Generator) -> AnswerBound:
         """Return the bound of a continuation: in one window `answer_bound`, where it knows the model; else `nelbo`."""
         settings, config = (self.num_samples, self.batch_size, generator), self.model.config
-        if len(cut) == 1 and config.block_size is None and not config.perturbation:
+        if len(cut) == 1 and config.block_size is None and not self.model.schedule.perturbation:
             return answer_bound(self.model, cut.token_ids, cut.fixed_mask, *settings)
         found = self.model.nelbo(cut.token_ids, cut.attention_mask, cut.fixed_mask, *settings)
         return AnswerBound(found.value * found.num_tokens, found.standard_error * found.num_tokens)

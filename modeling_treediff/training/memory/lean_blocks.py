@@ -56,7 +56,7 @@ def make_lean(model: TreeDiffLanguageModel, recompute_mlp: int = 0, loss_chunk: 
         raise ValueError(f"recompute_mlp must not be negative, got {recompute_mlp}.")
     if loss_chunk is not None and loss_chunk < 1:
         raise ValueError(f"loss_chunk must be at least 1 position, got {loss_chunk}.")
-    if loss_chunk is not None and model.config.perturbation:
+    if loss_chunk is not None and model.schedule.perturbation:
         raise ValueError("The loss of perturbed nodes has no chunks: leave out loss_chunk.")
     for index, block in enumerate(model.model.backbone.layers):
         if "forward" not in vars(block) or _is_lean(block):

@@ -69,6 +69,8 @@ def test_the_runs_that_choose_a_rate_are_shorter_and_measured_on_the_windows_for
     assert protocol.choosing == shorter and TINY.choosing is TINY
     assert replace(TINY, contenders=("mdlm",), save_every=1, repeated=("ar",)).identity == TINY.identity
     assert replace(TINY, steps=9).identity != TINY.identity
+    assert "measured_texts" not in TINY.identity  # nor in that of older runs
+    assert protocol.choosing.identity["measured_texts"] == ["selection"]
     assert perplexity.PROTOCOLS["long"].tokens_seen >= 32e6
 
 
