@@ -62,8 +62,8 @@ class ChildSampler:
     ) -> Choice:
         """Choose for internal nodes (n,) by numbers from U[0, 1): p(child) is proportional to exp(logit + log_weight).
 
-        And to the likelihood of what is shown, which temperature and truncation leave as it is. Raises ValueError where
-        a position has no child to draw, by the weights or because logits are not numbers.
+        The likelihood of what is shown is a further factor, which temperature and truncation leave as it is. Raises
+        ValueError where a position has no child to draw, by the weights or because logits are not numbers.
         """
         # Low-precision sampling silently lowers the entropy of the text: never in half precision.
         scores_nK = logits_nK.to(self.dtype)
