@@ -58,6 +58,7 @@ PROTOCOLS = {
         contenders=IN_LONG,
         rate_steps=400,
         repeated=("mdlm", "tree-binomial"),
+        precision="bf16",
         save_every=250,
         curve_points=16,
     ),

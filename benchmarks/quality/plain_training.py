@@ -46,6 +46,8 @@ def train_plainly(
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     model.to(accelerator.device).train()
+    if config.attn_implementation is not None:
+        model.set_attn_implementation(config.attn_implementation)
     width = model.config.hidden_size
     optimizer = make_optimizer(model, peak_learning_rate(config, width), config.weight_decay, accelerator.device)
     rate = make_learning_rate(optimizer, config)

@@ -8,7 +8,7 @@ from modeling_treediff.training.data.options import BLOCK_SAMPLING_EPS, TRAINING
 
 LEARNING_RATE_SCHEDULES = ("cosine", "constant", "wsd")
 PRECISIONS = ("no", "bf16", "fp16")
-ATTENTIONS = ("sdpa", "flex_attention")
+ATTENTIONS = ("sdpa", "eager", "flex_attention")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LARGEST = 10**12  # steps, of a million windows each, that 64 bits still count
 SEEDS = 2**32  # of numpy's older generator, which `set_seed` seeds as well
@@ -100,7 +100,8 @@ class TrainingConfig:
         metadata={
             "choices": ATTENTIONS,
             "help": "how attention is computed (default: as in the model, sdpa); on a GPU, with --block-size or "
-            "--separate-documents, flex_attention needs no mask of all pairs of positions",
+            "--separate-documents, flex_attention needs no mask of all pairs of positions; on a CPU in bf16, eager is "
+            "faster on short windows",
         },
     )
     gradient_checkpointing: bool = field(

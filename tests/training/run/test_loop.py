@@ -92,14 +92,14 @@ def test_attention_is_the_implementation_that_is_asked_for_and_changes_nothing(t
         backbone_treediff, "eager_attention_forward", lambda *given, **how: seen.append(1) or own(*given, **how)
     )
     losses = []
-    for name in (None, "sdpa"):
+    for before, name in (("eager", None), ("eager", "sdpa"), ("sdpa", "eager")):
         model = tiny_network(tiny_tree())
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(before)
         _, found, _ = tiny_run(tmp_path / str(name), model=model, attn_implementation=name)
         losses.append(found)
-        assert bool(seen) == (name is None) and model.config._attn_implementation == "eager"
+        assert bool(seen) == (name != "sdpa") and model.config._attn_implementation == before
         seen.clear()
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
 
 
 def test_validation_and_samples_are_logged(tmp_path):

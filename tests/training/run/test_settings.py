@@ -33,7 +33,7 @@ from modeling_treediff.training import TrainingConfig
             {"learning_rate_schedule": "wsd", "max_steps": 100, "warmup_steps": 60, "decay_steps": 41},
             "60 steps of warm-up and 41 of decay are more than the 100",
         ),
-        ({"attn_implementation": "flash"}, "Unknown attn_implementation 'flash'; known: sdpa, flex_attention"),
+        ({"attn_implementation": "flash"}, "Unknown attn_implementation 'flash'; known: sdpa, eager, flex_attention"),
         ({"trackers": ("mlflow",)}, "Unknown tracker 'mlflow'; known: tensorboard, wandb, trackio"),
     ],
 )
