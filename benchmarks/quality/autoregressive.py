@@ -21,4 +21,5 @@ def token_nats(model: GPT2LMHeadModel, tokens_BT: torch.Tensor) -> torch.Tensor:
     end: Any = model.config.eos_token_id
     start_B1 = torch.full_like(tokens_BT[:, :1], end)
     logits_BTV = model(torch.cat((start_B1, tokens_BT[:, :-1]), dim=1), use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT, reduction="none")
+    logits_nV = logits_BTV.float().flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits_nV, tokens_BT.flatten(), reduction="none").view_as(tokens_BT)
