@@ -23,6 +23,7 @@ ROW: Schema = {
 }
 SCHEMA: Schema = {"commit": str, "device": str, "batch_size": int, "sequence_length": int, "rows": [ROW]}
 MARKERS = "osD^"  # of ways to train
+BENEATH = "own-64"  # nearly on the points of "tied-64": drawn open and larger
 
 Record = dict[str, Any]
 
@@ -65,6 +66,7 @@ def draw(record: Record, embeddings: Record, file: Path = FIGURE) -> None:
     _draw(quality, record, runs, {name: math.exp(_nats(run)) for name, run in runs.items()})
     _draw(speed, record, runs, {})
     quality.set(ylabel="perplexity of the held-out text (a bound)", yscale="log")
+    quality.yaxis.set_minor_formatter("{x:.0f}")
     speed.set(ylabel="tokens per second in training, divided by those of MDLM")
     for axes in (quality, speed):
         axes.set(xlabel="planned peak of a training step, MiB")
@@ -83,9 +85,11 @@ def _draw(axes: Axes, record: Record, runs: dict[str, Record], heights: dict[str
         tops = [heights.get(name, row["ratio"]) for row in rows]
         colour = f"C{number}" if number < 10 else "black"
         axes.plot(places, tops, color=colour, linewidth=0.8)
+        larger: Record = {"markersize": 10, "markerfacecolor": "none"} if name == BENEATH else {}
         for row, place, top in zip(rows, places, tops, strict=True):
             label = f"{embedding_title(runs[name])}, {row['layers']} layers" if row["way"] == LEAN else None
-            axes.plot([place], [top], color=colour, marker=MARKERS[ways.index(row["way"])], linestyle="", label=label)
+            marker = MARKERS[ways.index(row["way"])]
+            axes.plot([place], [top], color=colour, marker=marker, linestyle="", label=label, **larger)
     for way, marker in zip(ways, MARKERS, strict=False):
         axes.plot([], [], color="grey", marker=marker, linestyle="", label=way)
 
