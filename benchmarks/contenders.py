@@ -65,6 +65,10 @@ REFERENCE = "mdlm"
 AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
 GIDD, GIDD_SHARE = "gidd", 0.1  # its largest share of wrong tokens
 GIDD_TITLE = f"GIDD (flat, p_u={GIDD_SHARE:g})"
+# In figures; a variant of another model has its colour, but lighter.
+COLOURS = {name: f"C{number}" for number, name in enumerate(list(CONTENDERS)[:10])}
+COLOURS |= {"hdlm-perturbed": "#98df8a", "tree-blocks": "#c49c94", "bd3lm": "#aec7e8", GIDD: "#9edae5"}
+COLOURS |= {AUTOREGRESSIVE: "black"}
 
 
 def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> VocabularyTree:

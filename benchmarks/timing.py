@@ -1,11 +1,20 @@
 """Timing things in turns, so that whatever else the machine does hits all of them."""
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from statistics import quantiles
 
 import torch
 from tqdm import tqdm
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory, as the docs advise for training on a CPU; False where it is not glibc's."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def synchronized_clock(device: str) -> Callable[[], float]:

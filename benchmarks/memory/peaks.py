@@ -8,9 +8,9 @@ python -m benchmarks.memory.peaks --measure cuda --hidden-sizes 768 --vocabulari
 Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768
 or 24 of 1,024; windows of 512 tokens, AdamW. With `--measure`, the peak of every step whose plan fits the device is
 measured beside the plan: on a GPU what the allocator counts, and the time of a step; on a CPU the resident memory
-(`resident.py`), of models of the budget alone, and of GPT-2 (`ar`), for which there are no plans. At the reference
-point, GPT-2's vocabulary and hidden size 768, MDLM and the tree also come in other variants of what backward keeps,
-except on a CPU:
+(`resident.py`), of models of the budget alone. GPT-2 (`ar`) is measured too, but not planned. At the reference point,
+GPT-2's vocabulary and hidden size 768, MDLM and the tree also come in other variants of what backward keeps, except on
+a CPU:
 - lean: what the package does, and all other rows: no matrix product is repeated;
 - plain: blocks as autograd keeps them, nothing saved;
 - recompute: MLPs repeated in five of six layers.
@@ -21,6 +21,7 @@ import argparse
 import gc
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
 from benchmarks.matched_models import (
@@ -150,8 +152,8 @@ def parse_arguments() -> argparse.Namespace:
     options.output = options.output or RECORDS[options.measure]
     if REFERENCE not in options.contenders:
         parser.error(f"--contenders lacks {REFERENCE}, to which all others are compared.")
-    if AUTOREGRESSIVE in options.contenders and options.measure != "cpu":
-        parser.error(f"--contenders {AUTOREGRESSIVE} needs --measure cpu.")
+    if AUTOREGRESSIVE in options.contenders and not options.measure:
+        parser.error(f"--contenders {AUTOREGRESSIVE} needs --measure: there are no plans of GPT-2.")
     return options
 
 
@@ -192,35 +194,43 @@ def measure(case: Case, plan: MemoryPlan, device: str, steps: int) -> dict[str, 
     """Return what a step takes on the device, or why it is not known."""
     if not plan.fits(device_memory(torch.device(device))):
         return {"not_measured": "by plan it does not fit"}
+    return measure_step(case.make, case.precision, (case.batch_size, case.model.size.sequence_length), device, steps)
+
+
+def measure_step(
+    make: Callable[[], PreTrainedModel], precision: str, shape: tuple[int, int], device: str, steps: int
+) -> dict[str, Any]:
+    """Return what a training step of the model that `make` returns takes, on windows of a shape (B, T)."""
     if device == "cuda":
-        return measure_on_gpu(case, steps)
-    shape = case.batch_size, case.model.size.sequence_length
-    return {"resident_bytes": resident_bytes(case.make, case.precision, shape)}
+        return measure_on_gpu(make, precision, shape, steps)
+    return {"resident_bytes": resident_bytes(make, precision, shape)}
 
 
 def measure_gpt2(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what a step of GPT-2, as transformers has it, takes on a CPU, a row for each point of the grid."""
+    """Return what a step of GPT-2, as transformers has it, takes on the device, a row for each point of the grid."""
     rows = []
     for hidden_size, vocab_size in itertools.product(options.hidden_sizes, options.vocabularies):
         size = Size.full(vocab_size, hidden_size)
         facts = gpt2_facts(make_gpt2(size)) | {"vocab_size": vocab_size, "hidden_size": hidden_size}
         for precision, batch_size in itertools.product(options.precisions, options.batches):
-            peak = resident_bytes(partial(make_gpt2, size), precision, (batch_size, size.sequence_length))
-            rows.append(facts | {"precision": precision, "batch_size": batch_size, "resident_bytes": peak})
+            shape = batch_size, size.sequence_length
+            measured = measure_step(partial(make_gpt2, size), precision, shape, options.measure, options.steps)
+            rows.append(facts | {"precision": precision, "batch_size": batch_size} | measured)
             print(rows[-1], flush=True)
     return rows
 
 
-def measure_on_gpu(case: Case, steps: int) -> dict[str, Any]:
+def measure_on_gpu(
+    make: Callable[[], PreTrainedModel], precision: str, shape: tuple[int, int], steps: int
+) -> dict[str, Any]:
     """Return the peaks that CUDA allocates and reserves and the median seconds of a step, or why there are none."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.manual_seed(0)
     try:
-        model = case.make()
+        model = make()
         torch.nn.Module.to(model, "cuda")
-        batch = random_batch(model, case.batch_size, case.model.size.sequence_length)
-        step = training_step(model, batch, case.precision)
+        step = training_step(model, random_batch(model, *shape), precision)
         for _ in range(3):
             step()
         torch.cuda.reset_peak_memory_stats()

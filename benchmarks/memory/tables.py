@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.contenders import CONTENDERS, REFERENCE
+from benchmarks.contenders import COLOURS, REFERENCE
 from benchmarks.markdown import table
 from benchmarks.matched_models import BUDGET, DEPTH, by_title
 from benchmarks.places import FIGURES, RESULTS
@@ -34,7 +34,6 @@ SCHEMA: Schema = {
     "measured": bool,
     "rows": [ROW],
 }
-COLOURS = {name: f"C{number}" for number, name in enumerate(CONTENDERS)}
 
 Record = dict[str, Any]
 Row = Mapping[str, Any]
@@ -94,6 +93,10 @@ def measured_table(record: Record) -> str:
         for row in models:
             sizes = (f"{row[name]:,}" for name in ("vocab_size", "hidden_size", "batch_size"))
             lines.append([title, row["variant"], row["precision"], *sizes, *_measured_cells(row)])
+    for title, models in by_title(record.get("autoregressive", [])).items():  # without plans
+        for row in models:
+            sizes = (f"{row[name]:,}" for name in ("vocab_size", "hidden_size", "batch_size"))
+            lines.append([title, "", row["precision"], *sizes, *_measured_cells(row)])
     header = (
         "model",
         "variant",
@@ -136,7 +139,7 @@ def resident_table(record: Record) -> str:
     header = ("model", "layers", "precision", *(f"batch {batch}" for batch in batches))
     return table(header, lines) + (
         f"\nGiB of a training step, measured (planned); they differ by at most {largest_deviation(record):.1%}. "
-        "Products in bf16 are computed by tiles of fp32, since the CPU has no instructions for them. "
+        "Products in bf16 are computed by tiles of fp32, so that they need the same memory on every CPU. "
         f"Equal parameters, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}, {_protocol(record)}.\n"
     )
 
@@ -169,17 +172,20 @@ def draw(record: Record, file: Path = FIGURE) -> None:
 
 
 def _measured_cells(row: Row) -> list[str]:
-    plan = f"{row['peak_bytes'] / GIBIBYTE:.2f} GiB"
+    planned = row.get("peak_bytes")
+    plan = "" if planned is None else f"{planned / GIBIBYTE:.2f} GiB"
     if "not_measured" in row:
         return [plan, row["not_measured"], "", "", ""]
     measured = (f"{row[name] / GIBIBYTE:.2f} GiB" for name in ("allocated_bytes", "reserved_bytes"))
-    share = row["peak_bytes"] / row["allocated_bytes"]
-    return [plan, *measured, f"{share:.2f}", f"{1000 * row['step_seconds']:.0f} ms"]
+    share = "" if planned is None else f"{planned / row['allocated_bytes']:.2f}"
+    return [plan, *measured, share, f"{1000 * row['step_seconds']:.0f} ms"]
 
 
 def _draw_peaks(axes: Axes, rows: list[Row]) -> None:
-    for kind, line in ((BUDGET, "-"), (DEPTH, "--")):
-        for title, models in by_title(rows, [kind]).items():
+    layers = {row["contender"]: row["layers"] for row in rows if BUDGET in row["matched"]}
+    shallower = [row for row in rows if row["layers"] != layers[row["contender"]]]
+    for kind, some, line in ((BUDGET, rows, "-"), (DEPTH, shallower, "--")):
+        for title, models in by_title(some, [kind]).items():
             places = [row["batch_size"] for row in models]
             peaks = [row["peak_bytes"] / GIBIBYTE for row in models]
             label = title if kind == BUDGET else None
@@ -202,6 +208,8 @@ def _draw_parts(axes: Axes, rows: list[Row]) -> None:
     base = [0.0] * len(models)
     for name in dict.fromkeys(name for row in models.values() for name in row["parts_bytes"]):
         sizes = [row["parts_bytes"].get(name, 0) / GIBIBYTE for row in models.values()]
+        if not any(sizes):  # such as gradients, which are made one by one after the peak
+            continue
         axes.barh(titles, sizes, left=base, label=name)
         base = [start + size for start, size in zip(base, sizes, strict=True)]
     axes.invert_yaxis()
@@ -216,7 +224,8 @@ def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
         of_width = [row for row in rows if row["hidden_size"] == hidden_size]
         for models in by_title(of_width, [BUDGET]).values():
             places, ratios = [row["vocab_size"] / 1000 for row in models], [ratio(record, row) for row in models]
-            axes.plot(places, ratios, linestyle=line, **_marks(models[0]))
+            if models[0]["contender"] != REFERENCE or hidden_size == widths[0]:  # it is 1 at every width
+                axes.plot(places, ratios, linestyle=line, **_marks(models[0]))
     axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / peak of MDLM", ylim=(0, None))
     axes.set_title(f"same budget, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
     axes.grid(alpha=0.3)

@@ -29,6 +29,7 @@ OF_FAMILY = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "t
 IN_LONG = (*OF_FAMILY, GIDD, AUTOREGRESSIVE)
 # Of the shorter forms: without blocks and perturbed nodes.
 PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm", GIDD))
+IN_SHORT = ("mdlm", "tree-binomial", AUTOREGRESSIVE, "hdlm", "tdlm-child")  # the most telling first
 IN_LANGUAGE = ("mdlm", "tree-binomial", AUTOREGRESSIVE)
 LEADERS = 2
 RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter
@@ -71,8 +72,9 @@ PROTOCOLS = {
         warmup_steps=100,
         learning_rates=(7e-4, 2e-3),
         seeds=(0, 1),
-        contenders=PLAIN,
+        contenders=IN_SHORT,
         precision="bf16",
+        repeated=("mdlm", "tree-binomial"),
     ),
     "rehearsal": Protocol(
         reference_layers=1,
@@ -84,8 +86,9 @@ PROTOCOLS = {
         warmup_steps=1,
         learning_rates=(1e-3,),
         seeds=(0, 1),
-        contenders=PLAIN,
+        contenders=IN_SHORT,
         precision="bf16",
+        repeated=("mdlm", "tree-binomial"),
         curve_points=1,
         curve_windows=8,
         measured_windows=4,

@@ -7,7 +7,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.contenders import AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE, CONTENDERS, GIDD, GIDD_TITLE, REFERENCE
+from benchmarks.contenders import (
+    AUTOREGRESSIVE,
+    AUTOREGRESSIVE_TITLE,
+    COLOURS,
+    CONTENDERS,
+    GIDD,
+    GIDD_TITLE,
+    REFERENCE,
+)
 from benchmarks.markdown import table
 from benchmarks.places import RESULTS
 from benchmarks.quality.packed_data import SELECTION, SHARED_TOKENS, VALIDATION
@@ -32,9 +40,9 @@ SCHEMA: Schema = {
 Record = dict[str, Any]
 
 
-def read_quality(form: str) -> Record:
+def read_quality(form: str, folder: Path = RESULTS) -> Record:
     """Return the record of a form of the benchmark; ValueError if it is missing or lacks anything."""
-    record = read_record(RESULTS / f"quality_{form}.json", SCHEMA)
+    record = read_record(folder / f"quality_{form}.json", SCHEMA)
     for index, run in enumerate(record["runs"]):
         if not run["diverged"]:
             check_schema(run, RUN, f"quality_{form}.runs[{index}]")
@@ -172,10 +180,10 @@ def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> 
     step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     by_tokens, by_time = figure.subplots(1, 2, sharey=True)
-    for index, name in enumerate(_ordered(record)):
+    for name in _ordered(record):
         curve = runs_of(record, name)[0]["curve"]
         tokens = [point["step"] * step_tokens for point in curve]
-        style: Record = {"color": f"C{index}", "marker": ".", "linestyle": "--" if name == AUTOREGRESSIVE else "-"}
+        style: Record = {"color": COLOURS[name], "marker": ".", "linestyle": "--" if name == AUTOREGRESSIVE else "-"}
         style |= {"label": TITLES[name], "linewidth": 1.2, "elinewidth": 0.5}
         nats = [point["nelbo"] for point in curve]
         errors = [point.get("nelbo_standard_error", 0.0) for point in curve]  # GPT-2's have no noise of corruptions

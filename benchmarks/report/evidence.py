@@ -1,6 +1,7 @@
 """What the records say: benchmarks/README.md, section by section and in short, and README.md's first table."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import AUTOREGRESSIVE, REFERENCE
@@ -17,6 +18,7 @@ from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.record_schema import Schema, read_record
 from benchmarks.speed import step_parts
 from benchmarks.speed import tables as speed_tables
+from benchmarks.speed.throughput import RECORDS as SPEED_RECORDS
 from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.hub.records import TRAINING_RECORD
 
@@ -62,6 +64,7 @@ def sections() -> dict[tuple[str, str], str]:
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "resident table": memory_tables.resident_table(memory_tables.read_memory(MEMORY_RECORDS["cpu"])),
         "step parts table": step_parts.step_parts_table(read_record(step_parts.RECORD, step_parts.SCHEMA)),
+        "GPU tables": gpu_tables(),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
         "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
         "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
@@ -100,6 +103,19 @@ def sections() -> dict[tuple[str, str], str]:
         "ablation table": ablation_table.ablation_table(ablation_table.read_part("choices")),
     }
     return {marks(name): content for name, content in contents.items()}
+
+
+def gpu_tables(folder: Path = RESULTS) -> str:
+    """Return what a GPU has measured of memory, speed and quality, of the records that a folder has."""
+    memory, speed = (folder / records["cuda"].name for records in (MEMORY_RECORDS, SPEED_RECORDS))
+    found = []
+    if memory.exists():
+        found.append(memory_tables.measured_table(memory_tables.read_memory(memory)))
+    if speed.exists():
+        found.append(speed_tables.speed_tables(speed_tables.read_speed(speed)))
+    if (folder / "quality_gpu.json").exists():
+        found.append(quality_tables.main_table(quality_tables.read_quality("gpu", folder)))
+    return "\n".join(found) or "Nothing here has been measured on a GPU yet.\n"
 
 
 def reference_tables() -> str:
@@ -222,7 +238,7 @@ def tokens_per_second(speed: Record) -> dict[str, float]:
     """Return the training speed at the size of the quality benchmark, same budget, by contender."""
     (size,) = (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
     speeds = {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
-    return speeds | {"tdlm-random": speeds[CHILD], "tree-binomial": speeds[NODE]}  # the same networks
+    return speeds | {"tdlm-random": speeds[CHILD], "tdlm-node": speeds[DEFAULT]}  # the same networks
 
 
 def _memory(record: Record) -> str:
@@ -252,7 +268,7 @@ def _speed(record: Record) -> str:
         return f"{min(found):.2f} to {max(found):.2f}"
 
     return (
-        f"**Time**: the tree with the node head trains on {ratios(NODE)} times the tokens per second of MDLM; MDLM "
+        f"**Time**: the default trains on {ratios(DEFAULT)} times the tokens per second of MDLM; MDLM "
         f"with its loss in chunks on {ratios(CHUNKED)}, HDLM on {ratios('hdlm')}, GPT-2 on {ratios(AUTOREGRESSIVE)} "
         f"times. (As many parameters, {len(record['sizes'])} sizes, {record['device']}.)"
     )

@@ -14,6 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from benchmarks.contenders import AUTOREGRESSIVE
+from benchmarks.matched_models import COMPARED
 from benchmarks.places import ARTIFACTS, ROOT
 from benchmarks.quality.run_queue import DONE_NAME, RunQueue
 from modeling_treediff.files.json_files import read_json
@@ -43,13 +47,14 @@ class Stage:
 def stages() -> dict[str, Stage]:
     """Return what is measured on a GPU, in order."""
     quality = ("-m", "benchmarks.quality.perplexity")
-    grid = "--hidden-sizes 768 --vocabularies 50257 --batches 4 32 --resume".split()
+    grid = "--hidden-sizes 768 --vocabularies 50257 --batches 4 32 --resume --contenders".split()
+    grid += [*COMPARED, AUTOREGRESSIVE]
     return {
-        "memory": Stage(6, ("-m", "benchmarks.memory.peaks", "--measure", "cuda", *grid)),
+        "memory": Stage(7, ("-m", "benchmarks.memory.peaks", "--measure", "cuda", *grid)),
         "tests": Stage(3, ("-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")), resumes=False),
         "speed": Stage(5, ("-m", "benchmarks.speed.throughput", "--device", "cuda", "--sizes", "small"), resumes=False),
         "texts": Stage(2, (*quality, "pack", "--form", "gpu", "--if-missing", "--tokenizer", GPT2)),
-        "quality": Stage(60, (*quality, "train", "--form", "gpu")),
+        "quality": Stage(30, (*quality, "train", "--form", "gpu")),
         "record": Stage(1, (*quality, "collect", "--form", "gpu")),
     }
 
@@ -76,6 +81,8 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="at tiny size, on a CPU")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time of this call (default %(default)g)")
     options = parser.parse_args()
+    if not (options.rehearse or torch.cuda.is_available()):  # where the tests would pass, since they skip
+        parser.error("There is no GPU here: --rehearse takes the same stages at tiny size, on a CPU.")
     folder = FOLDER.with_name("gpu_rehearsal") if options.rehearse else FOLDER
     wanted = rehearsal(folder) if options.rehearse else stages()
     left, failed = take(wanted, folder, options.seconds)

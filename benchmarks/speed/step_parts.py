@@ -2,8 +2,9 @@
 
 python -m benchmarks.speed.step_parts --compile   # benchmarks/results/step_parts.json
 
-The CPU's sizes of `benchmarks.speed.throughput`, all models with the parameters of MDLM, on one thread. Shares are of
-torch's profiler; the gain is the median over turns, in which the step as it is and the compiled one take turns.
+The CPU's sizes of `benchmarks.speed.throughput`, all models with the parameters of MDLM, on one thread, with freed
+memory kept. Shares are of torch's profiler; times and ratios to MDLM's are medians over turns of all models, the gain
+over turns of the step as it is and the compiled one.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmarks.matched_models import BUDGET, matched_models, title
 from benchmarks.places import RESULTS
 from benchmarks.record_schema import Schema, read_record
 from benchmarks.speed.throughput import DEFAULT, WORKLOADS
-from benchmarks.timing import seconds_in_turns
+from benchmarks.timing import keep_freed_memory, seconds_in_turns
 from benchmarks.training_step import random_batch, training_step
 from modeling_treediff.files.records import write_record
 
@@ -40,7 +41,10 @@ SCHEMA: Schema = {
         {
             **dict.fromkeys(("vocab_size", "hidden_size", "batch_size", "sequence_length"), int),
             "models": [
-                {"title": str, "milliseconds": float, "shares": dict.fromkeys((*PARTS, OTHERS), float), "gain": object}
+                {
+                    **{"title": str, "milliseconds": float, "ratio": float, "gain": object},
+                    "shares": dict.fromkeys((*PARTS, OTHERS), float),
+                }
             ],
         }
     ],
@@ -51,7 +55,8 @@ def main() -> None:
     """Measure and write the record."""
     options = parse_arguments()
     torch.set_num_threads(1)
-    facts = {"sizes": [measure(name, options) for name in options.sizes]}
+    kept = keep_freed_memory()
+    facts = {"freed_memory_kept": kept, "sizes": [measure(name, options) for name in options.sizes]}
     write_record(options.output, facts, seed=0)
     print(step_parts_table(read_record(options.output, SCHEMA)))
 
@@ -68,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what is found of the models of one size."""
-    workload, rows = WORKLOADS[name], []
+    workload, rows, steps = WORKLOADS[name], [], []
     size = workload.size
     for matched in matched_models(CONTENDERS, size):
         if BUDGET not in matched.matched:
@@ -82,14 +87,14 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             torch.compiler.reset()  # it gives up on code that it has compiled for many models
             model = matched.make()
             model.forward = torch.compile(model.forward)
-            actions = [step, training_step(model, batch, "fp32")]
-        else:
-            actions = [step]
-        own, *compiled = seconds_in_turns(actions, options.steps, 2, "cpu")
-        row["milliseconds"] = 1000 * median(own)
-        if compiled:
-            row["gain"] = median(one / other for one, other in zip(own, compiled[0], strict=True))
+            own, compiled = seconds_in_turns([step, training_step(model, batch, "fp32")], options.steps, 2, "cpu")
+            row["gain"] = median(one / other for one, other in zip(own, compiled, strict=True))
         rows.append(row)
+        steps.append(step)
+    turns = seconds_in_turns(steps, options.steps, 2, "cpu")
+    for row, own in zip(rows, turns, strict=True):
+        row["milliseconds"] = 1000 * median(own)
+        row["ratio"] = median(other / one for one, other in zip(own, turns[0], strict=True))
     fields = {field: getattr(size, field) for field in ("vocab_size", "hidden_size", "sequence_length")}
     return {"name": name, **fields, "batch_size": workload.batch_size, "models": rows}
 
@@ -124,11 +129,11 @@ def step_parts_table(record: dict[str, Any]) -> str:
             cells = [
                 f"V = {size['vocab_size']:,}, d = {size['hidden_size']}",
                 row["title"],
-                f"{row['milliseconds']:.0f} ms",
+                f"{row['milliseconds']:.0f} ms ({row['ratio']:.2f})",
             ]
             cells += [f"{row['shares'][part]:.0%}" for part in (*PARTS, OTHERS)]
             rows.append([*cells, "" if row["gain"] is None else f"{row['gain']:.2f}"])
-    header = ("size", "model", "a training step", *PARTS, OTHERS, "times as fast compiled")
+    header = ("size", "model", "a training step (times as fast as MDLM's)", *PARTS, OTHERS, "times as fast compiled")
     return table(header, rows) + f"\nShares of the time of a step; one CPU thread, fp32; commit {record['commit']}.\n"
 
 

@@ -5,7 +5,7 @@ python -m benchmarks.speed.throughput --device cuda --sizes small
 
 Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, and GPT-2 with its budget,
 are in memory at once and take turns, step by step. A ratio is the median of the ratios of single turns, above 1 where a
-model is faster than MDLM. On a CPU it is one thread, and its processor time.
+model is faster than MDLM. On a CPU it is one thread, and its processor time, with freed memory kept.
 - Training is a whole step with clipping and AdamW, bf16 autocast on a GPU, fp32 on a CPU. The peak is that of one large
   matrix product in the same turns and precision; a step's share of it counts all its matrix products, those that it
   repeats too.
@@ -28,7 +28,7 @@ from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
 from benchmarks.generation.speed import write_texts
 from benchmarks.matched_models import COMPARED, Size, gpt2_facts, make_gpt2, matched_models
 from benchmarks.places import RESULTS
-from benchmarks.timing import quartiles, seconds_in_turns
+from benchmarks.timing import keep_freed_memory, quartiles, seconds_in_turns
 from benchmarks.training_step import DTYPES, autocast, count_flops, random_batch, training_step
 from modeling_treediff.files.records import write_record
 
@@ -85,11 +85,13 @@ class Runner:
 def main() -> None:
     """Measure one workload after the other, and record them."""
     options = parse_arguments()
+    facts: dict[str, Any] = {"precision": PRECISION[options.device], "sizes": []}
     if options.device == "cpu":
         torch.set_num_threads(1)  # whose processor time is measured
+        facts["freed_memory_kept"] = keep_freed_memory()
+    facts["threads"] = torch.get_num_threads()
     partial_record = options.output.with_suffix(".partial.json")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"precision": PRECISION[options.device], "threads": torch.get_num_threads(), "sizes": []}
     for name in options.sizes or DEFAULT[options.device]:
         for vocab_size in options.vocabularies or [WORKLOADS[name].size.vocab_size]:
             workload = changed(WORKLOADS[name], vocab_size, options.batch_size, options.contenders)

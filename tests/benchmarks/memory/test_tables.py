@@ -37,6 +37,12 @@ def test_measurements_stand_beside_plans():
     assert "| 3.00 GiB | 4.00 GiB | 5.00 GiB | 0.75 | 250 ms |" in shown and "| 3.00 GiB | out of memory |" in shown
     with pytest.raises(ValueError, match="plans alone"):
         tables.measured_table(record_of({}))
+    record = record_of(measured, measured=True)
+    gpt2 = {name: value for name, value in record["rows"][0].items() if name != "peak_bytes"} | {"contender": "ar"}
+    (line,) = (
+        line for line in tables.measured_table(record | {"autoregressive": [gpt2]}).splitlines() if "GPT-2" in line
+    )
+    assert line.endswith("|  | 4.00 GiB | 5.00 GiB |  | 250 ms |")  # no plan
 
 
 def test_resident_memory_of_gpt2_stands_below_the_models_that_have_plans():

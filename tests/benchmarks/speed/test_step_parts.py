@@ -11,6 +11,7 @@ from benchmarks.speed import step_parts
 def test_the_shares_of_every_model_are_all_of_its_time(tmp_path, monkeypatch, capsys):
     command = ["step_parts", "--sizes", "toy", "--steps", "1", "--output", str(tmp_path / "record.json")]
     monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(step_parts, "keep_freed_memory", lambda: True)  # other tests are to see memory freed
     step_parts.main()
     shown = capsys.readouterr().out
     (size,) = read_record(tmp_path / "record.json", step_parts.SCHEMA)["sizes"]
@@ -18,6 +19,7 @@ def test_the_shares_of_every_model_are_all_of_its_time(tmp_path, monkeypatch, ca
     for row in size["models"]:
         assert sum(row["shares"].values()) == pytest.approx(1) and min(row["shares"].values()) > 0
         assert f"| {row['title']} |" in shown and row["gain"] is None
+    assert size["models"][0]["ratio"] == 1 and all(row["ratio"] > 0 for row in size["models"])
 
 
 @pytest.mark.parametrize(
