@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, by kind of operation, and what compiling it gains.
+"""Where the time of a training step goes, by kind of operation, and what compiling it and bf16 gain.
 
 python -m benchmarks.speed.step_parts --compile   # benchmarks/results/step_parts.json
 
 The CPU's sizes of `benchmarks.speed.throughput`, all models with the parameters of MDLM, on one thread, with freed
-memory kept. Shares are of torch's profiler; times and ratios to MDLM's are medians over turns of all models, the gain
-over turns of the step as it is and the compiled one.
+memory kept. Shares are of torch's profiler; times and ratios to MDLM's are medians over turns of all models, gains over
+turns of the step as it is, in bf16 with eager attention, and compiled.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SCHEMA: Schema = {
             **dict.fromkeys(("vocab_size", "hidden_size", "batch_size", "sequence_length"), int),
             "models": [
                 {
-                    **{"title": str, "milliseconds": float, "ratio": float, "gain": object},
+                    **{"title": str, "milliseconds": float, "ratio": float, "bf16_gain": float, "gain": object},
                     "shares": dict.fromkeys((*PARTS, OTHERS), float),
                 }
             ],
@@ -83,6 +83,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         batch = random_batch(model, workload.batch_size, size.sequence_length)
         step = training_step(model, batch, "fp32")
         row: dict[str, Any] = {"title": title(matched.contender), "shares": shares(step, options.steps), "gain": None}
+        model = matched.make()
+        model.set_attn_implementation("eager")
+        own, in_bf16 = seconds_in_turns([step, training_step(model, batch, "bf16")], options.steps, 2, "cpu")
+        row["bf16_gain"] = median(one / other for one, other in zip(own, in_bf16, strict=True))
         if options.compile:
             torch.compiler.reset()  # it gives up on code that it has compiled for many models
             model = matched.make()
@@ -132,9 +136,20 @@ def step_parts_table(record: dict[str, Any]) -> str:
                 f"{row['milliseconds']:.0f} ms ({row['ratio']:.2f})",
             ]
             cells += [f"{row['shares'][part]:.0%}" for part in (*PARTS, OTHERS)]
-            rows.append([*cells, "" if row["gain"] is None else f"{row['gain']:.2f}"])
-    header = ("size", "model", "a training step (times as fast as MDLM's)", *PARTS, OTHERS, "times as fast compiled")
-    return table(header, rows) + f"\nShares of the time of a step; one CPU thread, fp32; commit {record['commit']}.\n"
+            rows.append([*cells, f"{row['bf16_gain']:.2f}", "" if row["gain"] is None else f"{row['gain']:.2f}"])
+    header = (
+        "size",
+        "model",
+        "a training step (times as fast as MDLM's)",
+        *PARTS,
+        OTHERS,
+        "times as fast in bf16",
+        "compiled",
+    )
+    return table(header, rows) + (
+        "\nShares of the time of a step in fp32; in bf16 with eager attention; one CPU thread; commit "
+        f"{record['commit']}.\n"
+    )
 
 
 if __name__ == "__main__":
