@@ -65,10 +65,11 @@ REFERENCE = "mdlm"
 AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
 GIDD, GIDD_SHARE = "gidd", 0.1  # its largest share of wrong tokens
 GIDD_TITLE = f"GIDD (flat, p_u={GIDD_SHARE:g})"
-# In figures; a variant of another model has its colour, but lighter.
-COLOURS = {name: f"C{number}" for number, name in enumerate(list(CONTENDERS)[:10])}
-COLOURS |= {"hdlm-perturbed": "#98df8a", "tree-blocks": "#c49c94", "bd3lm": "#aec7e8", GIDD: "#9edae5"}
-COLOURS |= {AUTOREGRESSIVE: "black"}
+COLOURS = {  # in figures; the variants with perturbed nodes or blocks are lighter than the models without
+    **{"mdlm": "C0", "mdlm-chunked": "C1", "hdlm": "C2", "tdlm-child": "C3", "tdlm-node": "C4", "tree-binomial": "C5"},
+    **{"tree-factorised": "C6", "tdlm-d3": "C7", "tdlm-d4": "C8", "tdlm-random": "C9", "hdlm-perturbed": "#98df8a"},
+    **{"tree-blocks": "#c49c94", "bd3lm": "#aec7e8", GIDD: "#9edae5", AUTOREGRESSIVE: "black"},
+}
 
 
 def unclustered_tree(contender: Contender, vocab_size: int, seed: int = 0) -> VocabularyTree:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.memory.peaks                   # planned on fake tensors
 python -m benchmarks.memory.peaks --measure cpu --hidden-sizes 768 --vocabularies 50257 --batches 4 8 16 \
-    --precisions fp32 bf16 --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial tree-factorised ar
+    --precisions bf16 fp32 --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial tree-factorised ar
 python -m benchmarks.memory.peaks --measure cuda --hidden-sizes 768 --vocabularies 50257 --batches 4 32
 
 Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768
@@ -14,7 +14,7 @@ a CPU:
 - lean: what the package does, and all other rows: no matrix product is repeated;
 - plain: blocks as autograd keeps them, nothing saved;
 - recompute: MLPs repeated in five of six layers.
-Every row is written when it is finished, to a partial record beside the output; --resume goes on from there.
+Every row but GPT-2's is written when it is finished, to a partial record beside the output: --resume goes on there.
 """
 
 import argparse

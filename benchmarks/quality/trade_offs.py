@@ -3,7 +3,8 @@
 python -m benchmarks.quality.trade_offs   # benchmarks/results/trade_offs.json
 
 Every model as training keeps it, and with the MLPs of five of six layers computed twice; MDLM also with its loss in
-chunks. They take turns, as in `benchmarks.speed.throughput`: one thread of a CPU, fp32, processor time.
+chunks. They take turns, as in `benchmarks.speed.throughput`, but freed memory is not kept: one thread of a CPU, fp32,
+processor time.
 """
 
 import argparse

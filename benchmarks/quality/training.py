@@ -37,6 +37,7 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, Vocabulary
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.files.records import current_commit, write_record
 from modeling_treediff.training import TrainingConfig, train
+from modeling_treediff.training.run.processes import join_processes
 from modeling_treediff.training.run.run_log import METRICS_NAME
 
 BEGUN_NAME = "training.json"  # what a run writes before its first step
@@ -59,7 +60,7 @@ class Protocol:
         warmup_steps: steps of the warm-up.
         learning_rates: the grid; every contender has all of it, in all steps or in those of `rate_steps`.
         seeds: of initialisation, data order and noise: the first for all, the others for the leading contenders.
-        precision: "no" (fp32) or "bf16", of training and measuring.
+        precision: "no" (fp32) or "bf16", of training and measuring; in bf16 a CPU trains with eager attention.
         curve_points: estimates on the way.
         curve_windows: validation windows of each, with one corruption.
         measured_windows: windows of each text that the finished model is measured on.
@@ -114,7 +115,7 @@ class Protocol:
 
     def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:
         """Return the settings of a run; a checkpoint is saved in any case when it is asked to stop."""
-        slow_sdpa = self.precision == "bf16" and PartialState().device.type == "cpu"  # 3 times as slow, on 128 tokens
+        slow_sdpa = self.precision == "bf16" and join_processes().device.type == "cpu"  # LOG.md
         return TrainingConfig(
             output_dir=folder,
             max_steps=self.steps,

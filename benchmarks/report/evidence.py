@@ -37,6 +37,7 @@ FIRST = {  # of README.md
     AUTOREGRESSIVE: "GPT-2",
     DEFAULT: "**tree, node head** (ours)",
 }
+LANGUAGES = {"German": "de", "Japanese": "ja"}
 SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
 
 REFERENCE_MODEL = ROOT / "examples" / "classics-7m"
@@ -55,11 +56,13 @@ Record = dict[str, Any]
 def sections() -> dict[tuple[str, str], str]:
     """Return what stands between which marks of the page."""
     quality, memory = quality_tables.read_quality("cpu"), memory_tables.read_memory()
+    languages = {name: quality_tables.read_quality(form) for name, form in LANGUAGES.items()}
     embeddings = ablation_table.read_part("embeddings")
     contents = {
         "quality table": quality_tables.main_table(quality),
         "zero-shot table": quality_tables.zero_shot_table(quality),
         "grid table": quality_tables.grid_table(quality),
+        "languages table": quality_tables.languages_table(languages),
         "reference tables": reference_tables(),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "resident table": memory_tables.resident_table(memory_tables.read_memory(MEMORY_RECORDS["cpu"])),

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="at tiny size, on a CPU")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time of this call (default %(default)g)")
     options = parser.parse_args()
-    if not (options.rehearse or torch.cuda.is_available()):  # where the tests would pass, since they skip
+    if not (options.rehearse or torch.cuda.is_available()):  # the stage "tests" would count as passed: they skip
         parser.error("There is no GPU here: --rehearse takes the same stages at tiny size, on a CPU.")
     folder = FOLDER.with_name("gpu_rehearsal") if options.rehearse else FOLDER
     wanted = rehearsal(folder) if options.rehearse else stages()

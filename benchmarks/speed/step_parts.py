@@ -37,6 +37,7 @@ PARTS = {  # by what the names of operations contain
 }
 SCHEMA: Schema = {
     "commit": str,
+    "freed_memory_kept": bool,
     "sizes": [
         {
             **dict.fromkeys(("vocab_size", "hidden_size", "batch_size", "sequence_length"), int),
@@ -143,11 +144,11 @@ def step_parts_table(record: dict[str, Any]) -> str:
         "a training step (times as fast as MDLM's)",
         *PARTS,
         OTHERS,
-        "times as fast in bf16",
-        "compiled",
+        "times as fast in bf16, eager",
+        "times as fast compiled",
     )
     return table(header, rows) + (
-        "\nShares of the time of a step in fp32; in bf16 with eager attention; one CPU thread; commit "
+        "\nTimes and shares in fp32; ratios of steps in turns; one CPU thread, freed memory kept; commit "
         f"{record['commit']}.\n"
     )
 

@@ -36,7 +36,7 @@ SIZE: Schema = {
     "training": [TRAINING],
     "generation": [WRITING],
 }
-SCHEMA: Schema = {"commit": str, "device": str, "precision": str, "sizes": [SIZE]}
+SCHEMA: Schema = {"commit": str, "device": str, "precision": str, "sizes": [SIZE]}  # on a CPU also freed_memory_kept
 PARTS = ("training", "generation")
 SAME_DEPTH_ALPHA = 0.35  # of the bars of models with as many layers as the reference, and fewer parameters
 
@@ -52,7 +52,8 @@ def speed_tables(record: Record) -> str:
     """Return for every size a table of tokens per second, and what was measured."""
     return "\n".join(_size_table(size) for size in record["sizes"]) + (
         "\nMedians over turns (and quartiles of the ratios to MDLM in the same turn); generation with equal numbers of "
-        f"forward passes; {record['device']}, {record['precision']}; commit {record['commit']}.\n"
+        f"forward passes; {record['device']}{', freed memory kept' if record.get('freed_memory_kept') else ''}, "
+        f"{record['precision']}; commit {record['commit']}.\n"
     )
 
 

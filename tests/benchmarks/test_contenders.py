@@ -9,7 +9,10 @@ from helpers.models import tiny_model
 from transformers import GPT2LMHeadModel
 
 from benchmarks.contenders import (
+    AUTOREGRESSIVE,
+    COLOURS,
     CONTENDERS,
+    GIDD,
     REFERENCE,
     budget_config,
     gpt2_for_budget,
@@ -84,3 +87,7 @@ def test_mdlms_published_loss_of_our_logits_is_our_loss():
     log_p_theta = log_p.gather(-1, tokens[..., None])[..., 0]
     published = -log_p_theta * (rate / torch.expm1(sigma))[:, None]
     torch.testing.assert_close(output.loss, published.mean(), rtol=1e-10, atol=0)
+
+
+def test_every_model_of_the_figures_has_a_colour_of_its_own():
+    assert len(set(COLOURS.values())) == len(COLOURS) and set(COLOURS) == {*CONTENDERS, GIDD, AUTOREGRESSIVE}

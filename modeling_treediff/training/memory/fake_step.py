@@ -2,11 +2,12 @@
 
 The step is the real one: the model's own forward with labels and times under autocast, backward, clipping, fused AdamW.
 Fake tensors have shapes and types only. They stand on the CPU, so no GPU is needed; scaled dot-product attention takes
-its flash kernel there as on CUDA, which keeps no (T, T) scores. Norms, several operations on a CPU, are taken for the
-one kernel that they are on CUDA.
+its flash kernel there as on CUDA, which keeps no (T, T) scores, unlike eager attention. Norms, several operations on a
+CPU, are taken for the one kernel that they are on CUDA.
 """
 
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -42,6 +43,7 @@ class TrainingStep:
         recompute_mlp: layers whose MLPs are computed again in backward, see `make_lean`.
         loss_chunk: positions whose logits are kept at a time, see there; None for all.
         lean: as `make_lean` makes the model, which training does; else as autograd keeps it, without the two above.
+        attn_implementation: "sdpa" or "eager"; None for that of the config.
 
     """
 
@@ -57,6 +59,7 @@ class TrainingStep:
     recompute_mlp: int = 0
     loss_chunk: int | None = None
     lean: bool = True
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no step can be."""
@@ -82,7 +85,9 @@ class TrainingStep:
 def record_step(step: TrainingStep) -> Ledger:
     """Run a step on a model of its config and return what it allocated, as one of several processes if it has some."""
     with torch.device("meta"):
-        model = TreeDiffForDiffusionLM(step.model_config).train()
+        model = TreeDiffForDiffusionLM(deepcopy(step.model_config)).train()
+    if step.attn_implementation is not None:
+        model.set_attn_implementation(step.attn_implementation)
     if step.lean:
         make_lean(model, step.recompute_mlp, step.loss_chunk)
     if step.gradient_checkpointing:

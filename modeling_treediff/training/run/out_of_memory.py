@@ -47,6 +47,7 @@ def plan_run(model_config: TreeDiffConfig, config: TrainingConfig, sequence_leng
         sharded=accelerator.is_fsdp2,
         recompute_mlp=config.recompute_mlp,
         loss_chunk=config.loss_chunk,
+        attn_implementation="eager" if config.attn_implementation == "eager" else None,
     )
 
 

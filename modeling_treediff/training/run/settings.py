@@ -101,7 +101,7 @@ class TrainingConfig:
             "choices": ATTENTIONS,
             "help": "how attention is computed (default: as in the model, sdpa); on a GPU, with --block-size or "
             "--separate-documents, flex_attention needs no mask of all pairs of positions; on a CPU in bf16, eager is "
-            "faster on short windows",
+            "faster on windows of up to 512 tokens",
         },
     )
     gradient_checkpointing: bool = field(

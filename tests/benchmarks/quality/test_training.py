@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from helpers.contenders import COMPARED, TINY
 from helpers.models import tiny_model
 
@@ -174,3 +175,11 @@ def test_with_a_part_of_the_text_given_only_the_rest_counts(packed):
         generator.manual_seed(0)
         other = model.nelbo(changed, fixed_mask=prefix, num_samples=2, batch_size=64, generator=generator)
         assert other.value != expected.value and not expected.token_losses[:, given_T].any()
+
+
+def test_in_bf16_a_cpu_trains_with_eager_attention(tmp_path):
+    found = {
+        precision: replace(TINY, precision=precision).training_config(tmp_path, 1e-3, 0).attn_implementation
+        for precision in ("no", "bf16")
+    }
+    assert found == {"no": None, "bf16": "eager" if PartialState().device.type == "cpu" else None}

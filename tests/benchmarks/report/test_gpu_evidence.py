@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report import gpu_evidence
 from benchmarks.report.gpu_evidence import Stage, rehearsal, stages, take
 
 
@@ -24,6 +25,16 @@ def test_the_stages_benchmarks_take_their_commands(found, monkeypatch):
             if "cuda" not in arguments and "gpu" not in arguments:  # a rehearsal overwrites no record
                 places = [getattr(options, place) for place in ("folder", "output") if hasattr(options, place)]
                 assert all(place is None or place.parts[0] == "folder" for place in places) and any(places)
+
+
+def test_without_a_gpu_nothing_is_taken(monkeypatch, capsys):
+    """The tests would skip, and count as passed."""
+    monkeypatch.setattr(gpu_evidence.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_evidence, "take", lambda *_: pytest.fail("taken"))
+    monkeypatch.setattr(sys, "argv", ["gpu_evidence"])
+    with pytest.raises(SystemExit):
+        gpu_evidence.main()
+    assert "There is no GPU here: --rehearse" in capsys.readouterr().err
 
 
 def test_a_call_goes_on_where_the_one_before_it_stopped(tmp_path, capfd, monkeypatch):

@@ -1,6 +1,7 @@
 """Where the time of a training step goes."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,26 @@ def test_the_shares_of_every_model_are_all_of_its_time(tmp_path, monkeypatch, ca
     for row in size["models"]:
         assert sum(row["shares"].values()) == pytest.approx(1) and min(row["shares"].values()) > 0
         assert f"| {row['title']} |" in shown and row["gain"] is None
-    assert size["models"][0]["ratio"] == 1 and all(min(row["ratio"], row["bf16_gain"]) > 0 for row in size["models"])
+
+
+def test_gains_and_ratios_are_above_1_where_a_step_is_faster(monkeypatch):
+    """With times of my own: a second for the first of the actions in turns, half a second for the next, and so on."""
+    attentions = []
+
+    def timed(actions, turns, *_):
+        return [[2.0**-place] * turns for place in range(len(actions))]
+
+    def step(model, batch, precision):
+        attentions.append((precision, model.config._attn_implementation))
+        return lambda: None
+
+    monkeypatch.setattr(step_parts, "seconds_in_turns", timed)
+    monkeypatch.setattr(step_parts, "training_step", step)
+    monkeypatch.setattr(step_parts, "shares", lambda *_: {})
+    rows = step_parts.measure("toy", SimpleNamespace(steps=3, compile=False))["models"]
+    assert [row["ratio"] for row in rows] == [2.0**place for place in range(len(rows))]
+    assert {row["bf16_gain"] for row in rows} == {2.0}
+    assert attentions == [("fp32", "sdpa"), ("bf16", "eager")] * len(rows)
 
 
 @pytest.mark.parametrize(

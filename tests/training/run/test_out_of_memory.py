@@ -1,5 +1,7 @@
 """Out of memory: what is said, and the search for a batch that fits. The memory is a limit on windows at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.tiny_run import equal, tiny_network, tiny_run, tiny_tree
@@ -41,6 +43,8 @@ def test_the_advice_is_the_planners_for_the_run_as_launched(tmp_path):
     model_config = tiny_network(tiny_tree()).config
     planned = plan_run(model_config, config, 8)
     assert planned.step == plan_memory(model_config, 2, 8, precision="bf16", accumulation=2, ema=True, **memory).step
+    eager = plan_run(model_config, replace(config, attn_implementation="eager"), 8)
+    assert eager.step == replace(planned.step, attn_implementation="eager") and eager.peak > planned.peak
     memory = int(planned.peak / 0.95)  # a little less than it takes, since some is lost to gaps
     assert advice(model_config, config, 8, memory) == planned.advice(memory) != advice(model_config, config, 8, 2**40)
 
