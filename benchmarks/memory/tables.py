@@ -208,7 +208,7 @@ def _draw_parts(axes: Axes, rows: list[Row]) -> None:
     base = [0.0] * len(models)
     for name in dict.fromkeys(name for row in models.values() for name in row["parts_bytes"]):
         sizes = [row["parts_bytes"].get(name, 0) / GIBIBYTE for row in models.values()]
-        if not any(sizes):  # such as gradients, which are made one by one after the peak
+        if max(sizes) < 0.01:  # too little to be seen, such as of gradients, of which there are few before the peak
             continue
         axes.barh(titles, sizes, left=base, label=name)
         base = [start + size for start, size in zip(base, sizes, strict=True)]
