@@ -59,6 +59,7 @@ CONTENDERS: dict[str, Contender] = {
     "tree-blocks": Contender("tree, binomial, node head, S=4", fields=BINOMIAL_NODE | {"block_size": 4}),
     "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}),
 }
+TRAINED_LONG = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm")
 # Fields of a config.
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")
 REFERENCE = "mdlm"

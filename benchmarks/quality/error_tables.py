@@ -1,9 +1,11 @@
 """What `examples/analyze_errors.py` records of two models, and the page of it as Markdown."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.record_schema import Schema, check_schema
+from modeling_treediff.evaluation.error_analysis import enough
 from modeling_treediff.evaluation.error_tables import error_markdown, signed, spread, summary
 
 ESTIMATE: Schema = {"value": float, "standard_error": float, "interval": [float]}
@@ -78,14 +80,56 @@ def unseen_errors_table(before: dict[str, Any], now: dict[str, Any]) -> str:
     return f"{table(header, rows)}\n{said} {_facts(now)}"
 
 
+def texts_table(records: Mapping[str, dict[str, Any]]) -> str:
+    """Return the difference of two models on several texts, by frequency in the training text; then what loses, where.
+
+    Args:
+        records: by the name of the text, all of the same two models.
+
+    Raises:
+        ValueError: they are not.
+
+    """
+    first, *others = records.values()
+    for name in ("models", "counts_of", "num_samples", "seed"):
+        if any(other[name] != first[name] for other in others):
+            raise ValueError(f"The error analyses to compare differ in {name}: make all alike.")
+    rows, losing = [], []
+    for same in zip(*(record["rows"] for record in records.values()), strict=True):
+        if same[0]["grouping"] in ("all", "frequency"):
+            rows.append([same[0]["group"], *(signed(row["difference"]["total"]) + _mark(row) for row in same)])
+    for text, record in records.items():
+        for row in record["rows"]:
+            difference = row["difference"]
+            if enough(row) and difference["total"]["interval"][0] > 0:
+                cells = (f"{row['tokens'] / record['num_tokens']:.1%}", signed(difference["total"]))
+                losing.append([text, row["group"], *cells, *map(signed, difference["levels"])])
+    levels = (f"level {level}" for level in range(1, first["tree_depth"] + 1))
+    if losing:
+        lost = table(("text", "tokens that lose", "share of the tokens", "difference", *levels), losing)
+    else:
+        lost = "No group of tokens loses on any of these texts.\n"
+    titles = " less ".join(first["models"][role]["title"] for role in ("model", "reference"))
+    said = "nats per token, ± half of a 95 % interval over windows, paired; * in too few windows to say."
+    header = ("tokens by frequency in training", *records)
+    return f"{table(header, rows)}\n{titles[0].upper()}{titles[1:]}: {said}\n\n{lost}\n{_how(first)}"
+
+
+def _mark(row: dict[str, Any]) -> str:
+    return "" if enough(row) else " *"
+
+
 def _facts(record: dict[str, Any]) -> str:
+    return _how(record, f"on {record['text']['name']}, ")
+
+
+def _how(record: dict[str, Any], on_text: str = "") -> str:
     models = " and ".join(
         f"{one['title']} with {one['num_hidden_layers']} layers of {one['hidden_size']}, "
         f"{one['parameters'] / 1e6:.2f}M parameters"
         for one in record["models"].values()
     )
     return (
-        f"{models[0].upper()}{models[1:]}, on {record['text']['name']}, {record['num_samples']} corruptions of a "
-        f"window, seed {record['seed']}; frequencies of {record['counts_of']}; {record['device']}, commit "
-        f"{record['commit']}.\n"
+        f"{models[0].upper()}{models[1:]}, {on_text}{record['num_samples']} corruptions of a window, seed "
+        f"{record['seed']}; frequencies of {record['counts_of']}; {record['device']}, commit {record['commit']}.\n"
     )

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, GIDD
+from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, GIDD, TRAINED_LONG
 from benchmarks.places import RESULTS, SAMPLE
 from benchmarks.quality.packed_data import PackedData, pack
 from benchmarks.quality.record import Run, best_runs, check_same, leaders, read_runs, write_quality
@@ -25,8 +25,6 @@ from benchmarks.quality.run_queue import RunQueue
 from benchmarks.quality.training import Protocol, run
 
 NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), GIDD, AUTOREGRESSIVE)  # whose result is MDLM's
-OF_FAMILY = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm")
-IN_LONG = (*OF_FAMILY, GIDD, AUTOREGRESSIVE)
 # Of `cpu` and `tiny`: without blocks and perturbed nodes.
 PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm", GIDD))
 IN_GPU = ("mdlm", "tree-binomial", AUTOREGRESSIVE, "hdlm", "tdlm-child")  # in this order, and what has time
@@ -56,7 +54,7 @@ PROTOCOLS = {
         warmup_steps=200,
         learning_rates=(1e-3, 2e-3, 4e-3),
         seeds=(0, 1),
-        contenders=IN_LONG,
+        contenders=(*TRAINED_LONG, GIDD, AUTOREGRESSIVE),
         rate_steps=400,
         repeated=("mdlm", "tree-binomial"),
         precision="bf16",

@@ -30,7 +30,10 @@ RUN: Schema = {
     **{"training_seconds": float, "measuring_seconds": float, "curve": [{"step": int, "nelbo": float}]},
 }
 SCHEMA: Schema = {
-    "protocol": {"steps": int, "batch_size": int, "sequence_length": int, "samples": int, "measured_windows": int},
+    "protocol": {
+        **dict.fromkeys(("steps", "batch_size", "sequence_length", "samples", "measured_windows"), int),
+        "precision": str,
+    },
     "manifest": {"training": [{"name": str, "sha256": str}], "zero_shot": list, "tokens": dict},
     "trained_with": {"commit": str, "versions": {"torch": str}},
     "measured_with": {"commit": str},
@@ -40,9 +43,9 @@ SCHEMA: Schema = {
 Record = dict[str, Any]
 
 
-def read_quality(form: str, folder: Path = RESULTS) -> Record:
-    """Return the record of a form of the benchmark; ValueError if it is missing or lacks anything."""
-    record = read_record(folder / f"quality_{form}.json", SCHEMA)
+def read_quality(form: str, folder: Path | None = None) -> Record:
+    """Return the record of a form, by default of those of the page; ValueError if it is missing or lacks anything."""
+    record = read_record((folder or RESULTS) / f"quality_{form}.json", SCHEMA)
     for index, run in enumerate(record["runs"]):
         if not run["diverged"]:
             check_schema(run, RUN, f"quality_{form}.runs[{index}]")
@@ -176,7 +179,7 @@ def languages_table(records: Mapping[str, Record]) -> str:
 
 
 def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> None:
-    """Draw the validation bound of the first seeds by tokens seen, and by time at the speeds measured apart."""
+    """Draw the validation bound of the first seeds by tokens seen, and by time where a speed was measured apart."""
     step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     by_tokens, by_time = figure.subplots(1, 2, sharey=True)
@@ -188,7 +191,8 @@ def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> 
         nats = [point["nelbo"] for point in curve]
         errors = [point.get("nelbo_standard_error", 0.0) for point in curve]  # GPT-2's have no noise of corruptions
         by_tokens.errorbar([number / 1e6 for number in tokens], nats, errors, **style)
-        by_time.errorbar([number / tokens_per_second[name] / 60 for number in tokens], nats, errors, **style)
+        if (speed := tokens_per_second.get(name)) is not None:
+            by_time.errorbar([number / speed / 60 for number in tokens], nats, errors, **style)
     by_tokens.set(xlabel="million tokens seen", ylabel="validation, nats per token (bound)", title="by tokens")
     by_time.set(xlabel="minutes at the speed measured apart", title="by time")
     for axes in (by_tokens, by_time):
@@ -226,12 +230,14 @@ def _facts(record: Record) -> str:
     protocol, manifest, made = record["protocol"], record["manifest"], record["trained_with"]
     texts = ", ".join(file["name"] for file in manifest["training"])
     seen, epoch = _tokens_seen(record), manifest["tokens"]["training"]
+    precision = {"no": "fp32"}.get(protocol["precision"], protocol["precision"])
     finished = [run for run in (*record["runs"], *record.get("choosing", [])) if not run["diverged"]]
     hours = sum(run["training_seconds"] + run["measuring_seconds"] for run in finished) / 3600
     devices = ", ".join(sorted({run["trained"]["device"] for run in finished}))
     return (
         f"{seen / 1e6:.2f}M tokens of {texts} ({epoch / 1e6:.2f}M tokens, so {seen / epoch:.1f} passes), "
-        f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['sequence_length']} tokens. "
+        f"{protocol['steps']} steps of {protocol['batch_size']} windows of {protocol['sequence_length']} tokens, "
+        f"in {precision}. "
         f"Measured on {protocol['measured_windows']} windows of each text, {protocol['samples']} corruptions each; ± "
         f"and intervals are 95 %, over blocks of neighbouring windows, those of ratios paired. "
         f"{len(finished)} runs, {hours:.1f} hours in all, each on: {devices}. "

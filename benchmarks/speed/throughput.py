@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE
+from benchmarks.contenders import AUTOREGRESSIVE, CONTENDERS, REFERENCE, TRAINED_LONG
 from benchmarks.generation.speed import write_texts
 from benchmarks.matched_models import COMPARED, Size, gpt2_facts, make_gpt2, matched_models
 from benchmarks.places import RESULTS
@@ -56,6 +56,9 @@ WORKLOADS = {
     "toy": Workload(Size(500, 64, layers=2, heads=2, sequence_length=16), batch_size=2),
     "quality": Workload(
         Size(8192, 128, layers=4, heads=4, sequence_length=64, rope_theta=100.0), 16, (*COMPARED, "tdlm-d3", "tdlm-d4")
+    ),
+    "long": Workload(
+        Size(8192, 128, layers=4, heads=4, sequence_length=128, rope_theta=1000.0), 32, ("mdlm-chunked", *TRAINED_LONG)
     ),
     "gpt2-vocabulary": Workload(
         Size(50_257, 256, layers=6, heads=4, sequence_length=64, rope_theta=100.0), batch_size=8

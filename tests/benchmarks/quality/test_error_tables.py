@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks.places import RESULTS
-from benchmarks.quality.error_tables import unseen_errors_table
+from benchmarks.quality.error_tables import texts_table, unseen_errors_table
 
 
 def test_two_trees_are_compared_with_the_same_other_model_alone():
@@ -23,3 +23,22 @@ def test_two_trees_are_compared_with_the_same_other_model_alone():
     now["models"]["reference"]["weights_sha256"] = {"model.safetensors": "0"}
     with pytest.raises(ValueError, match="different models of reference"):
         unseen_errors_table(before, now)
+
+
+def test_texts_stand_side_by_side_and_what_loses_is_named_with_its_levels():
+    one = json.loads((RESULTS / "errors_default.json").read_text(encoding="utf-8"))
+    other = copy.deepcopy(one)
+    tables = texts_table({"one": one, "other": other})
+    assert "No group of tokens loses" in tables
+    row = next(row for row in other["rows"] if row["group"] == "digit")
+    row["difference"]["total"] |= {"value": 0.5, "interval": [0.25, 0.75]}
+    row["difference"]["levels"][0] |= {"value": 0.7, "interval": [0.5, 0.9]}
+    row["difference"]["levels"][1] |= {"value": -0.2, "interval": [-0.3, -0.1]}
+    lines = texts_table({"one": one, "other": other}).splitlines()
+    (lost,) = (line for line in lines if line.startswith("| other"))
+    assert "| digit | " in lost and lost.endswith("| +0.500 ± 0.250 | +0.700 ± 0.200 | -0.200 ± 0.100 |")
+    assert len([line for line in lines if line.startswith(("| tenth", "| all"))]) == 11
+    row["windows"] = 1  # too few to say
+    assert "No group of tokens loses" in texts_table({"one": one, "other": other})
+    with pytest.raises(ValueError, match="differ in seed: make all alike"):
+        texts_table({"one": one, "other": other | {"seed": 9}})
