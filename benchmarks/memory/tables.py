@@ -89,14 +89,10 @@ def measured_table(record: Record) -> str:
     if not record["measured"]:
         raise ValueError("The record has plans alone, no measurement: run peaks --measure cuda.")
     lines = []
-    for title, models in by_title(record["rows"]).items():
+    for title, models in by_title([*record["rows"], *record.get("autoregressive", [])]).items():
         for row in models:
             sizes = (f"{row[name]:,}" for name in ("vocab_size", "hidden_size", "batch_size"))
-            lines.append([title, row["variant"], row["precision"], *sizes, *_measured_cells(row)])
-    for title, models in by_title(record.get("autoregressive", [])).items():  # without plans
-        for row in models:
-            sizes = (f"{row[name]:,}" for name in ("vocab_size", "hidden_size", "batch_size"))
-            lines.append([title, "", row["precision"], *sizes, *_measured_cells(row)])
+            lines.append([title, row.get("variant", ""), row["precision"], *sizes, *_measured_cells(row)])
     header = (
         "model",
         "variant",

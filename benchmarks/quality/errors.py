@@ -1,6 +1,6 @@
-"""Where the default of a form of the quality benchmark loses and gains against MDLM, on each of its texts: first seeds.
+"""Where the default loses and gains against MDLM after the long training, on each of its texts: first seeds.
 
-python -m benchmarks.quality.errors --form long   # benchmarks/results/errors_long_TEXT.json
+python -m benchmarks.quality.errors   # benchmarks/results/errors_long_TEXT.json
 
 The bound by kind of token and level, as `treediff analyze-errors` has it, on stretches spread over each text, given the
 models of the best learning rates. Tokens are ordered by their frequency in the training text.
@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks.contenders import REFERENCE
 from benchmarks.places import RESULTS
 from benchmarks.quality.packed_data import SELECTION, TRAINING, PackedData
-from benchmarks.quality.perplexity import PROTOCOLS
 from benchmarks.quality.record import Run, best_runs, read_runs
 from benchmarks.quality.training import load_model
 from modeling_treediff.cli.analyze_errors import describe
@@ -28,12 +27,9 @@ SAMPLES = 4  # corruptions of a window
 
 def main() -> None:
     """Analyse and write a record for each text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=PROTOCOLS, default="long", help="(default %(default)s)")
-    options = parser.parse_args()
-    folder = Path("runs", "quality", options.form)
-    for text, record in analyses(folder, "tree-binomial").items():
-        write_record(RESULTS / f"errors_{options.form}_{text}.json", record, seed=0)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for text, record in analyses(Path("runs", "quality", "long"), "tree-binomial").items():
+        write_record(RESULTS / f"errors_long_{text}.json", record, seed=0)
 
 
 def analyses(folder: Path, contender: str) -> dict[str, dict[str, Any]]:

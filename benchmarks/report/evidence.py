@@ -16,7 +16,7 @@ from benchmarks.quality import ablation_table, error_tables, trade_off_table
 from benchmarks.quality import tables as quality_tables
 from benchmarks.quality.packed_data import VALIDATION
 from benchmarks.record_schema import Schema, read_record
-from benchmarks.speed import step_parts
+from benchmarks.speed import attention, step_parts
 from benchmarks.speed import tables as speed_tables
 from benchmarks.speed.throughput import RECORDS as SPEED_RECORDS
 from modeling_treediff.evaluation.error_figure import draw_errors
@@ -66,6 +66,7 @@ def sections() -> dict[tuple[str, str], str]:
         "reference tables": reference_tables(),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
         "resident table": memory_tables.resident_table(memory_tables.read_memory(MEMORY_RECORDS["cpu"])),
+        "attention table": attention.attention_table(read_record(attention.RECORD, attention.SCHEMA)),
         "step parts table": step_parts.step_parts_table(read_record(step_parts.RECORD, step_parts.SCHEMA)),
         "GPU tables": gpu_tables(),
         "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
