@@ -27,13 +27,7 @@ from benchmarks.quality.training import Protocol, run
 NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), GIDD, AUTOREGRESSIVE)  # whose result is MDLM's
 # Of `cpu` and `tiny`: without blocks and perturbed nodes.
 PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm", GIDD))
-IN_GPU = (
-    "mdlm",
-    "tree-binomial",
-    AUTOREGRESSIVE,
-    "hdlm",
-    "tdlm-child",
-)  # of `gpu` and its rehearsal, trained in this order
+IN_GPU = ("mdlm", "tree-binomial", AUTOREGRESSIVE, "hdlm", "tdlm-child")  # trained in this order
 IN_LANGUAGE = ("mdlm", "tree-binomial", AUTOREGRESSIVE)
 LEADERS = 2
 RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter

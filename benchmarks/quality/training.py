@@ -115,9 +115,7 @@ class Protocol:
 
     def training_config(self, folder: Path, learning_rate: float, seed: int, **settings: Any) -> TrainingConfig:
         """Return the settings of a run; a checkpoint is saved in any case when it is asked to stop."""
-        slow_sdpa = (
-            self.precision == "bf16" and join_processes().device.type == "cpu"
-        )  # as `benchmarks.speed.attention` tells
+        slow_sdpa = self.precision == "bf16" and join_processes().device.type == "cpu"  # see speed/attention.py
         return TrainingConfig(
             output_dir=folder,
             max_steps=self.steps,
