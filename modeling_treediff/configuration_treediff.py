@@ -20,6 +20,7 @@ NODE_EMBEDDINGS = ("path", "free", "factorised")
 SCHEDULES = ("sequential", "binomial", "poisson")
 TIME_WARPS = ("linear", "cosine")
 LARGEST_COUNT, LARGEST_VOCABULARY = 2**20, 2**25
+NOT_NEGATIVE = {"uniform_share": 1.0, "perturbation": 1.0, "lookahead": math.inf}  # fields, and what they are less than
 OF_THE_VOCABULARY = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes")
 
 
@@ -54,6 +55,8 @@ class TreeDiffConfig(PreTrainedConfig):
         head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
             vector for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
         head_rank: size of the output vectors of the "node" head; the others have none.
+        lookahead: weight in the training loss of deeper choices: a position above the clusters also scores, from the same
+            hidden state, the children of the true nodes below. The bound stays as it is; 0: none.
         uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone, both of one vector per node; "factorised" = the sum of vectors of the internal
@@ -86,6 +89,7 @@ class TreeDiffConfig(PreTrainedConfig):
     schedule: str = "binomial"
     level_durations: list[float] | None = None
     perturbation: float = 0.0
+    lookahead: float = 0.0
     time_warp: str = "linear"
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
@@ -167,13 +171,13 @@ class TreeDiffConfig(PreTrainedConfig):
             counts = kind is int or name in ("num_timesteps", "embedding_rank", "block_size")
             if counts and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
-            if kind is float and value is not None and value <= 0 and name not in ("uniform_share", "perturbation"):
+            if kind is float and value is not None and value <= 0 and name not in NOT_NEGATIVE:
                 raise ValueError(f"{name} must be positive, got {said}.")
 
     def _check_values(self) -> None:
-        for name in ("uniform_share", "perturbation"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 0 and less than 1, got {value}.")
+        for name, limit in NOT_NEGATIVE.items():
+            if not 0 <= (value := getattr(self, name)) < limit:
+                raise ValueError(f"{name} must be at least 0 and less than {limit:g}, got {value}.")
         if self.perturbation and (self.tree_depth == 1 or self.num_timesteps or self.uniform_share):
             hint = "a tree of depth 2 or more, continuous time, and no uniform_share"
             raise ValueError(f"perturbation needs nodes between root and tokens: use {hint}.")

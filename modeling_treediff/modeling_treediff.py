@@ -358,6 +358,10 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             output.loss = terms_BTD.sum() / count
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
+            if self.training and (share := self.config.lookahead):
+                deeper_BT = self.lookahead_nats(hidden_BTE, input_ids, labels)
+                deeper_BTD = nelbo_terms(deeper_BT, input_ids, times, self.tree, self.schedule)
+                output.loss = output.loss + share * deeper_BTD.sum() / count
         return output
 
     _score = forward  # what `child_logits` calls

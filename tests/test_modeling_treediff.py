@@ -264,6 +264,7 @@ def test_bad_calls_say_what_is_wrong():
         {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True, "flat": True},
         {"head": "node", "block_size": 4, "padding": True},
         {"head": "node", "perturbation": 0.1},
+        {"head": "node", "lookahead": 0.5},
     ],
     ids=lambda fields: " ".join(map(str, fields.values())),
 )

@@ -74,6 +74,7 @@ class Process:
     schedule: str = same_as(TreeDiffConfig, "schedule", choices=SCHEDULES)
     level_durations: list[float] | None = same_as(TreeDiffConfig, "level_durations")
     perturbation: float = same_as(TreeDiffConfig, "perturbation")
+    lookahead: float = same_as(TreeDiffConfig, "lookahead")
     time_warp: str = same_as(TreeDiffConfig, "time_warp", choices=TIME_WARPS)
     num_timesteps: int | None = same_as(TreeDiffConfig, "num_timesteps")
     head: str | None = same_as(TreeDiffConfig, "head", choices=HEADS)

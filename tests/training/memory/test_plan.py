@@ -87,12 +87,12 @@ def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
     assert plan.peak_phase == "backward"
 
 
-@pytest.mark.parametrize("perturbation", [0.0, 0.1])
-def test_torchs_own_tracker_sees_the_same_peak(perturbation):
+@pytest.mark.parametrize("fields", [{}, {"perturbation": 0.1}, {"lookahead": 0.5}], ids=str)
+def test_torchs_own_tracker_sees_the_same_peak(fields):
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    config = TreeDiffConfig(**SMALL_CONFIG.to_dict() | {"perturbation": perturbation})
+    config = TreeDiffConfig(**SMALL_CONFIG.to_dict() | fields)
     with FakeTensorMode(), norms_as_on_cuda():
         model = TreeDiffForDiffusionLM(config).train()
         model.model.tree_tables.verified = True  # fake tensors have no values to look at
