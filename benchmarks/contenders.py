@@ -1,7 +1,7 @@
 """The models that are compared: each is the reference, MDLM, but for what its row says.
 
-All get the parameter budget of the flat model, spent on depth (`building.budget_config`), or, for what a head alone
-costs, the flat model's own number of layers.
+All get the parameter budget of the flat model, spent on depth (`building.budget_config`), some on width, too, or, for
+what a head alone costs, the flat model's own number of layers.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its
 TDLM = {"schedule": "sequential", "head": "child"}  # as published
 POISSON_LEAF = {"schedule": "poisson", "head": "leaf"}
 BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}  # the default
+TIED = {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Contender:
         depth: of its tree, of the smallest fan-out possible; 1 is the flat tree.
         fields: of its config, beside those of its tree and size.
         random_tree: tokens in random places of the tree, instead of clustered.
+        width: of its network by budget, over the reference's.
         loss_chunk: positions whose logits training keeps at a time; None for all.
 
     """
@@ -38,6 +40,7 @@ class Contender:
     depth: int = 2
     fields: Mapping[str, Any] = field(default_factory=dict)
     random_tree: bool = False
+    width: float = 1
     loss_chunk: int | None = None
 
 
@@ -52,6 +55,8 @@ CONTENDERS: dict[str, Contender] = {
         "tree, factorised embedding",
         fields=BINOMIAL_NODE | {"node_embedding": "factorised", "embedding_rank": 64},
     ),
+    "tree-tied": Contender("tree, tied, lookahead", fields=TIED | {"lookahead": 0.5}, width=1.5),
+    "mdlm-tied": Contender("MDLM, tied", depth=1, fields=TIED, width=1.5),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
@@ -69,6 +74,7 @@ GIDD_TITLE = f"GIDD (flat, p_u={GIDD_SHARE:g})"
 COLOURS = {  # in figures; the variants with perturbed nodes or blocks are lighter than the models without
     **{"mdlm": "C0", "mdlm-chunked": "C1", "hdlm": "C2", "tdlm-child": "C3", "tdlm-node": "C4", "tree-binomial": "C5"},
     **{"tree-factorised": "C6", "tdlm-d3": "C7", "tdlm-d4": "C8", "tdlm-random": "C9", "hdlm-perturbed": "#98df8a"},
+    **{"tree-tied": "#f7b6d2", "mdlm-tied": "#ffbb78"},
     **{"tree-blocks": "#c49c94", "bd3lm": "#aec7e8", GIDD: "#9edae5", AUTOREGRESSIVE: "black"},
 }
 
@@ -88,7 +94,8 @@ def reference_parameters(vocab_size: int, layers: int, **sizes: Any) -> int:
 
 
 def budget_config(contender: Contender, tree: VocabularyTree, parameters: int, **sizes: Any) -> TreeDiffConfig:
-    """Return the contender's config over its tree with as many layers as the parameters pay for."""
+    """Return the contender's config over its tree, of its width, with as many layers as the parameters pay for."""
+    sizes["hidden_size"] = round(contender.width * sizes["hidden_size"])
     return config_for_budget(tree, parameters, **contender.fields, **sizes)
 
 

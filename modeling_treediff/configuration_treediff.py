@@ -19,6 +19,7 @@ HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free", "factorised")
 SCHEDULES = ("sequential", "binomial", "poisson")
 TIME_WARPS = ("linear", "cosine")
+USUAL_RANK = 64
 LARGEST_COUNT, LARGEST_VOCABULARY = 2**20, 2**25
 NOT_NEGATIVE = {"uniform_share": 1.0, "perturbation": 1.0, "lookahead": math.inf}  # fields, and what they are less than
 OF_THE_VOCABULARY = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes")
@@ -54,7 +55,7 @@ class TreeDiffConfig(PreTrainedConfig):
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
             vector for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
-        head_rank: size of the output vectors of the "node" head; the others have none.
+        head_rank: size of the output vectors of the "node" head; by default 64, hidden_size with tie_word_embeddings.
         lookahead: weight in the training loss of deeper choices: a position above the clusters also scores, from the same
             hidden state, the children of the true nodes below. The bound stays as it is; 0: none.
         uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
@@ -93,7 +94,7 @@ class TreeDiffConfig(PreTrainedConfig):
     time_warp: str = "linear"
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
-    head_rank: int = 64
+    head_rank: int = None  # type: ignore[assignment]
     uniform_share: float = 0.0
     node_embedding: str = "path"
     embedding_rank: int | None = None
@@ -129,6 +130,8 @@ class TreeDiffConfig(PreTrainedConfig):
             )
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
+        if self.head_rank is None:
+            self.head_rank = self.hidden_size if self.tie_word_embeddings else USUAL_RANK
         if self.node_embedding == "factorised" and self.embedding_rank is None:
             self.embedding_rank = self.head_rank
         self._check_values()

@@ -57,10 +57,11 @@ def test_contenders_differ_in_nothing_but_what_their_row_says(name):
     tree, flat = unclustered_tree(contender, vocab_size), unclustered_tree(reference, vocab_size)
     budget = reference_parameters(vocab_size, 8, **sizes)
     shape = {"tree_depth", "max_branching", "num_tree_nodes", "tree_sha256"} if contender.depth > 1 else set()
-    spent = {"num_hidden_layers", "intermediate_size"}
+    spent = {"num_hidden_layers", "intermediate_size"} | ({"hidden_size"} if contender.width != 1 else set())
+    ranks = {"head_rank", "embedding_rank"} if contender.fields.get("tie_word_embeddings") else set()
     made = [budget_config(one, over, budget, **sizes) for one, over in ((contender, tree), (reference, flat))]
     as_deep = [same_depth_config(one, over, layers, **sizes) for one, over in ((contender, tree), (reference, flat))]
-    pairs = ((*made, spent), (*as_deep, set()))
+    pairs = ((*made, spent | ranks), (*as_deep, ranks))
     for config, other, allowed in pairs:
         fields = [field for field in TreeDiffConfig.__annotations__ if getattr(config, field) != getattr(other, field)]
         own = {field for field, value in contender.fields.items() if getattr(other, field) != value}

@@ -78,7 +78,7 @@ class Process:
     time_warp: str = same_as(TreeDiffConfig, "time_warp", choices=TIME_WARPS)
     num_timesteps: int | None = same_as(TreeDiffConfig, "num_timesteps")
     head: str | None = same_as(TreeDiffConfig, "head", choices=HEADS)
-    head_rank: int = same_as(TreeDiffConfig, "head_rank")
+    head_rank: int | None = same_as(TreeDiffConfig, "head_rank")
     node_embedding: str = same_as(TreeDiffConfig, "node_embedding", choices=NODE_EMBEDDINGS)
     embedding_rank: int | None = same_as(TreeDiffConfig, "embedding_rank")
     tie_word_embeddings: bool = same_as(TreeDiffConfig, "tie_word_embeddings")
