@@ -56,8 +56,8 @@ class TreeDiffConfig(PreTrainedConfig):
         head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
             vector for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
         head_rank: size of the output vectors of the "node" head; by default 64, hidden_size with tie_word_embeddings.
-        lookahead: weight in the training loss of deeper choices: a position above the clusters also scores, from the same
-            hidden state, the children of the true nodes below. The bound stays as it is; 0: none.
+        lookahead: weight in the training loss of choices farther down: a position also scores, from its hidden state,
+            the children of the true nodes below the next one. The bound stays as it is; 0: none.
         uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone, both of one vector per node; "factorised" = the sum of vectors of the internal

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from helpers.models import TREES, corrupted, tiny_model
 
 DEEP = TREES[2]
@@ -26,7 +25,7 @@ def losses(model, **fields):
 
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: " ".join(map(str, fields.values())))
 def test_adds_the_deeper_choices_from_the_same_hidden_state(fields):
-    """A loop over positions: -log of the product of the probabilities below the next node, all from one row of scores."""
+    """A loop over positions: -log of the probabilities of all that lies below the next node."""
     model = tiny_model(DEEP, **fields).train()
     tree, batch = model.tree, vars(corrupted(model))
     found = losses(model, lookahead=0.7)
