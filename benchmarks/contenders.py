@@ -18,8 +18,11 @@ from modeling_treediff.building.budget import count_parameters
 CHUNK = 1024  # positions whose logits the flat model keeps at a time, where its loss is chunked
 TDLM = {"schedule": "sequential", "head": "child"}  # as published
 POISSON_LEAF = {"schedule": "poisson", "head": "leaf"}
-BINOMIAL_NODE = {"schedule": "binomial", "head": "node"}  # the default
 TIED = {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True}
+DEFAULT = TIED | {"schedule": "binomial", "lookahead": 1.0}  # of a tree of depth 2
+UNTIED = {"head": "node", "node_embedding": "path", "tie_word_embeddings": False, "lookahead": 0.0}  # and vectors apart
+BINOMIAL_NODE = UNTIED | {"schedule": "binomial"}
+WIDER = 1.5  # the reference's width, where no table of the embedding is spent on scores
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,22 @@ CONTENDERS: dict[str, Contender] = {
     "mdlm-chunked": Contender("MDLM, chunked loss", depth=1, loss_chunk=CHUNK),
     "hdlm": Contender("HDLM (D=2, leaf head, xi=1)", fields=POISSON_LEAF),
     "tdlm-child": Contender("TDLM, child head", fields=TDLM),
-    "tdlm-node": Contender("TDLM, node head", fields=TDLM | {"head": "node"}),
-    "tree-binomial": Contender("tree, binomial, node head", fields=BINOMIAL_NODE),
-    "tree-factorised": Contender(
-        "tree, factorised embedding",
-        fields=BINOMIAL_NODE | {"node_embedding": "factorised", "embedding_rank": 64},
-    ),
-    "tree-tied": Contender("tree, tied, lookahead", fields=TIED | {"lookahead": 0.5}, width=1.5),
-    "mdlm-tied": Contender("MDLM, tied", depth=1, fields=TIED, width=1.5),
+    "tdlm-node": Contender("TDLM, node head", fields=TDLM | UNTIED),
+    "tree": Contender("tree (ours)", fields=DEFAULT, width=WIDER),
+    "tree-binomial": Contender("tree, untied, no lookahead", fields=BINOMIAL_NODE),
+    "tree-myopic": Contender("tree, no lookahead", fields=DEFAULT | {"lookahead": 0.0}, width=WIDER),
+    "mdlm-tied": Contender("MDLM, tied", depth=1, fields=TIED, width=WIDER),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),
     "hdlm-perturbed": Contender("HDLM's process (D=2, leaf head, xi=0.9)", fields=POISSON_LEAF | {"perturbation": 0.1}),
-    "tree-blocks": Contender("tree, binomial, node head, S=4", fields=BINOMIAL_NODE | {"block_size": 4}),
+    "tree-blocks": Contender("tree (ours), S=4", fields=DEFAULT | {"block_size": 4}, width=WIDER),
     "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}),
 }
-TRAINED_LONG = ("mdlm", "hdlm", "hdlm-perturbed", "tdlm-child", "tree-binomial", "tree-blocks", "bd3lm")
+TRAINED_LONG = (
+    *("mdlm", "tree", "hdlm", "tdlm-child", "mdlm-tied", "tree-blocks", "bd3lm", "hdlm-perturbed", "tree-binomial"),
+    "tree-myopic",
+)
 # Fields of a config.
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")
 REFERENCE = "mdlm"
@@ -72,9 +75,9 @@ AUTOREGRESSIVE, AUTOREGRESSIVE_TITLE = "ar", "autoregressive (GPT-2)"
 GIDD, GIDD_SHARE = "gidd", 0.1  # its largest share of wrong tokens
 GIDD_TITLE = f"GIDD (flat, p_u={GIDD_SHARE:g})"
 COLOURS = {  # in figures; the variants with perturbed nodes or blocks are lighter than the models without
-    **{"mdlm": "C0", "mdlm-chunked": "C1", "hdlm": "C2", "tdlm-child": "C3", "tdlm-node": "C4", "tree-binomial": "C5"},
-    **{"tree-factorised": "C6", "tdlm-d3": "C7", "tdlm-d4": "C8", "tdlm-random": "C9", "hdlm-perturbed": "#98df8a"},
-    **{"tree-tied": "#f7b6d2", "mdlm-tied": "#ffbb78"},
+    **{"mdlm": "C0", "mdlm-chunked": "C1", "hdlm": "C2", "tdlm-child": "C3", "tdlm-node": "C4", "tree": "C5"},
+    **{"tree-binomial": "C6", "tdlm-d3": "C7", "tdlm-d4": "C8", "tdlm-random": "C9", "hdlm-perturbed": "#98df8a"},
+    **{"tree-myopic": "#f7b6d2", "mdlm-tied": "#ffbb78"},
     **{"tree-blocks": "#c49c94", "bd3lm": "#aec7e8", GIDD: "#9edae5", AUTOREGRESSIVE: "black"},
 }
 

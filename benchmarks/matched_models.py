@@ -23,7 +23,7 @@ from modeling_treediff import TreeDiffConfig, TreeDiffForDiffusionLM, Vocabulary
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.training import make_lean
 
-COMPARED = ("mdlm", "mdlm-chunked", "hdlm", "tdlm-child", "tree-binomial", "tree-factorised")
+COMPARED = ("mdlm", "mdlm-chunked", "hdlm", "tdlm-child", "tree", "tree-binomial")
 BUDGET, DEPTH = "budget", "depth"  # what a model has in common with the reference
 LAYERS_AND_HEADS = {768: (12, 12), 1024: (24, 16)}  # of the full sizes, by hidden size
 VOCABULARIES = (30_522, 50_257, 100_277, 200_019)  # BERT, GPT-2, and those of two later tokenizers

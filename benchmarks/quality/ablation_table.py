@@ -152,7 +152,7 @@ def changed_table(record: Record) -> str:
     What changes a model with blocks of 4 also has its perplexity over that model's.
     """
     texts = list(record["runs"][0]["further"])
-    titles = {NODE: "tree (the default)", "mdlm": "flat (MDLM)"}
+    titles = {NODE: "tree", "mdlm": "flat (MDLM)"}
     rows, of_blocks = [], any("to_blocks" in run for run in record["runs"])
     for run in record["runs"]:
         held_out = run["further"][VALIDATION]

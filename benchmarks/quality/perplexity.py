@@ -27,8 +27,8 @@ from benchmarks.quality.training import Protocol, run
 NAMES = (*(name for name in CONTENDERS if name != "mdlm-chunked"), GIDD, AUTOREGRESSIVE)  # whose result is MDLM's
 # Of `cpu` and `tiny`: without blocks and perturbed nodes.
 PLAIN = tuple(name for name in NAMES if name not in ("hdlm-perturbed", "tree-blocks", "bd3lm", GIDD))
-IN_GPU = ("mdlm", "tree-binomial", AUTOREGRESSIVE, "hdlm", "tdlm-child")  # trained in this order
-IN_LANGUAGE = ("mdlm", "tree-binomial", AUTOREGRESSIVE)
+IN_GPU = ("mdlm", "tree", AUTOREGRESSIVE, "hdlm", "tdlm-child")  # trained in this order
+IN_LANGUAGE = ("mdlm", "tree", AUTOREGRESSIVE)
 LEADERS = 2
 RATES = "rates"  # folder of the runs that choose learning rates, where these are shorter
 DEPTHS = (2, 3, 4)
@@ -56,7 +56,7 @@ PROTOCOLS = {
         seeds=(0, 1),
         contenders=(*TRAINED_LONG, GIDD, AUTOREGRESSIVE),
         rate_steps=400,
-        repeated=("mdlm", "tree-binomial"),
+        repeated=("mdlm", "tree"),
         precision="bf16",
         save_every=250,
         curve_points=16,
@@ -72,7 +72,7 @@ PROTOCOLS = {
         seeds=(0, 1),
         contenders=IN_GPU,
         precision="bf16",
-        repeated=("mdlm", "tree-binomial"),
+        repeated=("mdlm", "tree"),
     ),
     "rehearsal": Protocol(
         reference_layers=1,
@@ -86,7 +86,7 @@ PROTOCOLS = {
         seeds=(0, 1),
         contenders=IN_GPU,
         precision="bf16",
-        repeated=("mdlm", "tree-binomial"),
+        repeated=("mdlm", "tree"),
         curve_points=1,
         curve_windows=8,
         measured_windows=4,
@@ -109,7 +109,7 @@ PROTOCOLS = {
 
 
 PROTOCOLS["language"] = replace(
-    PROTOCOLS["cpu"], contenders=IN_LANGUAGE, rate_steps=400, repeated=("mdlm", "tree-binomial"), save_every=500
+    PROTOCOLS["cpu"], contenders=IN_LANGUAGE, rate_steps=400, repeated=("mdlm", "tree"), save_every=500
 )
 
 

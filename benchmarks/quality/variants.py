@@ -8,6 +8,7 @@ from benchmarks.contenders import (
     BINOMIAL_NODE,
     CONTENDERS,
     TDLM,
+    UNTIED,
     Contender,
     budget_config,
     reference_parameters,
@@ -22,7 +23,7 @@ from modeling_treediff.training.data.options import BLOCK_SAMPLING_EPS
 BASE, TREE, UNSEEN, TIMES, FACTORS = "base", "tree", "unseen tokens", "times", "factorised embedding"  # groups
 BLOCKS, PERTURBED = "blocks", "perturbed nodes"  # two more
 RATES = (0.05, 0.1, 0.2)  # of perturbation
-NODE = "binomial-node"  # the default
+NODE = "binomial-node"
 MIXED = "blocks-4-and-64"
 PARAMETERS, OF_BASE, MEMORY = "of the parameters", "of the base", "of the memory"  # what decides the layers
 
@@ -149,20 +150,22 @@ VARIANTS: dict[str, Variant] = {
     BASE: Variant(BASE, "clusters by neighbours in the text, siblings by frequency, D=2, K=91, child head, sequential"),
     **_trees(),
     **{
-        f"node-{rank}": Variant("head", f"node head, rank {rank}", {"head": "node", "head_rank": rank})
+        f"node-{rank}": Variant("head", f"node head, rank {rank}", UNTIED | {"head_rank": rank})
         for rank in (16, 32, 64, 128)
     },
     "leaf": Variant("head", "leaf head", {"head": "leaf"}),
     "free": Variant("embedding", "free input embedding", {"node_embedding": "free"}),
-    "free-node": Variant("embedding", "free, node head", {"node_embedding": "free", "head": "node"}),
+    "free-node": Variant("embedding", "free, node head", UNTIED | {"node_embedding": "free"}),
     "k128": Variant("shape", "D=2, K=128", branching=128),
     "d3": Variant("shape", "D=3, K=21", depth=3),
-    "d3-node": Variant("shape", "D=3, K=21, node head", {"head": "node"}, depth=3),
+    "d3-node": Variant("shape", "D=3, K=21, node head", UNTIED, depth=3),
     "d4": Variant("shape", "D=4, K=10", depth=4),
     "d6": Variant("shape", "D=6, K=5", depth=6),
     **{
         f"{schedule}{'-node' * (head == 'node')}": Variant(
-            "schedule", f"{schedule}, {head} head", {"schedule": schedule, "head": head}
+            "schedule",
+            f"{schedule}, {head} head",
+            {**(UNTIED if head == "node" else {}), "head": head, "schedule": schedule},
         )
         for schedule in ("binomial", "poisson")
         for head in ("child", "node")

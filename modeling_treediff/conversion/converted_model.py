@@ -43,7 +43,8 @@ def convert(
         source: the checkpoint.
         tree: a tree over its vocabulary.
         layers: number of the source's layers to keep, the first ones; by default all.
-        **fields: of TreeDiffConfig, other than the sizes, which are the source's.
+        **fields: of TreeDiffConfig, other than the sizes, which are the source's. node_embedding is "path" by default,
+            which needs no factors.
 
     Raises:
         ValueError: the tree is not for the source's vocabulary, a size that cannot be, or a checkpoint without some of
@@ -52,6 +53,8 @@ def convert(
     """
     check_tokenizer(tree, source.tokenizer)
     tensors = _Tensors(source.tensors)
+    if fields.get("node_embedding") is None:
+        fields["node_embedding"] = "path"
     model = TreeDiffForDiffusionLM.from_tree(tree, **(size_fields(source, layers) | fields))
     try:
         weights, embedding_error = _weights(source, tensors, tree, model)

@@ -34,12 +34,13 @@ def words_of_file(file: Path, switches: Collection[str]) -> list[str]:
     if "config" in content:
         raise ValueError(f"{file} cannot name a further file: leave out config")
     named = {f"--{key.replace('_', '-')}": value for key, value in content.items()}
-    return [word for flag, value in named.items() for word in _words(flag, value, flag in switches)]
+    return [word for flag, value in named.items() for word in _words(flag, value, switches)]
 
 
-def _words(flag: str, value: Any, switch: bool) -> list[str]:
+def _words(flag: str, value: Any, switches: Collection[str]) -> list[str]:
     if value in NOT_GIVEN:
         return []
-    if switch and str(value).lower() in TRUE | FALSE:
-        return [flag] if value.lower() in TRUE else []
+    if flag in switches and str(value).lower() in TRUE | FALSE:
+        no = flag.replace("--", "--no-", 1)
+        return [flag] if value.lower() in TRUE else [no] * (no in switches)
     return [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]

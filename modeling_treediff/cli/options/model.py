@@ -74,14 +74,14 @@ class Process:
     schedule: str = same_as(TreeDiffConfig, "schedule", choices=SCHEDULES)
     level_durations: list[float] | None = same_as(TreeDiffConfig, "level_durations")
     perturbation: float = same_as(TreeDiffConfig, "perturbation")
-    lookahead: float = same_as(TreeDiffConfig, "lookahead")
+    lookahead: float | None = same_as(TreeDiffConfig, "lookahead")
     time_warp: str = same_as(TreeDiffConfig, "time_warp", choices=TIME_WARPS)
     num_timesteps: int | None = same_as(TreeDiffConfig, "num_timesteps")
     head: str | None = same_as(TreeDiffConfig, "head", choices=HEADS)
     head_rank: int | None = same_as(TreeDiffConfig, "head_rank")
-    node_embedding: str = same_as(TreeDiffConfig, "node_embedding", choices=NODE_EMBEDDINGS)
+    node_embedding: str | None = same_as(TreeDiffConfig, "node_embedding", choices=NODE_EMBEDDINGS)
     embedding_rank: int | None = same_as(TreeDiffConfig, "embedding_rank")
-    tie_word_embeddings: bool = same_as(TreeDiffConfig, "tie_word_embeddings")
+    tie_word_embeddings: bool | None = same_as(TreeDiffConfig, "tie_word_embeddings")
     block_size: int | None = same_as(TreeDiffConfig, "block_size")
 
 

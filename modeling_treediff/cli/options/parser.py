@@ -73,6 +73,10 @@ class OptionParser(HfArgumentParser):
             parser.add_argument(field.name, type=Path if field.type is Path else str, **metadata)
         elif field.type is bool:
             parser.add_argument(flag_of(field), dest=field.name, action="store_true", **metadata)
+        elif field.type == bool | None:
+            parser.add_argument(
+                flag_of(field), dest=field.name, action=argparse.BooleanOptionalAction, default=None, **metadata
+            )
         else:
             renamed = copy.copy(field)
             renamed.name = field.metadata.get("flag", field.name)
