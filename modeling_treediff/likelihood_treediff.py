@@ -96,17 +96,24 @@ class TreeDiffLikelihoodMixin:
             return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
         return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
 
-    def lookahead_nats(self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(B, T, E) hidden states, (B, T) nodes, tokens or -100 -> (B, T) nats of all choices below the next one.
+    def nats_ahead(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `bound_nats`, and beside them (B, T) nats of all choices below the next one, from the same states.
 
-        The sum over the levels k from depth + 2 on of -log p(a_k(x) | a_{k-1}(x), the hidden state that is there now).
+        These are the sum over the levels k from depth + 2 on of -log p(a_k(x) | a_{k-1}(x), the hidden state there).
         """
-        total_BT = torch.zeros_like(hidden[..., 0], dtype=torch.float32)
-        token_BT, depth_BT = labels.clamp(min=0), self.tree.depth[input_ids]
-        for level in range(1, self.config.tree_depth):
-            true_BT = torch.where(depth_BT < level, self.tree.ancestors[token_BT, level], token_BT)
-            total_BT = total_BT + self.child_cross_entropy(hidden, true_BT, child_slots(true_BT, labels, self.tree))
-        return total_BT
+        tree, perturbed = self.tree, bool(self.schedule.perturbation)
+        token_BT, depth_BT = labels.clamp(min=0), tree.depth[input_ids]
+        next_BT = self.bound_nats(hidden, input_ids, labels) if perturbed else torch.zeros((), device=hidden.device)
+        deeper_BT = torch.zeros_like(hidden[..., 0], dtype=torch.float32)
+        for level in range(perturbed, self.config.tree_depth):
+            true_BT = torch.where(depth_BT <= level, tree.ancestors[token_BT, level], token_BT)
+            nats_BT = self.child_cross_entropy(hidden, true_BT, child_slots(true_BT, labels, tree), level)
+            deeper_BT = deeper_BT + torch.where(depth_BT < level, nats_BT, 0)
+            if not perturbed:
+                next_BT = next_BT + torch.where(depth_BT == level, nats_BT, 0)
+        return next_BT, deeper_BT
 
     @torch.no_grad()
     def nelbo(

@@ -298,9 +298,11 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         given = {"attention_mask": attention_mask, "past_key_values": past_key_values}
         return self._score(input_ids=input_ids, return_dict=True, **given).logits
 
-    def child_cross_entropy(self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    def child_cross_entropy(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor, level: int | None = None
+    ) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes, slots of true children -> (B, T) nats, 0 where a slot is -100."""
-        return child_cross_entropy(self.head, hidden, input_ids, slots, self.tree)
+        return child_cross_entropy(self.head, hidden, input_ids, slots, self.tree, level)
 
     @can_return_tuple
     def forward(
@@ -349,8 +351,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         if labels is not None:
             in_blocks = self.config.block_size is not None or block_numbers is not None
             times = checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
+            share, deeper_BT = self.config.lookahead if self.training else 0.0, None
             try:
-                nats_BT = self.bound_nats(hidden_BTE, input_ids, labels)
+                if share:
+                    nats_BT, deeper_BT = self.nats_ahead(hidden_BTE, input_ids, labels)
+                else:
+                    nats_BT = self.bound_nats(hidden_BTE, input_ids, labels)
             except IndexError as error:
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
             terms_BTD = nelbo_terms(nats_BT, input_ids, times, self.tree, self.schedule)
@@ -358,8 +364,7 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             output.loss = terms_BTD.sum() / count
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
-            if self.training and (share := self.config.lookahead):
-                deeper_BT = self.lookahead_nats(hidden_BTE, input_ids, labels)
+            if deeper_BT is not None:
                 deeper_BTD = nelbo_terms(deeper_BT, input_ids, times, self.tree, self.schedule)
                 output.loss = output.loss + share * deeper_BTD.sum() / count
         return output

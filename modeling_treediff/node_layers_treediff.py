@@ -7,8 +7,9 @@ D depth of the leaves, K largest fan-out, R rank of the head or the embedding, G
 
 Every head maps (B, T, E) hidden states and (B, T) nodes to logits (B, T, K), the children by their slots: -inf where
 there is no child; numbers without meaning at leaves, -inf where the root has no child, so that a softmax is finite
-there, too. All parameters are those of Linear and Embedding layers, so that transformers' own initialisation reaches
-them; `initial_std` on one of them asks for another standard deviation than the config's.
+there, too. `level` is the depth of all nodes that are no leaves, where it is one: it saves what others would need. All
+parameters are those of Linear and Embedding layers, so that transformers' own initialisation reaches them;
+`initial_std` on one of them asks for another standard deviation than the config's.
 """
 
 import math
@@ -89,9 +90,11 @@ class ChildHead(nn.Module):
             nn.Linear(config.hidden_size, config.max_branching) for _ in range(config.tree_depth)
         )
 
-    def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    def forward(
+        self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree, level: int | None = None
+    ) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
-        logits_BTK = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
+        logits_BTK = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT], level)
         return _mask_missing(logits_BTK, input_ids_BT, tree)
 
 
@@ -113,17 +116,20 @@ class NodeHead(nn.Module):
         self.nodes.initial_std = config.head_rank**-0.5
 
     @force_accelerate_hooks("nodes")  # whose weights are used without its forward
-    def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    def forward(
+        self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree, level: int | None = None
+    ) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
-        query_BTR = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT])
+        query_BTR = _project_by_depth(self.levels, hidden_BTE, tree.depth[input_ids_BT], level)
         # The root, V, has no row; missing children, -1, take any.
         row_IK = (tree.children - (tree.children > tree.root_id).long()).clamp(min=0)
-        logits_BTK = F.linear(query_BTR, self.nodes.weight[row_IK[0]], self.nodes.bias[row_IK[0]])
-        if len(row_IK) > 1:
-            inner_BT = input_ids_BT > tree.root_id
+        inner_BT, logits_BTK = input_ids_BT > tree.root_id, query_BTR.new_zeros(())
+        if not level:
+            logits_BTK = F.linear(query_BTR, self.nodes.weight[row_IK[0]], self.nodes.bias[row_IK[0]])
+        if level != 0 and len(row_IK) > 1:
             parent_BT = torch.where(inner_BT, input_ids_BT - tree.root_id - 1, len(row_IK) - 1)
             inner_nK = self._score_in_blocks(query_BTR.flatten(0, -2), parent_BT.flatten(), row_IK[1:])
-            logits_BTK = torch.where(inner_BT[..., None], inner_nK.view_as(logits_BTK), logits_BTK)
+            logits_BTK = torch.where(inner_BT[..., None], inner_nK.unflatten(0, input_ids_BT.shape), logits_BTK)
         return _mask_missing(logits_BTK, input_ids_BT, tree)
 
     def _score_in_blocks(self, query_nR: torch.Tensor, parent_n: torch.Tensor, row_PK: torch.Tensor) -> torch.Tensor:
@@ -148,7 +154,9 @@ class LeafHead(nn.Module):
         super().__init__()
         self.tokens = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
+    def forward(
+        self, hidden_BTE: torch.Tensor, input_ids_BT: torch.Tensor, tree: VocabularyTree, level: int | None = None
+    ) -> torch.Tensor:
         """(B, T, E) hidden states, (B, T) nodes -> (B, T, K)."""
         score_BTN, child_IK = self.tokens(hidden_BTE), tree.children.clamp(min=0)
         if len(child_IK) == 1:
@@ -164,14 +172,20 @@ HEAD_CLASSES: dict[str, type[TreeHead]] = {"child": ChildHead, "node": NodeHead,
 
 
 def child_cross_entropy(
-    head: TreeHead, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor, tree: VocabularyTree
+    head: TreeHead,
+    hidden: torch.Tensor,
+    input_ids: torch.Tensor,
+    slots: torch.Tensor,
+    tree: VocabularyTree,
+    level: int | None = None,
 ) -> torch.Tensor:
     """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
 
     Dense identity: F.cross_entropy(head(hidden, input_ids, tree), slots), 0 where the slot is -100, for (B, T, E)
-    hidden states, (B, T) nodes and the (B, T) slots of the true children.
+    hidden states, (B, T) nodes and the (B, T) slots of the true children; `level` is the depth of all nodes, if it is
+    one.
     """
-    logits_nK = _at_least_fp32(head(hidden.flatten(0, -2), input_ids.flatten(), tree))
+    logits_nK = _at_least_fp32(head(hidden.flatten(0, -2), input_ids.flatten(), tree, level))
     return F.cross_entropy(logits_nK, slots.flatten(), reduction="none").view_as(slots)
 
 
@@ -283,11 +297,15 @@ def subtree_logsumexp(score_BTV: torch.Tensor, tree: VocabularyTree) -> torch.Te
     return (total_BTI.masked_fill(empty_BTI, 1).log() + largest_BTI).masked_fill(empty_BTI, -torch.inf)
 
 
-def _project_by_depth(levels: nn.ModuleList, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor) -> torch.Tensor:
-    """Apply to each position the layer of its node's depth; the first layer also to leaves."""
-    result = levels[0](hidden_BTE)
-    for depth, level in enumerate(levels[1:], start=1):
-        result = torch.where((depth_BT == depth)[..., None], level(hidden_BTE), result)
+def _project_by_depth(
+    levels: nn.ModuleList, hidden_BTE: torch.Tensor, depth_BT: torch.Tensor, level: int | None
+) -> torch.Tensor:
+    """Apply to each position the layer of its node's depth, the first also to leaves; with `level` all get that one."""
+    result: torch.Tensor = levels[level or 0](hidden_BTE)
+    if level is not None:
+        return result
+    for depth, layer in enumerate(levels[1:], start=1):
+        result = torch.where((depth_BT == depth)[..., None], layer(hidden_BTE), result)
     return result
 
 

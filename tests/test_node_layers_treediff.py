@@ -205,6 +205,22 @@ def test_heads_compile_without_a_graph_break_and_once(name, backend):
             torch.testing.assert_close(gradients(fast.sum(), hidden, head), gradients(slow.sum(), hidden, head))
 
 
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("name", HEAD_CLASSES)
+def test_a_known_level_changes_nothing(name, tree):
+    """Neither the nats of positions that stand at it, nor those of leaves, nor any gradient."""
+    head, generator = built(name, tree), torch.Generator().manual_seed(3)
+    for level in range(tree.tree_depth):
+        at_level = (tree.depth == level).nonzero()[:, 0]
+        either = torch.cat([at_level, torch.arange(min(tree.vocab_size, len(at_level)))])
+        nodes = either[torch.randint(len(either), (3, 29), generator=generator)]
+        hidden = torch.randn(3, 29, 16, generator=generator, dtype=torch.float64).requires_grad_()
+        arguments = head, hidden, nodes, slots_of(tree, nodes), tree
+        known, found = child_cross_entropy(*arguments, level), child_cross_entropy(*arguments)
+        torch.testing.assert_close(known, found)
+        torch.testing.assert_close(gradients(known.sum(), hidden, head), gradients(found.sum(), hidden, head))
+
+
 @pytest.mark.parametrize("positions", [64, 1000, 4096])
 def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(positions):
     tree = random_tree(900, 30, 2)
@@ -223,7 +239,8 @@ def test_node_head_never_holds_the_vectors_of_all_children_of_all_positions(posi
 @pytest.mark.parametrize("name", HEAD_CLASSES)
 def test_parameter_count_is_the_heads(name, tree):
     for size, rank in ((8, 1), (16, 5), (40, 64)):
-        config = TreeDiffConfig.from_tree(tree, hidden_size=size, num_attention_heads=4, head=name, head_rank=rank)
+        sizes = {"hidden_size": size, "num_attention_heads": 4, "head_rank": rank, "tie_word_embeddings": False}
+        config = TreeDiffConfig.from_tree(tree, head=name, **sizes)
         built_count = sum(parameter.numel() for parameter in HEAD_CLASSES[config.head](config).parameters())
         assert count_parameters(config)["head"] == built_count
 
@@ -246,7 +263,7 @@ def test_config_says_what_is_wrong_with_a_head():
         ({"node_embedding": "sum"}, "Unknown node_embedding 'sum'; known: path, free, factorised"),
         ({"embedding_rank": 16}, "embedding_rank belongs to node_embedding='factorised'"),
         ({"node_embedding": "factorised", "embedding_rank": 0}, "embedding_rank must be at least 1"),
-        ({"tie_word_embeddings": True, "head": "node"}, "tie_word_embeddings needs"),
+        ({"tie_word_embeddings": True, "head": "node", "node_embedding": "path"}, "tie_word_embeddings needs"),
         ({"tie_word_embeddings": True, "node_embedding": "factorised", "head": "leaf"}, "tie_word_embeddings needs"),
         (SHARED | {"embedding_rank": 32}, "tie_word_embeddings needs .* embedding_rank=head_rank"),
     ):

@@ -19,7 +19,9 @@ HEADS = ("child", "node", "leaf")
 NODE_EMBEDDINGS = ("path", "free", "factorised")
 SCHEDULES = ("sequential", "binomial", "poisson")
 TIME_WARPS = ("linear", "cosine")
+USUAL_RANK = 64
 LARGEST_COUNT, LARGEST_VOCABULARY = 2**20, 2**25
+NOT_NEGATIVE = {"uniform_share": 1.0, "perturbation": 1.0, "lookahead": math.inf}  # fields, and what they are less than
 OF_THE_VOCABULARY = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes")
 
 
@@ -53,13 +55,18 @@ class TreeDiffConfig(PreTrainedConfig):
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
             vector for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
-        head_rank: size of the output vectors of the "node" head; the others have none.
+        head_rank: size of the output vectors of the "node" head; by default hidden_size if they are tied, else 64.
+        lookahead: weight in the training loss of choices farther down: a position also scores, from its hidden state,
+            the children of the true nodes below the next one. The bound stays as it is. By default 1 with the "node"
+            head, else 0: none.
         uniform_share: e of (1 - e) softmax + e / children, in likelihoods alone: not in training, nor in `generate`.
         node_embedding: what stands at the input for a node: "path" = the sum of its vector and its ancestors';
             "free" = its vector alone, both of one vector per node; "factorised" = the sum of vectors of the internal
-            nodes on its path, and a projection of `embedding_rank` numbers of its own.
+            nodes on its path, and a projection of `embedding_rank` numbers of its own. By default "factorised" with the
+            "node" head, else "path".
         embedding_rank: numbers per node of the factorised embedding, by default head_rank; the others have none.
-        tie_word_embeddings: the "node" head and the factorised embedding have the same numbers.
+        tie_word_embeddings: the "node" head and the factorised embedding have the same numbers; by default wherever
+            both are there, unless embedding_rank is given.
     """
 
     model_type = "treediff"
@@ -86,14 +93,15 @@ class TreeDiffConfig(PreTrainedConfig):
     schedule: str = "binomial"
     level_durations: list[float] | None = None
     perturbation: float = 0.0
+    lookahead: float = None  # type: ignore[assignment]
     time_warp: str = "linear"
     num_timesteps: int | None = None
     head: str = None  # type: ignore[assignment]
-    head_rank: int = 64
+    head_rank: int = None  # type: ignore[assignment]
     uniform_share: float = 0.0
-    node_embedding: str = "path"
+    node_embedding: str = None  # type: ignore[assignment]
     embedding_rank: int | None = None
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool = None  # type: ignore[assignment]
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -125,6 +133,15 @@ class TreeDiffConfig(PreTrainedConfig):
             )
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
+        by_node = self.head == "node"
+        if self.lookahead is None:
+            self.lookahead = float(by_node)
+        if self.node_embedding is None:
+            self.node_embedding = "factorised" if by_node else "path"
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = by_node and self.node_embedding == "factorised" and self.embedding_rank is None
+        if self.head_rank is None:
+            self.head_rank = self.hidden_size if self.tie_word_embeddings else USUAL_RANK
         if self.node_embedding == "factorised" and self.embedding_rank is None:
             self.embedding_rank = self.head_rank
         self._check_values()
@@ -167,13 +184,13 @@ class TreeDiffConfig(PreTrainedConfig):
             counts = kind is int or name in ("num_timesteps", "embedding_rank", "block_size")
             if counts and value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be at least 1, and at most {most:,}, got {said}.")
-            if kind is float and value is not None and value <= 0 and name not in ("uniform_share", "perturbation"):
+            if kind is float and value is not None and value <= 0 and name not in NOT_NEGATIVE:
                 raise ValueError(f"{name} must be positive, got {said}.")
 
     def _check_values(self) -> None:
-        for name in ("uniform_share", "perturbation"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 0 and less than 1, got {value}.")
+        for name, limit in NOT_NEGATIVE.items():
+            if not 0 <= (value := getattr(self, name)) < limit:
+                raise ValueError(f"{name} must be at least 0 and less than {limit:g}, got {value}.")
         if self.perturbation and (self.tree_depth == 1 or self.num_timesteps or self.uniform_share):
             hint = "a tree of depth 2 or more, continuous time, and no uniform_share"
             raise ValueError(f"perturbation needs nodes between root and tokens: use {hint}.")

@@ -28,6 +28,7 @@ def lean_cross_entropy(
     slots: torch.Tensor,
     tree: VocabularyTree,
     chunk: int | None = None,
+    level: int | None = None,
 ) -> torch.Tensor:
     """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
 
@@ -43,11 +44,12 @@ def lean_cross_entropy(
         chunk: positions whose logits are alive at a time, computed in forward and again in backward; by default all.
             It saves memory where logits are as wide as the vocabulary. On CUDA, where liger-kernel (0.8.5 or later) is
             installed, the flat tree uses its fused kernel instead, which chooses the size itself.
+        level: the depth of all nodes but leaves, if it is one.
 
     """
 
     def nats(hidden_nE: torch.Tensor, input_ids_n: torch.Tensor, slot_n: torch.Tensor) -> torch.Tensor:
-        return child_cross_entropy(head, as_autocast(hidden_nE), input_ids_n, slot_n, tree)
+        return child_cross_entropy(head, as_autocast(hidden_nE), input_ids_n, slot_n, tree, level)
 
     flat = (hidden.flatten(0, -2), input_ids.flatten(), slots.flatten())
     if chunk is None:

@@ -82,9 +82,10 @@ def _lean_loss(
     hidden: torch.Tensor,
     input_ids: torch.Tensor,
     slots: torch.Tensor,
+    level: int | None = None,
 ) -> torch.Tensor:
     """(B, T, E) hidden states, (B, T) nodes and slots -> (B, T) nats: the model's `child_cross_entropy`."""
-    return lean_cross_entropy(model.head, hidden, input_ids, slots, model.tree, chunk)
+    return lean_cross_entropy(model.head, hidden, input_ids, slots, model.tree, chunk, level)
 
 
 def _lean_block(
