@@ -56,7 +56,7 @@ CONTENDERS: dict[str, Contender] = {
     "tree": Contender("tree (ours)", fields=DEFAULT, width=WIDER),
     "tree-binomial": Contender("tree, untied, no lookahead", fields=BINOMIAL_NODE),
     "tree-myopic": Contender("tree, no lookahead", fields=DEFAULT | {"lookahead": 0.0}, width=WIDER),
-    "mdlm-tied": Contender("MDLM, tied", depth=1, fields=TIED, width=WIDER),
+    "mdlm-tied": Contender("MDLM, tied", depth=1, fields=TIED | {"lookahead": 0.0}, width=WIDER),
     "tdlm-d3": Contender("TDLM, child head, D=3", depth=3, fields=TDLM),
     "tdlm-d4": Contender("TDLM, child head, D=4", depth=4, fields=TDLM),
     "tdlm-random": Contender("TDLM, child head, random tree", fields=TDLM, random_tree=True),

@@ -90,13 +90,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def make(arm: str, source: Source, tree: VocabularyTree, args: argparse.Namespace) -> TreeDiffForDiffusionLM:
     """Return the model of an arm; what is random is the same in all of them."""
-    fields = {"block_size": args.block_size} if arm.endswith(BLOCKS) else {}
+    fields: dict[str, Any] = {"block_size": args.block_size} if arm.endswith(BLOCKS) else {}
     torch.manual_seed(args.seed)
     model, _ = convert(source, tree, args.layers, **fields)
     if arm.startswith("converted"):
         return model
     embeddings = model.get_input_embeddings().state_dict()
     torch.manual_seed(args.seed)
+    fields["node_embedding"] = model.config.node_embedding
     model = TreeDiffForDiffusionLM.from_tree(tree, **size_fields(source, args.layers), **fields)
     if arm.startswith("embeddings"):
         model.get_input_embeddings().load_state_dict(embeddings)

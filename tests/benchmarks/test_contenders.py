@@ -37,6 +37,12 @@ def test_contenders_have_the_parameters_of_mdlm(name, form):
     assert abs(sum(parameter.numel() for parameter in model.parameters()) - budget) <= 0.01 * budget
 
 
+def test_ours_is_the_default_of_the_library():
+    contender = CONTENDERS["tree"]
+    config = TreeDiffConfig.from_tree(unclustered_tree(contender, 512))
+    assert {name: getattr(config, name) for name in contender.fields} == contender.fields
+
+
 @pytest.mark.parametrize("form", SIZES)
 def test_gpt2_has_the_parameters_of_mdlm(form):
     vocab_size, layers, sizes = SIZES[form]

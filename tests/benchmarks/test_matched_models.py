@@ -22,7 +22,10 @@ def test_a_model_is_what_its_facts_and_its_contender_say():
     for matched in matched_models.matched_models(matched_models.COMPARED, size):
         model = matched.make()
         assert sum(parameter.numel() for parameter in model.parameters()) == matched.facts["parameters"]
-        fields = contenders.CONTENDERS[matched.contender].fields | size.fields
+        contender = contenders.CONTENDERS[matched.contender]
+        fields = contender.fields | size.fields
+        if "budget" in matched.matched:
+            fields["hidden_size"] = round(contender.width * size.hidden_size)
         assert fields.items() <= model.config.to_dict().items()
 
 

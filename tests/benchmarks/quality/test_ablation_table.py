@@ -70,15 +70,15 @@ def test_what_is_changed_stands_beside_the_default_with_its_ratios(part, name):
     record = {"protocol": training.plain({"steps": 1, "batch_size": 1, "sequence_length": 1}), "learning_rate": 1.0}
     record |= {"trained_with": {"device": "", "commit": "", "versions": {"torch": ""}}, "runs": runs}
     lines = ablation_table.changed_table(record).splitlines()
-    assert lines[2].startswith("| tree (the default) | 0 |") and lines[2].endswith("| 1 | 1 |")
+    assert lines[2].startswith("| tree | 0 |") and lines[2].endswith("| 1 | 1 |")
     assert lines[4].startswith(f"| {variants.VARIANTS[name].title} | 0 |")
     assert lines[4].count(f"{np.exp(1 / 8):.3f} (") == 2
 
 
-def test_the_default_is_the_candidate_that_predicted_best():
+def test_process_and_head_of_the_default_are_those_of_the_candidate_that_predicted_best():
     best, *_ = ablation_table.ranked_candidates(ablation_table.read_part("candidates"))
     config = TreeDiffConfig.from_tree(random_tree(20, 5, 2))
     fields = variants.VARIANTS[best].contender.fields
-    assert {name: getattr(config, name) for name in fields} == dict(fields)
+    assert (config.schedule, config.head) == (fields["schedule"], fields["head"])
     heads = [TreeDiffConfig.from_tree(random_tree(20, 20, depth)).head for depth in (1, 2, 3)]
     assert heads == ["child", "node", "child"]

@@ -17,7 +17,7 @@ from modeling_treediff.training.data.collator import DiffusionCollator
 
 
 def test_level_weights_change_the_training_loss_alone():
-    model = tiny_model(random_tree(20, 5, 2)).train()
+    model = tiny_model(random_tree(20, 5, 2), lookahead=0.0).train()
     tokens = torch.randint(0, 20, (16, 8), generator=torch.Generator().manual_seed(0))
     batch = corrupt(tokens, model.tree, model.schedule, generator=torch.Generator().manual_seed(1))
     arguments = {"input_ids": batch.input_ids, "labels": batch.labels, "timesteps": batch.timesteps}

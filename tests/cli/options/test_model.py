@@ -19,7 +19,8 @@ def model_of(subcommand, *words):
 
 def test_the_defaults_of_the_process_are_the_configs():
     default = TreeDiffConfig(tree_depth=2, max_branching=300, num_tree_nodes=50257 + 300)
-    derived = {"head": "node"}  # of a tree of depth 2
+    derived = {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": True}  # of a tree of depth 2
+    derived |= {"lookahead": 1.0, "head_rank": default.hidden_size, "embedding_rank": default.hidden_size}
     assert {name: getattr(default, name) for name in FAMILY} == vars(Process()) | derived
 
 
