@@ -2,7 +2,7 @@
 
 python -m benchmarks.memory.peaks                   # planned on fake tensors
 python -m benchmarks.memory.peaks --measure cpu --hidden-sizes 768 --vocabularies 50257 --batches 4 8 16 \
-    --contenders mdlm mdlm-chunked hdlm tdlm-child tree-binomial tree-factorised ar
+    --contenders mdlm mdlm-chunked hdlm tdlm-child tree tree-binomial ar
 python -m benchmarks.memory.peaks --measure cuda --hidden-sizes 768 --vocabularies 50257 --batches 4 32
 
 Contenders (`benchmarks/contenders.py`) with the parameter budget and with the depth of MDLM, which has 12 layers of 768

@@ -28,7 +28,7 @@ SAMPLES = 4  # corruptions of a window
 def main() -> None:
     """Analyse and write a record for each text."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for text, record in analyses(Path("runs", "quality", "long"), "tree-binomial").items():
+    for text, record in analyses(Path("runs", "quality", "long"), "tree").items():
         write_record(RESULTS / f"errors_long_{text}.json", record, seed=0)
 
 

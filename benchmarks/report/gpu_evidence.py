@@ -62,7 +62,7 @@ def stages() -> dict[str, Stage]:
 def rehearsal(folder: Path) -> dict[str, Stage]:
     """Return the same at tiny size, for a CPU; all that it writes is in a folder."""
     quality, place = ("-m", "benchmarks.quality.perplexity"), ("--form", "tiny", "--folder", str(folder / "data"))
-    grid = "--hidden-sizes 768 --vocabularies 50257 --batches 4 --contenders mdlm tree-binomial --resume".split()
+    grid = "--hidden-sizes 768 --vocabularies 50257 --batches 4 --contenders mdlm tree --resume".split()
     tiny = "--sizes toy --vocabularies 510 --turns 2 --calls 1 --output".split()
     tests = str(ROOT / "tests" / "training" / "memory" / "test_fused_loss.py")
     return {

@@ -27,7 +27,7 @@ from benchmarks.training_step import random_batch, training_step
 from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "step_parts.json"
-CONTENDERS = (REFERENCE, "mdlm-chunked", "hdlm", "tdlm-child", "tree-binomial")
+CONTENDERS = (REFERENCE, "mdlm-chunked", "hdlm", "tdlm-child", "tree")
 OTHERS = "all else: sums, products, copies"
 PARTS = {  # by what the names of operations contain
     "attention": ("scaled_dot_product",),

@@ -21,7 +21,7 @@ class Update:
     """What one optimizer step measured; equal on all processes.
 
     Attributes:
-        loss: mean over all labelled positions of the global batch, nats per token.
+        loss: the bound alone, without lookahead: mean over all labelled positions of the global batch, nats per token.
         gradient_norm: of the gradient of that mean, before it was clipped.
         learning_rate: that of the step.
         stop: number of a signal that has reached some process, 0 for none.
@@ -86,12 +86,13 @@ class Updater:
         return update
 
     def _backward(self, batch: dict[str, Any], share: torch.Tensor) -> torch.Tensor:
-        """Add the gradient of one pass; return its part of the loss."""
+        """Add the gradient of one pass; return its part of the bound, which is the loss without lookahead."""
         with self.memory.phase("forward"):
-            loss = self.model(**batch).loss * share
+            output = self.model(**batch)
+            loss = output.loss * share
         with self.memory.phase("backward"):
             self.accelerator.backward(loss * self.accelerator.num_processes)
-        return loss.detach().float()
+        return (output.level_losses.sum() * share).float()
 
     def _measure(self, loss: torch.Tensor, norm: torch.Tensor, stop: int) -> Update:
         mine_2 = torch.stack([loss, torch.tensor(float(stop), device=loss.device)])
