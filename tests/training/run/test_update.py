@@ -1,11 +1,33 @@
-"""When numbers are none: what stops a run, and what a gradient scaler of fp16 mends by itself."""
+"""A step: what it says of its loss, what stops a run, and what a gradient scaler of fp16 mends by itself."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from helpers.models import TREES, corrupted, tiny_model
 
 from modeling_treediff.training.run.update import Updater
+
+
+def test_descends_the_loss_and_says_the_bound():
+    """Which is the loss without what looks ahead, over all passes of a step."""
+    model = tiny_model(TREES[1], lookahead=0.5).train()
+    batches = [vars(corrupted(model, seed=seed)) for seed in (0, 1)]
+    seen = []
+    optimizer = SimpleNamespace(
+        step=lambda: seen.extend(parameter.grad.clone() for parameter in model.parameters()), zero_grad=lambda: None
+    )
+    rate = SimpleNamespace(step=lambda: None, get_last_lr=lambda: [0.1])
+    memory = SimpleNamespace(phase=lambda name: nullcontext())
+    update = Updater(Accelerator(cpu=True), model, optimizer, rate, 1e9, memory).take(batches, 0)
+    outputs = [model(**batch) for batch in batches]
+    loss = sum(output.loss for output in outputs) / 2  # all positions are labelled, so passes weigh alike
+    for found, expected in zip(seen, torch.autograd.grad(loss, [*model.parameters()]), strict=True):
+        torch.testing.assert_close(found, expected)
+    bound = sum(model.eval()(**batch).loss for batch in batches) / 2
+    assert update.loss == pytest.approx(bound.item(), rel=1e-5) and update.loss < loss.item() - 0.1
 
 
 @pytest.mark.parametrize(
