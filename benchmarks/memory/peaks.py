@@ -58,7 +58,7 @@ PRECISION = "bf16"
 BATCHES = (4, 16, 32, 64)
 REFERENCE_POINT = Size.full(50_257, 768)
 LEAN, PLAIN, RECOMPUTE = "lean", "plain", "recompute"
-TREE = "tdlm-child"  # comes in variants, beside the reference
+TREE = "tree"  # comes in variants, beside the reference
 RECOMPUTED = 5 / 6  # of the layers
 # What tells rows apart.
 KEY = ("contender", "matched", "variant", "precision", "batch_size", "vocab_size", "hidden_size")

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import CONTENDERS
 from benchmarks.generation.approximate_cache import RECORD as CACHE_RECORD
 from benchmarks.generation.approximate_cache import SCHEMA as CACHE_SCHEMA
 from benchmarks.generation.approximate_cache import cache_table
@@ -28,7 +29,7 @@ from benchmarks.generation.lengths import SCHEMA as LENGTHS_SCHEMA
 from benchmarks.generation.lengths import lengths_table
 from benchmarks.markdown import fill, marks
 from benchmarks.markdown import table as markdown_table
-from benchmarks.memory.peaks import PRECISION
+from benchmarks.memory.peaks import PRECISION, TREE
 from benchmarks.memory.tables import HIDDEN_SIZE, VOCABULARY, read_memory, select
 from benchmarks.places import ARTIFACTS, RESULTS, ROOT
 from benchmarks.quality.conversion_table import RECORDS as CONVERSION_RECORDS
@@ -153,7 +154,7 @@ def memory_table() -> str:
     lines = []
     for batch in MEMORY_BATCHES:
         for title, (contender, variant, of_tree) in MEMORY_VARIANTS.items():
-            flat, tree = row(batch, contender, variant), row(batch, "tdlm-child", of_tree)
+            flat, tree = row(batch, contender, variant), row(batch, TREE, of_tree)
             peaks = (f"{model['peak_bytes'] / 2**30:.2f} GiB" for model in (flat, tree))
             lines.append([str(batch), title, *peaks, f"{tree['peak_bytes'] / flat['peak_bytes']:.2f}"])
     schema: Schema = {"commit": str, "cpu_step_seconds": dict.fromkeys(("plain", "lean", "recompute"), float)}
@@ -161,8 +162,8 @@ def memory_table() -> str:
     times = timed["cpu_step_seconds"]
     return markdown_table(("batch", "what backward keeps", "flat (MDLM)", "tree", "tree / flat"), lines) + (
         f"\nd = {HIDDEN_SIZE}, windows of {record['sequence_length']} tokens, GPT-2's vocabulary, "
-        f"{PRECISION}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']}, with the "
-        "child head. Processor time of a step of the tree's model: the default "
+        f"{PRECISION}, AdamW, equal parameters: {flat['layers']} layers against {tree['layers']} that are "
+        f"{CONTENDERS[TREE].width:g} times as wide. Processor time of a step of the tree's model: the default "
         f"{times['lean'] / times['plain'] - 1:+.1%} against what autograd "
         f"keeps, repeated MLPs {times['recompute'] / times['lean'] - 1:+.1%} against the default. Commits "
         f"{record['commit']} and {timed['commit']}.\n"

@@ -55,6 +55,8 @@ def save_checkpoint(
         return
     if tokenizer is not None:
         tokenizer = tokenizer_with_mask(tokenizer, model.tree)
+    if state_dict is not None:  # a gathered one has what is shared once for each name
+        state_dict = {name: one for name, one in state_dict.items() if name not in model.all_tied_weights_keys}
     target = Path(folder)
     # Weights of an earlier save in other shards would be loaded instead of ours, or beside them.
     stale = weights_files(target)

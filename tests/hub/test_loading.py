@@ -227,7 +227,7 @@ def without(tensors, word):
     return {name: tensor for name, tensor in tensors.items() if word not in name}
 
 
-def with_nan(tensors, name="model.embed_nodes.weight"):
+def with_nan(tensors, name="model.embed_nodes.nodes.weight"):
     tensors[name][3] = float("nan")
     return tensors
 
@@ -281,7 +281,7 @@ WRONG = {
     ),
     "NaN in the weights": (
         lambda files, folder, _: with_tensors(files, folder, with_nan),
-        "not those of its config.json, infinite or NaN: (model.)?embed_nodes.weight. Restore",
+        "not those of its config.json, infinite or NaN: (model.)?embed_nodes.nodes.weight. Restore",
     ),
     "a table of the tree in too small numbers": (
         lambda files, folder, _: with_tensors(

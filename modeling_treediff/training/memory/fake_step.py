@@ -134,6 +134,7 @@ def _make_state(
     """Give the meta model fake tensors; return the average of its parameters, if wanted."""
     state = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in shapes.items()}
     model.load_state_dict(state, assign=True)
+    model.tie_weights()  # which each name had one of
     model.model.tree_tables.verified = True  # fake tensors have no values to look at
     average = [torch.empty_like(parameter) for parameter in model.parameters() if ema]
     ledger.file_tensors("EMA", average)

@@ -157,7 +157,7 @@ def test_what_is_no_conversation_is_named(chat_tokenizer):
 
 
 def test_a_model_learns_an_answer_and_its_length(chat_tokenizer):
-    """One question, one answer: after 150 steps the model fills a canvas with the answer and EOS, given the prompt."""
+    """One question, one answer: after 250 steps the model fills a canvas with the answer and EOS, given the prompt."""
     tree = random_tree(8192, 91, 2)
     torch.manual_seed(0)
     model = TreeDiffForDiffusionLM.from_tree(
@@ -165,9 +165,9 @@ def test_a_model_learns_an_answer_and_its_length(chat_tokenizer):
     )
     windows, _ = windows_of({"prompt": "To whom?", "completion": "The Congress."}, chat_tokenizer, 40)
     window = TokenWindows(**{name: column[None] for name, column in windows[0].items()})
-    collate, items = DiffusionCollator(tree, model.schedule), window.dataset(0, 150 * 8, 0)
+    collate, items = DiffusionCollator(tree, model.schedule), window.dataset(0, 250 * 8, 0)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for step in range(150):
+    for step in range(250):
         optimizer.zero_grad()
         model(**collate([items[index] for index in range(8 * step, 8 * step + 8)])).loss.backward()
         optimizer.step()

@@ -31,11 +31,11 @@ def reference_flat():
 
 
 def reference_tree():
-    """As many parameters over a tree of fan-out 225 and depth 2: 17 layers."""
+    """As many parameters over a tree of fan-out 225 and depth 2: 6 layers, 1.5 times as wide."""
     sizes = {"vocab_size": 50_257, "tree_depth": 2, "max_branching": 225, "num_nodes": 50_257 + 225}
     shape = SimpleNamespace(**sizes, sha256=None, metadata={})
     budget = sum(count_parameters(reference_flat()).values())
-    return budget_config(shape, budget, **REFERENCE)
+    return budget_config(shape, budget, **REFERENCE | {"hidden_size": 1152})
 
 
 @cache
@@ -46,13 +46,13 @@ def reference_peak(tree, batch_size=32, **settings):
 
 def test_the_reference_models_have_equal_budgets():
     flat, tree = (sum(count_parameters(config).values()) for config in (reference_flat(), reference_tree()))
-    assert abs(tree - flat) <= 0.01 * flat and reference_tree().num_hidden_layers == 17
+    assert abs(tree - flat) <= 0.01 * flat and reference_tree().num_hidden_layers == 6
 
 
 @untraced
-def test_the_tree_halves_the_peak_with_free_savings_alone():
+def test_the_tree_takes_two_fifths_of_the_peak_with_free_savings_alone():
     """B=32, L=512, d=768, V=50,257, bf16, AdamW, the same lean backbone on both sides."""
-    assert reference_peak(True) <= 0.50 * reference_peak(False)
+    assert reference_peak(True) <= 0.40 * reference_peak(False)
 
 
 @untraced
@@ -61,22 +61,21 @@ def test_the_recorded_figures_are_what_is_planned():
     at_reference = {"batch_size": 32, "vocab_size": 50_257, "hidden_size": 768}
     rows = [row for row in rows if row.items() >= at_reference.items() and "budget" in row["matched"]]
     recorded = {(row["contender"], row["variant"]): row["peak_bytes"] for row in rows}
-    settings = {"lean": {}, "recompute": {"recompute_mlp": 14}, "plain": {"lean": False}}
+    settings = {"lean": {}, "recompute": {"recompute_mlp": 5}, "plain": {"lean": False}}
     for variant, options in settings.items():
-        assert reference_peak(True, **options) == pytest.approx(recorded["tdlm-child", variant], rel=0.02)
+        assert reference_peak(True, **options) == pytest.approx(recorded["tree", variant], rel=0.02)
     assert reference_peak(False, loss_chunk=1024) == pytest.approx(recorded["mdlm-chunked", "lean"], rel=0.02)
-    assert recorded["tdlm-child", "plain"] > 1.6 * recorded["tdlm-child", "lean"]
+    assert recorded["tree", "plain"] > 1.4 * recorded["tree", "lean"]
 
 
-def test_recomputed_mlps_take_it_to_two_fifths():
+def test_recomputed_mlps_take_it_to_a_third():
     """Recomputed in five of six layers, on both sides."""
-    assert reference_peak(True, recompute_mlp=14) <= 0.40 * reference_peak(False, recompute_mlp=10)
+    assert reference_peak(True, recompute_mlp=5) <= 0.35 * reference_peak(False, recompute_mlp=10)
 
 
-def test_against_a_chunked_cross_entropy_the_tree_saves_no_memory():
-    """What it spends on depth its activations cost; what remains is that the flat head is computed, twice."""
-    ratio = reference_peak(True) / reference_peak(False, loss_chunk=1024)
-    assert 1.0 < ratio < 1.25
+def test_the_tree_takes_less_than_the_flat_model_with_a_chunked_cross_entropy():
+    """Which computes its head twice."""
+    assert reference_peak(True) <= 0.95 * reference_peak(False, loss_chunk=1024)
 
 
 def test_the_parts_sum_to_the_peak_and_the_step_ends_as_it_began():
@@ -177,9 +176,10 @@ def test_the_largest_batch_is_found_in_a_few_plans(monkeypatch):
     """Also where the optimizer makes the peak of small batches, so that these say nothing about large ones."""
     count, plan = [], memory_plan.plan_step
     monkeypatch.setattr(memory_plan, "plan_step", lambda step: count.append(step) or plan(step))
-    step = TrainingStep(SMALL_CONFIG, 1, 2)
-    assert plan_memory(SMALL_CONFIG, 1, 2).peak_phase == "optimizer"
-    memory = int(plan_memory(SMALL_CONFIG, 777, 2).peak / USABLE) + 1
+    flat = TreeDiffConfig(vocab_size=300, hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+    step = TrainingStep(flat, 1, 2)
+    assert plan_memory(flat, 1, 2).peak_phase == "optimizer"
+    memory = int(plan_memory(flat, 777, 2).peak / USABLE) + 1
     count.clear()
     assert 777 <= largest_batch(step, memory) <= 780 and len(count) <= 20
 

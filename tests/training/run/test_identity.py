@@ -21,7 +21,7 @@ from modeling_treediff.text import TokenWindows
         ({"learning_rate": 1e-9}, "learning_rate was 0.003, is 1e-09"),
         ({"ema_decay": 0.5}, "ema_decay was 0.0, is 0.5"),
         ({"model_fields": {"num_attention_heads": 1}}, "num_attention_heads was 2, is 1"),
-        ({"model_fields": {"node_embedding": "free"}}, "node_embedding was path, is free"),
+        ({"model_fields": {"node_embedding": "free"}}, "node_embedding was factorised, is free"),
         ({"tree": tiny_tree(9)}, r"tree was \w{8}..., is \w{8}... \(--tree\)"),
         ({"windows": ragged_windows(seed=1)}, r"training text was \w{8}..., is \w{8}... \(--text\)"),
         ({"windows": TokenWindows(ragged_windows().input_ids)}, "training text was"),
