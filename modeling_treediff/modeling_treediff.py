@@ -351,22 +351,15 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         if labels is not None:
             in_blocks = self.config.block_size is not None or block_numbers is not None
             times = checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
-            share, deeper_BT = self.config.lookahead if self.training else 0.0, None
             try:
-                if share:
-                    nats_BT, deeper_BT = self.nats_ahead(hidden_BTE, input_ids, labels)
-                else:
-                    nats_BT = self.bound_nats(hidden_BTE, input_ids, labels)
+                nats_BT, asked_BT = self.asked_nats(hidden_BTE, input_ids, labels)
             except IndexError as error:
                 raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
-            terms_BTD = nelbo_terms(nats_BT, input_ids, times, self.tree, self.schedule)
-            count = (labels >= 0).sum().clamp(min=1)
-            output.loss = terms_BTD.sum() / count
+            beside = input_ids, times, self.tree, self.schedule
+            terms_BTD, count = nelbo_terms(nats_BT, *beside), (labels >= 0).sum().clamp(min=1)
+            output.loss = (terms_BTD if asked_BT is nats_BT else nelbo_terms(asked_BT, *beside)).sum() / count
             output.nelbo = terms_BTD.detach().sum(dim=(1, 2))
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
-            if deeper_BT is not None:
-                deeper_BTD = nelbo_terms(deeper_BT, input_ids, times, self.tree, self.schedule)
-                output.loss = output.loss + share * deeper_BTD.sum() / count
         return output
 
     _score = forward  # what `child_logits` calls

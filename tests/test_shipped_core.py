@@ -40,7 +40,7 @@ SHIPPED = {
 }
 ENTRY = "modeling_treediff.py"
 # Lines: the aim, then 400 for the factorised embedding, blocks and caches, 30 for refusing what does not fit them, 170
-# for perturbed nodes, 40 for constraints on them, 40 for remasking, 20 for the rotary base by length, 60 for lookahead and levels known beforehand.
+# for perturbed nodes, 40 for constraints on them, 40 for remasking, 20 for the rotary base by length, 60 for lookahead.
 MOST_FILES, MOST_LINES = 12, 3000 + 400 + 30 + 170 + 40 + 40 + 20 + 60
 # As patterns on the code alone, without comments and texts.
 FORBIDDEN = {

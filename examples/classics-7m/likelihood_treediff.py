@@ -85,6 +85,7 @@ class TreeDiffLikelihoodMixin:
     device: torch.device
     dtype: torch.dtype
     schedule: LevelSchedule
+    training: bool
     tree: VocabularyTree
     model: Any  # a TreeDiffModel
     head: TreeHead
@@ -96,24 +97,27 @@ class TreeDiffLikelihoodMixin:
             return perturbed_cross_entropy(self.head, hidden, input_ids, labels, self.tree, rate)
         return self.child_cross_entropy(hidden, input_ids, child_slots(input_ids, labels, self.tree))
 
-    def nats_ahead(
+    def asked_nats(
         self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `bound_nats`, and beside them (B, T) nats of all choices below the next one, from the same states.
+        """Return `bound_nats`, and (B, T) nats of what is asked: these alone, or in training with lookahead more.
 
-        These are the sum over the levels k from depth + 2 on of -log p(a_k(x) | a_{k-1}(x), the hidden state there).
+        That is, `lookahead` times the sum over the levels k from depth + 2 on of -log p(a_k(x) | a_{k-1}(x), the hidden
+        state there).
         """
-        tree, perturbed = self.tree, bool(self.schedule.perturbation)
+        tree, share, perturbed = self.tree, self.config.lookahead, bool(self.schedule.perturbation)
+        if not (self.training and share):
+            return (bound_BT := self.bound_nats(hidden, input_ids, labels)), bound_BT
         token_BT, depth_BT = labels.clamp(min=0), tree.depth[input_ids]
-        next_BT = self.bound_nats(hidden, input_ids, labels) if perturbed else torch.zeros((), device=hidden.device)
+        bound_BT = self.bound_nats(hidden, input_ids, labels) if perturbed else torch.zeros((), device=hidden.device)
         deeper_BT = torch.zeros_like(hidden[..., 0], dtype=torch.float32)
         for level in range(perturbed, self.config.tree_depth):
             true_BT = torch.where(depth_BT <= level, tree.ancestors[token_BT, level], token_BT)
             nats_BT = self.child_cross_entropy(hidden, true_BT, child_slots(true_BT, labels, tree), level)
             deeper_BT = deeper_BT + torch.where(depth_BT < level, nats_BT, 0)
             if not perturbed:
-                next_BT = next_BT + torch.where(depth_BT == level, nats_BT, 0)
-        return next_BT, deeper_BT
+                bound_BT = bound_BT + torch.where(depth_BT == level, nats_BT, 0)
+        return bound_BT, bound_BT + share * deeper_BT
 
     @torch.no_grad()
     def nelbo(

@@ -138,7 +138,7 @@ class NodeHead(nn.Module):
         row_GK = row_PK[blocks.parent_G]
         query_GCR = query_nR.index_select(0, blocks.source_GC.flatten()).unflatten(0, blocks.source_GC.shape)
         # An embedding's gradient adds up repeated rows faster than that of an index.
-        vector_GKR = F.embedding(row_GK, self.nodes.weight)
+        vector_GKR = F.embedding(row_GK, self.nodes.weight.to(query_nR.dtype))
         bias_GK1 = F.embedding(row_GK, self.nodes.bias[:, None])
         logits_GCK = torch.baddbmm(bias_GK1.mT, query_GCR, vector_GKR.mT)
         return logits_GCK.flatten(0, 1).index_select(0, blocks.place_n)
