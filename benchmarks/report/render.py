@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, WIDER
 from benchmarks.generation.approximate_cache import RECORD as CACHE_RECORD
 from benchmarks.generation.approximate_cache import SCHEMA as CACHE_SCHEMA
 from benchmarks.generation.approximate_cache import cache_table
@@ -113,13 +113,20 @@ def budget_table() -> str:
         sizes = {"hidden_size": hidden_size, "num_attention_heads": heads}
         flat = TreeDiffConfig.from_tree(flat_tree, num_hidden_layers=layers, **sizes)
         budget = sum(count_parameters(flat).values())
-        rows = {"flat (MDLM)": flat} | {
-            f"tree, `{head}` head": budget_config(tree, budget, head=head, **sizes) for head in ("child", "node")
+        wider = sizes | {"hidden_size": round(WIDER * hidden_size)}
+        rows = {
+            "flat (MDLM)": flat,
+            "tree, `child` head": budget_config(tree, budget, head="child", **sizes),
+            "tree, the default": budget_config(tree, budget, **wider),
         }
         for name, config in rows.items():
             parts = count_parameters(config)
             counts = (parts["embedding"], parts["layers"] + parts["norm"], parts["head"], sum(parts.values()))
-            cells = [f"{name}, d = {hidden_size}", str(config.num_hidden_layers), *(f"{n / 1e6:.1f}M" for n in counts)]
+            cells = [
+                f"{name}, d = {config.hidden_size}",
+                str(config.num_hidden_layers),
+                *(f"{n / 1e6:.1f}M" for n in counts),
+            ]
             lines.append("| " + " | ".join(cells) + " |\n")
     return "".join(lines)
 
