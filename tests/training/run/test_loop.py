@@ -39,12 +39,12 @@ def reference_run(windows, steps, decay=0.0):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (0.0 if step == 0 else (1 + np.cos(np.pi * (step - 1) / (steps - 1))) / 2)
         batch = collator([items[index] for index in range(12 * step, 12 * step + 12)])
-        loss = model(**batch).loss
+        output = model(**batch)
         optimizer.zero_grad()
-        loss.backward()
+        output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-        measured.append(loss.item())
+        measured.append(output.level_losses.sum().item())
         kept = min(decay, (2 + step) / (11 + step))
         for mean, parameter in zip(average, model.parameters(), strict=True):
             mean.mul_(kept).add_((1 - kept) * parameter.detach())

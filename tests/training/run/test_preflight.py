@@ -146,7 +146,7 @@ def test_nothing_is_touched_by_a_step_that_is_refused(tmp_path, monkeypatch):
         output = forward(self, *arguments, **options)
         passes.append({name: value.clone() for name, value in self.named_parameters()})
         if len(passes) == 6:
-            output.loss = output.loss * torch.inf
+            output.loss, output.level_losses = output.loss * torch.inf, output.level_losses * torch.inf
         return output
 
     monkeypatch.setattr(TreeDiffForDiffusionLM, "forward", infinite)
