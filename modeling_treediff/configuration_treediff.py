@@ -141,7 +141,7 @@ class TreeDiffConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = by_node and self.node_embedding == "factorised" and self.embedding_rank is None
         if self.head_rank is None:
-            self.head_rank = self.hidden_size if self.tie_word_embeddings else USUAL_RANK
+            self.head_rank = (self.embedding_rank or self.hidden_size) if self.tie_word_embeddings else USUAL_RANK
         if self.node_embedding == "factorised" and self.embedding_rank is None:
             self.embedding_rank = self.head_rank
         self._check_values()

@@ -42,12 +42,13 @@ class TreeDiffOutput(ModelOutput):
     """What `TreeDiffForDiffusionLM.forward` returns; the first three only with labels.
 
     The loss is the sum over counted positions of weight x cross-entropy, over their number: a Monte Carlo estimate of
-    the bound. Logits are without meaning at leaves, and None in training mode with labels: they cost memory.
+    the bound; in training more, with config.lookahead. Logits are without meaning at leaves, and None in training mode
+    with labels: they cost memory.
     """
 
     loss: torch.Tensor | None = None  # () nats per token
     nelbo: torch.Tensor | None = None  # (B,) the sum of each sequence, in nats, detached
-    level_losses: torch.Tensor | None = None  # (D,) share of each level in the loss, coarsest first, detached
+    level_losses: torch.Tensor | None = None  # (D,) share of each level in the bound, coarsest first, detached
     logits: torch.Tensor | None = None  # (B, T, K) scores of the children, -inf where there is none
     hidden_states: tuple[torch.Tensor, ...] | None = None  # if asked for: the backbone's output (B, T, E)
     past_key_values: Cache | None = None  # the one that was given, with these positions

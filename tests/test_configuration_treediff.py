@@ -65,6 +65,7 @@ def test_a_newer_format_is_refused():
 EMBEDDINGS = [
     {},
     {"node_embedding": "factorised", "embedding_rank": 5},
+    {"node_embedding": "factorised", "head": "node", "embedding_rank": 6, "tie_word_embeddings": True},
     {"node_embedding": "factorised", "head": "node", "head_rank": 7, "tie_word_embeddings": True},
 ]
 NAN, INFINITY = float("nan"), float("inf")

@@ -219,9 +219,9 @@ def first_table() -> str:
     )
     return table(header, rows) + (
         "\nAll models have equally many parameters; ≤ marks an upper bound. The perplexity in the last line is that of "
-        "an older tree model, without the shared table and the lookahead, trained beside the others. These are small "
-        "trials on a CPU, far from convergence: [Evidence](benchmarks/README.md) has what stands behind each figure, "
-        "more models, intervals, and texts on which older trees were worse.\n"
+        "an older tree model, `sequential`, without shared table and lookahead, trained beside the others. These are "
+        "small trials on a CPU, far from convergence: [Evidence](benchmarks/README.md) has what stands behind each "
+        "figure, more models, intervals, and texts on which older trees were worse.\n"
     )
 
 

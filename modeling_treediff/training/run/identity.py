@@ -23,6 +23,7 @@ FREE_FIELDS = (
 )  # fmt: skip
 # What run folders of older versions lack.
 ADDED_LATER = ("held-out text", "validation_windows", "uniform_share", "mixed_block_sizes")
+BEFORE = {"lookahead": 0.0}  # what else they lack, as it was then
 OPTIONS = {"tree": "--tree", "training text": "--text", "held-out text": "--validation-text or --hold-out-every"}
 HASH_DIGITS, SHOWN_DIGITS = 64, 8
 
@@ -43,6 +44,8 @@ def run_identity(
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Return in words what one run names otherwise than ours, with the option that says it where its name does not."""
+    if not missing_names(theirs, ours):
+        theirs = BEFORE | dict(theirs)
     return [
         f"{name} was {_short(theirs[name])}, is {_short(ours.get(name))}"
         + (f" ({OPTIONS[name]})" if name in OPTIONS else "")
@@ -53,7 +56,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 def missing_names(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Return what one run does not name though every version did."""
-    return sorted(ours.keys() - theirs.keys() - set(ADDED_LATER))
+    return sorted(ours.keys() - theirs.keys() - set(ADDED_LATER) - BEFORE.keys())
 
 
 def _short(value: object) -> str:

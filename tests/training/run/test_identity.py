@@ -11,6 +11,7 @@ from helpers.tiny_run import equal, ragged_windows, tiny_run, tiny_tree
 
 from modeling_treediff import TreeDiffForDiffusionLM
 from modeling_treediff.text import TokenWindows
+from modeling_treediff.training.run.identity import differences, missing_names
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,12 @@ def test_another_run_cannot_be_resumed(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_run(tmp_path, resume=True, **changes)
     assert equal(before, TreeDiffForDiffusionLM.from_pretrained(tmp_path).state_dict())
+
+
+def test_a_run_of_a_version_that_did_not_know_lookahead_had_none():
+    ours = {"seed": 0, "lookahead": 0.0}
+    assert missing_names({"seed": 0}, ours) == differences({"seed": 0}, ours) == []
+    assert differences({"seed": 0}, ours | {"lookahead": 1.0}) == ["lookahead was 0.0, is 1.0"]
 
 
 def test_another_held_out_text_cannot_be_resumed_and_none_was_named_before(tmp_path):
