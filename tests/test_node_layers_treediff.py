@@ -265,7 +265,7 @@ def test_config_says_what_is_wrong_with_a_head():
         ({"node_embedding": "factorised", "embedding_rank": 0}, "embedding_rank must be at least 1"),
         ({"tie_word_embeddings": True, "head": "node", "node_embedding": "path"}, "tie_word_embeddings needs"),
         ({"tie_word_embeddings": True, "node_embedding": "factorised", "head": "leaf"}, "tie_word_embeddings needs"),
-        (SHARED | {"embedding_rank": 32}, "tie_word_embeddings needs .* embedding_rank=head_rank"),
+        (SHARED | {"embedding_rank": 32, "head_rank": 16}, "tie_word_embeddings needs .* embedding_rank=head_rank"),
     ):
         with pytest.raises(ValueError, match=message):
             TreeDiffConfig(**fields)
