@@ -15,7 +15,7 @@ PRESETS = {
         *("--parameters", f"{parameters}M", "--hidden-size", f"{width}", "--heads", f"{width // 64}"),
         *("--sequence-length", f"{length}"),
     )
-    for parameters, width, length in ((10, 256, 128), (30, 384, 256), (160, 768, 512))
+    for parameters, width, length in ((10, 384, 128), (30, 576, 256), (160, 1152, 512))
 }
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}  # of a number of parameters
 

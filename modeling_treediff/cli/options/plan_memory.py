@@ -10,8 +10,8 @@ from .fields import option, same_as
 from .model import Model, Process, check_source
 
 EXAMPLES = """
-  treediff plan-memory --tree my_tree --parameters 162e6 --hidden-size 768 --heads 12 --sequence-length 512 \\
-      --batch-size 32 --mixed-precision bf16 --gpu 24GB --picture step.png
+  treediff plan-memory --tree my_tree --preset 160M --batch-size 32 --mixed-precision bf16 --gpu 24GB \\
+      --picture step.png
   treediff plan-memory --tree flat --vocab-size 50257 --layers 12 --hidden-size 768 --heads 12
   treediff plan-memory --from my_model --batch-size 32
 """
