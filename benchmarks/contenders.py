@@ -22,7 +22,7 @@ TIED = {"head": "node", "node_embedding": "factorised", "tie_word_embeddings": T
 DEFAULT = TIED | {"schedule": "binomial", "lookahead": 1.0}  # of a tree of depth 2
 UNTIED = {"head": "node", "node_embedding": "path", "tie_word_embeddings": False, "lookahead": 0.0}  # and vectors apart
 BINOMIAL_NODE = UNTIED | {"schedule": "binomial"}
-WIDER = 1.5  # the reference's width, where no table of the embedding is spent on scores
+WIDER = 1.5  # times the reference's width, where embedding and head share one table
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ python examples/train_with_trainer.py --output_dir runs/tuned --model runs/train
 python examples/train_with_trainer.py --output_dir runs/adapter --model runs/trainer --text corpus.txt --lora_rank 8
 
 The second and third start from a saved model; what the third saves is the adapter alone. All options of the Trainer are
-there, but for sharding: that is `treediff train`'s.
+there, but for sharding: that is `treediff train`'s. `loss` has what lookahead adds, `eval_loss` is the bound.
 """
 
 import sys

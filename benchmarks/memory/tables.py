@@ -192,7 +192,7 @@ def _draw_peaks(axes: Axes, rows: list[Row]) -> None:
 
 
 def _marks(row: Row) -> Record:
-    """Return colour and marker: the child head's is open and large, for the node head's lies upon it."""
+    """Return colour and marker: the child head's is open and large, for the untied tree's lies upon it."""
     larger = {"markersize": 11, "markerfacecolor": "none"} if row["contender"] == "tdlm-child" else {}
     return {"marker": "o", "color": COLOURS[row["contender"]], **larger}
 

@@ -76,7 +76,7 @@ PROTOCOLS = {
     ),
     "rehearsal": Protocol(
         reference_layers=1,
-        # Wide enough that the node head, 64 numbers for each of GPT-2's tokens, leaves something for layers.
+        # Wide enough that something is left for layers beside the tables of GPT-2's tokens.
         sizes={"hidden_size": 80, "num_attention_heads": 2, "max_position_embeddings": 32},
         sequence_length=32,
         batch_size=2,

@@ -55,7 +55,7 @@ class TreeDiffConfig(PreTrainedConfig):
         num_timesteps: T, for discrete time as in D3PM; by default time is continuous.
         head: how children are scored, see `node_layers_treediff.py`: "child" = K outputs per level, "node" = an output
             vector for each node, "leaf" = V outputs. By default "node" over trees of depth 2, else "child".
-        head_rank: size of the output vectors of the "node" head; by default hidden_size if they are tied, else 64.
+        head_rank: size of the output vectors of the "node" head; by default the embedding's if shared, else 64.
         lookahead: weight in the training loss of choices farther down: a position also scores, from its hidden state,
             the children of the true nodes below the next one. The bound stays as it is. By default 1 with the "node"
             head, else 0: none.

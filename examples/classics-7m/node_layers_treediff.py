@@ -46,7 +46,7 @@ class FactorisedEmbedding(nn.Module):
     """R numbers v for each node but the root, one projection W (R -> E), and a free vector u for each internal node.
 
     A node's vector is W v of its own, and the sum of u over its internal ancestors and, if it is internal, itself. So
-    there is no (V, E) table. On the flat tree it is ALBERT's, plus the root's vector.
+    with R < E there is no (V, E) table. On the flat tree it is ALBERT's, plus the root's vector.
     """
 
     def __init__(self, config: TreeDiffConfig) -> None:

@@ -1,4 +1,4 @@
-"""A model's config from a parameter budget: what a small head saves goes into layers."""
+"""A model's config from a parameter budget: as many layers as it pays for."""
 
 from typing import Any
 

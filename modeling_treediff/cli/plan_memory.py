@@ -48,7 +48,7 @@ def run(model: PlannedModel, process: Process, step: PlannedStep, result: Result
 def make_config(model: PlannedModel, process: Process) -> TreeDiffConfig:
     """Return the config of the model that `treediff train` would make, or of the saved one."""
     if model.source:
-        return load_config(model.source, process.block_size)
+        return load_config(model.source, **process.beside_source)
     if model.tree == FLAT:
         tree = VocabularyTree.flat(model.vocab_size)
     else:

@@ -1,5 +1,7 @@
 """Saved models as the subcommands load them: config, model and tokenizer, from a folder or the Hub."""
 
+from typing import Any
+
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -8,8 +10,8 @@ from modeling_treediff.files.sources import check_source, refuse_adapter
 from modeling_treediff.text.tree_tokenizer import check_tokenizer, load_tokenizer
 
 
-def load_config(source: str, block_size: int | None = None) -> TreeDiffConfig:
-    """Return a model's config, with another size of blocks if one is given.
+def load_config(source: str, **changes: Any) -> TreeDiffConfig:
+    """Return a model's config, with other values of fields that no weight depends on, where they are not None.
 
     Raises:
         OSError: nothing is there.
@@ -23,9 +25,10 @@ def load_config(source: str, block_size: int | None = None) -> TreeDiffConfig:
         raise
     if not isinstance(config, TreeDiffConfig):
         raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
-    if block_size is not None:
-        TreeDiffConfig(**config.to_dict() | {"block_size": block_size})  # which refuses an impossible one
-        config.block_size = block_size
+    if changes := {name: value for name, value in changes.items() if value is not None}:
+        TreeDiffConfig(**config.to_dict() | changes)  # which refuses impossible ones
+    for name, value in changes.items():
+        setattr(config, name, value)
     return config
 
 
@@ -36,9 +39,9 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    block_size: int | None = None,
+    **changes: Any,
 ) -> tuple[TreeDiffForDiffusionLM, PreTrainedTokenizerBase]:
-    """Return a model and its tokenizer or the one of another name; config and errors as of `load_config`.
+    """Return a model and its tokenizer or the one of another name; config, changes and errors as of `load_config`.
 
     The model runs no code but this package's; `trust_remote_code` is for the tokenizer.
 
@@ -46,10 +49,12 @@ def load_model(
         ValueError: also for a tokenizer that is not the tree's.
 
     """
-    config = load_config(source, block_size)
+    config = load_config(source, **changes)
     model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
-    if config.block_size != model.config.block_size:
-        model.config.block_size = config.block_size
+    cut = config.block_size != model.config.block_size
+    for name in changes:
+        setattr(model.config, name, getattr(config, name))
+    if cut:
         model.generation_config.block_length, model.generation_config.approximate_cache = None, False
     vocabulary = load_tokenizer(check_source(tokenizer or source, "tokenizer"), trust_remote_code)
     check_tokenizer(model.tree, vocabulary)

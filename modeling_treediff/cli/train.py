@@ -67,7 +67,7 @@ def run(
             model.source,
             trust_remote_code=options.trust_remote_code,
             dtype=torch.float32,
-            block_size=process.block_size,
+            **process.beside_source,
         )
     else:
         network, tokenizer = make_model(model, process, config, options.trust_remote_code)
@@ -94,7 +94,7 @@ def plan(model: StartingModel, process: Process, config: TrainingConfig, trust_r
     """Print what a step will take of this machine's memory, without making the model."""
     check_settings(config)
     if model.source:
-        network = load_config(model.source, process.block_size)
+        network = load_config(model.source, **process.beside_source)
     else:
         tree, _, fields = load_tree(model, process, trust_remote_code)
         network = TreeDiffConfig.from_tree(tree, **fields)

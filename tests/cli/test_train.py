@@ -98,10 +98,11 @@ def test_fine_tuning_goes_on_from_a_checkpoint_with_its_tree(trained, corpus, tm
 
 def test_a_model_goes_on_in_blocks_of_several_sizes_and_is_used_with_any_of_them(trained, corpus, tmp_path):
     output, _ = trained
-    options = ["--from", output, "--max-steps", "2", "--block-size", "4"]
+    options = ["--from", output, "--max-steps", "2", "--block-size", "4", "--lookahead", "0.5"]
     ran = train_here(corpus, tmp_path / "blocks", *options, "--mixed-block-sizes", "8", "16", sizes=[])
     assert ran.returncode == 0, ran.stderr
-    assert json.loads((tmp_path / "blocks" / "config.json").read_text())["block_size"] == 4
+    saved = json.loads((tmp_path / "blocks" / "config.json").read_text())
+    assert (saved["block_size"], saved["lookahead"]) == (4, 0.5)
     figures = {}
     for size in (None, 4, 16):
         size_options = [] if size is None else ["--block-size", str(size)]

@@ -2,6 +2,9 @@
 
 Without --tree, the checkpoint's own embeddings say which tokens are alike. A tree that has seen a text, too, is better:
 `treediff build-tree --tokenizer CHECKPOINT --embeddings CHECKPOINT --text corpus.txt --output my_tree`.
+
+The new model has the `path` embedding, which holds the checkpoint's exactly, and a head of its own, unless
+--node-embedding says otherwise.
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from modeling_treediff.configuration_treediff import HEADS, NODE_EMBEDDINGS, SCHEDULES, TIME_WARPS, TreeDiffConfig
 from modeling_treediff.files.sample import FLAT, SAMPLE_NAME
@@ -84,8 +85,13 @@ class Process:
     tie_word_embeddings: bool | None = same_as(TreeDiffConfig, "tie_word_embeddings")
     block_size: int | None = same_as(TreeDiffConfig, "block_size")
 
+    @property
+    def beside_source(self) -> dict[str, Any]:
+        """The fields that a saved model can get, too, since no weight depends on them."""
+        return {"block_size": self.block_size, "lookahead": self.lookahead}
 
-BESIDE_FROM = ("--from", "--sequence-length", "--block-size")  # weights do not depend on these
+
+BESIDE_FROM = ("--from", "--sequence-length", "--block-size", "--lookahead")  # weights do not depend on these
 # Fields of the model's config that are options of the same name.
 FAMILY = tuple(Process.__annotations__)
 

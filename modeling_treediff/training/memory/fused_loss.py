@@ -33,7 +33,7 @@ def lean_cross_entropy(
     """Return the cross-entropy of the true child at every position: (B, T) nats, in fp32 at least.
 
     Dense identity: child_cross_entropy(head, hidden, input_ids, slots, tree). Under autocast the hidden states are cast
-    once for all levels of a head, each of which keeps its input.
+    once for all levels of a call, each of which keeps its input.
 
     Args:
         head: any of `node_layers_treediff.py`.

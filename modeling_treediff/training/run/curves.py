@@ -49,10 +49,10 @@ def _draw_losses(axes: Any, steps: Sequence[dict[str, Any]], validated: Sequence
     window = np.ones(1 + len(loss) // SMOOTH_PARTS)
     smooth = np.convolve(loss, window, "same") / np.convolve(np.ones(len(loss)), window, "same")
     axes.plot(number, loss, color="C0", alpha=0.25, linewidth=0.8)
-    axes.plot(number, smooth, color="C0", label="training loss, smoothed")
+    axes.plot(number, smooth, color="C0", label="training, smoothed")
     if validated:
         error = [2 * (line["nelbo_standard_error"] or 0.0) for line in validated]
         bound = [line["nelbo"] for line in validated]
         axes.errorbar([line["step"] for line in validated], bound, error, color="C1", label="validation NELBO ± 2 s.e.")
     axes.set_ylim(0.9 * min(smooth), 1.05 * max(smooth))
-    axes.set(title="loss", ylabel="nats per token")
+    axes.set(title="bound", ylabel="nats per token")

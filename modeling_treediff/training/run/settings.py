@@ -66,7 +66,7 @@ class TrainingConfig:
         default=None,
         metadata={
             "help": "smallest training time, as a fraction of a level's interval: keeps rare huge weights out of the "
-            "gradient; the smaller, the closer the training loss to the bound (default: "
+            "gradient; the smaller, the closer what is logged to the bound (default: "
             f"{TRAINING_SAMPLING_EPS:g}, with --block-size {BLOCK_SAMPLING_EPS:g})"
         },
     )

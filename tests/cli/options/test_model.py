@@ -42,7 +42,7 @@ def test_a_saved_model_brings_its_own_along(model, process, named):
     check_source(Model(**model), Process(**process))
     with pytest.raises(ValueError, match=f"leave out {named}.$"):
         check_source(Model("my_model", **model), Process(**process))
-    check_source(Model("my_model", sequence_length=32), Process())
+    check_source(Model("my_model", sequence_length=32), Process(lookahead=0.5, block_size=4))
 
 
 @pytest.mark.parametrize("subcommand", ["train", "plan-memory"])
