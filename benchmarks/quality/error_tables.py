@@ -94,10 +94,13 @@ def texts_table(records: Mapping[str, dict[str, Any]]) -> str:
     for name in ("models", "counts_of", "num_samples", "seed"):
         if any(other[name] != first[name] for other in others):
             raise ValueError(f"The error analyses to compare differ in {name}: make all alike.")
-    rows, losing = [], []
-    for same in zip(*(record["rows"] for record in records.values()), strict=True):
-        if same[0]["grouping"] in ("all", "frequency"):
-            rows.append([same[0]["group"], *(signed(row["difference"]["total"]) + _mark(row) for row in same)])
+    cells_of: dict[str, dict[str, str]] = {}  # a text without tokens of a group has no row of it
+    for text, record in records.items():
+        for row in record["rows"]:
+            if row["grouping"] in ("all", "frequency"):
+                cells_of.setdefault(row["group"], {})[text] = signed(row["difference"]["total"]) + _mark(row)
+    rows = [[group, *(cells.get(text, "") for text in records)] for group, cells in cells_of.items()]
+    losing = []
     for text, record in records.items():
         for row in record["rows"]:
             difference = row["difference"]

@@ -40,5 +40,10 @@ def test_texts_stand_side_by_side_and_what_loses_is_named_with_its_levels():
     assert len([line for line in lines if line.startswith(("| tenth", "| all"))]) == 11
     row["windows"] = 1  # too few to say
     assert "No group of tokens loses" in texts_table({"one": one, "other": other})
+    (gone,) = (row for row in other["rows"] if row["group"] == "tenth 2")  # of which a text has no token
+    without = other | {"rows": [row for row in other["rows"] if row is not gone and row["group"] != "digit"]}
+    for texts in ({"one": one, "other": without}, {"other": without, "one": one}):
+        (line,) = (line for line in texts_table(texts).splitlines() if line.startswith("| tenth 2 "))
+        assert sum(not cell.strip() for cell in line.strip("|").split("|")) == 1
     with pytest.raises(ValueError, match="differ in seed: make all alike"):
         texts_table({"one": one, "other": other | {"seed": 9}})
