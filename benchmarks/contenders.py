@@ -64,10 +64,7 @@ CONTENDERS: dict[str, Contender] = {
     "tree-blocks": Contender("tree (ours), S=4", fields=DEFAULT | {"block_size": 4}, width=WIDER),
     "bd3lm": Contender("BD3-LM (flat, S=4)", depth=1, fields={"block_size": 4}),
 }
-TRAINED_LONG = (
-    *("mdlm", "tree", "hdlm", "tdlm-child", "mdlm-tied", "tree-blocks", "bd3lm", "hdlm-perturbed", "tree-binomial"),
-    "tree-myopic",
-)
+TRAINED_LONG = tuple("mdlm tree hdlm tdlm-child mdlm-tied tree-blocks bd3lm hdlm-perturbed tree-myopic".split())
 # Fields of a config.
 OF_TREE = ("vocab_size", "tree_depth", "max_branching", "num_tree_nodes", "tree_sha256", "tokenizer_sha256")
 REFERENCE = "mdlm"
