@@ -94,19 +94,16 @@ def texts_table(records: Mapping[str, dict[str, Any]]) -> str:
     for name in ("models", "counts_of", "num_samples", "seed"):
         if any(other[name] != first[name] for other in others):
             raise ValueError(f"The error analyses to compare differ in {name}: make all alike.")
-    cells_of: dict[str, dict[str, str]] = {}  # a text without tokens of a group has no row of it
-    for text, record in records.items():
-        for row in record["rows"]:
-            if row["grouping"] in ("all", "frequency"):
-                cells_of.setdefault(row["group"], {})[text] = signed(row["difference"]["total"]) + _mark(row)
-    rows = [[group, *(cells.get(text, "") for text in records)] for group, cells in cells_of.items()]
-    losing = []
+    losing, cells_of = [], dict[str, dict[str, str]]()  # a text without tokens of a group has no row of it
     for text, record in records.items():
         for row in record["rows"]:
             difference = row["difference"]
+            if row["grouping"] in ("all", "frequency"):
+                cells_of.setdefault(row["group"], {})[text] = signed(difference["total"]) + _mark(row)
             if enough(row) and difference["total"]["interval"][0] > 0:
                 cells = (f"{row['tokens'] / record['num_tokens']:.1%}", signed(difference["total"]))
                 losing.append([text, row["group"], *cells, *map(signed, difference["levels"])])
+    rows = [[group, *(cells.get(text, "") for text in records)] for group, cells in cells_of.items()]
     levels = (f"level {level}" for level in range(1, first["tree_depth"] + 1))
     if losing:
         lost = table(("text", "tokens that lose", "share of the tokens", "difference", *levels), losing)

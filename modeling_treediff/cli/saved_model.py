@@ -27,8 +27,7 @@ def load_config(source: str, **changes: Any) -> TreeDiffConfig:
         raise ValueError(f"{source} is a {config.model_type} model, not one of {TreeDiffConfig.model_type}.")
     if changes := {name: value for name, value in changes.items() if value is not None}:
         TreeDiffConfig(**config.to_dict() | changes)  # which refuses impossible ones
-    for name, value in changes.items():
-        setattr(config, name, value)
+        config.update(changes)
     return config
 
 
@@ -51,11 +50,9 @@ def load_model(
     """
     config = load_config(source, **changes)
     model = TreeDiffForDiffusionLM.from_pretrained(source, dtype=dtype)
-    cut = config.block_size != model.config.block_size
-    for name in changes:
-        setattr(model.config, name, getattr(config, name))
-    if cut:
+    if config.block_size != model.config.block_size:
         model.generation_config.block_length, model.generation_config.approximate_cache = None, False
+    model.config.update({name: getattr(config, name) for name in changes})
     vocabulary = load_tokenizer(check_source(tokenizer or source, "tokenizer"), trust_remote_code)
     check_tokenizer(model.tree, vocabulary)
     return model.to(device), vocabulary

@@ -87,11 +87,12 @@ class Process:
 
     @property
     def beside_source(self) -> dict[str, Any]:
-        """The fields that a saved model can get, too, since no weight depends on them."""
-        return {"block_size": self.block_size, "lookahead": self.lookahead}
+        """The fields that a saved model can get, too."""
+        return {name: getattr(self, name) for name in WEIGHTLESS}
 
 
-BESIDE_FROM = ("--from", "--sequence-length", "--block-size", "--lookahead")  # weights do not depend on these
+WEIGHTLESS = ("block_size", "lookahead")  # fields that no weight depends on
+BESIDE_FROM = ("--from", "--sequence-length", *(f"--{name.replace('_', '-')}" for name in WEIGHTLESS))
 # Fields of the model's config that are options of the same name.
 FAMILY = tuple(Process.__annotations__)
 
