@@ -41,7 +41,7 @@ quickstart: setup
 	@printf "\n== The same gaps, each for a word of one cluster: those of king, father, came and city.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence \
 		--like king father came city
-	@printf "\n== Now a tree of its own for a small text, and a model of half that size, in minutes.\n"
+	@printf "\n== Now a tree of its own for a small text, and a model of less than half that size, in minutes.\n"
 	$(BIN)/treediff build-tree --text $(SAMPLE)/train.txt.xz --tokenizer $(SAMPLE) \
 		--license PDDL-1.0 --output $(RUN)/tree
 	$(BIN)/treediff inspect-tree $(RUN)/tree --text $(SAMPLE)/validation.txt.xz --search " government"

@@ -41,8 +41,8 @@ class ScriptArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run the code that a tokenizer's repository may bring along; models need none"}
     )
-    layers: int = field(default=6, metadata={"help": "of a new model"})
-    hidden_size: int = field(default=168, metadata={"help": "of a new model"})
+    layers: int = field(default=3, metadata={"help": "of a new model"})
+    hidden_size: int = field(default=192, metadata={"help": "of a new model"})
     heads: int = field(default=6, metadata={"help": "of a new model: attention heads"})
     sequence_length: int = field(default=64, metadata={"help": "of a new model: tokens per sequence"})
 

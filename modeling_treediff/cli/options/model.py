@@ -31,7 +31,7 @@ class Model:
         None, "a saved model instead of a new one, with its tree and its tokenizer", flag="from", metavar="CHECKPOINT"
     )
     tree: str = option(SAMPLE_NAME, f"folder or Hub repository of a tree, or `{FLAT}` (MDLM)")
-    parameters: str = option("3.43M", "budget that sets the number of layers, such as 10M or 1.5e8")
+    parameters: str = option("2.9M", "budget that sets the number of layers, such as 10M or 1.5e8")
     preset: str | None = option(
         None,
         "sizes that go together, with about as many parameters: "
@@ -40,7 +40,7 @@ class Model:
         presets=PRESETS,
     )
     num_hidden_layers: int | None = option(None, "number of layers, instead of a budget", flag="layers")
-    hidden_size: int = option(168, "width of the network")
+    hidden_size: int = option(192, "width of the network")
     num_attention_heads: int = option(6, "attention heads", flag="heads")
     rope_theta: float | None = option(
         None,
@@ -62,7 +62,7 @@ class Model:
         """The budget as a number."""
         match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d{1,2})?)([KMB]?)", self.parameters, re.IGNORECASE)
         if match is None:
-            raise ValueError(f"--parameters must be a number such as 10M, 1.5B or 3.43e6, got {self.parameters!r}.")
+            raise ValueError(f"--parameters must be a number such as 10M, 1.5B or 2.9e6, got {self.parameters!r}.")
         return round(float(match[1]) * UNITS[match[2].upper()])
 
 

@@ -11,7 +11,7 @@ from .text import Dataset
 
 EXAMPLES = """
   treediff train                                         # the embedded sample, in minutes
-  treediff train --tree flat --output runs/flat          # MDLM, as many parameters
+  treediff train --tree flat --hidden-size 128 --heads 4 # MDLM, as many parameters
   treediff train --text corpus.txt --tree my_tree        # any text, any tree
   treediff train --text corpus.txt --from my_model       # fine-tuning
   treediff train --schedule sequential --head child      # TDLM
