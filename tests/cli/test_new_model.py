@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from modeling_treediff import TreeDiffConfig
+from modeling_treediff import TreeDiffConfig, VocabularyTree
 from modeling_treediff.building.balanced import random_tree
 from modeling_treediff.building.budget import count_parameters
 from modeling_treediff.cli.new_model import model_fields
@@ -37,6 +37,18 @@ def test_a_base_of_nothing_is_not_taken_for_the_default():
 def test_a_budget_sets_the_layers():
     config = make(parameters="60e3")
     assert config.num_hidden_layers > 3 and sum(count_parameters(config).values()) == pytest.approx(60e3, rel=0.05)
+
+
+def test_a_flat_model_of_the_width_that_the_guide_names_has_as_many_parameters(sample_tree):
+    """As README and the guide say: `--tree flat --hidden-size 128 --heads 4` beside the default."""
+    flat = Model(hidden_size=128, num_attention_heads=4), VocabularyTree.flat(sample_tree.vocab_size)
+    configs = [
+        TreeDiffConfig.from_tree(tree, **model_fields(tree, model, Process()))
+        for model, tree in [(Model(), sample_tree), flat]
+    ]
+    tree_parameters, flat_parameters = (sum(count_parameters(config).values()) for config in configs)
+    assert flat_parameters == pytest.approx(tree_parameters, rel=0.01)
+    assert all(config.num_hidden_layers >= 3 for config in configs)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16, 28, 64, 128])
