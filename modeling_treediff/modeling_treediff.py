@@ -296,8 +296,8 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
     ) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
-        given = {"attention_mask": attention_mask, "past_key_values": past_key_values}
-        return self._score(input_ids=input_ids, return_dict=True, **given).logits
+        hidden_BTE = self.model(input_ids, attention_mask, past_key_values=past_key_values).last_hidden_state
+        return self.head(hidden_BTE, input_ids, self.tree).to(input_ids.device)
 
     def child_cross_entropy(
         self, hidden: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor, level: int | None = None
@@ -363,13 +363,9 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             output.level_losses = terms_BTD.detach().sum(dim=(0, 1)) / count
         return output
 
-    _score = forward  # what `child_logits` calls
-
 
 class TreeDiffForDiffusionLM(TreeDiffLanguageModel):
     """The diffusion language model: node ids in, child scores, the bound and text out."""
-
-    _score = PreTrainedModel.__call__  # forward, compiled or hooked, as users have it
 
 
 class TreeDiffForMaskedLM(TreeDiffLanguageModel):

@@ -101,9 +101,7 @@ def test_blocks_write_texts_longer_than_the_window(model, unmasking):
 
 def test_a_block_sees_the_last_positions_before_it(model):
     seen = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
-    )
+    hook = model.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     text = model.generate(max_new_tokens=30, block_length=10, num_steps=3)
     hook.remove()
     assert [ids.shape[1] for ids in seen] == [10] * 3 + [16] * 6
@@ -349,7 +347,7 @@ def test_the_denoising_step_compiles_whole_and_once(tree, fields):
     plain = generate_recorded(model, **settings).sequences
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
-    model.forward = torch.compile(model.forward, backend=counter, fullgraph=True)
+    model.model.forward = torch.compile(model.model.forward, backend=counter, fullgraph=True)
     assert torch.equal(generate_recorded(model, **settings).sequences, plain)
     assert counter.frame_count == 1
     torch._dynamo.reset()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.bayes_optimal import bayes_optimal
 from helpers.models import SEQUENTIAL, tiny_model, tokens_by_enumeration
 from helpers.processes import REPOSITORY
 from transformers import AutoTokenizer
@@ -57,13 +58,24 @@ def test_levels_are_filled_one_after_the_other(model):
 
 def test_no_more_forward_passes_than_asked_for_and_none_in_vain(model):
     calls = []
-    hook = model.register_forward_hook(lambda *arguments: calls.append(1))
+    hook = model.model.register_forward_hook(lambda *arguments: calls.append(1))
     for steps in (3, 7, 16, 500):
         calls.clear()
         result = model.generate(num_steps=steps, output_history=True, return_dict_in_generate=True)
         moved = sum(not torch.equal(before, after) for before, after in itertools.pairwise(result.history))
         assert len(calls) == result.num_forward_passes == moved <= steps
     hook.remove()
+
+
+@pytest.mark.parametrize("fields", [{}, {"head": "node"}, {"head": "leaf", "schedule": "poisson"}], ids=str)
+def test_children_are_scored_where_a_position_descends_alone(tree, fields):
+    """In the order of the process each position once for each level, whatever the number of passes."""
+    model, scored = tiny_model(tree, **fields), []
+    model.head.register_forward_hook(lambda _, inputs, __: scored.append(inputs[1].numel()))
+    for steps in (4, 16):
+        scored.clear()
+        texts = model.generate(num_return_sequences=3, num_steps=steps)
+        assert sum(scored) == texts.numel() * tree.tree_depth
 
 
 SCHEDULES = {
@@ -251,22 +263,9 @@ def test_more_steps_bring_correlated_positions_closer_to_the_joint_distribution(
 
     In discrete time the model's own T steps are the default: its bound is that of this process.
     """
-    tree = VocabularyTree.flat(2)
-
-    class Copier(type(tiny_model(tree))):
-        """Knows that both positions are equal: a mask beside a token becomes that token, alone it is a coin."""
-
-        def forward(self, input_ids, attention_mask=None, **unused):
-            other = input_ids.flip(1)
-            logits = torch.where(
-                (other == 2)[..., None], 0.0, torch.where(torch.arange(2) == other[..., None], 0.0, -math.inf)
-            )
-            return super().forward(input_ids, attention_mask).__class__(logits=logits)
-
-    agreement = []
+    equal, agreement = torch.eye(2, dtype=torch.float64) / 2, []  # a mask beside a token becomes that token
     for steps in (1, 4, 32):
-        model = tiny_model(tree, num_timesteps=steps if discrete else None)
-        model.__class__ = Copier
+        model = bayes_optimal(VocabularyTree.flat(2), equal, num_timesteps=steps if discrete else None)
         settings = {"max_new_tokens": 2, "num_return_sequences": 4000} | ({} if discrete else {"num_steps": steps})
         pairs = model.generate(generator=torch.Generator().manual_seed(0), **settings)
         agreement.append(float((pairs[:, 0] == pairs[:, 1]).double().mean()))

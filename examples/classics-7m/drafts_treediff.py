@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers.cache_utils import Cache
 
 from .configuration_treediff import TreeDiffConfig
 from .generation_config_treediff import TreeDiffGenerationConfig
@@ -25,11 +24,9 @@ class ChildModel(Protocol):
     tree: VocabularyTree
     schedule: LevelSchedule
     model: Any  # hidden states of nodes, and
-    head: Any  # scores of any nodes' children from these, asked for where the schedule perturbs nodes
+    head: Any  # scores of any nodes' children from these
 
-    def child_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Cache | None = None
-    ) -> torch.Tensor:
+    def child_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) node ids -> (B, T, K) scores of their children by slot, -inf where there is no child."""
 
 

@@ -396,11 +396,9 @@ class Denoiser:
     def _look(
         self, node_ids: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, waiting: torch.Tensor
     ) -> Scores:
-        if not self.rate:
-            logits_nK = self.model.child_logits(node_ids, mask, cache)[waiting]
-            return lambda node_n: logits_nK
-        hidden_1nE = self.model.model(node_ids, mask, past_key_values=cache).last_hidden_state[waiting][None]
-        return lambda node_n: self.model.head(hidden_1nE, node_n[None], self.tree)[0]
+        hidden_BTE = self.model.model(node_ids, mask, past_key_values=cache).last_hidden_state
+        hidden_1nE = hidden_BTE.to(waiting.device)[waiting][None]  # the last layers may be kept on another device
+        return lambda node_n: self.model.head(hidden_1nE, node_n[None], self.tree)[0].to(node_n.device)
 
     def _remask(self, stage: Stage, share: float, among: torch.Tensor) -> None:
         """Put a share of some positions (B, T) levels up: those whose last levels were least probable when drawn."""

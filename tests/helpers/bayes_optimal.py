@@ -1,5 +1,7 @@
 """A model that knows the joint distribution of a few positions: what samplers are measured against."""
 
+from types import SimpleNamespace
+
 import torch
 
 from helpers.models import tiny_model
@@ -22,12 +24,12 @@ def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
     """
     model = tiny_model(tree, max_position_embeddings=joint.ndim, **fields)
 
-    class BayesOptimal(type(model)):
-        def child_logits(self, input_ids, attention_mask=None, past_key_values=None):
-            below_BTV = tree.ancestors.T[tree.depth[input_ids]] == input_ids[..., None]
-            if input_ids.shape[1] == joint.ndim:
+    class Posterior(type(model.model)):
+        def forward(self, node_ids, attention_mask=None, *_, **__):
+            below_BTV = tree.ancestors.T[tree.depth[node_ids]] == node_ids[..., None]
+            if node_ids.shape[1] == joint.ndim:
                 texts_OT = torch.cartesian_prod(*[torch.arange(tree.vocab_size)] * joint.ndim).view(-1, joint.ndim)
-                weight_BO = joint.flatten().expand(len(input_ids), -1).clone()
+                weight_BO = joint.flatten().expand(len(node_ids), -1).clone()
                 for position in range(joint.ndim):
                     weight_BO *= below_BTV[:, position, texts_OT[:, position]]
                 token_BTV = torch.zeros(below_BTV.shape, dtype=torch.float64)
@@ -35,12 +37,16 @@ def bayes_optimal(tree: VocabularyTree, joint: torch.Tensor, **fields):
                     token_BTV[:, position].index_add_(1, texts_OT[:, position], weight_BO)
             else:
                 token_BTV = below_BTV * joint.sum(dim=tuple(range(1, joint.ndim)))
-            node_BTV = tree.ancestors.T[(tree.depth[input_ids] + 1).clamp(max=tree.tree_depth)]
-            slot_BTV = tree.child_slot[node_BTV]
-            child_BTK = torch.zeros(*input_ids.shape, tree.max_branching, dtype=torch.float64)
-            return child_BTK.scatter_add_(2, slot_BTV, token_BTV.double()).log()
+            return SimpleNamespace(last_hidden_state=token_BTV.double())
 
-    model.__class__ = BayesOptimal
+    class Head(type(model.head)):
+        def forward(self, hidden, node_ids, tree):
+            node_nV = tree.ancestors.T[(tree.depth[node_ids] + 1).clamp(max=tree.tree_depth)]
+            below_nV = tree.ancestors.T[tree.depth[node_ids]] == node_ids[..., None]
+            child_nK = torch.zeros(*node_ids.shape, tree.max_branching, dtype=torch.float64)
+            return child_nK.scatter_add_(-1, tree.child_slot[node_nV], hidden * below_nV).log()
+
+    model.model.__class__, model.head.__class__ = Posterior, Head
     return model
 
 
