@@ -5,8 +5,9 @@ python -m benchmarks.generation.speed --device cuda --batch 32 --length 512
 
 Whole calls of `generate` with the same number of passes: the tree moves every position D times, the flat model once.
 Models take turns, so that what else the machine does hits all of them; a ratio is the median of the ratios of single
-turns. Time is split into the backbone, the head, and all the rest: choosing positions and drawing children. Heads score
-all positions, also those that do not move. Weights and tree are random.
+turns. Time is split into the backbone, the head, and all the rest: choosing positions and drawing children. The head
+scores all open positions where their order depends on it (`confidence`), else those that move (`random`). Weights and
+tree are random.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from modeling_treediff.files.records import write_record
 
 RECORD = RESULTS / "generation_speed.json"
 REFERENCE = "flat"
+ORDERS = ("random", "confidence")  # of unmasking
 PARTS = ("backbone", "head", "rest")
 
 Seconds = dict[str, float]
@@ -36,21 +38,26 @@ def main() -> None:
     """Time all models in turns and record medians, quartiles and ratios."""
     options = parse_arguments()
     models = make_models(options)
-    turns: dict[str, list[Seconds]] = {name: [] for name in models}
+    turns: dict[str, dict[str, list[Seconds]]] = {order: {name: [] for name in models} for order in ORDERS}
     for turn in tqdm(range(-1, options.turns)):
-        for name, model in models.items():
-            seconds = timed(model, options)
-            if turn >= 0:  # the first one warms up
-                turns[name].append(seconds)
+        for order, of_model in turns.items():
+            for name, model in models.items():
+                seconds = timed(model, order, options)
+                if turn >= 0:  # the first one warms up
+                    of_model[name].append(seconds)
     facts = {
         field: getattr(options, field) for field in ("batch", "length", "passes", "vocabulary", "branching", "turns")
     }
     facts |= {"hidden_size": options.hidden_size, "layers": options.layers, "threads": torch.get_num_threads()}
     facts["measured_on"] = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    facts["models"] = {name: summary(some, turns[REFERENCE], options.passes) for name, some in turns.items()}
+    facts["orders"] = {
+        order: {name: summary(some, of_model[REFERENCE], options.passes) for name, some in of_model.items()}
+        for order, of_model in turns.items()
+    }
     write_record(options.record, facts, seed=0)
-    for name, figures in facts["models"].items():
-        print(name, figures)
+    for order, models_of in facts["orders"].items():
+        for name, figures in models_of.items():
+            print(order, name, figures)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,8 +96,8 @@ def make_models(options: argparse.Namespace) -> dict[str, TreeDiffForDiffusionLM
     return models
 
 
-def timed(model: TreeDiffForDiffusionLM, options: argparse.Namespace) -> Seconds:
-    """Return the seconds of one call of `generate`: all of it, and its parts."""
+def timed(model: TreeDiffForDiffusionLM, unmasking: str, options: argparse.Namespace) -> Seconds:
+    """Return the seconds of one call of `generate` in an order of unmasking: all of it, and its parts."""
     clock = synchronized_clock(options.device)
     spent: Seconds = defaultdict(float)
     hooks = [
@@ -99,7 +106,7 @@ def timed(model: TreeDiffForDiffusionLM, options: argparse.Namespace) -> Seconds
         for hook in time_module(module, name, spent, clock)
     ]
     start = clock()
-    passes = write_texts(model, options.batch, options.length, options.passes)
+    passes = write_texts(model, options.batch, options.length, options.passes, unmasking)
     spent["all"] = clock() - start
     for hook in hooks:
         hook.remove()
@@ -109,12 +116,13 @@ def timed(model: TreeDiffForDiffusionLM, options: argparse.Namespace) -> Seconds
     return spent
 
 
-def write_texts(model: TreeDiffForDiffusionLM, batch: int, length: int, steps: int) -> int:
+def write_texts(model: TreeDiffForDiffusionLM, batch: int, length: int, steps: int, unmasking: str = "random") -> int:
     """Generate `batch` texts of `length` tokens, the same each time, and return the number of forward passes."""
     result = model.generate(
         num_return_sequences=batch,
         max_new_tokens=length,
         num_steps=steps,
+        unmasking=unmasking,
         generator=torch.Generator(model.device).manual_seed(0),
         return_dict_in_generate=True,
     )

@@ -210,7 +210,7 @@ def _draw_parts(axes: Axes, rows: list[Row]) -> None:
         base = [start + size for start, size in zip(base, sizes, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel="GiB at the peak", xlim=(0, 1.05 * max(base)))
-    axes.set_title(f"same budget, batch {BATCH}, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}", fontsize="medium")
+    axes.set_title(f"equal parameters, batch {BATCH}, V = {VOCABULARY:,}, d = {HIDDEN_SIZE}", fontsize="medium")
     axes.legend(fontsize="small", loc="lower right")
 
 
@@ -223,7 +223,7 @@ def _draw_ratios(axes: Axes, rows: list[Row], record: Record) -> None:
             if models[0]["contender"] != REFERENCE or hidden_size == widths[0]:  # it is 1 at every width
                 axes.plot(places, ratios, linestyle=line, **_marks(models[0]))
     axes.set(xlabel="thousand tokens in the vocabulary", ylabel="peak / peak of MDLM", ylim=(0, None))
-    axes.set_title(f"same budget, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
+    axes.set_title(f"equal parameters, batch {BATCH}; d = {', dashed '.join(map(str, widths))}", fontsize="medium")
     axes.grid(alpha=0.3)
 
 

@@ -173,12 +173,6 @@ def embedding_title(run: Record) -> str:
     return names.get(run["variant"], str(run["title"]))
 
 
-def to_mdlm(record: Record, text: str) -> list[float]:
-    """Return the perplexity of a text by the default, without a share, over MDLM's: of each seed."""
-    runs = candidate_runs(record, NODE)
-    return [math.exp(run["shares"][0]["texts"][text]["to_mdlm"]["nats"]) for run in runs]
-
-
 def ranked_candidates(record: Record) -> list[str]:
     """Return the variants, the best mean over seeds first."""
     variants = dict.fromkeys(run["variant"] for run in record["runs"])

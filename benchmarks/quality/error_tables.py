@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.markdown import table
 from benchmarks.record_schema import Schema, check_schema
 from modeling_treediff.evaluation.error_analysis import enough
-from modeling_treediff.evaluation.error_tables import error_markdown, signed, spread, summary
+from modeling_treediff.evaluation.error_tables import error_markdown, signed, spread
 
 ESTIMATE: Schema = {"value": float, "standard_error": float, "interval": [float]}
 ESTIMATES: Schema = {"total": ESTIMATE, "levels": [ESTIMATE]}
@@ -52,12 +52,6 @@ def errors_section(record: dict[str, Any]) -> str:
     return f"{error_markdown(record)}\n{_facts(record)}"
 
 
-def errors_in_short(record: dict[str, Any]) -> str:
-    """Return what was found in sentences alone, and how it was measured."""
-    check_errors(record)
-    return "".join(f"- {sentence}\n" for sentence in summary(record)) + f"\n{_facts(record)}"
-
-
 def unseen_errors_table(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return by frequency in the training text what trees of before and of now lose against the same other model.
 
@@ -75,7 +69,13 @@ def unseen_errors_table(before: dict[str, Any], now: dict[str, Any]) -> str:
         if old["grouping"] in ("all", "frequency"):
             cells = (signed(row["difference"]["total"]) for row in (old, new))
             rows.append([old["group"], f"{old['tokens']:,}", spread(old["reference"]["total"]), *cells])
-    header = ("tokens by frequency in training", "tokens", "flat", "tree of before - flat", "tree of today - flat")
+    header = (
+        "tokens by frequency in training",
+        "tokens",
+        "flat",
+        "unseen tokens apart, - flat",
+        "beside their like, - flat",
+    )
     said = "Nats per token, ± half of a 95 % interval over windows, differences paired."
     return f"{table(header, rows)}\n{said} {_facts(now)}"
 
@@ -129,7 +129,8 @@ def _how(record: dict[str, Any], on_text: str = "") -> str:
         f"{one['parameters'] / 1e6:.2f}M parameters"
         for one in record["models"].values()
     )
+    trained = f"trained with seed {record['training_seed']}, " if "training_seed" in record else ""
     return (
-        f"{models[0].upper()}{models[1:]}, {on_text}{record['num_samples']} corruptions of a window, seed "
+        f"{models[0].upper()}{models[1:]}, {trained}{on_text}{record['num_samples']} corruptions of a window, seed "
         f"{record['seed']}; frequencies of {record['counts_of']}; {record['device']}, commit {record['commit']}.\n"
     )

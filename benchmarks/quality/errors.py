@@ -1,6 +1,6 @@
-"""Where the default loses and gains against MDLM after the long training, on each of its texts: first seeds.
+"""Where the default loses and gains against MDLM after the long training, on each of its texts: the same seed.
 
-python -m benchmarks.quality.errors   # benchmarks/results/errors_long_TEXT.json
+python -m benchmarks.quality.errors --seed 1   # benchmarks/results/errors_long_TEXT.json
 
 The bound by kind of token and level, as `treediff analyze-errors` has it, on stretches spread over each text, given the
 models of the best learning rates. Tokens are ordered by their frequency in the training text.
@@ -27,26 +27,30 @@ SAMPLES = 4  # corruptions of a window
 
 def main() -> None:
     """Analyse and write a record for each text."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for text, record in analyses(Path("runs", "quality", "long"), "tree").items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True, help="of the trainings")
+    options = parser.parse_args()
+    for text, record in analyses(Path("runs", "quality", "long"), "tree", options.seed).items():
         write_record(RESULTS / f"errors_long_{text}.json", record, seed=0)
 
 
-def analyses(folder: Path, contender: str) -> dict[str, dict[str, Any]]:
+def analyses(folder: Path, contender: str, seed: int) -> dict[str, dict[str, Any]]:
     """Return by text what a contender loses and gains against MDLM.
 
     Args:
         folder: of a form, with the packed data and the runs.
         contender: its name.
+        seed: of both trainings.
 
     """
     data, best = PackedData.load(folder / "data"), best_runs(read_runs(folder))
-    runs = [Run(name, best[name]["learning_rate"], best[name]["seed"]) for name in (contender, REFERENCE)]
+    runs = [Run(name, best[name]["learning_rate"], seed) for name in (contender, REFERENCE)]
     places = [folder / run.name / "model" for run in runs]
     models = [load_model(place) for place in places]
     compared = zip(("model", "reference"), places, models, strict=True)
     facts = {
         "counts_of": "the training text",
+        "training_seed": seed,
         "models": {role: describe(str(place), model) for role, place, model in compared},
     }
     counts = np.bincount(data.rows[TRAINING], minlength=models[0].config.vocab_size)

@@ -138,7 +138,7 @@ def main() -> None:
     else:
         output = options.output or RESULTS / f"quality_{options.form}.json"
         manifest, choosing = PackedData.load(folder / "data").manifest, read_runs(folder / RATES)
-        write_quality(output, read_runs(folder), manifest, protocol.contenders, choosing)
+        write_quality(output, read_runs(folder), manifest, protocol.contenders, choosing, partial=options.partial)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -165,6 +165,8 @@ def parse_arguments() -> argparse.Namespace:
     single.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     collecting = commands.add_parser("collect", parents=[shared], help="all runs into one record")
     collecting.add_argument("--output", type=Path, help="default: benchmarks/results/quality_FORM.json")
+    of_missing = "leave out contenders that have no finished run; the record names them"
+    collecting.add_argument("--partial", action="store_true", help=of_missing)
     return parser.parse_args()
 
 

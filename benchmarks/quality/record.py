@@ -77,7 +77,12 @@ def selection_nats(record: Record) -> float:
 
 
 def write_quality(
-    path: Path, runs: list[Record], manifest: Record, contenders: Iterable[str], choosing: Sequence[Record] = ()
+    path: Path,
+    runs: list[Record],
+    manifest: Record,
+    contenders: Sequence[str],
+    choosing: Sequence[Record] = (),
+    partial: bool = False,
 ) -> None:
     """Write all runs of a packed folder into one record, with the ratios to the perplexity of MDLM.
 
@@ -87,18 +92,23 @@ def write_quality(
         manifest: of the packed folder.
         contenders: that must be there.
         choosing: the runs that have chosen the learning rates, where they are others.
+        partial: leave out contenders that have no finished run yet; the record names them.
 
     Raises:
         ValueError: see `check_comparable`.
 
     """
-    check_comparable(runs, contenders, list(choosing))
+    trained = {record["contender"] for record in runs}
+    missing = [name for name in contenders if name not in trained] if partial else []
+    contenders = [name for name in contenders if name not in missing]
+    choosing = [record for record in choosing if record["contender"] not in missing]
+    check_comparable(runs, contenders, choosing)
     best = best_runs(runs)
-    trained = runs[0]["trained"]
+    training = runs[0]["trained"]
     facts = {
         "protocol": runs[0]["protocol"],
         "manifest": manifest,
-        "trained_with": {name: trained[name] for name in OF_TRAINING},
+        "trained_with": {name: training[name] for name in OF_TRAINING},
         "measured_with": {name: runs[0][name] for name in ("commit", "versions")},
         "runs": [summarised(record) for record in runs],
         "choosing": [summarised(record) for record in choosing],
@@ -109,6 +119,7 @@ def write_quality(
             }
             for name, record in best.items()
         },
+        "missing": missing,
     }
     write_record(path, facts, min(record["seed"] for record in runs))
 

@@ -1,7 +1,8 @@
 """The record of `benchmarks.quality.perplexity` as tables and as a figure."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ SCHEMA: Schema = {
     "runs": [{"contender": str, "learning_rate": float, "seed": int, "trained": {"command": str, "device": str}}],
     "best": {REFERENCE: {"learning_rate": float, "ratios": dict}},
 }
+MARKERS = "os^Dv<>Phd"  # in turn: some curves lie upon one another
+
+STOPPED_SCHEMA: Schema = {
+    **dict.fromkeys(("contender", "commit", "training_sha256"), str),
+    **{"stopped_at": int, "learning_rate": float, "trees": dict},
+    "protocol": dict,
+    "curve": [{"step": int, "nelbo": float}],
+}
 Record = dict[str, Any]
 
 
@@ -61,8 +70,17 @@ def runs_of(record: Record, name: str) -> list[Record]:
     return sorted((run for run in runs if not run["diverged"]), key=lambda run: run["seed"])
 
 
+def tokens_seen(record: Record) -> int:
+    """Return the tokens that each model was trained on."""
+    protocol = record["protocol"]
+    return protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
+
+
 def main_table(record: Record) -> str:
-    """Return the validation perplexity of each contender, and its ratio to that of MDLM, a line for each seed."""
+    """Return the validation perplexity of each contender, and its ratio to that of MDLM, a line for each seed.
+
+    The last column is the ratio on the windows of the same text that choose learning rates.
+    """
     rows = []
     for name in _ordered(record):
         for run in runs_of(record, name):
@@ -78,30 +96,31 @@ def main_table(record: Record) -> str:
                 " + ".join(f"{share:.2f}" for share in shares) if len(shares) > 1 else "",
                 f"{'' if name == AUTOREGRESSIVE else '≤ '}{math.exp(figures['nats']):.0f}",
                 _ratio(record, name, run["seed"], VALIDATION),
+                _ratio(record, name, run["seed"], SELECTION),
             ]
             rows.append(cells)
     header = (
         *("model", "parameters (head)", "learning rate", "seed", "nats/token", "by level, coarse first"),
-        *("perplexity", "perplexity / MDLM"),
+        *("perplexity", "perplexity / MDLM", "/ MDLM on other windows"),
     )
     return table(header, rows) + "\n" + _facts(record)
 
 
 def zero_shot_table(record: Record) -> str:
-    """Return the perplexity on texts of other kinds, first seeds, and its ratio to that of MDLM."""
+    """Return the perplexity on texts of other kinds, and its ratio to that of MDLM, a line for each seed."""
     texts = zero_shot_texts(record)
     rows = []
     for name in _ordered(record):
-        run = runs_of(record, name)[0]
         bound = "" if name == AUTOREGRESSIVE else "≤ "
-        cells = [
-            f"{bound}{math.exp(run['texts'][text]['nats']):.0f}; {_ratio(record, name, run['seed'], text)}"
-            for text in texts
-        ]
-        rows.append([TITLES[name], *cells])
+        for run in runs_of(record, name):
+            cells = [
+                f"{bound}{math.exp(run['texts'][text]['nats']):.0f}; {_ratio(record, name, run['seed'], text)}"
+                for text in texts
+            ]
+            rows.append([TITLES[name], f"{run['seed']}", *cells])
     shared = record["manifest"]["shared_with_training"]
     overlap = ", ".join(f"{text} {shared[text]:.2%}" for text in (VALIDATION, *texts))
-    return table(("perplexity; perplexity / MDLM", *texts), rows) + (
+    return table(("perplexity; perplexity / MDLM", "seed", *texts), rows) + (
         f"\nShare of the runs of {SHARED_TOKENS} tokens in these texts that also stand in the training text: "
         f"{overlap}.\n"
     )
@@ -130,31 +149,68 @@ def grid_table(record: Record) -> str:
     names = [name for name in TITLES if any(name == contender for contender, _ in found)]
     rows = [[TITLES[name], *(found[name, rate] for rate in rates)] for name in names]
     written = table(("nats/token", *(f"learning rate {rate:g}" for rate in rates)), rows)
+    if steps := record["protocol"].get("rate_steps"):
+        written += f"\nRuns of {steps} steps; the rate that is best so early need not be the best in the end.\n"
     at_edge = [name for name in _ordered(record) if record["best"][name]["learning_rate"] in (rates[0], rates[-1])]
     if not at_edge:
         return written
     return f"{written}\nAt the edge of the grid, with a better rate perhaps beyond: {_titles(at_edge)}.\n"
 
 
-def lasting_table(record: Record, points: int = 5) -> str:
+def lasting_table(record: Record, stopped: Sequence[Record] = (), points: int = 5) -> str:
     """Return the validation perplexity over that of MDLM and over that of GPT-2 after more and more tokens seen.
 
-    First seeds; each column has twice the tokens of the one before it.
+    Args:
+        record: of a form; MDLM of the same seed is what its runs are compared to.
+        stopped: runs of the same protocol that were not trained to their end.
+        points: columns; each has twice the tokens of the one before it.
+
+    Raises:
+        ValueError: a curve of the form lacks a point, or a stopped run had another protocol, text or trees.
+
     """
     steps = [record["protocol"]["steps"] // 2**halving for halving in reversed(range(points))]
     step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]
-    first = {name: runs_of(record, name)[0]["curve"] for name in _ordered(record)}
-    curves = {name: {point["step"]: point["nelbo"] for point in curve} for name, curve in first.items()}
-    if missing := [step for step in steps if step not in curves[REFERENCE]]:
+    curves = {
+        (name, run["seed"]): {point["step"]: point["nelbo"] for point in run["curve"]}
+        for name in _ordered(record)
+        for run in runs_of(record, name)
+    }
+    (gpt2,) = (curve for (name, _), curve in curves.items() if name == AUTOREGRESSIVE)
+    first = min(seed for _, seed in curves)
+    if missing := [step for step in steps if step not in curves[REFERENCE, first]]:
         raise ValueError(f"The curves lack step {missing[0]}: {record['protocol']['curve_points']} points are too few.")
-    rows = []
-    for name, curve in curves.items():
-        to_mdlm, to_gpt2 = (
-            [math.exp(curve[step] - curves[other][step]) for step in steps] for other in (REFERENCE, AUTOREGRESSIVE)
+
+    def row(title: str, seed: int, curve: Mapping[int, float]) -> list[str]:
+        known = [step for step in steps if step in curve]
+        gaps = [[curve[step] - other[step] for other in (curves[REFERENCE, seed], gpt2)] for step in known]
+        cells = [f"{math.exp(to_mdlm):.3f}; {math.exp(to_gpt2):.2f}" for to_mdlm, to_gpt2 in gaps]
+        return [title, f"{seed}", *cells, *[""] * (len(steps) - len(known))]
+
+    rows, said = [row(TITLES[name], seed, curve) for (name, seed), curve in curves.items()], ""
+    for run in stopped:
+        title, trained = TITLES[run["contender"]], record["trained_with"]
+        same = {name: trained[name] for name in ("training_sha256", "trees")} | {"protocol": record["protocol"]}
+        if differing := [name for name, value in same.items() if run[name] != value]:
+            raise ValueError(f"The stopped run of {title} had another {', '.join(differing)}: it does not compare.")
+        curve = {point["step"]: point["nelbo"] for point in run["curve"]}
+        rows.append(row(f"{title}, stopped", run["seed"], curve))
+        last = max(curve)
+        said += (
+            f"\n{title}: stopped after {run['stopped_at'] * step_tokens / 1e6:.1f}M tokens; "
+            f"{math.exp(curve[last] - curves[REFERENCE, run['seed']][last]):.3f} times MDLM's after "
+            f"{last * step_tokens / 1e6:.1f}M; learning rate {run['learning_rate']:g}, commit {run['commit']}.\n"
         )
-        rows.append([TITLES[name], *(f"{one:.3f}; {two:.2f}" for one, two in zip(to_mdlm, to_gpt2, strict=True))])
-    header = ("perplexity / MDLM; / GPT-2", *(f"{step * step_tokens / 1e6:.1f}M tokens" for step in steps))
-    return table(header, rows)
+    header = ("perplexity / MDLM; / GPT-2", "seed", *(f"{step * step_tokens / 1e6:.1f}M tokens" for step in steps))
+    windows = record["protocol"]["curve_windows"]
+    return f"{table(header, rows)}\nOn {windows:,} windows of the held-out text, one corruption each.\n{said}"
+
+
+def over_mdlm(record: Record, step: int, name: str) -> float:
+    """Return the validation perplexity of a contender over that of MDLM after some steps: first seeds."""
+    curves = [runs_of(record, one)[0]["curve"] for one in (name, REFERENCE)]
+    nats = [next(point["nelbo"] for point in curve if point["step"] == step) for curve in curves]
+    return math.exp(nats[0] - nats[1])
 
 
 def languages_table(records: Mapping[str, Record]) -> str:
@@ -183,18 +239,24 @@ def draw(record: Record, tokens_per_second: Mapping[str, float], file: Path) -> 
     step_tokens = record["protocol"]["batch_size"] * record["protocol"]["sequence_length"]
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     by_tokens, by_time = figure.subplots(1, 2, sharey=True)
-    for name in _ordered(record):
+    for name, marker in zip(_ordered(record), cycle(MARKERS), strict=False):
         curve = runs_of(record, name)[0]["curve"]
         tokens = [point["step"] * step_tokens for point in curve]
-        style: Record = {"color": COLOURS[name], "marker": ".", "linestyle": "--" if name == AUTOREGRESSIVE else "-"}
-        style |= {"label": TITLES[name], "linewidth": 1.2, "elinewidth": 0.5}
+        style: Record = {"color": COLOURS[name], "marker": marker, "linestyle": "--" if name == AUTOREGRESSIVE else "-"}
+        style |= {
+            "label": TITLES[name],
+            "linewidth": 1.2,
+            "elinewidth": 0.5,
+            "markersize": 5,
+            "markerfacecolor": "none",
+        }
         nats = [point["nelbo"] for point in curve]
         errors = [point.get("nelbo_standard_error", 0.0) for point in curve]  # GPT-2's have no noise of corruptions
         by_tokens.errorbar([number / 1e6 for number in tokens], nats, errors, **style)
         if (speed := tokens_per_second.get(name)) is not None:
             by_time.errorbar([number / speed / 60 for number in tokens], nats, errors, **style)
     by_tokens.set(xlabel="million tokens seen", ylabel="validation, nats per token (bound)", title="by tokens")
-    by_time.set(xlabel="minutes at the speed measured apart", title="by time")
+    by_time.set(xlabel="minutes at the speed measured apart, in fp32", title="by time")
     for axes in (by_tokens, by_time):
         axes.grid(alpha=0.3)
     figure.legend(*by_tokens.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
@@ -221,15 +283,10 @@ def _interval(ends: list[float]) -> str:
     return f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
-def _tokens_seen(record: Record) -> int:
-    protocol = record["protocol"]
-    return protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
-
-
 def _facts(record: Record) -> str:
     protocol, manifest, made = record["protocol"], record["manifest"], record["trained_with"]
     texts = ", ".join(file["name"] for file in manifest["training"])
-    seen, epoch = _tokens_seen(record), manifest["tokens"]["training"]
+    seen, epoch = tokens_seen(record), manifest["tokens"]["training"]
     precision = {"no": "fp32"}.get(protocol["precision"], protocol["precision"])
     finished = [run for run in (*record["runs"], *record.get("choosing", [])) if not run["diverged"]]
     hours = sum(run["training_seconds"] + run["measuring_seconds"] for run in finished) / 3600
@@ -242,5 +299,10 @@ def _facts(record: Record) -> str:
         f"and intervals are 95 %, over blocks of neighbouring windows, those of ratios paired. "
         f"{len(finished)} runs, {hours:.1f} hours in all, each on: {devices}. "
         f"torch {made['versions']['torch']}, trained at commit {made['commit']}, measured at "
-        f"{record['measured_with']['commit']}.\n"
+        f"{record['measured_with']['commit']}.{_missing(record)}\n"
     )
+
+
+def _missing(record: Record) -> str:
+    names = record.get("missing")  # older records do not say
+    return f" Not trained yet: {_titles(names)}." if names else ""

@@ -91,7 +91,7 @@ def _draw(axes: Axes, record: Record, runs: dict[str, Record], heights: dict[str
             marker = MARKERS[ways.index(row["way"])]
             axes.plot([place], [top], color=colour, marker=marker, linestyle="", label=label, **larger)
     for way, marker in zip(ways, MARKERS, strict=False):
-        axes.plot([], [], color="grey", marker=marker, linestyle="", label=way)
+        axes.plot([], [], color="black", markerfacecolor="none", marker=marker, linestyle="", label=way)
 
 
 def _runs(embeddings: Record) -> dict[str, Record]:

@@ -14,7 +14,7 @@ from benchmarks.memory.peaks import RECORDS as MEMORY_RECORDS
 from benchmarks.places import FIGURES, RESULTS, ROOT
 from benchmarks.quality import ablation_table, error_tables, trade_off_table
 from benchmarks.quality import tables as quality_tables
-from benchmarks.quality.packed_data import VALIDATION
+from benchmarks.quality.packed_data import SELECTION, VALIDATION
 from benchmarks.record_schema import Schema, read_record
 from benchmarks.speed import attention, step_parts
 from benchmarks.speed import tables as speed_tables
@@ -22,14 +22,13 @@ from benchmarks.speed.throughput import RECORDS as SPEED_RECORDS
 from modeling_treediff.evaluation.error_figure import draw_errors
 from modeling_treediff.hub.records import TRAINING_RECORD
 
-ERRORS, DEFAULT_ERRORS = RESULTS / "errors.json", RESULTS / "errors_default.json"
 UNSEEN_ERRORS = RESULTS / "errors_unseen_before.json", RESULTS / "errors_unseen.json"
 SCHEDULES = RESULTS / "generation_schedules.json"
 BLOCKS_JUDGED, PERTURBED_JUDGED = RESULTS / "generation_blocks.json", RESULTS / "generation_perturbed.json"
 PERTURBED_INFILLING, PERTURBED_PASSES, PERTURBED_FEW = (
     RESULTS / f"generation_perturbed_{what}.json" for what in ("infilling", "passes", "few_steps")
 )
-CHILD, NODE, CHUNKED, DEFAULT = "tdlm-child", "tdlm-node", "mdlm-chunked", "tree"
+CHUNKED, DEFAULT = "mdlm-chunked", "tree"
 FIRST = {  # of README.md
     REFERENCE: "MDLM",
     CHUNKED: "MDLM, loss in chunks",
@@ -38,7 +37,8 @@ FIRST = {  # of README.md
     DEFAULT: "**tree** (ours)",
 }
 LANGUAGES = {"German": "de", "Japanese": "ja"}
-SPEED_SIZE = "quality"  # of `benchmarks.speed.throughput`: the models of `benchmarks.quality.perplexity`
+LONG = "long"  # form of `benchmarks.quality.perplexity`, and size of `benchmarks.speed.throughput`: the same models
+LONG_SPEED, STOPPED = RESULTS / "speed_long.json", RESULTS / "long_stopped.json"
 
 REFERENCE_MODEL = ROOT / "examples" / "classics-7m"
 REFERENCE_SCHEMA: Schema = {
@@ -55,13 +55,17 @@ Record = dict[str, Any]
 
 def sections() -> dict[tuple[str, str], str]:
     """Return what stands between which marks of the page."""
-    quality, memory = quality_tables.read_quality("cpu"), memory_tables.read_memory()
+    quality, short, memory = *map(quality_tables.read_quality, (LONG, "cpu")), memory_tables.read_memory()
     languages = {name: quality_tables.read_quality(form) for name, form in LANGUAGES.items()}
     embeddings = ablation_table.read_part("embeddings")
     contents = {
         "quality table": quality_tables.main_table(quality),
+        "lasting table": quality_tables.lasting_table(quality, [read_record(STOPPED, quality_tables.STOPPED_SCHEMA)]),
         "zero-shot table": quality_tables.zero_shot_table(quality),
         "grid table": quality_tables.grid_table(quality),
+        "short quality table": quality_tables.main_table(short),
+        "short zero-shot table": quality_tables.zero_shot_table(short),
+        "short grid table": quality_tables.grid_table(short),
         "languages table": quality_tables.languages_table(languages),
         "reference tables": reference_tables(),
         "memory tables": memory_tables.peaks_table(memory) + "\n" + memory_tables.ratios_table(memory),
@@ -69,9 +73,9 @@ def sections() -> dict[tuple[str, str], str]:
         "attention table": attention.attention_table(read_record(attention.RECORD, attention.SCHEMA)),
         "step parts table": step_parts.step_parts_table(read_record(step_parts.RECORD, step_parts.SCHEMA)),
         "GPU tables": gpu_tables(),
-        "speed tables": speed_tables.speed_tables(speed_tables.read_speed()),
-        "error tables": error_tables.errors_section(read_record(ERRORS, error_tables.ERRORS_SCHEMA)),
-        "default errors": error_tables.errors_in_short(read_record(DEFAULT_ERRORS, error_tables.ERRORS_SCHEMA)),
+        "speed tables": speed_tables.speed_tables(speed()),
+        "errors by text": error_tables.texts_table(errors(quality)),
+        "error tables": error_tables.errors_section(errors(quality)[VALIDATION]),
         "candidates table": ablation_table.candidates_table(ablation_table.read_part("candidates")),
         "embeddings table": ablation_table.embeddings_table(embeddings),
         "long embeddings table": ablation_table.embeddings_table(ablation_table.read_part("embeddings-long")),
@@ -109,14 +113,36 @@ def sections() -> dict[tuple[str, str], str]:
     return {marks(name): content for name, content in contents.items()}
 
 
+def speed() -> Record:
+    """Return what was measured at all sizes, those of the long trainings first.
+
+    Raises:
+        ValueError: the records are not of one commit and machine.
+
+    """
+    first, other = speed_tables.read_speed(LONG_SPEED), speed_tables.read_speed()
+    same = ("commit", "device", "precision", "freed_memory_kept")
+    if differing := [name for name in same if first[name] != other[name]]:
+        raise ValueError(f"speed.json and {LONG_SPEED.name} differ in {', '.join(differing)}: measure both alike.")
+    return first | {"sizes": first["sizes"] + other["sizes"]}
+
+
+def errors(quality: Record) -> dict[str, Record]:
+    """Return by text where the default loses and gains against MDLM after the long training."""
+    return {
+        text: read_record(RESULTS / f"errors_{LONG}_{text}.json", error_tables.ERRORS_SCHEMA)
+        for text in (VALIDATION, *quality_tables.zero_shot_texts(quality))
+    }
+
+
 def gpu_tables(folder: Path = RESULTS) -> str:
     """Return what a GPU has measured of memory, speed and quality, of the records that a folder has."""
-    memory, speed = (folder / records["cuda"].name for records in (MEMORY_RECORDS, SPEED_RECORDS))
+    memory, rates = (folder / records["cuda"].name for records in (MEMORY_RECORDS, SPEED_RECORDS))
     found = []
     if memory.exists():
         found.append(memory_tables.measured_table(memory_tables.read_memory(memory)))
-    if speed.exists():
-        found.append(speed_tables.speed_tables(speed_tables.read_speed(speed)))
+    if rates.exists():
+        found.append(speed_tables.speed_tables(speed_tables.read_speed(rates)))
     if (folder / "quality_gpu.json").exists():
         found.append(quality_tables.main_table(quality_tables.read_quality("gpu", folder)))
     return "\n".join(found) or "Nothing here has been measured on a GPU yet.\n"
@@ -181,16 +207,15 @@ def check_reference(weights_sha256: str, name: str) -> None:
 
 def headline() -> str:
     """Return the findings in four lines, each with its scale."""
-    quality, unseen = quality_tables.read_quality("cpu"), ablation_table.read_part("unseen")
-    points = [_memory(memory_tables.read_memory(MEMORY_RECORDS["cpu"])), _speed(speed_tables.read_speed())]
-    points += [_quality(quality, unseen), _against_gpt2(quality)]
+    quality = quality_tables.read_quality(LONG)
+    memory = memory_tables.read_memory(MEMORY_RECORDS["cpu"])
+    points = [_memory(memory), _speed(speed()), _quality(quality), _against_gpt2(quality)]
     return "".join(f"- {point}\n" for point in points)
 
 
 def first_table() -> str:
     """Return the models that a newcomer asks about side by side: memory, speed and perplexity, each with its scale."""
-    memory, speed = memory_tables.read_memory(MEMORY_RECORDS["cpu"]), speed_tables.read_speed()
-    quality = quality_tables.read_quality("cpu")
+    memory, quality = memory_tables.read_memory(MEMORY_RECORDS["cpu"]), quality_tables.read_quality(LONG)
     batch = max(row["batch_size"] for row in memory["rows"])
     steps = [
         row
@@ -198,51 +223,47 @@ def first_table() -> str:
         if (row["precision"], row["batch_size"]) == (PRECISION, batch)
     ]
     resident = {row["contender"]: f"{row['resident_bytes'] / memory_tables.GIBIBYTE:.1f} GiB" for row in steps}
-    rates = tokens_per_second(speed)
-    ours = DEFAULT if DEFAULT in quality["best"] else NODE
+    rates = tokens_per_second()
     rows = []
     for name, title in FIRST.items():
-        measured = {CHUNKED: REFERENCE, DEFAULT: ours}.get(name, name)  # a loss in chunks is the same loss
-        run = quality_tables.runs_of(quality, measured)[0]
+        run = quality_tables.runs_of(quality, REFERENCE if name == CHUNKED else name)[0]  # which is the same loss
         perplexity = math.exp(run["texts"][VALIDATION]["nats"])
         bound = "" if name == AUTOREGRESSIVE else "≤ "
         rows.append([title, resident.get(name, ""), f"{rates[name]:,.0f} tokens/s", f"{bound}{perplexity:.0f}"])
-    protocol = quality["protocol"]
-    tokens = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
     small_size = f"{run['parameters'] / 1e6:.1f}M parameters"
     header = (
         "model",
         f"memory of a training step ({steps[0]['parameters'] / 1e6:.0f}M parameters, batch of {batch} x "
         f"{memory['sequence_length']} tokens)",
-        f"training speed ({small_size}, one CPU thread)",
-        f"perplexity of held-out text ({small_size}, after {tokens / 1e6:.1f}M tokens; lower is better)",
+        f"training speed ({small_size}, one CPU thread, fp32)",
+        f"perplexity of held-out text ({small_size}, after {quality_tables.tokens_seen(quality) / 1e6:.0f}M tokens; "
+        "lower is better)",
     )
     return table(header, rows) + (
-        "\nAll models have equally many parameters; ≤ marks an upper bound. The perplexity in the last line is that of "
-        "an older tree model, `sequential`, without shared table and lookahead, trained beside the others. These are "
-        "small trials on a CPU, far from convergence: [Evidence](benchmarks/README.md) has what stands behind each "
-        "figure, more models, intervals, and texts on which older trees were worse.\n"
+        "\nAll models of a column have equally many parameters; ≤ marks an upper bound. These are small models, "
+        "measured on a CPU and far from convergence; the lead over MDLM shrank as training went on, and where it ends "
+        "is not known. [Evidence](benchmarks/README.md) has what stands behind each figure, more models, intervals, "
+        "texts of other kinds, and what did not come out as claimed.\n"
     )
 
 
 def draw_figures() -> None:
     """Draw all figures of the page."""
     memory_tables.draw(memory_tables.read_memory())
-    speed = speed_tables.read_speed()
-    speed_tables.draw(speed)
+    speed_tables.draw(speed())
     generation_figures.draw(
         read_record(generation_figures.RECORD, generation_figures.SCHEMA), generation_figures.FIGURE
     )
-    quality_tables.draw(quality_tables.read_quality("cpu"), tokens_per_second(speed), FIGURES / "quality.png")
-    draw_errors(read_record(ERRORS, error_tables.ERRORS_SCHEMA), FIGURES / "errors.png")
+    quality = quality_tables.read_quality(LONG)
+    quality_tables.draw(quality, tokens_per_second(), FIGURES / "quality.png")
+    draw_errors(errors(quality)[VALIDATION], FIGURES / "errors.png")
     trade_off_table.draw(trade_off_table.read_trade_offs(), ablation_table.read_part("embeddings"))
 
 
-def tokens_per_second(speed: Record) -> dict[str, float]:
-    """Return the training speed at the size of the quality benchmark, same budget, by contender."""
-    (size,) = (size for size in speed["sizes"] if size["name"] == SPEED_SIZE)
-    speeds = {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
-    return speeds | {"tdlm-random": speeds[CHILD], "tdlm-node": speeds["tree-binomial"]}  # the same networks
+def tokens_per_second() -> dict[str, float]:
+    """Return the training speed of the models of the long trainings, measured apart in another precision."""
+    (size,) = (size for size in speed()["sizes"] if size["name"] == LONG)
+    return {row["contender"]: row["tokens_per_second"] for row in size["training"] if BUDGET in row["matched"]}
 
 
 def _memory(record: Record) -> str:
@@ -254,8 +275,9 @@ def _memory(record: Record) -> str:
         if (row["precision"], row["batch_size"]) == (PRECISION, batch)
     }
     return (
-        f"**Memory**: a training step of the default takes {found[DEFAULT]}. MDLM's takes {found[REFERENCE]}, with its "
-        f"loss in chunks {found[CHUNKED]}, HDLM's {found['hdlm']}, GPT-2's {found[AUTOREGRESSIVE]}. "
+        "**Memory**: a training step of our tree model, the default of `treediff train`, takes "
+        f"{found[DEFAULT]}. MDLM's takes {found[REFERENCE]}, with its logits in chunks {found[CHUNKED]}, HDLM's "
+        f"{found['hdlm']}, GPT-2's {found[AUTOREGRESSIVE]}. "
         f"({rows[0]['parameters'] / 1e6:.0f}M parameters each, {batch} x {record['sequence_length']} tokens, "
         f"{PRECISION}, measured on a CPU.)"
     )
@@ -272,32 +294,33 @@ def _speed(record: Record) -> str:
         return f"{min(found):.2f} to {max(found):.2f}"
 
     return (
-        f"**Time**: the default trains on {ratios(DEFAULT)} times the tokens per second of MDLM; MDLM "
-        f"with its loss in chunks on {ratios(CHUNKED)}, HDLM on {ratios('hdlm')}, GPT-2 on {ratios(AUTOREGRESSIVE)} "
-        f"times. (As many parameters, {len(record['sizes'])} sizes, {record['device']}.)"
+        f"**Time**: the tree trains on {ratios(DEFAULT)} times the tokens per second of MDLM; MDLM with its logits in "
+        f"chunks on {ratios(CHUNKED)}, HDLM on {ratios('hdlm')}, GPT-2 on {ratios(AUTOREGRESSIVE)} times. "
+        f"(As many parameters, {len(record['sizes'])} sizes, {record['device']}, {record['precision']}.)"
     )
 
 
-def _quality(quality: Record, unseen: Record) -> str:
-    held_out = " and ".join(f"{ratio:.2f}" for ratio in ablation_table.to_mdlm(unseen, VALIDATION))
+def _quality(quality: Record) -> str:
     texts = quality_tables.zero_shot_texts(quality)
-    elsewhere = [ratio for text in texts for ratio in ablation_table.to_mdlm(unseen, text)]
-    hdlm = next(iter(quality["best"]["hdlm"]["ratios"].values()))[VALIDATION]["ratio"]
-    run, protocol = quality_tables.runs_of(quality, REFERENCE)[0], quality["protocol"]
-    seen = protocol["steps"] * protocol["batch_size"] * protocol["sequence_length"]
+    seeds = list(quality["best"][DEFAULT]["ratios"].values())
+    held_out, others = (
+        " and ".join(f"{seed[windows]['ratio']:.2f}" for seed in seeds) for windows in (VALIDATION, SELECTION)
+    )
+    elsewhere = [seed[text]["ratio"] for seed in seeds for text in texts]
+    run, steps = quality_tables.runs_of(quality, REFERENCE)[0], quality["protocol"]["steps"]
+    early, late = (quality_tables.over_mdlm(quality, step, DEFAULT) for step in (steps // 16, steps))
     return (
-        f"**Quality** (of the default before): the bound on the perplexity of held-out text is {held_out} times MDLM's "
-        "with two seeds, on "
-        f"{len(texts)} texts of other kinds {min(elsewhere):.2f} to {max(elsewhere):.2f} times; HDLM's is "
-        f"{hdlm:.2f} times on held-out text. "
-        f"({run['parameters'] / 1e6:.1f}M parameters, {seen / 1e6:.1f}M tokens: a small trial.)"
+        f"**Quality**: the bound on the perplexity of held-out text is {held_out} times MDLM's with {len(seeds)} "
+        f"seeds, on other windows of it {others} times, on {len(texts)} texts of other kinds {min(elsewhere):.2f} to "
+        f"{max(elsewhere):.2f} times. The lead shrinks as training goes on: {early:.2f} times after a sixteenth of the "
+        f"tokens, {late:.2f} after all. ({run['parameters'] / 1e6:.1f}M parameters, "
+        f"{quality_tables.tokens_seen(quality) / 1e6:.0f}M tokens.)"
     )
 
 
 def _against_gpt2(quality: Record) -> str:
-    ratios = quality["best"][AUTOREGRESSIVE]["ratios"]
-    (ratio,) = (one[VALIDATION]["ratio"] for one in ratios.values())
+    nats = [quality_tables.runs_of(quality, name)[0]["texts"][VALIDATION]["nats"] for name in (DEFAULT, AUTOREGRESSIVE)]
     return (
-        f"**Not ahead of GPT-2**: its perplexity is {ratio:.2f} times MDLM's, far below that of all models here which "
-        "write in any order."
+        f"**Behind GPT-2**: the tree's perplexity is at most {math.exp(nats[0] - nats[1]):.2f} times that of GPT-2, "
+        "which writes from left to right alone."
     )

@@ -58,7 +58,7 @@ MEMORY_VARIANTS = {
 SPEED_PARTS = ("backbone_milliseconds", "head_milliseconds", "rest_milliseconds")
 SPEED_FIGURES = ("milliseconds", "ratio", "ratio_lower_quartile", "ratio_upper_quartile", *SPEED_PARTS)
 SPEED_COUNTS = ("batch", "length", "vocabulary", "branching", "turns", "hidden_size", "layers", "threads")
-SPEED_SCHEMA: Schema = {**dict.fromkeys(SPEED_COUNTS, int), "measured_on": str, "models": dict}
+SPEED_SCHEMA: Schema = {**dict.fromkeys(SPEED_COUNTS, int), "measured_on": str, "orders": dict}
 
 
 def row(name: str, record: dict[str, Any]) -> str:
@@ -199,14 +199,15 @@ def speed_table() -> str:
     record = json.loads((RESULTS / "generation_speed.json").read_text(encoding="utf-8"))
     check_schema(record, SPEED_SCHEMA, "generation_speed")
     rows = []
-    for name, figures in record["models"].items():
-        check_schema(figures, dict.fromkeys(SPEED_FIGURES, float), f"generation_speed.models.{name}")
-        low, high = figures["ratio_lower_quartile"], figures["ratio_upper_quartile"]
-        parts = (f"{figures[part]:.1f} ms" for part in SPEED_PARTS)
-        rows.append(
-            [name, f"{figures['milliseconds']:.1f} ms", f"{figures['ratio']:.2f} ({low:.2f} to {high:.2f})", *parts]
-        )
-    return markdown_table(("model", "a pass", "time / flat", "backbone", "head", "choosing and drawing"), rows) + (
+    for order, models in record["orders"].items():
+        for name, figures in models.items():
+            check_schema(figures, dict.fromkeys(SPEED_FIGURES, float), f"generation_speed.orders.{order}.{name}")
+            low, high = figures["ratio_lower_quartile"], figures["ratio_upper_quartile"]
+            parts = (f"{figures[part]:.1f} ms" for part in SPEED_PARTS)
+            ratio = f"{figures['ratio']:.2f} ({low:.2f} to {high:.2f})"
+            rows.append([f"`{order}`", name, f"{figures['milliseconds']:.1f} ms", ratio, *parts])
+    header = ("order", "model", "a pass", "time / flat", "backbone", "head", "choosing and drawing")
+    return markdown_table(header, rows) + (
         f"\n{record['batch']} texts of {record['length']} tokens, V = {record['vocabulary']:,}, K = "
         f"{record['branching']}, d = {record['hidden_size']}, {record['layers']} layers; medians (and quartiles) of "
         f"{record['turns']} whole calls in turns; {record['measured_on']}, {record['threads']} threads; commit "

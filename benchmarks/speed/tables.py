@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks.markdown import table
 from benchmarks.matched_models import BUDGET, by_title
@@ -58,7 +59,7 @@ def speed_tables(record: Record) -> str:
 
 
 def draw(record: Record, file: Path = FIGURE) -> None:
-    """Draw the ratios to the speed of MDLM, with their quartiles, for every size."""
+    """Draw the ratios to the speed of MDLM, with their quartiles, for every size; in proportion, from MDLM's on."""
     sizes = record["sizes"]
     figure = Figure(figsize=(6.5 * len(sizes), 5), layout="constrained")
     for size, axes in zip(sizes, figure.subplots(1, len(sizes), squeeze=False)[0], strict=True):
@@ -108,9 +109,14 @@ def _draw_size(axes: Axes, size: dict[str, Any]) -> None:
             [row["ratio_upper_quartile"] - row["ratio"] for row in rows.values()],
         ]
         heights = [places[title] + 0.4 * number - 0.2 for title in rows]
-        axes.barh(heights, ratios, 0.38, xerr=errors, color=colours)
+        axes.barh(heights, [ratio - 1 for ratio in ratios], 0.38, left=1, xerr=errors, color=colours)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(2, subs=(1, 1.5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     axes.set_yticks(list(places.values()), list(places))
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_title(f"V = {size['vocab_size']:,}, d = {size['hidden_size']}", fontsize="medium")
+    title = f"V = {size['vocab_size']:,}, d = {size['hidden_size']}, windows of {size['sequence_length']}"
+    axes.tick_params(axis="x", labelsize="small")
+    axes.set_title(title, fontsize="medium")
     axes.set(xlabel="tokens per second, MDLM = 1")

@@ -37,11 +37,15 @@ def test_the_loader_was_twenty_times_as_fast_as_training():
     assert len(rows) == 4 and all(row["tokens_per_second"] >= 20 * consumed for row in rows)
 
 
-def test_a_pass_of_generation_took_at_most_half_of_the_flat_models():
+def test_a_pass_of_generation_took_at_most_half_of_the_flat_models_where_all_open_positions_are_scored():
     speed = record("generation_speed")
     assert (speed["vocabulary"], speed["hidden_size"], speed["layers"]) == (50_257, 256, 6)
-    trees = [figures for name, figures in speed["models"].items() if name.startswith("tree")]
-    assert len(trees) == 2 and all(figures["ratio_upper_quartile"] <= 0.5 for figures in trees)
+    of_order = {
+        order: [figures["ratio_upper_quartile"] for name, figures in models.items() if name.startswith("tree")]
+        for order, models in speed["orders"].items()
+    }
+    assert len(of_order["confidence"]) == 2 and max(of_order["confidence"]) <= 0.5
+    assert max(of_order["random"]) <= 1
 
 
 def test_the_judge_told_real_text_from_its_words_and_tokens_in_random_order():

@@ -13,13 +13,15 @@ def test_the_speed_benchmark_takes_turns_and_its_parts_sum_up(tmp_path, monkeypa
     sizes = ["--hidden-size", "64", "--layers", "1", "--record", str(tmp_path / "speed.json")]
     monkeypatch.setattr(sys, "argv", [*command.split(), *sizes])
     speed.main()
-    models = json.loads((tmp_path / "speed.json").read_text("utf-8"))["models"]
-    assert list(models) == ["flat", "tree, child head", "tree, node head"]
-    assert models["flat"]["ratio"] == 1
-    for found in models.values():
-        for name in ("milliseconds", "ratio"):
-            assert 0 < found[f"{name}_lower_quartile"] <= found[name] <= found[f"{name}_upper_quartile"]
-        assert all(found[f"{part}_milliseconds"] > 0 for part in speed.PARTS)
+    orders = json.loads((tmp_path / "speed.json").read_text("utf-8"))["orders"]
+    assert tuple(orders) == speed.ORDERS
+    for models in orders.values():
+        assert list(models) == ["flat", "tree, child head", "tree, node head"]
+        assert models["flat"]["ratio"] == 1
+        for found in models.values():
+            for name in ("milliseconds", "ratio"):
+                assert 0 < found[f"{name}_lower_quartile"] <= found[name] <= found[f"{name}_upper_quartile"]
+            assert all(found[f"{part}_milliseconds"] > 0 for part in speed.PARTS)
     monkeypatch.setattr(sys, "argv", [*command.replace("--length 16", "--length 1").split(), *sizes])
     with pytest.raises(ValueError, match="4 passes became"):
         speed.main()

@@ -10,7 +10,7 @@ from benchmarks.quality.error_tables import texts_table, unseen_errors_table
 
 
 def test_two_trees_are_compared_with_the_same_other_model_alone():
-    before = json.loads((RESULTS / "errors_default.json").read_text(encoding="utf-8"))
+    before = json.loads((RESULTS / "errors_long_validation.json").read_text(encoding="utf-8"))
     now = copy.deepcopy(before)
     row = next(row for row in now["rows"] if row["group"] == "tenth 10 (rarest)")
     row["difference"]["total"] |= {"value": -1.5, "interval": [-1.75, -1.25]}
@@ -26,10 +26,11 @@ def test_two_trees_are_compared_with_the_same_other_model_alone():
 
 
 def test_texts_stand_side_by_side_and_what_loses_is_named_with_its_levels():
-    one = json.loads((RESULTS / "errors_default.json").read_text(encoding="utf-8"))
+    one = json.loads((RESULTS / "errors_long_validation.json").read_text(encoding="utf-8"))
+    for row in one["rows"]:
+        row["difference"]["total"]["interval"] = [-1.0, -0.5]
     other = copy.deepcopy(one)
-    tables = texts_table({"one": one, "other": other})
-    assert "No group of tokens loses" in tables
+    assert "No group of tokens loses" in texts_table({"one": one, "other": other})
     row = next(row for row in other["rows"] if row["group"] == "digit")
     row["difference"]["total"] |= {"value": 0.5, "interval": [0.25, 0.75]}
     row["difference"]["levels"][0] |= {"value": 0.7, "interval": [0.5, 0.9]}

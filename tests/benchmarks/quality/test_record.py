@@ -48,6 +48,20 @@ def test_the_record_has_ratios_of_paired_windows(records, packed, tmp_path):
     assert not any("windows" in figures for run in written["runs"] for figures in run["texts"].values())
 
 
+def test_a_partial_record_names_the_contenders_that_have_no_run(records, packed, tmp_path):
+    """And is otherwise that of the contenders that have one; a seed may not be missing."""
+    wanted, short = (*COMPARED, "hdlm", "tree"), [one for one in records if one["seed"] == 0]
+    whole, partial = tmp_path / "whole.json", tmp_path / "partial.json"
+    quality_record.write_quality(whole, records, packed.manifest, COMPARED, short)
+    of_others = [short[0] | {"contender": "tree"}]  # whose rates are not all tried
+    quality_record.write_quality(partial, records, packed.manifest, wanted, [*short, *of_others], partial=True)
+    first, second = (json.loads(path.read_text()) for path in (whole, partial))
+    assert (first.pop("missing"), second.pop("missing")) == ([], ["hdlm", "tree"]) and first == second
+    fewer = [one for one in records if (one["contender"], one["seed"]) != (REFERENCE, 1)]
+    with pytest.raises(ValueError, match=r"missing: mdlm-lr0\.001-seed1; benchmarks"):
+        quality_record.write_quality(partial, fewer, packed.manifest, wanted, partial=True)
+
+
 def test_runs_that_do_not_compare_are_not_put_together(records, packed, tmp_path):
     def written(changed, contenders=COMPARED):
         quality_record.write_quality(tmp_path / "quality.json", changed, packed.manifest, contenders)

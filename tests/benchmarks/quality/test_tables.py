@@ -22,25 +22,56 @@ def test_tables_show_every_contender_and_seed(record, tmp_path):
     names = [line.split("|")[1].split(",")[0].strip() for line in lines[2:7]]
     assert names == ["MDLM (flat)"] * 2 + ["TDLM"] * 2 + ["autoregressive (GPT-2)"]
     ratio = record["best"]["tdlm-child"]["ratios"]["1"]["validation"]["ratio"]
-    assert f"{ratio:.3f} (" in lines[5] and lines[2].rstrip(" |").endswith(" 1")
+    assert f"{ratio:.3f} (" in lines[5] and lines[2].rstrip(" |").endswith(" 1 | 1")
     assert "≤" in lines[2] and "≤" not in lines[6]
-    assert tables.zero_shot_table(record).splitlines()[0] == "| perplexity; perplexity / MDLM | other |"
+    assert tables.zero_shot_table(record).splitlines()[0] == "| perplexity; perplexity / MDLM | seed | other |"
     assert tables.grid_table(record).splitlines()[0] == "| nats/token | learning rate 0.001 |"
     assert "with a better rate perhaps beyond: MDLM (flat); TDLM" in tables.grid_table(record)
     tables.draw(record, dict.fromkeys(COMPARED, 100.0), tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_not_trained_yet_is_said_beside_the_table(record):
+    assert "Not trained" not in tables.main_table(record)
+    partial = record | {"missing": ["tree", "bd3lm"]}
+    assert tables.main_table(partial).endswith(" Not trained yet: tree (ours); BD3-LM (flat, S=4).\n")
+
+
 def test_the_ratio_over_tokens_is_that_of_the_curves(record):
+    """To MDLM of the same seed, and to the one run of GPT-2."""
     lines = tables.lasting_table(record, points=2).splitlines()
-    assert lines[0] == "| perplexity / MDLM; / GPT-2 | 0.0M tokens | 0.0M tokens |"
-    titles = [line.split("|")[1].strip() for line in lines[2:]]
-    assert titles == ["MDLM (flat)", "TDLM, child head", "autoregressive (GPT-2)"]
-    curves = {name: tables.runs_of(record, name)[0]["curve"] for name in COMPARED}
-    ratios = [math.exp(curves["tdlm-child"][-1]["nelbo"] - curves[name][-1]["nelbo"]) for name in (REFERENCE, "ar")]
-    assert lines[3].endswith(f"| {ratios[0]:.3f}; {ratios[1]:.2f} |")
+    assert lines[0] == "| perplexity / MDLM; / GPT-2 | seed | 0.0M tokens | 0.0M tokens |"
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in lines[2:7]}
+    titles = "MDLM (flat)", "TDLM, child head", "autoregressive (GPT-2)"
+    assert list(rows) == [(titles[0], "0"), (titles[0], "1"), (titles[1], "0"), (titles[1], "1"), (titles[2], "0")]
+    curves = {
+        (name, run["seed"]): [point["nelbo"] for point in run["curve"]]
+        for name in COMPARED
+        for run in tables.runs_of(record, name)
+    }
+    for seed in (0, 1):
+        to = [curves["tdlm-child", seed][-1] - other[-1] for other in (curves[REFERENCE, seed], curves["ar", 0])]
+        assert rows[titles[1], f"{seed}"].endswith(f"| {math.exp(to[0]):.3f}; {math.exp(to[1]):.2f} |")
+    steps = [point["step"] for point in tables.runs_of(record, REFERENCE)[0]["curve"]]
+    for step, nats in zip(steps, curves["tdlm-child", 0], strict=True):
+        first = curves[REFERENCE, 0][steps.index(step)]
+        assert tables.over_mdlm(record, step, "tdlm-child") == pytest.approx(math.exp(nats - first))
     with pytest.raises(ValueError, match="lack step 2: 2 points are too few"):
         tables.lasting_table(record, points=3)
+
+
+def test_a_stopped_run_stands_beside_those_of_its_protocol_text_and_trees_alone(record):
+    curve = tables.runs_of(record, "ar")[0]["curve"][:1]
+    facts = {"seed": 0, "learning_rate": 0.5, "commit": "0123", "stopped_at": curve[0]["step"] + 1}
+    of_training = {name: record["trained_with"][name] for name in ("training_sha256", "trees")}
+    stopped = {"contender": "tree", "protocol": record["protocol"], "curve": curve} | facts | of_training
+    lines = tables.lasting_table(record, [stopped], points=2).splitlines()
+    title, seed, first, last = lines[7].split("|")[1:5]
+    assert (title.strip(), seed.strip(), last.strip()) == ("tree (ours), stopped", "0", "")
+    assert first.strip().endswith("; 1.00") and lines[-1].startswith("tree (ours): stopped after 0.0M tokens; ")
+    for name, other in {"protocol": {}, "training_sha256": "other", "trees": {}}.items():
+        with pytest.raises(ValueError, match=rf"tree \(ours\) had another {name}: it does not compare"):
+            tables.lasting_table(record, [stopped | {name: other}], points=2)
 
 
 def test_bits_per_byte_are_those_of_the_whole_text(record, packed):
