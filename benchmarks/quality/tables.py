@@ -206,11 +206,13 @@ def lasting_table(record: Record, stopped: Sequence[Record] = (), points: int = 
     return f"{table(header, rows)}\nOn {windows:,} windows of the held-out text, one corruption each.\n{said}"
 
 
-def over_mdlm(record: Record, step: int, name: str) -> float:
-    """Return the validation perplexity of a contender over that of MDLM after some steps: first seeds."""
-    curves = [runs_of(record, one)[0]["curve"] for one in (name, REFERENCE)]
-    nats = [next(point["nelbo"] for point in curve if point["step"] == step) for curve in curves]
-    return math.exp(nats[0] - nats[1])
+def over_mdlm(record: Record, step: int, name: str) -> list[float]:
+    """Return the validation perplexity of a contender over that of MDLM after some steps, of each seed."""
+    nats = {
+        one: [next(point["nelbo"] for point in run["curve"] if point["step"] == step) for run in runs_of(record, one)]
+        for one in (name, REFERENCE)
+    }
+    return [math.exp(own - other) for own, other in zip(nats[name], nats[REFERENCE], strict=False)]
 
 
 def languages_table(records: Mapping[str, Record]) -> str:

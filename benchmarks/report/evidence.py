@@ -1,6 +1,7 @@
 """What the records say: benchmarks/README.md, section by section and in short, and README.md's first table."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -303,17 +304,19 @@ def _speed(record: Record) -> str:
 def _quality(quality: Record) -> str:
     texts = quality_tables.zero_shot_texts(quality)
     seeds = list(quality["best"][DEFAULT]["ratios"].values())
-    held_out, others = (
-        " and ".join(f"{seed[windows]['ratio']:.2f}" for seed in seeds) for windows in (VALIDATION, SELECTION)
-    )
+
+    def joined(ratios: Iterable[float]) -> str:
+        return " and ".join(f"{ratio:.2f}" for ratio in ratios)
+
+    held_out, others = (joined(seed[windows]["ratio"] for seed in seeds) for windows in (VALIDATION, SELECTION))
     elsewhere = [seed[text]["ratio"] for seed in seeds for text in texts]
     run, steps = quality_tables.runs_of(quality, REFERENCE)[0], quality["protocol"]["steps"]
-    early, late = (quality_tables.over_mdlm(quality, step, DEFAULT) for step in (steps // 16, steps))
+    early, late = (joined(quality_tables.over_mdlm(quality, step, DEFAULT)) for step in (steps // 16, steps))
     return (
         f"**Quality**: the bound on the perplexity of held-out text is {held_out} times MDLM's with {len(seeds)} "
         f"seeds, on other windows of it {others} times, on {len(texts)} texts of other kinds {min(elsewhere):.2f} to "
-        f"{max(elsewhere):.2f} times. The lead shrinks as training goes on: {early:.2f} times after a sixteenth of the "
-        f"tokens, {late:.2f} after all. ({run['parameters'] / 1e6:.1f}M parameters, "
+        f"{max(elsewhere):.2f} times. The lead shrinks as training goes on: {early} times after a sixteenth of "
+        f"the tokens, {late} after all. ({run['parameters'] / 1e6:.1f}M parameters, "
         f"{quality_tables.tokens_seen(quality) / 1e6:.0f}M tokens.)"
     )
 

@@ -53,9 +53,10 @@ def test_the_ratio_over_tokens_is_that_of_the_curves(record):
         to = [curves["tdlm-child", seed][-1] - other[-1] for other in (curves[REFERENCE, seed], curves["ar", 0])]
         assert rows[titles[1], f"{seed}"].endswith(f"| {math.exp(to[0]):.3f}; {math.exp(to[1]):.2f} |")
     steps = [point["step"] for point in tables.runs_of(record, REFERENCE)[0]["curve"]]
-    for step, nats in zip(steps, curves["tdlm-child", 0], strict=True):
-        first = curves[REFERENCE, 0][steps.index(step)]
-        assert tables.over_mdlm(record, step, "tdlm-child") == pytest.approx(math.exp(nats - first))
+    for place, step in enumerate(steps):
+        gaps = [curves["tdlm-child", seed][place] - curves[REFERENCE, seed][place] for seed in (0, 1)]
+        assert tables.over_mdlm(record, step, "tdlm-child") == pytest.approx([math.exp(gap) for gap in gaps])
+        assert len(tables.over_mdlm(record, step, "ar")) == 1
     with pytest.raises(ValueError, match="lack step 2: 2 points are too few"):
         tables.lasting_table(record, points=3)
 
