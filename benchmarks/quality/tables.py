@@ -45,8 +45,7 @@ MARKERS = "os^Dv<>Phd"  # in turn: some curves lie upon one another
 
 STOPPED_SCHEMA: Schema = {
     **dict.fromkeys(("contender", "commit", "training_sha256"), str),
-    **{"stopped_at": int, "learning_rate": float, "trees": dict},
-    "protocol": dict,
+    **{"seed": int, "stopped_at": int, "learning_rate": float, "trees": dict, "protocol": dict},
     "curve": [{"step": int, "nelbo": float}],
 }
 Record = dict[str, Any]
