@@ -255,10 +255,9 @@ def number_blocks(
 
 def child_slots(input_ids: torch.Tensor, labels: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
     """(B, T) nodes, tokens below them or -100 -> (B, T) slots of the children on the way, -100 where there is none."""
-    leaf_depth = tree.ancestors.shape[1] - 1
     depth_BT = tree.depth[input_ids]
-    child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=leaf_depth)]
-    return torch.where((labels >= 0) & (depth_BT < leaf_depth), tree.child_slot[child_BT], IGNORED_LABEL)
+    child_BT = tree.ancestors[labels.clamp(min=0), (depth_BT + 1).clamp(max=tree.tree_depth)]
+    return torch.where((labels >= 0) & (depth_BT < tree.tree_depth), tree.child_slot[child_BT], IGNORED_LABEL)
 
 
 def nelbo_terms(

@@ -72,10 +72,6 @@ class Blocks:
     sequence: torch.Tensor  # (R,) that each is in, in order
     place: torch.Tensor  # (R, L) its positions there, -1 behind its last
 
-    def of(self, values: torch.Tensor) -> torch.Tensor:
-        """Return (R, L) of values (B, T), whatever behind a block's end."""
-        return values[self.sequence[:, None], self.place.clamp(min=0)]
-
 
 class TreeDiffLikelihoodMixin:
     """Adds `nelbo` and `token_log_probs` to a model with a tree, a schedule and a head."""
@@ -174,7 +170,7 @@ class TreeDiffLikelihoodMixin:
         share = 1 / torch.bincount(visit)[visit].double()
         if num_samples < depth:
             share = torch.full(row.shape, depth / num_samples, dtype=torch.float64)
-        counted_RL = blocks.of(counted) & (blocks.place >= 0)
+        counted_RL = counted[blocks.sequence[:, None], blocks.place.clamp(min=0)] & (blocks.place >= 0)
         nats = torch.zeros(total, dtype=torch.float64)
         token_losses = torch.zeros(token_ids.shape, dtype=torch.float64)
         for part in torch.arange(len(token_ids) * num_samples).split(batch_size):
@@ -219,10 +215,10 @@ class TreeDiffLikelihoodMixin:
 
         log p(x) = sum_k log p(a_k(x) | a_{k-1}(x) at the position, the others): one pass scores the children of the
         open positions' nodes, then each child is put at its position and its own children are scored, down to the
-        tokens. All other positions stay, so several open ones get their distributions each on its own; but none is
-        shown finer than the schedule shows it beside a position of that depth (`LevelSchedule.deepest_beside`). It
-        costs a pass for the batch and one sequence for each internal node below each open position. On the flat tree
-        this is the softmax of one pass. Inner nodes are taken as true, also where a schedule shows wrong ones.
+        tokens. All other positions stay, so several open ones get their distributions each on its own; but none, unless
+        in a block before, is shown finer than the schedule shows it beside that depth (`LevelSchedule.deepest_beside`).
+        It costs a pass for the batch and one sequence for each internal node below each open position. On the flat
+        tree this is the softmax of one pass. Inner nodes are taken as true, also where a schedule shows wrong ones.
 
         Args:
             input_ids: (B, T) node ids; ValueError for ids outside the tree.
@@ -234,15 +230,17 @@ class TreeDiffLikelihoodMixin:
             (B, T, V) in float32 at least, without gradient; -inf for tokens that are not below a position's node, so
             at a token 0 for itself alone.
         """
-        tree, masks = self.tree, (attention_mask, segment_ids)
+        tree = self.tree
         check_nodes(input_ids, tree.num_nodes, attention_mask=attention_mask, segment_ids=segment_ids)
         dtype = torch.promote_types(self.dtype, torch.float32)
         log_BTV = torch.full((*input_ids.shape, tree.vocab_size), -torch.inf, dtype=dtype, device=input_ids.device)
         # Nodes of one depth that positions may stand at: the sequence, the place in it, the node, its log-probability.
         row_n, place_n, node_n, log_n = _given_at(0, input_ids, tree, dtype)
         for depth in range(tree.tree_depth):
-            context_BT = tree.coarsen(input_ids, self.schedule.deepest_beside(depth))
-            log_nK = self._log_children(context_BT, masks, row_n, place_n, node_n)
+            deepest = self.schedule.deepest_beside(depth)
+            before = input_ids if deepest < tree.tree_depth else None  # in blocks before a position's own
+            masks = attention_mask, segment_ids, before
+            log_nK = self._log_children(tree.coarsen(input_ids, deepest), masks, row_n, place_n, node_n)
             child_nK = tree.children[node_n - tree.root_id]
             index, slot = (child_nK >= 0).nonzero().unbind(1)
             below = row_n[index], place_n[index], child_nK[index, slot], log_n[index] + log_nK[index, slot]
@@ -296,7 +294,7 @@ class TreeDiffLikelihoodMixin:
         """Run sequences once; return (m, K) log-probabilities of the children at some of their positions."""
         hidden_mE, node_m = self.model(nodes, *masks).last_hidden_state[row_m, place_m], nodes[row_m, place_m]
         dtype = torch.promote_types(self.dtype, torch.float32)
-        log_mK = self.head(hidden_mE[None], node_m[None], self.tree)[0].log_softmax(dim=-1, dtype=dtype)
+        log_mK = self.head(hidden_mE, node_m, self.tree).log_softmax(dim=-1, dtype=dtype)
         return mix_uniform(log_mK, node_m, self.tree, self.config.uniform_share)
 
 

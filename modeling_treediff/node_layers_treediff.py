@@ -221,10 +221,14 @@ def perturbed_cross_entropy(
     true_n, child_n = tree.ancestors[token_n, depth_n], tree.ancestors[token_n, depth_n + 1]
     parent_n = tree.ancestors[token_n, (depth_n - 1).clamp(min=0)]
 
-    odds_nK = _log_softmax(head, hidden_nE, parent_n, tree) + sibling_log_likelihood(shown_n, tree, rate)
+    # Of a position that is not counted, what it should show: a token's own slots may be none of that node's.
+    like_nK = sibling_log_likelihood(torch.where(counted_n, shown_n, true_n), tree, rate)
+    parent_log_nK, log_nK = (
+        _at_least_fp32(head(hidden_nE, node_n, tree)).log_softmax(dim=-1) for node_n in (parent_n, true_n)
+    )
+    odds_nK = parent_log_nK + like_nK
     revised_n = F.cross_entropy(odds_nK, tree.child_slot[true_n], reduction="none").masked_fill(depth_n == 0, 0)
 
-    log_nK = _log_softmax(head, hidden_nE, true_n, tree)
     is_there_nK = tree.children[true_n - tree.root_id] >= 0
     others_n1 = is_there_nK.sum(dim=-1, keepdim=True) - 1
     perturbed_n1 = (others_n1 > 0) & (depth_n + 1 < tree.tree_depth)[:, None]
@@ -237,10 +241,6 @@ def perturbed_cross_entropy(
     log_shown_nK = torch.where(perturbed_n1, shown_nK.clamp(min=torch.finfo(log_nK.dtype).tiny).log(), log_nK)
     charged_nK = torch.special.entr(target_nK) + target_nK * log_shown_nK.masked_fill(target_nK == 0, 0)
     return torch.where(counted_n, revised_n - charged_nK.sum(dim=-1), 0).view_as(labels)
-
-
-def _log_softmax(head: TreeHead, hidden_nE: torch.Tensor, node_n: torch.Tensor, tree: VocabularyTree) -> torch.Tensor:
-    return _at_least_fp32(head(hidden_nE, node_n, tree)).log_softmax(dim=-1)
 
 
 def mix_uniform(log_probs: torch.Tensor, nodes: torch.Tensor, tree: VocabularyTree, share: float) -> torch.Tensor:

@@ -156,7 +156,9 @@ class VocabularyTree:
         """Check that the tables describe one tree and agree with each other, else raise ValueError; return self."""
         if self.ancestors.min() < 0 or self.ancestors.max() >= self.num_nodes:
             raise ValueError(f"The tree's table `ancestors` names nodes outside its ids 0..{self.num_nodes - 1}.")
-        shown = self.representative
+        shown, of_nodes = self.representative, (self.num_nodes,)
+        if self.child_slot.shape != of_nodes or shown.shape != of_nodes:
+            raise ValueError("The tree's tables `child_slot`, `depth` and `representative` differ in length.")
         if shown.min() < 0 or shown.max() >= self.vocab_size:
             raise ValueError("A node's representative is not a token.")
         expected = VocabularyTree.from_paths(self.paths, self.max_branching)
@@ -218,7 +220,7 @@ class VocabularyTree:
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             wrong = f"{file} or the {TREE_CONFIG_NAME} beside it is damaged, or was changed after it was saved"
             raise ValueError(f"{wrong} ({error}). Restore the original files.") from error
-        tree.metadata.update({key: value for key, value in facts.items() if key not in tree._structure()})
+        tree.metadata.update({key: value for key, value in facts.items() if key not in structure})
         if "licence" in tree.metadata:  # its name in trees saved before version 0.2
             tree.metadata["license"] = tree.metadata.pop("licence")
         return tree

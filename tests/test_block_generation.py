@@ -309,6 +309,17 @@ def test_guidance_hides_what_is_given_in_blocks_as_training_has_them():
     torch.testing.assert_close(last[0][10:12], TOKENS[0, 10:12])
 
 
+def test_guidance_hides_a_given_block_beside_one_that_the_window_has_cut():
+    """Columns of a block that begins before the window are seen by nobody, whatever was written there."""
+    model, seen, prompt = model_with(SIZE), [], TOKENS[:1, :15].clone()
+    prompt[0, 9] = TREE.root_id
+    model.model.register_forward_hook(lambda _, arguments, __: seen.append(arguments[1]))
+    settings = {"max_new_tokens": 5, "sliding_window": 11, "guidance_scale": 2.0, "use_cache": False}
+    model.generate(prompt, num_steps=6, generator=generator(), **settings)
+    guided, alone = (mask[0].tolist() for mask in seen[-2:])  # of columns 9 to 19; 10 to 14 are given whole
+    assert guided == [0] + [1] * 10 and alone == [0] * 6 + [1] * 5
+
+
 @pytest.mark.parametrize("padding", [slice(0, 3), slice(9, 12)], ids=["left", "right"])
 def test_a_guided_text_is_the_same_alone_and_beside_a_longer_one(padding):
     model, mask = model_with(SIZE), torch.ones(2, 12, dtype=torch.long)

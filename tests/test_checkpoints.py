@@ -264,6 +264,12 @@ def test_weights_given_by_a_state_dict_are_verified_anew(model):
         other(torch.tensor([[100]]))
 
 
+def test_a_model_is_loaded_from_config_and_state_dict_alone(model):
+    kind, nodes = type(model), torch.arange(100, 112)[None]
+    again = kind.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert torch.equal(again(nodes).logits, model(nodes).logits)
+
+
 def test_a_model_made_of_config_and_state_dict_compiles_whole(model):
     twin = TreeDiffForDiffusionLM(model.config).eval()
     twin.load_state_dict(model.state_dict())

@@ -49,6 +49,8 @@ def test_a_config_of_format_1_may_leave_intervals_open():
     for intervals in ({"window_lengths": None}, {}):
         fields = {name: value for name, value in FORMAT_1.items() if name != "window_lengths"}
         assert TreeDiffConfig(**fields, **intervals).level_durations is None
+    with pytest.raises(ValueError, match="level_durations must be .*, got '31'"):
+        TreeDiffConfig(**(FORMAT_1 | {"window_lengths": "31"}))
 
 
 @pytest.mark.parametrize("name", ["window_lengths", "recompute_mlp_layers", "loss_chunk_size"])

@@ -428,6 +428,15 @@ def test_every_setting_survives_saving(tmp_path, own):
     assert set(settings) == {name for name in vars(config) if not name.startswith("_")} - others
 
 
+def test_a_class_derived_from_it_has_all_its_settings():
+    class Derived(TreeDiffGenerationConfig):
+        pass
+
+    assert Derived(num_steps=3).to_dict() == TreeDiffGenerationConfig(num_steps=3).to_dict()
+    with pytest.raises(ValueError, match="Unknown generation option num_beams; known: allowed_tokens, "):
+        Derived(num_beams=2)
+
+
 @pytest.mark.parametrize("name", ["cache_implementation", "num_beams", "length_penalty"])
 def test_what_transformers_sets_on_it_does_not_reach_the_file(tmp_path, name):
     """Trainers set such fields on any model; a file that held one could not be read."""

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCach
 
 from modeling_treediff import TreeDiffForDiffusionLM, TreeDiffForMaskedLM, VocabularyTree, corrupt, likelihood_treediff
 from modeling_treediff.building.balanced import random_tree
+from modeling_treediff.configuration_treediff import SCHEDULES
 from modeling_treediff.noise_schedules import LevelSchedule
 
 V = 11
@@ -86,6 +87,17 @@ def test_of_a_single_open_token_it_is_the_bound(schedule, depth):
     assert math.isclose(-float(model(tokens).logits[0, 1, 8]), bound.value, rel_tol=1e-9)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("depth", TREES)
+def test_blocks_before_are_seen_as_tokens(schedule, depth):
+    """So of a single token alone in its block it is the bound under every schedule, also level by level."""
+    model = masked_model(depth, schedule=schedule, block_size=4).double()
+    tokens, given = torch.tensor([[3, 8, 1, 0, 7]]), torch.tensor([[1, 1, 1, 1, 0]])
+    bound = model.nelbo(tokens, fixed_mask=given, num_samples=depth)
+    tokens[0, 4] = V
+    assert math.isclose(-float(model(tokens).logits[0, 4, 7]), bound.value, rel_tol=1e-9)
+
+
 @pytest.mark.parametrize("schedule", ["sequential", "binomial"])
 def test_neither_company_nor_padding_nor_the_size_of_passes_matters(schedule, monkeypatch):
     model = masked_model(3, schedule=schedule).double()
@@ -133,6 +145,8 @@ def test_with_labels_it_trains_and_it_generates_as_the_diffusion_model():
         kind.loss = kind(batch.input_ids, labels=batch.labels, timesteps=batch.timesteps).loss
         kind.loss.backward()
     assert torch.equal(model.loss, plain.loss)
+    asked = {"labels": batch.labels, "timesteps": batch.timesteps, "output_hidden_states": True}
+    assert torch.equal(*(kind(batch.input_ids, **asked).hidden_states[0] for kind in (model, plain)))
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
     texts = [
@@ -180,9 +194,11 @@ def test_ids_outside_the_tree_are_refused():
             model(torch.tensor([[0, bad]]))
 
 
-def test_a_cache_is_refused():
+def test_a_cache_and_blocks_of_its_own_are_refused():
     with pytest.raises(ValueError, match="of whole texts: leave out past_key_values"):
         masked_model(2)(some_nodes(TREES[2]), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="leave out block_numbers"):
+        masked_model(2)(some_nodes(TREES[2]), block_numbers=torch.zeros(2, 6, dtype=torch.long))
     labels = torch.zeros(2, 6, dtype=torch.long)
     with pytest.raises(ValueError, match="leave out past_key_values"):
         masked_model(2)(labels, labels=labels, timesteps=torch.ones(2), past_key_values=DynamicCache())

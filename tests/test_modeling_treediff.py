@@ -9,6 +9,7 @@ from helpers.models import IDS, TREES, check_compiled_step, corrupted, tiny_mode
 from helpers.shapes import Shapes
 from helpers.untraced import untraced
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from modeling_treediff import TreeDiffForDiffusionLM, VocabularyTree, corrupt
 from modeling_treediff.building.balanced import random_tree
@@ -229,6 +230,12 @@ def test_bad_calls_say_what_is_wrong():
             model(torch.tensor([[0, bad]]))
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.19"):
         model(torch.tensor([[20]]), labels=torch.tensor([[20]]), timesteps=torch.ones(1))
+    blocks = tiny_model(TREES[1], block_size=1)
+    for label in (20, 10**6):
+        with pytest.raises(ValueError, match=r"labels must lie in 0\.\.19"):
+            blocks(torch.tensor([[20]]), labels=torch.tensor([[label]]), timesteps=torch.ones(1, 1))
+    with pytest.raises(ValueError, match="input_ids must be a tensor, got list"):
+        model([[1, 2]], past_key_values=DynamicCache())
     with pytest.raises(ValueError, match="nothing to measure"):
         model.nelbo(torch.tensor([[1]]), attention_mask=torch.tensor([[0]]))
     for timesteps in (None, [1.0], torch.ones(2), torch.ones(1, 1)):

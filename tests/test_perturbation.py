@@ -134,6 +134,17 @@ def test_the_bound_is_the_mean_of_the_training_loss():
     assert abs(float(loss.mean()) - bound.value) < 4 * error < 0.3
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_are_finite_where_a_token_is_shown(head):
+    """Also where the children of two siblings have no slot in common, as in trees whose slots have gaps."""
+    tree = VocabularyTree.from_paths([[0, 2], [0, 3], [1, 2], [1, 3]], 4)
+    model = tiny_model(tree, head=head, perturbation=RATE).train()
+    batch = corrupted(model)
+    assert (batch.input_ids < tree.vocab_size).any()
+    model(**vars(batch)).loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
 def test_what_cannot_be_perturbed_is_refused():
     with pytest.raises(ValueError, match="nodes between root and tokens"):
         tiny_model(VocabularyTree.flat(5), perturbation=0.1)

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,8 @@ def test_validate_notices_any_changed_table(tree, table):
         values[place] = original
     assert noticed == 6
     tree.validate()
+    with pytest.raises(ValueError):
+        replace(tree, **{table: values[:-1]}).validate()
 
 
 def test_saved_tree_comes_back_with_its_provenance(tree, tmp_path):

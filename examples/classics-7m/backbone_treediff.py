@@ -29,8 +29,7 @@ AttentionMask = torch.Tensor | BlockMask | None  # what the attention implementa
 def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
     """Return fp32 cos and sin, each (T, C), of position x theta^(-2i/C), feature i paired with i + C/2."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
-    angle = torch.cat([angle, angle], dim=-1)
+    angle = (torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency).repeat(1, 2)
     return angle.cos(), angle.sin()
 
 

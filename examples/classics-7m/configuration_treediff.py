@@ -114,23 +114,19 @@ class TreeDiffConfig(PreTrainedConfig):
                 f"{FORMAT_VERSION}: upgrade the package, or load with trust_remote_code=True where it is not imported, "
                 "which takes the code in the model's own repository."
             )
-        self._check_types()
         if self.format_version == 1:
             self.level_durations = kwargs.pop("window_lengths", self.level_durations)
             kwargs = {name: value for name, value in kwargs.items() if name not in RENAMED}
+        self._check_types()
         self.format_version = FORMAT_VERSION
         if moved := sorted(RENAMED.keys() & kwargs.keys()):
             raise ValueError(f"{moved[0]} is no field of the config any more: use {RENAMED[moved[0]]}.")
-        if self.max_branching is None:
-            self.max_branching = self.vocab_size
-        if self.num_tree_nodes is None:
-            self.num_tree_nodes = self.vocab_size + 1
-        if self.intermediate_size is None:
-            self.intermediate_size = (self.hidden_size * 8 // 3 + 7) // 8 * 8
-        if self.rope_theta is None:
-            self.rope_theta = usual_rope_theta(
-                self.max_position_embeddings, self.hidden_size // self.num_attention_heads
-            )
+        # `or`: none of these may be 0.
+        self.max_branching = self.max_branching or self.vocab_size
+        self.num_tree_nodes = self.num_tree_nodes or self.vocab_size + 1
+        self.intermediate_size = self.intermediate_size or (self.hidden_size * 8 // 3 + 7) // 8 * 8
+        head_width = self.hidden_size // self.num_attention_heads
+        self.rope_theta = self.rope_theta or usual_rope_theta(self.max_position_embeddings, head_width)
         if self.head is None:
             self.head = "node" if self.tree_depth == 2 else "child"
         by_node = self.head == "node"

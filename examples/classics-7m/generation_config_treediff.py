@@ -118,7 +118,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs: Any) -> None:
         """Take the known names from kwargs, their defaults for the rest, and validate."""
         # Not the parent's __init__: most of its options mean nothing here and would be silently ignored.
-        for name in self.__class__.__annotations__:
+        for name in TreeDiffGenerationConfig.__annotations__:
             setattr(self, name, kwargs.pop(name, getattr(self.__class__, name)))
         for internal in ("_from_model_config", "_commit_hash", "_original_object_hash"):
             kwargs.pop(internal, None)
@@ -127,13 +127,16 @@ class TreeDiffGenerationConfig(GenerationConfig):
             hint = "give generate constraints=modeling_treediff.constraints.TokenConstraints(...) with it"
             raise ValueError(f"{', '.join(moved)} is no setting: {hint} (pip install modeling-treediff).")
         if kwargs:
-            known = ", ".join(sorted(self.__class__.__annotations__))
+            known = ", ".join(sorted(TreeDiffGenerationConfig.__annotations__))
             raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {known}.")
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise ValueError for values that no model could use, and for attributes that would be lost in saving."""
-        fields = {*self.__annotations__, *vars(GenerationConfig())}  # theirs mean nothing here, nor are saved
+        fields = {
+            *TreeDiffGenerationConfig.__annotations__,
+            *vars(GenerationConfig()),
+        }  # theirs mean nothing here, nor are saved
         if strange := sorted(name for name in vars(self).keys() - fields if name[0] != "_"):
             raise ValueError(f"Unknown generation option {', '.join(strange)}: it cannot be saved with the model.")
         check_types(self, TreeDiffGenerationConfig)
@@ -165,7 +168,9 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return our settings alone: transformers sets fields of its own, which mean nothing here."""
-        return {name: value for name, value in super().to_dict().items() if name in self.__annotations__}
+        return {
+            name: value for name, value in super().to_dict().items() if name in TreeDiffGenerationConfig.__annotations__
+        }
 
     to_diff_dict = to_dict  # the parent's drops values that equal *its* defaults, which are not ours
 

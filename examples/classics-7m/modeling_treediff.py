@@ -240,11 +240,12 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         block_numbers (B, T) of `number_blocks` are those of config.block_size unless given.
         ValueError for too many positions and, on a CPU, ids outside the tree; a GPU asserts: `generate` looks before.
         """
-        done = 0 if past_key_values is None else cached_positions(past_key_values, input_ids, self.config)
-        if done and attention_mask is None:
-            attention_mask = input_ids.new_ones(len(input_ids), done + input_ids.shape[1])
-        whole = input_ids if not done or attention_mask is None else attention_mask.long()
         check_tensors("input_ids", input_ids)
+        done = 0 if past_key_values is None else cached_positions(past_key_values, input_ids, self.config)
+        needed = done + input_ids.shape[1]
+        if done and attention_mask is None:
+            attention_mask = input_ids.new_ones(len(input_ids), needed)
+        whole = input_ids if not done or attention_mask is None else attention_mask.long()
         beside = {"attention_mask": attention_mask, "segment_ids": segment_ids, "block_numbers": block_numbers}
         check_tensors("input_ids behind the cache" if done else "input_ids", whole, **beside)
         if (length := whole.shape[1]) > (limit := self.config.max_position_embeddings):
@@ -254,8 +255,7 @@ class TreeDiffModel(TreeDiffPreTrainedModel):
         except IndexError:
             check_nodes(input_ids, self.config.num_tree_nodes)
             raise
-        if length != done + input_ids.shape[1]:
-            needed = done + input_ids.shape[1]
+        if length != needed:
             raise ValueError(f"Masks cover {length} positions, cache and input_ids {needed}: give masks of all.")
         size = length if past_key_values is not None and self.config.block_size is None else self.config.block_size
         if block_numbers is None and size is not None:
@@ -344,7 +344,12 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
             if past_key_values is not None:
                 raise ValueError("The loss sees whole texts: leave out past_key_values, or labels.")
         seen = input_ids, attention_mask, segment_ids, clean_ids, past_key_values, block_numbers
-        hidden_BTE = self.model(*seen).last_hidden_state
+        try:
+            hidden_BTE = self.model(*seen).last_hidden_state
+            if labels is not None:
+                nats_BT, asked_BT = self.asked_nats(hidden_BTE, input_ids, labels)
+        except IndexError as error:  # the model itself looks at input_ids
+            raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
         states = (hidden_BTE,) if output_hidden_states else None
         output = TreeDiffOutput(hidden_states=states, past_key_values=past_key_values)
         if labels is None or not self.training:
@@ -352,10 +357,6 @@ class TreeDiffLanguageModel(TreeDiffGenerationMixin, TreeDiffLikelihoodMixin, Tr
         if labels is not None:
             in_blocks = self.config.block_size is not None or block_numbers is not None
             times = checked_times(timesteps, labels.shape if in_blocks else labels.shape[:1])
-            try:
-                nats_BT, asked_BT = self.asked_nats(hidden_BTE, input_ids, labels)
-            except IndexError as error:
-                raise ValueError(f"labels must lie in 0..{self.config.vocab_size - 1}, or be -100.") from error
             beside = input_ids, times, self.tree, self.schedule
             terms_BTD, count = nelbo_terms(nats_BT, *beside), (labels >= 0).sum().clamp(min=1)
             output.loss = (terms_BTD if asked_BT is nats_BT else nelbo_terms(asked_BT, *beside)).sum() / count
@@ -381,15 +382,14 @@ class TreeDiffForMaskedLM(TreeDiffLanguageModel):
         labels: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
-        block_numbers: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TreeDiffOutput:
         """Return `token_log_probs` as logits (B, T, V); with labels, what the diffusion model's `forward` returns."""
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError("Distributions over tokens are those of whole texts: leave out past_key_values.")
         if labels is not None or timesteps is not None:
-            how = {"segment_ids": segment_ids, "block_numbers": block_numbers}
-            return super().forward(input_ids, attention_mask, labels, timesteps, **how)
+            return super().forward(input_ids, attention_mask, labels, timesteps, segment_ids=segment_ids, **kwargs)
+        for name in ("past_key_values", "block_numbers"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"Distributions over tokens are those of whole texts: leave out {name}.")
         return TreeDiffOutput(logits=self.token_log_probs(input_ids, attention_mask, segment_ids))
 
 

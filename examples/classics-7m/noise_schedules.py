@@ -36,9 +36,8 @@ class LevelSchedule(ABC):
     @staticmethod
     def from_config(config: TreeDiffConfig) -> "LevelSchedule":
         """Return the schedule that a config names."""
-        schedule = SCHEDULE_CLASSES[config.schedule](config.tree_depth)
-        if config.level_durations is not None:
-            schedule = SequentialSchedule(config.tree_depth, config.level_durations)
+        durations = {} if config.level_durations is None else {"level_durations": config.level_durations}
+        schedule = SCHEDULE_CLASSES[config.schedule](config.tree_depth, **durations)
         if config.time_warp == "cosine":
             schedule = CosineWarp(schedule)
         schedule.perturbation = config.perturbation
@@ -78,7 +77,7 @@ class LevelSchedule(ABC):
 
     def deepest_beside(self, depth: int) -> int:
         """Return the greatest depth at which positions stand beside one of this depth, under this process."""
-        return self.depth
+        return min(depth + 1, self.depth) if len(self.boundaries) > 2 else self.depth  # one level after the other
 
     def sample_times(
         self, batch_size: int, generator: torch.Generator | None = None, sampling_eps: float = SAMPLING_EPS
@@ -104,11 +103,11 @@ class LevelSchedule(ABC):
         return start + length * (sampling_eps + (1 - sampling_eps) * fraction)
 
     def loss_times(self, level: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:
-        """(n,) levels 1..D and (n,) quantiles in [0, 1) -> (n,) float64 times at which that level is lost.
+        """(n,) levels 1..D and (n,) quantiles in [0, 1) -> (n,) `precise` times at which that level is lost.
 
         A quantile drawn uniformly gives a time drawn from the level's flux: the inverse of 1 - alpha_k, by bisection.
         """
-        low = torch.zeros(quantile.shape, dtype=torch.float64, device=quantile.device)
+        low = torch.zeros_like(precise(quantile))
         high = torch.ones_like(low)
         for _ in range(60):
             middle = (low + high) / 2
@@ -181,9 +180,6 @@ class SequentialSchedule(LevelSchedule):
             for reached in range(depth, self.depth + 1):
                 step[depth, reached] = math.prod(back[depth:reached]) * (1 - back[reached])
         return step
-
-    def deepest_beside(self, depth: int) -> int:
-        return min(depth + 1, self.depth)  # no two levels are half lost at once
 
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         start_D, length_D = self._intervals(uniform)
@@ -265,13 +261,14 @@ class PoissonSchedule(LevelSchedule):
         before, after = (-math.log1p(-time) if time < 1 else math.inf for time in (start, end))
         # At t = 1 all positions are at the root; nodes given as constraints go on from there as if t were L.
         step = each_level_back(self.depth, end if math.isinf(before) else after / before)
+
+        def tail(count: int, mean: float) -> float:
+            return float(poisson_tail(count, torch.tensor(mean, dtype=torch.float64)))
+
         # At the root D losses or more lie behind, a Poisson number; `lost` of them lie before `end`, the others after.
-        tail = {
-            (count, mean): float(poisson_tail(count, torch.tensor(mean, dtype=torch.float64)))
-            for count, mean in [(self.depth, before), *((back, before - after) for back in range(1, self.depth + 1))]
-        }
+        at_root = tail(self.depth, before)
         for lost in range(self.depth):
-            since = tail[self.depth - lost, before - after] / tail[self.depth, before]
+            since = tail(self.depth - lost, before - after) / at_root
             step[0, self.depth - lost] = math.exp(-after) * after**lost / math.factorial(lost) * since
         step[0, 0] = 1 - step[0, 1:].sum()
         return step.clamp(min=0)
@@ -323,9 +320,6 @@ class CosineWarp(LevelSchedule):
         times = self.schedule.hitting_times(depth, uniform)
         return torch.where(times.isinf(), times, (1 - times.clamp(max=1)).acos() * (2 / math.pi))
 
-    def deepest_beside(self, depth: int) -> int:
-        return self.schedule.deepest_beside(depth)
-
     @staticmethod
     def _warped(timesteps: torch.Tensor) -> torch.Tensor:
         # 2 sin^2(x / 2) = 1 - cos(x), without its cancellation near 0.
@@ -359,27 +353,22 @@ class DiscreteSchedule(LevelSchedule):
         return self.schedule.alpha(timesteps)
 
     def flux(self, timesteps: torch.Tensor) -> torch.Tensor:
-        return self._flux(precise(timesteps)).to(timesteps.dtype)
+        times = precise(timesteps)
+        before = (times - 1 / self.num_timesteps).clamp(min=0)
+        fall_BD = self.schedule.alpha(before) - self.schedule.alpha(times)
+        return (fall_BD[:, 1:].clamp(min=0) * self.num_timesteps).to(timesteps.dtype)
 
     def weight(self, timesteps: torch.Tensor) -> torch.Tensor:
         times = precise(timesteps)
         alpha_BD = self.schedule.alpha(times)
         pi_BD = alpha_BD[:, :-1] - alpha_BD[:, 1:]
-        return (self._flux(times) / torch.where(pi_BD > 0, pi_BD, 1.0)).to(timesteps.dtype)
-
-    def _flux(self, timesteps: torch.Tensor) -> torch.Tensor:
-        before = (timesteps - 1 / self.num_timesteps).clamp(min=0)
-        fall_BD = self.schedule.alpha(before) - self.schedule.alpha(timesteps)
-        return fall_BD[:, 1:].clamp(min=0) * self.num_timesteps
+        return (self.flux(times) / torch.where(pi_BD > 0, pi_BD, 1.0)).to(timesteps.dtype)
 
     def reverse_step(self, start: float, end: float) -> torch.Tensor:
         return self.schedule.reverse_step(start, end)
 
     def hitting_times(self, depth: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         return self.schedule.hitting_times(depth, uniform)
-
-    def deepest_beside(self, depth: int) -> int:
-        return self.schedule.deepest_beside(depth)
 
     def loss_times(self, level: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:
         return self._on_grid(self.schedule.loss_times(level, quantile))

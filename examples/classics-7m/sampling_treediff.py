@@ -379,10 +379,10 @@ class Denoiser:
         if (scale := self.settings.guidance_scale) is None:
             return given
         self.num_passes += 1
-        hidden, real = (some[:, self.draft.columns] for some in (self.given_tokens, self.draft.real))
+        hidden, visible = (some[:, self.draft.columns] for some in (self.given_tokens, self.draft.visible))
         if (size := self.model.config.block_size) is not None:  # which sees tokens alone in the blocks before
             number = number_blocks(nodes, mask, None, size)
-            written = torch.zeros_like(number).scatter_add(1, number, (real & ~hidden).long()).gather(1, number) > 0
+            written = torch.zeros_like(number).scatter_add(1, number, (visible & ~hidden).long()).gather(1, number) > 0
             mask = written.long() if mask is None else mask * written
             hidden = hidden & (number == number.masked_fill(~waiting_BT, 0).amax(dim=1, keepdim=True))
         alone = self._look(nodes.masked_fill(hidden, self.tree.root_id), mask, None, waiting_BT)
@@ -397,8 +397,8 @@ class Denoiser:
         self, node_ids: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, waiting: torch.Tensor
     ) -> Scores:
         hidden_BTE = self.model.model(node_ids, mask, past_key_values=cache).last_hidden_state
-        hidden_1nE = hidden_BTE.to(waiting.device)[waiting][None]  # the last layers may be kept on another device
-        return lambda node_n: self.model.head(hidden_1nE, node_n[None], self.tree)[0].to(node_n.device)
+        hidden_nE = hidden_BTE.to(waiting.device)[waiting]  # the last layers may be kept on another device
+        return lambda node_n: self.model.head(hidden_nE, node_n, self.tree).to(node_n.device)
 
     def _remask(self, stage: Stage, share: float, among: torch.Tensor) -> None:
         """Put a share of some positions (B, T) levels up: those whose last levels were least probable when drawn."""
