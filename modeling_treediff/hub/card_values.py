@@ -47,6 +47,8 @@ def values_of_the_model(model: TreeDiffLanguageModel) -> dict[str, str]:
         **{name: getattr(config, name) for name in ("head", "schedule")},
         "node_embedding": _embedding(config),
         "block_size": "" if config.block_size is None else f"{config.block_size:,} positions",
+        "perturbation": f"{config.perturbation:g}" if config.perturbation else "",
+        "lookahead": f"{config.lookahead:g}" if config.lookahead else "",
         **{f"parameters_{part}": f"{count:,}" for part, count in parts.items()},
         "parameters_all": f"{sum(parts.values()):,}",
         "parameters_rounded": _rounded(sum(parts.values())),

@@ -37,6 +37,21 @@ def test_a_number_in_a_record_is_the_cards(loaded, checkpoint, name, path):
     assert len(numbers(render_card(loaded, checkpoint))) < len(numbers(before))
 
 
+@pytest.mark.parametrize(
+    ("field", "plain", "value", "said"),
+    [
+        ("perturbation", 0.0, 0.25, "inner nodes shown wrong at a rate of"),
+        ("block_size", None, 4, "in blocks of"),
+        ("lookahead", 0.0, 0.5, "trained with lookahead"),
+    ],
+)
+def test_noise_and_loss_are_described_where_they_are_not_plain(loaded, checkpoint, field, plain, value, said):
+    setattr(loaded.config, field, plain)
+    assert said not in render_card(loaded, checkpoint)
+    setattr(loaded.config, field, value)
+    assert f"{said} {value}" in " ".join(render_card(loaded, checkpoint).split())
+
+
 def test_unknown_tokens_stand_beside_the_figures_that_they_spoil(loaded, checkpoint):
     measured = record(checkpoint, "evaluation.json")
     measured["texts"][0]["num_unknown"] = 17
