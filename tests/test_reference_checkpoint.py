@@ -16,10 +16,10 @@ ENTRY = REPOSITORY / "modeling_treediff" / "modeling_treediff.py"
 MOST_BYTES = 24_000_000
 
 # What it gives; another training changes these lines.
-SENTENCE, BOUND = "In the beginning God created the heavens and the earth.", 4.8660
+SENTENCE, BOUND = "In the beginning God created the heavens and the earth.", 4.4427
 GAPS, FILLED = (
     "The{gap} spoke to his{gap}, and they{gap} to the{gap}.",
-    "The king spoke to his disciples, and they came to the king.",
+    "The king spoke to his father, and they said to the king.",
 )
 
 USE = """
