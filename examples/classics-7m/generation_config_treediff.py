@@ -118,7 +118,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs: Any) -> None:
         """Take the known names from kwargs, their defaults for the rest, and validate."""
         # Not the parent's __init__: most of its options mean nothing here and would be silently ignored.
-        for name in TreeDiffGenerationConfig.__annotations__:
+        for name in SETTINGS:
             setattr(self, name, kwargs.pop(name, getattr(self.__class__, name)))
         for internal in ("_from_model_config", "_commit_hash", "_original_object_hash"):
             kwargs.pop(internal, None)
@@ -127,16 +127,13 @@ class TreeDiffGenerationConfig(GenerationConfig):
             hint = "give generate constraints=modeling_treediff.constraints.TokenConstraints(...) with it"
             raise ValueError(f"{', '.join(moved)} is no setting: {hint} (pip install modeling-treediff).")
         if kwargs:
-            known = ", ".join(sorted(TreeDiffGenerationConfig.__annotations__))
+            known = ", ".join(sorted(SETTINGS))
             raise ValueError(f"Unknown generation option {', '.join(sorted(kwargs))}; known: {known}.")
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise ValueError for values that no model could use, and for attributes that would be lost in saving."""
-        fields = {
-            *TreeDiffGenerationConfig.__annotations__,
-            *vars(GenerationConfig()),
-        }  # theirs mean nothing here, nor are saved
+        fields = {*SETTINGS, *vars(GenerationConfig())}  # theirs mean nothing here, nor are saved
         if strange := sorted(name for name in vars(self).keys() - fields if name[0] != "_"):
             raise ValueError(f"Unknown generation option {', '.join(strange)}: it cannot be saved with the model.")
         check_types(self, TreeDiffGenerationConfig)
@@ -168,9 +165,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return our settings alone: transformers sets fields of its own, which mean nothing here."""
-        return {
-            name: value for name, value in super().to_dict().items() if name in TreeDiffGenerationConfig.__annotations__
-        }
+        return {name: value for name, value in super().to_dict().items() if name in SETTINGS}
 
     to_diff_dict = to_dict  # the parent's drops values that equal *its* defaults, which are not ours
 
@@ -179,3 +174,7 @@ class TreeDiffGenerationConfig(GenerationConfig):
         """Take the special tokens, and the T steps of discrete time, over from a TreeDiffConfig."""
         steps = getattr(model_config, "num_timesteps", None) or cls.num_steps
         return cls(num_steps=steps, **{name: getattr(model_config, name, None) for name in SPECIAL_TOKENS})
+
+
+# Read of the class: from Python 3.14 on its instances have no annotations.
+SETTINGS = tuple(TreeDiffGenerationConfig.__annotations__)

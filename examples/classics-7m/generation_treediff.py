@@ -143,9 +143,7 @@ class TreeDiffGenerationMixin:
             return
         source = args[2]  # behind from_auto_class and from_pipeline
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        if source is not None and cached_file(
-            source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **where
-        ):
+        if source and cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **where):
             try:
                 self.generation_config = self.generation_config_class.from_pretrained(source, **where)  # type: ignore[assignment]
             except (OSError, TypeError) as error:
