@@ -35,7 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: setup
 	rm -rf $(RUN)
 	@printf "\n== A model of 7 million parameters writes. _ is an open position; <word> is a cluster, named by its most frequent word.\n"
-	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 40 --unmasking confidence
+	$(BIN)/treediff generate $(MODEL) --prompt "And it came to pass" --max-new-tokens 36 --unmasking confidence --seed 16
 	@printf "\n== It fills gaps, with both sides given.\n"
 	$(BIN)/treediff generate $(MODEL) --infill "The_ spoke to his_, and they_ to the_." --unmasking confidence --seed 13
 	@printf "\n== The same gaps, each for a word of one cluster: those of king, father, came and city.\n"
